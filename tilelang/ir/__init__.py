@@ -1,0 +1,1 @@
+"""The intermediate representation: data types, operations, text, verification and the interpreter."""

@@ -1,0 +1,151 @@
+"""Structured control flow, the grid, and output for debugging."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import AssertFailed, DTypeMismatch, ShapeMismatch, VerifyError
+from tilelang.ir import codec
+from tilelang.ir.core import Op, Region, TileType, Type
+from tilelang.ir.elementwise import ALL_LEVELS, I1
+from tilelang.ir.shape import I32
+
+
+class Grid(Op):
+    """Ids of this program in a grid of the given extents; stands once, at the top level of a function. The extents
+    depend on dimensions, scalar parameters and constants only, because the caller evaluates them. Programs run in
+    any order, in parallel."""
+    name, levels, effects = "grid", ALL_LEVELS, "control"
+
+    def infer(self) -> Sequence[Type]:
+        for v in self.operands:
+            if v.type != TileType((), I32):
+                raise DTypeMismatch("grid extents are i32 scalars", loc=self.loc, needs="i32", got=str(v.type),
+                                    try_="cast it: n.to(tile.i32)")
+        return [TileType((), I32)] * len(self.operands)
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return tuple(np.asarray(i, np.int32) for i in frame.program_ids([int(a) for a in args]))
+
+
+class NumWorkers(Op):
+    """How many programs run at once (worker threads, multiprocessors): the natural size of a persistent grid."""
+    name, levels = "num_workers", ALL_LEVELS
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.asarray(frame.num_workers, np.int32)
+
+
+class Yield(Op):
+    """Ends a region with its results."""
+    name, levels, effects = "yield", ALL_LEVELS, "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args
+
+
+def _check_region(op: Op, region: Region, args: Sequence[Type], yields: Sequence[Type]) -> None:
+    for what, needs, got in (("arguments", args, [a.type for a in region.args]),
+                             ("results", yields, [v.type for v in region.yields])):
+        if list(needs) != list(got):
+            raise ShapeMismatch(f"`{op.name}`: the {what} of its body changed type", loc=op.loc,
+                                needs=", ".join(map(str, needs)) or "none", got=", ".join(map(str, got)) or "none",
+                                try_="keep the shape and dtype of a variable the same on every path (cast with .to)")
+
+
+class For(Op):
+    """for i in range(lo, hi, step) with carried values: operands (lo, hi, step, init…), region (i, carried…) yielding
+    the next carried values. `step` is positive. `stages` asks for that many stages of software pipelining."""
+    name, levels, effects, attributes = "for", ALL_LEVELS, "control", {"stages": 1}
+
+    def infer(self) -> Sequence[Type]:
+        bounds, inits = self.operands[:3], [v.type for v in self.operands[3:]]
+        if len({v.type for v in bounds}) != 1 or bounds[0].type.dtype.kind not in ("int", "uint"):
+            raise DTypeMismatch("loop bounds are integer scalars of one dtype", loc=self.loc, needs="i32",
+                                got=", ".join(str(v.type) for v in bounds), try_="cast them: n.to(tile.i32)")
+        _check_region(self, self.regions[0], [bounds[0].type, *inits], inits)
+        return inits
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        lo, hi, step = (int(a) for a in args[:3])
+        carried = list(args[3:])
+        if step <= 0:
+            raise ValueError(f"the step of a loop must be positive, got {step}")
+        dt = self.operands[0].dtype.storage
+        for i in range(lo, hi, step):
+            carried = frame.run_region(self.regions[0], [np.asarray(i, dt), *carried])
+        return tuple(carried)
+
+
+class While(Op):
+    """Carried values while a condition holds: region 0 (carried…) yields one i1, region 1 (carried…) the next."""
+    name, levels, effects = "while", ALL_LEVELS, "control"
+
+    def infer(self) -> Sequence[Type]:
+        types = [v.type for v in self.operands]
+        _check_region(self, self.regions[0], types, [TileType((), I1)])
+        _check_region(self, self.regions[1], types, types)
+        return types
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        carried = list(args)
+        while bool(frame.run_region(self.regions[0], carried)[0]):
+            carried = frame.run_region(self.regions[1], carried)
+        return tuple(carried)
+
+
+class If(Op):
+    """Region 0 where the i1 scalar holds, region 1 otherwise; both yield the results."""
+    name, levels, effects = "if", ALL_LEVELS, "control"
+
+    def infer(self) -> Sequence[Type]:
+        if self.operands[0].type != TileType((), I1):
+            raise DTypeMismatch("the condition of `if` is one i1", loc=self.loc, needs="an i1 scalar",
+                                got=str(self.operands[0].type),
+                                try_="reduce a tile with tile.any(...) or tile.all(...), or use tile.where")
+        types = [v.type for v in self.regions[0].yields]
+        _check_region(self, self.regions[0], [], types)
+        _check_region(self, self.regions[1], [], types)
+        return types
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return tuple(frame.run_region(self.regions[0 if bool(args[0]) else 1], []))
+
+
+class Print(Op):
+    """Prints `text` and the operands' values, one line for each program."""
+    name, effects, attributes = "print", "control", {"text": ""}
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        values = [str(codec.decode(a, v.dtype)) for a, v in zip(args, self.operands, strict=True)]
+        frame.output(" ".join([*([self.attrs["text"]] if self.attrs["text"] else []), *values]))
+        return ()
+
+
+class Assert(Op):
+    """Stops the kernel with `AssertFailed` where any element of the i1 tile is false."""
+    name, effects, attributes = "assert", "control", {"message": ""}
+
+    def infer(self) -> Sequence[Type]:
+        if self.operands[0].dtype != I1:
+            raise VerifyError("`assert` needs an i1 tile", op=self.name, loc=self.loc, needs="i1",
+                              got=str(self.operands[0].type), try_="compare it")
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        if not np.all(args[0]):
+            raise AssertFailed(self.attrs["message"] or "assertion failed", loc=self.loc,
+                               needs="every element true", got=f"{int(np.sum(~np.asarray(args[0])))} false",
+                               try_="inspect the values with tile.print")
+        return ()

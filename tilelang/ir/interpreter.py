@@ -1,0 +1,101 @@
+"""The NumPy interpreter: runs a function of any level by its operations' `eval`, one program of the grid at a time.
+
+It defines what a kernel means. Compiled backends are compared with it.
+"""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import CheckError
+from tilelang.ir.core import Function, Op, Region, Value
+from tilelang.ir.dtypes import DType
+
+
+class _GridFound(Exception):
+    """Unwinds the first run of a function once the extents of its grid are known."""
+
+    def __init__(self, extents: list[int]) -> None:
+        self.extents = extents
+
+
+class Frame:
+    """The state of one program: values, its ids, its memory, copies in flight."""
+
+    def __init__(self, ids: Sequence[int] | None, num_workers: int, output: Callable[[str], None]) -> None:
+        self.ids, self.num_workers, self.output = ids, num_workers, output
+        self.values: dict[Value, Any] = {}
+        self.written: dict[int, tuple[Any, Any]] = {}  # id of a buffer -> (the buffer, which elements are set)
+        self.copies: list[list[tuple[Op, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
+
+    def run_region(self, region: Region, args: Sequence[Any]) -> list[Any]:
+        """Runs the operations in order; gives what the region yields."""
+        self.values.update(zip(region.args, args, strict=True))
+        for op in region.ops:
+            if op.name == "yield":
+                return [self.values[v] for v in op.operands]
+            results = op.eval(self, *(self.values[v] for v in op.operands))
+            results = results if isinstance(results, tuple) else (results,)
+            self.values.update(zip(op.results, results, strict=True))
+        return []
+
+    def program_ids(self, extents: list[int]) -> Sequence[int]:
+        if self.ids is None:
+            raise _GridFound(extents)
+        return self.ids
+
+    # -- memory of the program ---------------------------------------------------------------------------------------
+    def allocate(self, shape: Sequence[int], dt: DType) -> Any:
+        buffer = np.zeros(shape, dt.storage)
+        self.written[id(buffer)] = (buffer, np.zeros(shape, bool))
+        return buffer
+
+    def check_initialised(self, op: Op, array: Any, index: Any, inside: Any) -> None:
+        """A read of program memory that no write has reached is an error, not a zero."""
+        _, written = self.written.get(id(array), (None, None))
+        if written is not None and np.any(inside & ~written[index]):
+            raise CheckError([f"`{op.name}` reads {int(np.sum(inside & ~written[index]))} elements that were never "
+                              f"written" + (f" ({op.loc.file}:{op.loc.line})" if op.loc else "")])
+
+    def mark_written(self, op: Op, array: Any, where: Any) -> None:
+        if id(array) in self.written:
+            self.written[id(array)][1][where] = True
+
+    def start_copy(self, op: Op, buffer: Any, data: Any) -> None:
+        self.copies[-1].append((op, buffer, data))
+
+    def commit_copies(self) -> None:
+        self.copies.append([])
+
+    def wait_copies(self, pending: int) -> None:
+        """Finishes all closed groups but the latest `pending`: data arrives as late as the program allows."""
+        while len(self.copies) - 1 > pending:
+            for op, buffer, data in self.copies.pop(0):
+                buffer[...] = data
+                self.mark_written(op, buffer, ...)
+
+
+def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callable[[str], None] = print,
+        order: Callable[[int], Sequence[int]] = range) -> None:
+    """Runs every program of `fn`'s grid, one after the other in the given order of linear ids.
+
+    `args` holds one value for each parameter: for a tensor the NumPy array in `DType.storage` (written in place), for
+    a scalar a NumPy scalar. Raises what the operations raise: `AssertFailed`, `CheckError`.
+    """
+    def execute(ids: Sequence[int] | None) -> None:
+        frame = Frame(ids, num_workers, output)
+        frame.values.update(zip(fn.params, args, strict=True))
+        frame.run_region(fn.body, [])
+
+    with np.errstate(all="ignore"):
+        try:
+            execute(None)
+        except _GridFound as found:
+            ids = list(itertools.product(*(range(n) for n in found.extents)))
+            for linear in order(len(ids)):
+                execute(ids[linear])
+
+

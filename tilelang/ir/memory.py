@@ -1,0 +1,301 @@
+"""Tensor arguments and memory: dimensions, block and element access, atomics, program memory."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
+from tilelang.ir import codec
+from tilelang.ir.core import BufferType, Op, TensorType, TileType, Type, Value
+from tilelang.ir.elementwise import ALL_LEVELS, I1, from_compute, to_compute
+from tilelang.ir.shape import I32
+
+
+def memory_type(op: Op, value: Value) -> TensorType | BufferType:
+    if not isinstance(value.type, TensorType | BufferType):
+        raise VerifyError(f"`{op.name}` needs memory", op=op.name, loc=op.loc, needs="a tensor or a buffer",
+                          got=str(value.type), try_="pass a tensor argument")
+    return value.type
+
+
+def check_writable(op: Op, memory: TensorType | BufferType) -> None:
+    if isinstance(memory, TensorType) and not memory.writable:
+        raise DTypeMismatch(f"`{op.name}` writes an input tensor", loc=op.loc, needs="tile.Out or tile.InOut",
+                            got="tile.Tensor", try_="annotate the parameter as tile.Out[...] or tile.InOut[...]")
+
+
+def check_offsets(op: Op, memory: TensorType | BufferType, offsets: Sequence[Value]) -> None:
+    if len(offsets) != memory.rank:
+        raise ShapeMismatch(f"`{op.name}` needs one offset for each dimension", loc=op.loc,
+                            needs=f"{memory.rank} offsets", got=str(len(offsets)), try_="index every dimension")
+    for value in offsets:
+        if value.dtype.kind not in ("int", "uint"):
+            raise DTypeMismatch(f"`{op.name}` needs integer offsets", loc=op.loc, needs="integers",
+                                got=str(value.type), try_="cast it: x.to(tile.i32)")
+
+
+class DimSize(Op):
+    """Extent of dimension `axis` of a tensor argument, as i32."""
+    name, levels, attributes = "dim", ALL_LEVELS, {"axis": ...}
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return [TileType((), I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.asarray(args[0].shape[self.attrs["axis"]], np.int32)
+
+
+def _window(array: Any, offsets: Sequence[Any], shape: Sequence[int], axes: Sequence[int]) -> tuple[Any, Any]:
+    """(index, inside) of a block: clipped indices that broadcast to `shape`, and which of them are in bounds."""
+    index: list[Any] = []
+    inside: Any = np.ones(shape, bool)
+    for d, offset in enumerate(offsets):
+        where = np.asarray(int(offset))
+        if d in axes:
+            t = axes.index(d)
+            where = (int(offset) + np.arange(shape[t])).reshape([-1 if i == t else 1 for i in range(len(shape))])
+        inside = inside & (where >= 0) & (where < array.shape[d])
+        index.append(np.clip(where, 0, max(array.shape[d] - 1, 0)))
+    return tuple(index), inside
+
+
+class Load(Op):
+    """Block read: tile dimension t walks tensor dimension `axes[t]` from its offset; other dimensions are indexed.
+    Elements outside the tensor are `fill`."""
+    name, effects, attributes = "load", "read", {"shape": ..., "axes": ..., "fill": 0}
+
+    def infer(self) -> Sequence[Type]:
+        memory = memory_type(self, self.operands[0])
+        check_offsets(self, memory, self.operands[1:])
+        shape, axes = tuple(self.attrs["shape"]), tuple(self.attrs["axes"])
+        if len(axes) != len(shape) or sorted(set(axes)) != list(axes) or any(a >= memory.rank for a in axes):
+            raise ShapeMismatch("the block does not fit the tensor's dimensions", loc=self.loc,
+                                needs=f"at most {memory.rank} extents", got=str(list(shape)),
+                                try_="give an extent, or None, for each trailing dimension")
+        return [TileType(shape, memory.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, dt = args[0], self.result.dtype
+        fill = codec.encode(np.asarray(self.attrs["fill"], np.float64), dt)
+        if array.size == 0:
+            return np.full(self.attrs["shape"], fill, dt.storage)
+        index, inside = _window(array, args[1:], self.attrs["shape"], list(self.attrs["axes"]))
+        frame.check_initialised(self, array, index, inside)
+        return np.where(inside, array[index], fill)
+
+
+class Store(Op):
+    """Block write: operands (tensor, offsets…, tile); the inverse of `load`. Elements outside are dropped."""
+    name, effects, attributes = "store", "write", {"axes": ...}
+
+    def infer(self) -> Sequence[Type]:
+        memory = memory_type(self, self.operands[0])
+        check_writable(self, memory)
+        check_offsets(self, memory, self.operands[1:-1])
+        src, axes = self.operands[-1].tile, tuple(self.attrs["axes"])
+        if src.dtype != memory.dtype:
+            raise DTypeMismatch("the stored tile and the tensor differ in dtype", loc=self.loc,
+                                needs=str(memory.dtype), got=str(src.dtype),
+                                try_=f"cast it: x.to(tile.{memory.dtype})")
+        if len(axes) != src.rank or sorted(set(axes)) != list(axes) or any(a >= memory.rank for a in axes):
+            raise ShapeMismatch("the block does not fit the tensor's dimensions", loc=self.loc,
+                                needs=f"a tile of rank at most {memory.rank}", got=str(list(src.shape)),
+                                try_="reshape the tile")
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, tile = args[0], args[-1]
+        if array.size:
+            index, inside = _window(array, args[1:-1], tile.shape, list(self.attrs["axes"]))
+            where = tuple(np.broadcast_to(i, tile.shape)[inside] for i in index)
+            array[where] = tile[inside]
+            frame.mark_written(self, array, where)
+        return ()
+
+
+class _Indexed(Op):
+    """Shared by gather, scatter and atomics: operands (tensor, index tile per dimension, others…, [mask])."""
+
+    others = 0
+
+    def split(self) -> tuple[TensorType | BufferType, list[Value], list[Value], Value | None]:
+        memory = memory_type(self, self.operands[0])
+        rest = self.operands[1:]
+        mask = rest.pop() if self.attrs["masked"] else None
+        count = len(rest) - self.others
+        return memory, rest[:count], rest[count:], mask
+
+    def infer(self) -> Sequence[Type]:
+        memory, indices, others, mask = self.split()
+        check_offsets(self, memory, indices)
+        shape = indices[0].shape
+        for value in [*indices, *others, *([mask] if mask else [])]:
+            if value.shape != shape:
+                raise ShapeMismatch(f"`{self.name}` needs operands of one shape", loc=self.loc,
+                                    needs=str(list(shape)), got=str(list(value.shape)), try_="broadcast them")
+        for value in others:
+            if value.dtype != memory.dtype:
+                raise DTypeMismatch(f"`{self.name}` of a tile whose dtype differs from the tensor's", loc=self.loc,
+                                    needs=str(memory.dtype), got=str(value.dtype),
+                                    try_=f"cast it: x.to(tile.{memory.dtype})")
+        if mask is not None and mask.dtype != I1:
+            raise DTypeMismatch(f"the mask of `{self.name}` must be i1", loc=self.loc, needs="i1",
+                                got=str(mask.dtype), try_="compare it, for example mask != 0")
+        return self.outputs(memory, shape)
+
+    def outputs(self, memory: TensorType | BufferType, shape: tuple[int, ...]) -> Sequence[Type]:
+        raise NotImplementedError
+
+    def active(self, args: Sequence[Any]) -> tuple[Any, Any, list[Any], Any]:
+        """(array, clipped indices, other operands, which elements take part)."""
+        array, rest = args[0], list(args[1:])
+        inside = rest.pop().copy() if self.attrs["masked"] else np.ones(rest[0].shape, bool)
+        indices, others = rest[:array.ndim], rest[array.ndim:]
+        for d, index in enumerate(indices):
+            inside &= (index >= 0) & (index < array.shape[d])
+        return array, tuple(np.where(inside, i, 0) for i in indices), others, inside
+
+
+class Gather(_Indexed):
+    """Element reads at index tiles; an index outside the tensor, or a false mask, gives `fill`."""
+    name, effects, attributes = "gather", "read", {"masked": False, "fill": 0}
+
+    def outputs(self, memory: TensorType | BufferType, shape: tuple[int, ...]) -> Sequence[Type]:
+        return [TileType(shape, memory.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, index, _, inside = self.active(args)
+        dt = self.result.dtype
+        fill = codec.encode(np.asarray(self.attrs["fill"], np.float64), dt)
+        if array.size == 0:
+            return np.full(inside.shape, fill, dt.storage)
+        frame.check_initialised(self, array, index, inside)
+        return np.where(inside, array[index], fill)
+
+
+class Scatter(_Indexed):
+    """Element writes at index tiles: (tensor, indices…, value, [mask]). Equal indices: one of the values wins."""
+    name, effects, attributes, others = "scatter", "write", {"masked": False}, 1
+
+    def outputs(self, memory: TensorType | BufferType, shape: tuple[int, ...]) -> Sequence[Type]:
+        check_writable(self, memory)
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, index, (value,), inside = self.active(args)
+        where = tuple(i[inside] for i in index)
+        if array.size:
+            array[where] = value[inside]
+            frame.mark_written(self, array, where)
+        return ()
+
+
+class Atomic(_Indexed):
+    """Atomic update at index tiles, giving the old values: `kind` is "add", "max", "min" or "cas".
+
+    Operands (tensor, indices…, value, [mask]); "cas" takes (…, compare, value, [mask]) and writes value where the
+    memory equals compare, bit for bit. Elements that take no part give 0.
+    """
+    name, effects, attributes = "atomic", "write", {"kind": ..., "masked": False}
+
+    @property
+    def others(self) -> int:  # type: ignore[override]
+        return 2 if self.attrs["kind"] == "cas" else 1
+
+    def outputs(self, memory: TensorType | BufferType, shape: tuple[int, ...]) -> Sequence[Type]:
+        check_writable(self, memory)
+        dt, kind = memory.dtype, self.attrs["kind"]
+        wanted = ("i32", "u32", "i64", "u64", "f32", "f64")
+        if dt.name not in wanted:
+            raise DTypeMismatch(f"atomic {kind} is not defined on {dt}", loc=self.loc,
+                                needs=", ".join(wanted), got=str(dt), try_="use a tensor of one of these dtypes")
+        return [TileType(shape, dt)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, index, others, inside = self.active(args)
+        dt, kind = self.result.dtype, self.attrs["kind"]
+        old = np.zeros(inside.shape, dt.storage)
+        for at in np.argwhere(inside):  # one by one: equal indices accumulate
+            place, here = tuple(i[tuple(at)] for i in index), tuple(at)
+            old[here] = array[place]
+            if kind == "cas":
+                if array[place].tobytes() == others[0][here].tobytes():
+                    array[place] = others[1][here]
+            else:
+                fn = {"add": np.add, "max": np.maximum, "min": np.minimum}[kind]
+                array[place] = from_compute(fn(to_compute(old[here], dt), to_compute(others[0][here], dt)), dt)
+            frame.mark_written(self, array, place)
+        return old
+
+
+# -- memory of a program (tier 2) -------------------------------------------------------------------------------------
+class Alloc(Op):
+    """Memory of this program, uninitialised; reading an element never written is an error in the interpreter."""
+    name, levels = "alloc", ALL_LEVELS
+    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None}
+
+    def infer(self) -> Sequence[Type]:
+        return [BufferType(self.attrs["dtype"], tuple(self.attrs["shape"]), self.attrs["space"],
+                           self.attrs["layout"])]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return frame.allocate(self.attrs["shape"], self.attrs["dtype"])
+
+
+class CopyAsync(Op):
+    """Starts copying a block of a tensor into the whole of a buffer: operands (tensor, offsets…, buffer). The data
+    is there after the `wait` that covers its group."""
+    name, effects, attributes = "copy_async", "write", {"axes": ...}
+
+    def infer(self) -> Sequence[Type]:
+        memory, buffer = memory_type(self, self.operands[0]), memory_type(self, self.operands[-1])
+        check_offsets(self, memory, self.operands[1:-1])
+        if len(self.attrs["axes"]) != buffer.rank or memory.dtype != buffer.dtype:
+            raise ShapeMismatch("`copy_async` between memories that do not fit", loc=self.loc,
+                                needs=str(buffer), got=str(memory), try_="give the buffer the block's shape and dtype")
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, buffer = args[0], args[-1]
+        index, inside = _window(array, args[1:-1], buffer.shape, list(self.attrs["axes"]))
+        data = np.where(inside, array[index], np.zeros((), buffer.dtype)) if array.size else np.zeros_like(buffer)
+        frame.start_copy(self, buffer, data)
+        return ()
+
+
+class Commit(Op):
+    """Closes the group of asynchronous copies started since the last `commit`."""
+    name, effects = "commit", "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        frame.commit_copies()
+        return ()
+
+
+class Wait(Op):
+    """Waits until at most `pending` of the latest groups are unfinished."""
+    name, effects, attributes = "wait", "control", {"pending": 0}
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        frame.wait_copies(self.attrs["pending"])
+        return ()
+
+
+class Barrier(Op):
+    """Every thread of the program reaches this point before any goes on; shared memory written before is visible."""
+    name, effects = "barrier", "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()

@@ -1,0 +1,191 @@
+"""Operations that combine elements: reductions, scans, sorting and `dot`."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
+from tilelang.ir import codec
+from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir.elementwise import ALL_LEVELS, from_compute, to_compute
+from tilelang.ir.shape import I32, check_axis
+
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum,
+    "any": np.logical_or, "all": np.logical_and,
+}
+"""Named reductions and the ufunc that combines two elements. `custom` reductions carry a region instead."""
+
+
+def identity(kind: str, dt: Any) -> int | float:
+    """The value that leaves a named reduction unchanged."""
+    if kind == "max":
+        return float("-inf") if dt.is_float else dt.min
+    if kind == "min":
+        return float("inf") if dt.is_float else dt.max
+    return {"sum": 0, "prod": 1, "any": 0, "all": 1}[kind]
+
+
+class _Combine(Op):
+    """Shared by Reduce and Scan: one operand under a named combination, or several under a region
+    `(a…, b…) -> c…` that must be associative."""
+
+    def check(self) -> None:
+        first = self.operands[0].tile
+        check_axis(self, self.attrs["axis"], first.shape)
+        for other in self.operands[1:]:
+            if other.shape != first.shape:
+                raise ShapeMismatch(f"`{self.name}` of tiles of different shapes", loc=self.loc,
+                                    needs=str(list(first.shape)), got=str(list(other.shape)),
+                                    try_="broadcast them to one shape")
+        kind, dt = self.attrs["kind"], first.dtype
+        if kind == "custom":
+            if len(self.regions) != 1 or len(self.regions[0].args) != 2 * len(self.operands):
+                raise VerifyError("a custom combination takes two elements of each operand", op=self.name,
+                                  loc=self.loc, needs=f"{2 * len(self.operands)} region arguments", got="others",
+                                  try_="define combine(a, b)")
+        elif kind not in REDUCTIONS or len(self.operands) != 1:
+            raise VerifyError(f"unknown combination {kind!r}", op=self.name, loc=self.loc,
+                              needs=f"one of {sorted(REDUCTIONS)} of one tile", got=repr(kind), try_="pick one")
+        elif (kind in ("any", "all")) != (dt.kind == "bool") and kind not in ("max", "min"):
+            raise DTypeMismatch(f"`{kind}` is not defined on {dt}", loc=self.loc,
+                                needs="i1" if kind in ("any", "all") else "a number", got=str(dt),
+                                try_="compare with 0 first" if kind in ("any", "all") else "cast: x.to(tile.i32)")
+        elif dt.kind not in ("int", "uint", "bool") and not (dt.kind == "float" and dt.arithmetic):
+            raise DTypeMismatch(f"`{kind}` is not defined on {dt}", loc=self.loc, needs="an arithmetic dtype",
+                                got=str(dt), try_="cast first, for example x.to(tile.f32)")
+
+    def combine(self, frame: Any, a: Sequence[Any], b: Sequence[Any]) -> Sequence[Any]:
+        return frame.run_region(self.regions[0], [*a, *b])  # type: ignore[no-any-return]
+
+
+class Reduce(_Combine):
+    """Combines all elements along `axis`, which disappears. Order is unspecified: `custom` must be associative."""
+    name, levels, attributes = "reduce", ALL_LEVELS, {"kind": ..., "axis": ...}
+
+    def infer(self) -> Sequence[Type]:
+        self.check()
+        axis = self.attrs["axis"]
+        return [TileType((*v.shape[:axis], *v.shape[axis + 1:]), v.dtype) for v in self.operands]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        axis, kind = self.attrs["axis"], self.attrs["kind"]
+        if kind == "custom":
+            parts = [[a.take(i, axis) for a in args] for i in range(args[0].shape[axis])]
+            while len(parts) > 1:  # a balanced tree, as every backend may use
+                joined = [self.combine(frame, parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
+                parts = [*joined, *parts[len(parts) & ~1:]]
+            return tuple(np.asarray(p) for p in parts[0])
+        dt = self.operands[0].dtype
+        if kind in ("any", "all"):
+            return REDUCTIONS[kind].reduce(args[0], axis)  # type: ignore[attr-defined]
+        values = to_compute(args[0], dt)
+        wide = np.float64 if values.dtype.kind == "f" and kind in ("sum", "prod") else values.dtype
+        out = REDUCTIONS[kind].reduce(values, axis, dtype=wide)  # type: ignore[attr-defined]
+        return from_compute(np.asarray(out).astype(values.dtype), dt)
+
+
+class ArgReduce(Op):
+    """i32 index along `axis` of the first largest ("max") or smallest ("min") element; a NaN wins, as in NumPy."""
+    name, attributes = "arg_reduce", {"kind": ..., "axis": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src, axis = self.operands[0].tile, self.attrs["axis"]
+        check_axis(self, axis, src.shape)
+        return [TileType((*src.shape[:axis], *src.shape[axis + 1:]), I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        fn = np.argmax if self.attrs["kind"] == "max" else np.argmin
+        return fn(to_compute(args[0], self.operands[0].dtype), self.attrs["axis"]).astype(np.int32)
+
+
+class Scan(_Combine):
+    """Inclusive prefix combination along `axis`, from the end where `reverse`."""
+    name, attributes = "scan", {"kind": ..., "axis": ..., "reverse": False}
+
+    def infer(self) -> Sequence[Type]:
+        self.check()
+        return [TileType(v.shape, v.dtype) for v in self.operands]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        axis, kind = self.attrs["axis"], self.attrs["kind"]
+        args = tuple(np.flip(a, axis) if self.attrs["reverse"] else a for a in args)
+        if kind == "custom":
+            rows = [[a.take(0, axis) for a in args]]
+            for i in range(1, args[0].shape[axis]):
+                rows.append(list(self.combine(frame, rows[-1], [a.take(i, axis) for a in args])))
+            outs = [np.stack([row[j] for row in rows], axis) for j in range(len(args))]
+        else:
+            dt = self.operands[0].dtype
+            values = to_compute(args[0], dt)
+            wide = np.float64 if values.dtype.kind == "f" and kind in ("sum", "prod") else values.dtype
+            out = REDUCTIONS[kind].accumulate(values, axis, dtype=wide)  # type: ignore[attr-defined]
+            outs = [from_compute(out.astype(values.dtype), dt)]
+        return tuple(np.flip(o, axis) if self.attrs["reverse"] else o for o in outs)
+
+
+class Sort(Op):
+    """Stable sort along `axis`: (values, i32 positions). NaN counts as larger than everything."""
+    name, attributes = "sort", {"axis": ..., "descending": False}
+
+    def infer(self) -> Sequence[Type]:
+        src = self.operands[0].tile
+        check_axis(self, self.attrs["axis"], src.shape)
+        return [TileType(src.shape, src.dtype), TileType(src.shape, I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        axis, keys = self.attrs["axis"], to_compute(args[0], self.operands[0].dtype)
+        if self.attrs["descending"]:
+            order = np.argsort(np.flip(keys, axis), axis, kind="stable")
+            order = keys.shape[axis] - 1 - np.flip(order, axis)
+        else:
+            order = np.argsort(keys, axis, kind="stable")
+        return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
+
+
+def dot_dtype(a: Any, b: Any) -> str:
+    """Default accumulator of `dot`: f64 with an f64 operand, i32 (i64) for two integers, f32 otherwise."""
+    if "f64" in (a.name, b.name):
+        return "f64"
+    integers = ("int", "uint", "bipolar", "ternary", "bool")
+    if a.kind in integers and b.kind in integers:
+        return "i64" if max(a.bits, b.bits) > 32 else "i32"
+    return "f32"
+
+
+class Dot(Op):
+    """acc + a @ b over the last two dimensions, leading ones batched: [*B, M, K] x [*B, K, N] -> [*B, M, N].
+
+    Operand values are exact; products accumulate in `dtype` (integers modulo 2**bits, floats in unspecified order).
+    """
+    name, attributes = "dot", {"dtype": ...}
+
+    def infer(self) -> Sequence[Type]:
+        a, b, dt = self.operands[0].tile, self.operands[1].tile, self.attrs["dtype"]
+        if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+            raise ShapeMismatch("`dot` operands do not fit", loc=self.loc, needs="[..., M, K] and [..., K, N]",
+                                got=f"{list(a.shape)} and {list(b.shape)}",
+                                try_="transpose one operand with .T, or check the block sizes")
+        out = TileType((*a.shape[:-1], b.shape[-1]), dt)
+        if len(self.operands) == 3 and (self.operands[2].shape, self.operands[2].dtype) != (out.shape, dt):
+            raise ShapeMismatch("the accumulator of `dot` does not fit", loc=self.loc, needs=str(out),
+                                got=str(self.operands[2].tile), try_=f"start from tile.zeros({out.shape}, tile.{dt})")
+        if dt.name not in ("f32", "f64", "i32", "i64"):
+            raise DTypeMismatch(f"`dot` cannot accumulate in {dt}", loc=self.loc, needs="f32, f64, i32 or i64",
+                                got=str(dt), try_="accumulate in f32 (or i32), then cast the result")
+        integral = {"int", "uint", "bipolar", "ternary", "bool"}
+        if dt.kind == "int" and not {a.dtype.kind, b.dtype.kind} <= integral:
+            raise DTypeMismatch("`dot` of floats cannot accumulate in integers", loc=self.loc, needs="f32 or f64",
+                                got=str(dt), try_="leave out the accumulator's dtype")
+        return [out]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        dt = self.attrs["dtype"]
+        wide = np.int64 if dt.kind == "int" else np.float64
+        a, b = (codec.decode(x, v.dtype).astype(wide) for x, v in zip(args[:2], self.operands[:2], strict=True))
+        out = a @ b
+        if len(args) == 3:
+            out = out + args[2].astype(wide)
+        return from_compute(out, dt)

@@ -1,0 +1,204 @@
+"""Constants and operations that make, rearrange, look up or reinterpret tiles without arithmetic."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import DTypeMismatch, IndexOutOfRange, MissingAxis, ShapeMismatch
+from tilelang.ir import codec
+from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.elementwise import ALL_LEVELS
+
+I32 = dtype("i32")
+
+
+def check_axis(op: Op, axis: int, shape: Sequence[int]) -> None:
+    if not 0 <= axis < len(shape):
+        raise MissingAxis(f"`{op.name}` over axis {axis} of a tile of rank {len(shape)}", loc=op.loc,
+                          needs=f"an axis of {list(shape)}", got=str(axis),
+                          try_=f"use one of {list(range(len(shape)))}" if shape else "drop it: this is a scalar")
+
+
+class Const(Op):
+    """A scalar constant: `value` is a Python number in the range of `dtype`."""
+    name, levels, attributes = "const", ALL_LEVELS, {"value": ..., "dtype": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), self.attrs["dtype"])]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        dt = self.attrs["dtype"]
+        if dt.kind in ("int", "uint", "bool"):
+            return codec.wrap(np.asarray(int(self.attrs["value"]), object), dt)
+        return codec.encode(np.asarray(self.attrs["value"], np.float64), dt)
+
+
+class ConstTile(Op):
+    """A rank-1 tile of constants, `values`, for instance a look-up table."""
+    name, attributes = "const_tile", {"values": ..., "dtype": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((len(self.attrs["values"]),), self.attrs["dtype"])]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return codec.encode(np.asarray(self.attrs["values"]), self.attrs["dtype"])
+
+
+class Arange(Op):
+    """start, start + 1, … start + size - 1 as i32."""
+    name, levels, attributes = "arange", ALL_LEVELS, {"start": 0, "size": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((self.attrs["size"],), I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.arange(self.attrs["start"], self.attrs["start"] + self.attrs["size"], dtype=np.int32)
+
+
+class Broadcast(Op):
+    """Repeats dimensions of extent 1, and prepends dimensions, to reach `shape` (NumPy's rule)."""
+    name, levels, attributes = "broadcast", ALL_LEVELS, {"shape": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src, shape = self.operands[0].tile, tuple(self.attrs["shape"])
+        tail = shape[len(shape) - src.rank:] if src.rank <= len(shape) else ()
+        if src.rank > len(shape) or any(s not in (1, d) for s, d in zip(src.shape, tail, strict=True)):
+            raise ShapeMismatch("a tile does not broadcast to this shape", loc=self.loc,
+                                needs=f"a shape that broadcasts to {list(shape)}", got=str(list(src.shape)),
+                                try_="insert an axis with x[:, None], or reshape")
+        return [TileType(shape, src.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.broadcast_to(args[0], self.attrs["shape"])
+
+
+class Reshape(Op):
+    """The same elements in row-major order under another shape."""
+    name, attributes = "reshape", {"shape": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src = self.operands[0].tile
+        out = TileType(tuple(self.attrs["shape"]), src.dtype)
+        if out.size != src.size:
+            raise ShapeMismatch("reshape changes the number of elements", loc=self.loc,
+                                needs=f"{src.size} elements, as {list(src.shape)} has",
+                                got=f"{list(out.shape)} with {out.size}", try_="give one extent as -1")
+        return [out]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.reshape(args[0], self.attrs["shape"])
+
+
+class Permute(Op):
+    """Reorders dimensions: result dimension i is operand dimension `order[i]`."""
+    name, attributes = "permute", {"order": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src, order = self.operands[0].tile, tuple(self.attrs["order"])
+        if sorted(order) != list(range(src.rank)):
+            raise MissingAxis("`permute` needs every axis once", loc=self.loc,
+                              needs=f"a permutation of {list(range(src.rank))}", got=str(list(order)),
+                              try_="list each axis once")
+        return [TileType(tuple(src.shape[i] for i in order), src.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.transpose(args[0], self.attrs["order"])
+
+
+class Concat(Op):
+    """Joins tiles along `axis`."""
+    name, levels, attributes = "concat", ALL_LEVELS, {"axis": ...}
+
+    def infer(self) -> Sequence[Type]:
+        types, axis = [v.tile for v in self.operands], self.attrs["axis"]
+        first = types[0]
+        check_axis(self, axis, first.shape)
+        for other in types[1:]:
+            if other.dtype != first.dtype:
+                raise DTypeMismatch("`concatenate` of different dtypes", loc=self.loc, needs=str(first.dtype),
+                                    got=str(other.dtype), try_=f"cast: x.to(tile.{first.dtype})")
+            if other.rank != first.rank or any(
+                    a != b for i, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if i != axis):
+                raise ShapeMismatch("`concatenate` of tiles that differ outside the axis", loc=self.loc,
+                                    needs=f"{list(first.shape)} except along axis {axis}",
+                                    got=str(list(other.shape)), try_="reshape or slice one of them")
+        extent = sum(t.shape[axis] for t in types)
+        return [TileType((*first.shape[:axis], extent, *first.shape[axis + 1:]), first.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.concatenate(args, self.attrs["axis"])
+
+
+class Slice(Op):
+    """Elements start, start + step, … (`shape[i]` of them) along each dimension; all constant."""
+    name, levels, attributes = "slice", ALL_LEVELS, {"starts": ..., "shape": ..., "steps": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src = self.operands[0].tile
+        starts, shape, steps = (tuple(self.attrs[k]) for k in ("starts", "shape", "steps"))
+        for extent, start, n, step in zip(src.shape, starts, shape, steps, strict=True):
+            last = start + (n - 1) * step
+            if n < 1 or not (0 <= start < extent and 0 <= last < extent):
+                raise IndexOutOfRange("a constant index outside the tile", loc=self.loc,
+                                      needs=f"indices in [0, {extent})", got=f"{start} to {last}",
+                                      try_="slice within the tile's extents")
+        return [TileType(shape, src.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        index = tuple(slice(a, a + (n - 1) * s + (1 if s > 0 else -1) if a + (n - 1) * s + (1 if s > 0 else -1) >= 0
+                            else None, s)
+                      for a, n, s in zip(self.attrs["starts"], self.attrs["shape"], self.attrs["steps"], strict=True))
+        return args[0][index]
+
+
+class Lookup(Op):
+    """table[index] elementwise: a rank-1 table and integer indices; an index outside the table gives 0."""
+    name = "lookup"
+
+    def infer(self) -> Sequence[Type]:
+        table, index = (v.tile for v in self.operands)
+        if table.rank != 1:
+            raise ShapeMismatch("the table of `lookup` has rank 1", loc=self.loc, needs="a rank-1 table",
+                                got=str(list(table.shape)), try_="reshape the table")
+        if index.dtype.kind not in ("int", "uint"):
+            raise DTypeMismatch("`lookup` needs integer indices", loc=self.loc, needs="an integer tile",
+                                got=str(index.dtype), try_="cast the index: x.to(tile.i32)")
+        return [TileType(index.shape, table.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        table, index = args
+        inside = (index >= 0) & (index < len(table))
+        return np.where(inside, table[np.where(inside, index, 0)], np.zeros((), table.dtype))
+
+
+class View(Op):
+    """Reinterprets each thread's register bits: element i of a thread occupies bits [i*w, (i+1)*w) of its registers.
+
+    `source` is the operand's register layout, `layout` the result's; threads and bits per thread must agree.
+    """
+    name, attributes = "view", {"dtype": ..., "source": ..., "layout": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
+        if tuple(a.shape) != src.shape or a.num_threads != b.num_threads \
+                or a.local_size * src.dtype.bits != b.local_size * dt.bits:
+            raise ShapeMismatch("`view` must keep the threads and the bits of each thread", loc=self.loc,
+                                needs=f"a layout of {a.num_threads} threads x {a.local_size * src.dtype.bits} bits",
+                                got=f"{b} of {b.num_threads} threads x {b.local_size * dt.bits} bits",
+                                try_="change the local part of the layout")
+        return [TileType(tuple(b.shape), dt)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
+        codes = codec.to_bits(args[0], src.dtype).astype(np.uint64)
+        out = np.zeros(b.shape, np.uint64)
+        for thread in range(a.num_threads):
+            word = 0
+            for i in range(a.local_size):
+                word |= int(codes[tuple(int(x) for x in a.index(thread, i))]) << (i * src.dtype.bits)
+            for i in range(b.local_size):
+                out[tuple(int(x) for x in b.index(thread, i))] = (word >> (i * dt.bits)) & ((1 << dt.bits) - 1)
+        return codec.from_bits(out, dt)

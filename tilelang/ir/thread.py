@@ -1,0 +1,217 @@
+"""Operations of the THREAD level: addresses, vector memory access, and instructions of the machine.
+
+Values are scalars and rank-1 vectors. Offsets are i64 and count elements from the first element of the tensor or
+buffer; for tensors of sub-byte dtypes they count bits, because rows need not begin on an element boundary.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import VerifyError
+from tilelang.ir import codec
+from tilelang.ir.core import Op, TensorType, TileType, Type
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.elementwise import from_compute, to_compute
+from tilelang.ir.memory import memory_type
+
+I64, I32 = dtype("i64"), dtype("i32")
+THREAD = frozenset({"thread"})
+PLACED = frozenset({"placed"})
+
+
+class Nest(Op):
+    """A loop nest over `shape` that computes its region element by element; only what it yields is stored.
+
+    PLACED level: the region's tiles are never materialised, each is computed where it is used.
+    """
+    name, levels, effects, attributes = "nest", PLACED, "control", {"shape": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [v.type for v in self.regions[0].yields]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return tuple(frame.run_region(self.regions[0], []))
+
+
+class ConvertLayout(Op):
+    """The same tile with another layout of its elements in memory or registers."""
+    name, levels, attributes = "convert_layout", PLACED, {"layout": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src = self.operands[0].tile
+        return [TileType(src.shape, src.dtype, self.attrs["layout"])]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0]
+
+
+class StrideOf(Op):
+    """Distance between neighbours along `axis` of a tensor, as i64 (elements; bits for sub-byte dtypes)."""
+    name, levels, attributes = "stride", THREAD, {"axis": ...}
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return [TileType((), I64)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.asarray(_unit(self, 0) * _strides(args[0])[self.attrs["axis"]], np.int64)
+
+
+def _unit(op: Op, index: int) -> int:
+    """What one element counts in an offset: 1, or the element's bits in a tensor of a sub-byte dtype."""
+    t = op.operands[index].type
+    return t.dtype.bits if isinstance(t, TensorType) and t.dtype.bits % 8 else 1
+
+
+def _strides(array: Any) -> list[int]:
+    return [s // array.itemsize for s in array.strides]
+
+
+def flat(array: Any, offsets: Any, unit: int) -> tuple[Any, Any]:
+    """(a flat view of the array's memory, positions in it) for element offsets from the first element."""
+    strides = _strides(array)
+    low = sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True) if s < 0 and n)
+    high = sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True) if s > 0 and n)
+    base = array[tuple(slice(-1, None) if s < 0 else slice(0, 1) for s in strides)] if array.ndim else array
+    view = np.lib.stride_tricks.as_strided(base, (high - low + 1,), (array.itemsize,)) if array.size else array.ravel()
+    at = np.asarray(offsets, np.int64) // unit - low
+    if np.any((at < 0) | (at >= len(view))):
+        raise IndexError(f"address outside the tensor: {np.asarray(offsets)} of {array.shape}")
+    return view, at
+
+
+class _Access(Op):
+    """Shared by the vector loads and stores: (memory, offset, [value], [mask])."""
+    levels = THREAD
+
+    def positions(self, offset: Any, lanes: int | None) -> Any:
+        unit = _unit(self, 0)
+        return np.asarray(offset) if lanes is None else int(offset) + unit * np.arange(lanes)
+
+    def read(self, args: Sequence[Any], positions: Any, dt: Any) -> Any:
+        mask = args[2] if len(args) > 2 else np.ones(positions.shape, bool)
+        out = np.zeros(positions.shape, dt.storage)
+        if np.any(mask):
+            view, at = flat(args[0], positions[mask], _unit(self, 0))
+            out[mask] = view[at]
+        return out
+
+    def write(self, args: Sequence[Any], positions: Any) -> None:
+        mask = args[3] if len(args) > 3 else np.ones(positions.shape, bool)
+        if np.any(mask):
+            view, at = flat(args[0], positions[mask], _unit(self, 0))
+            view[at] = np.asarray(args[2])[mask]
+
+
+class Ld(_Access):
+    """`lanes` consecutive elements (a scalar where None) from an offset; lanes whose mask is false are 0 and are not
+    touched. Operands (memory, offset, [mask])."""
+    name, effects, attributes = "ld", "read", {"lanes": None}
+
+    def infer(self) -> Sequence[Type]:
+        lanes = self.attrs["lanes"]
+        return [TileType(() if lanes is None else (lanes,), memory_type(self, self.operands[0]).dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return self.read(args, self.positions(args[1], self.attrs["lanes"]), self.result.dtype)
+
+
+class LdGather(_Access):
+    """Elements at a vector of offsets. Operands (memory, offsets, [mask])."""
+    name, effects = "ld_gather", "read"
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType(self.operands[1].shape, memory_type(self, self.operands[0]).dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return self.read(args, self.positions(args[1], None), self.result.dtype)
+
+
+class St(_Access):
+    """Writes consecutive elements from an offset. Operands (memory, offset, value, [mask]). `stream` hints that the
+    data will not be read again soon."""
+    name, effects, attributes = "st", "write", {"stream": False}
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        shape = self.operands[2].shape
+        self.write(args, self.positions(args[1], shape[0] if shape else None))
+        return ()
+
+
+class StScatter(_Access):
+    """Writes elements at a vector of offsets, the first lane first. Operands (memory, offsets, value, [mask])."""
+    name, effects = "st_scatter", "write"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        self.write(args, self.positions(args[1], None))
+        return ()
+
+
+class AtomicRmw(_Access):
+    """One atomic update of one element, giving its old value: (memory, offset, value) with `kind` add, max or min;
+    (memory, offset, compare, value) with cas."""
+    name, effects, attributes = "atomic_rmw", "write", {"kind": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), memory_type(self, self.operands[0]).dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        view, at = flat(args[0], args[1], 1)
+        old, dt, kind = view[at].copy(), self.result.dtype, self.attrs["kind"]
+        if kind == "cas":
+            view[at] = args[3] if old.tobytes() == np.asarray(args[2]).tobytes() else old
+        else:
+            fn = {"add": np.add, "max": np.maximum, "min": np.minimum}[kind]
+            view[at] = from_compute(fn(to_compute(old, dt), to_compute(args[2], dt)), dt)
+        return old
+
+
+class Extract(Op):
+    """One lane of a vector, as a scalar."""
+    name, levels, attributes = "extract", THREAD, {"lane": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), self.operands[0].dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0][self.attrs["lane"]]
+
+
+class Transpose(Op):
+    """n vectors of m lanes to m vectors of n lanes: result j holds lane j of every operand."""
+    name, levels = "transpose", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        first = self.operands[0].tile
+        if any(v.type != first for v in self.operands):
+            raise VerifyError("`transpose` of unequal vectors", op=self.name, loc=self.loc, needs=str(first),
+                              got=str([str(v.type) for v in self.operands]), try_="pass equal vectors")
+        return [TileType((len(self.operands),), first.dtype)] * first.shape[0]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return tuple(np.stack(args).T.copy())
+
+
+class DotGroups(Op):
+    """acc[i] + sum over j < g of a[g*i + j] * b[g*i + j]: the integer dot-product instructions (operands acc i32[n],
+    a and b of n*g lanes). Exact modulo 2**32."""
+    name, levels = "dot_groups", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        acc, a, b = args
+        a, b = (codec.decode(x, v.dtype).astype(np.int64) for x, v in zip((a, b), self.operands[1:], strict=True))
+        return from_compute(acc.astype(np.int64) + (a * b).reshape(len(acc), -1).sum(1), I32)
+
+

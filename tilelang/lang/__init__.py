@@ -1,0 +1,1 @@
+"""The language: annotations, the functions of `tile.*`, and the front end that turns a Python function into TILE."""

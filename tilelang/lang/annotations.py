@@ -1,0 +1,71 @@
+"""What the parameters of a kernel are annotated with."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tilelang.ir.core import Dim
+from tilelang.ir.dtypes import DType
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor parameter: `dtype` is a DType or the name of a type variable, `dims` its dimension names or sizes."""
+
+    dtype: DType | str
+    dims: tuple[Dim, ...]
+    mode: str
+
+    def __repr__(self) -> str:
+        name = {"in": "Tensor", "out": "Out", "inout": "InOut"}[self.mode]
+        return f"{name}[{self.dtype!r}, \"{' '.join(map(str, self.dims))}\"]"
+
+
+class ConstSpec:
+    """A compile-time parameter: a number, string, dtype, tuple or tile function that the kernel is specialised for."""
+
+    def __class_getitem__(cls, item: Any) -> type[ConstSpec]:
+        return cls
+
+    def __repr__(self) -> str:
+        return "Const"
+
+
+def _spec(mode: str, item: Any) -> TensorSpec:
+    dtype, dims = item if isinstance(item, tuple) else (item, "")
+    if not isinstance(dtype, DType | str) or not isinstance(dims, str):
+        raise TypeError(f"a tensor annotation is written like tile.Tensor[tile.f32, \"M N\"], got {item!r}")
+    names: list[Dim] = []
+    for name in dims.split():
+        if not (name.isidentifier() or name.isdigit()):
+            raise TypeError(f"dimension {name!r} in {dims!r}: needs a name or a positive integer")
+        names.append(int(name) if name.isdigit() else name)
+    return TensorSpec(dtype, tuple(names), mode)
+
+
+if TYPE_CHECKING:
+    # To a type checker the annotations are the values a kernel's body sees.
+    from typing import Any as Tensor
+    from typing import Any as Out
+    from typing import Any as InOut
+    from typing import Any as Const
+else:
+    class Tensor:
+        """`Tensor[dtype, "M K"]`: an input. Dimensions of one name have one extent across the arguments."""
+
+        def __class_getitem__(cls, item):
+            return _spec("in", item)
+
+    class Out:
+        """`Out[dtype, "M N"]`: an output, allocated by the call unless the caller passes one."""
+
+        def __class_getitem__(cls, item):
+            return _spec("out", item)
+
+    class InOut:
+        """`InOut[dtype, "N"]`: a tensor the kernel both reads and writes."""
+
+        def __class_getitem__(cls, item):
+            return _spec("inout", item)
+
+    Const = ConstSpec

@@ -1,0 +1,284 @@
+"""Expressions: Python operators on tiles and constants, under the position of the user's source."""
+from __future__ import annotations
+
+import ast
+import builtins
+import math as pymath
+import operator
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import Loc, RecursionRefused, TileError, UndefinedTile, UnsupportedSyntax
+from tilelang.lang import math, memory, shaping
+from tilelang.lang.builtins import PUBLIC
+from tilelang.lang.emitter import Emitter
+from tilelang.lang.source import Source
+from tilelang.lang.values import Memory, Tile, as_tile
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift, ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.BitXor: operator.xor,
+    ast.MatMult: shaping.dot}
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
+    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: math.logical_not}
+_PYTHON = {builtins.print: memory.print, builtins.range: memory.range}
+_ON_TILES: dict[Any, Callable[..., Any]] = {builtins.abs: math.abs, builtins.min: shaping.min,
+                                            builtins.max: shaping.max, builtins.sum: shaping.sum,
+                                            builtins.any: shaping.any, builtins.all: shaping.all,
+                                            builtins.round: math.round}
+_FOLDED = {len, min, max, abs, int, float, bool, round, sum, tuple, list, zip, enumerate, isinstance, reversed, sorted,
+           any, all, divmod, pow, str, repr, range, slice, *(f for f in vars(pymath).values() if callable(f))}
+
+
+class Undefined:
+    """A name that has no value on some path; using it is an error."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Function:
+    """A function marked `@tile.function`: inlined at each call."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.source, self.__name__, self.__doc__ = Source(fn), fn.__name__, fn.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from tilelang.lang.emitter import emitter
+        from tilelang.lang.statements import inline
+        e = emitter()
+        return inline(self, e, e.loc, args, kwargs)
+
+
+class Expressions:
+    """Evaluates expression nodes of one function in an environment."""
+
+    def __init__(self, source: Source, emitter: Emitter, env: dict[str, Any], caller: Loc | None,
+                 stack: tuple[Function, ...]) -> None:
+        self.source, self.emitter, self.env, self.caller, self.stack = source, emitter, env, caller, stack
+
+    def at(self, node: ast.AST) -> Loc:
+        return self.source.at(node, self.caller)
+
+    def eval(self, node: ast.expr) -> Any:
+        method = getattr(self, f"eval_{type(node).__name__}", None)
+        if method is None:
+            raise self.unsupported(node, type(node).__name__)
+        return method(node)
+
+    def unsupported(self, node: ast.AST, what: str, try_: str = "compute it outside and pass it as tile.Const") -> \
+            UnsupportedSyntax:
+        return UnsupportedSyntax(f"`{what}` is not supported in a kernel", loc=self.at(node),
+                                 needs="expressions of tiles and constants", got=ast.unparse(node)[:80], try_=try_)
+
+    def apply(self, node: ast.AST, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls `fn` with operations attributed to `node`; plain Python errors become ours."""
+        self.emitter.loc = self.at(node)
+        try:
+            return fn(*args, **kwargs)
+        except TileError as error:
+            if error.loc is None:
+                error.loc = self.at(node)
+            raise
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError, IndexError, KeyError, OverflowError) as error:
+            raise UnsupportedSyntax(f"this expression cannot be evaluated: {error}", loc=self.at(node),
+                                    needs="operands that fit the operation",
+                                    got=", ".join(describe(a) for a in args) or "nothing",
+                                    try_="check the arguments") from error
+
+    # -- leaves ------------------------------------------------------------------------------------------------------
+    def eval_Constant(self, node: ast.Constant) -> Any:
+        return node.value
+
+    def eval_Name(self, node: ast.Name) -> Any:
+        if node.id in self.env:
+            value = self.env[node.id]
+            if isinstance(value, Undefined):
+                raise UndefinedTile(f"`{node.id}` may have no value here", loc=self.at(node),
+                                    needs="a value on every path", got=value.reason,
+                                    try_=f"give `{node.id}` a value before")
+            return value
+        try:
+            value = self.source.lookup(node.id)
+        except KeyError:
+            raise UndefinedTile(f"`{node.id}` is not defined", loc=self.at(node), needs="a name with a value",
+                                got=f"no variable, parameter or global `{node.id}`",
+                                try_="check the spelling, or assign it first") from None
+        return value.item() if isinstance(value, np.generic) else value
+
+    def eval_Attribute(self, node: ast.Attribute) -> Any:
+        value = self.eval(node.value)
+        return self.apply(node, getattr, value, node.attr)
+
+    def eval_Subscript(self, node: ast.Subscript) -> Any:
+        value, index = self.eval(node.value), self.eval(node.slice)
+        return self.apply(node, operator.getitem, value, index)
+
+    def eval_Slice(self, node: ast.Slice) -> slice:
+        return slice(*(None if part is None else self.eval(part) for part in (node.lower, node.upper, node.step)))
+
+    def eval_Tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
+        out: list[Any] = []
+        for item in node.elts:
+            if isinstance(item, ast.Starred):
+                out += self.eval(item.value)
+            else:
+                out.append(self.eval(item))
+        return tuple(out)
+
+    def eval_List(self, node: ast.List) -> list[Any]:
+        return [self.eval(item) for item in node.elts]
+
+    def eval_JoinedStr(self, node: ast.JoinedStr) -> str:
+        parts = []
+        for part in node.values:
+            value = self.eval(part.value) if isinstance(part, ast.FormattedValue) else self.eval(part)
+            if isinstance(value, Tile):
+                raise self.unsupported(node, "an f-string of a tile", "tile.print(\"x =\", x)")
+            parts.append(str(value))
+        return "".join(parts)
+
+    # -- operators ---------------------------------------------------------------------------------------------------
+    def eval_BinOp(self, node: ast.BinOp) -> Any:
+        left, right = self.eval(node.left), self.eval(node.right)
+        return self.apply(node, _BINARY[type(node.op)], left, right)
+
+    def eval_UnaryOp(self, node: ast.UnaryOp) -> Any:
+        return self.apply(node, _UNARY[type(node.op)], self.eval(node.operand))
+
+    def eval_Compare(self, node: ast.Compare) -> Any:
+        left, out = self.eval(node.left), True
+        for op, right_node in zip(node.ops, node.comparators, strict=True):
+            right = self.eval(right_node)
+            step = self.apply(node, _COMPARE[type(op)], left, right)
+            out = step if out is True else self.apply(node, operator.and_, out, step)
+            left = right
+        return out
+
+    def eval_BoolOp(self, node: ast.BoolOp) -> Any:
+        is_and = isinstance(node.op, ast.And)
+        out: Any = None
+        for part in node.values:
+            value = self.eval(part)
+            if not isinstance(value, Tile) and not isinstance(out, Tile):
+                out = value
+                if bool(value) != is_and:
+                    return value
+            else:
+                pair = [as_tile(bool(v) if not isinstance(v, Tile) else v) for v in (out, value)]
+                pair = [t if t.dtype.kind == "bool" else t != 0 for t in pair]
+                out = pair[1] if out is None else \
+                    self.apply(node, operator.and_ if is_and else operator.or_, *pair)
+        return out
+
+    def eval_IfExp(self, node: ast.IfExp) -> Any:
+        test = self.eval(node.test)
+        if isinstance(test, Tile):
+            return self.apply(node, math.where, test, self.eval(node.body), self.eval(node.orelse))
+        return self.eval(node.body if test else node.orelse)
+
+    def eval_NamedExpr(self, node: ast.NamedExpr) -> Any:
+        self.env[node.target.id] = self.eval(node.value)
+        return self.env[node.target.id]
+
+    # -- calls and comprehensions ------------------------------------------------------------------------------------
+    def eval_Call(self, node: ast.Call) -> Any:
+        callee = self.eval(node.func)
+        args: list[Any] = []
+        for a in node.args:
+            args += self.eval(a.value) if isinstance(a, ast.Starred) else [self.eval(a)]
+        kwargs: dict[str, Any] = {}
+        for k in node.keywords:
+            kwargs.update({k.arg: self.eval(k.value)} if k.arg else self.eval(k.value))
+        if isinstance(callee, Function):
+            if callee in self.stack:
+                raise RecursionRefused(f"`{callee.__name__}` calls itself", loc=self.at(node),
+                                       needs="tile functions without recursion", got=" -> ".join(
+                                           f.__name__ for f in (*self.stack, callee)),
+                                       why="tile functions are inlined where they are called",
+                                       try_="write a loop")
+            from tilelang.lang.statements import inline
+            return inline(callee, self.emitter, self.at(node), args, kwargs, self.stack)
+        tiles = any(isinstance(a, Tile | Memory) for a in [*args, *kwargs.values()])
+        callee = _PYTHON.get(callee, callee) if callable(callee) and _hashable(callee) else callee
+        if tiles and _hashable(callee):
+            callee = _ON_TILES.get(callee, callee)
+            if callee is len:
+                return args[0].shape[0]
+        if _allowed(callee, tiles):
+            return self.apply(node, callee, *args, **kwargs)
+        name = getattr(callee, "__name__", repr(callee))
+        raise UnsupportedSyntax(f"`{name}` cannot be called in a kernel", loc=self.at(node),
+                                needs="functions of tile.*, functions marked @tile.function, or Python functions of "
+                                "constants", got=f"{getattr(callee, '__module__', '?')}.{name}",
+                                try_="mark it @tile.function if it works on tiles")
+
+    def eval_Lambda(self, node: ast.Lambda) -> Callable[..., Any]:
+        names = [a.arg for a in node.args.args]
+
+        def call(*args: Any) -> Any:
+            inner = type(self)(self.source, self.emitter, {**self.env, **dict(zip(names, args, strict=True))},
+                               self.caller, self.stack)
+            return inner.eval(node.body)
+        return call
+
+    def _comprehension(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
+        if len(node.generators) != 1:
+            raise self.unsupported(node, "a nested comprehension", "write static loops")
+        gen, out, saved = node.generators[0], [], dict(self.env)
+        for item in self.apply(gen.iter, list, self.eval(gen.iter)):
+            self.bind(gen.target, item)
+            if all(self.eval(test) for test in gen.ifs):
+                out.append(self.eval(node.elt))
+        self.env.clear()
+        self.env.update(saved)
+        return out
+
+    eval_ListComp = eval_GeneratorExp = _comprehension
+
+    def bind(self, target: ast.expr, value: Any) -> None:
+        """Assigns to a name or a (nested) tuple of names."""
+        if isinstance(target, ast.Name):
+            self.env[target.id] = value
+            if isinstance(value, Tile) and not value.value.name:
+                value.value.name = target.id
+        elif isinstance(target, ast.Tuple | ast.List):
+            items = self.apply(target, list, value)
+            if len(items) != len(target.elts):
+                raise UnsupportedSyntax("tuple assignment of the wrong length", loc=self.at(target),
+                                        needs=f"{len(target.elts)} values", got=str(len(items)),
+                                        try_="match the number of names")
+            for t, v in zip(target.elts, items, strict=True):
+                self.bind(t, v)
+        else:
+            raise self.unsupported(target, "assignment to " + type(target).__name__,
+                                   "tile.store(tensor, offsets, tile) to write memory")
+
+
+def _hashable(x: Any) -> bool:
+    return getattr(type(x), "__hash__", None) is not None
+
+
+def _allowed(callee: Any, tiles: bool) -> bool:
+    if getattr(callee, "__module__", "").startswith("tilelang.lang") or callee in PUBLIC.values():
+        return True
+    module = getattr(callee, "__module__", "") or ""
+    if module.startswith(("tilelang.layouts", "tilelang.ir.dtypes")):
+        return True
+    return not tiles and ((_hashable(callee) and callee in _FOLDED) or
+                          isinstance(getattr(callee, "__self__", None), str | tuple | list | dict))
+
+
+def describe(x: Any) -> str:
+    """A value in an error message."""
+    if isinstance(x, Tile | Memory):
+        return str(x.value.type)
+    return x.__name__ if isinstance(x, ModuleType) else repr(x)[:60]

@@ -1,0 +1,102 @@
+"""A kernel's definition: its parameters, and tracing it into TILE for given types and constants."""
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tilelang.errors import TileError, UnsupportedSyntax
+from tilelang.ir.core import Function as IRFunction
+from tilelang.ir.core import Region, TensorType, TileType, Type, Value
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.lang.annotations import ConstSpec, TensorSpec
+from tilelang.lang.emitter import Emitter
+from tilelang.lang.source import Source
+from tilelang.lang.statements import Statements
+from tilelang.lang.values import Memory, Tile
+
+_SCALARS = {int: "i32", float: "f32", bool: "i1"}
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter: `kind` is tensor, scalar or const."""
+
+    name: str
+    kind: str
+    spec: TensorSpec | DType | None
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty and not (self.kind == "tensor" and self.tensor.mode == "out")
+
+    @property
+    def tensor(self) -> TensorSpec:
+        assert isinstance(self.spec, TensorSpec)
+        return self.spec
+
+
+class KernelDef:
+    """The parsed signature and source of a function marked `@tile.kernel`."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn, self.source, self.name = fn, Source(fn), fn.__name__
+        self.params = [self._param(p, a) for p, a in zip(inspect.signature(fn).parameters.values(),
+                                                         self._annotations(), strict=True)]
+
+    def _annotations(self) -> list[Any]:
+        hints = {}
+        for name, a in inspect.get_annotations(self.fn).items():
+            if isinstance(a, str):  # from __future__ import annotations
+                free = inspect.getclosurevars(self.fn)
+                a = eval(a, {**self.fn.__globals__, **free.nonlocals}, dict(vars(typing)))
+            hints[name] = a
+        return [hints.get(p) for p in inspect.signature(self.fn).parameters]
+
+    def _param(self, p: inspect.Parameter, annotation: Any) -> Param:
+        if p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            raise UnsupportedSyntax(f"parameter `{p.name}` of `{self.name}`", loc=self.source.loc,
+                                    needs="plain parameters", got=str(p), try_="name each parameter")
+        if isinstance(annotation, TensorSpec):
+            return Param(p.name, "tensor", annotation, p.default)
+        if annotation is ConstSpec:
+            return Param(p.name, "const", None, p.default)
+        if isinstance(annotation, DType) or annotation in _SCALARS:
+            spec = annotation if isinstance(annotation, DType) else dtype(_SCALARS[annotation])
+            return Param(p.name, "scalar", spec, p.default)
+        raise UnsupportedSyntax(f"parameter `{p.name}` of `{self.name}` has no usable annotation", loc=self.source.loc,
+                                needs="tile.Tensor[...], tile.Out[...], tile.InOut[...], tile.Const, a dtype, int, "
+                                "float or bool", got=repr(annotation) if annotation is not None else "none",
+                                try_=f"{p.name}: tile.Tensor[tile.f32, \"N\"]")
+
+    def types(self, dtypes: Mapping[str, DType], unit: Mapping[str, tuple[bool, ...]] | None = None) -> dict[str, Type]:
+        """Parameter types where type variables have the given dtypes."""
+        out: dict[str, Type] = {}
+        for p in self.params:
+            if p.kind == "tensor":
+                spec = p.tensor
+                dt = dtypes[spec.dtype] if isinstance(spec.dtype, str) else spec.dtype
+                out[p.name] = TensorType(dt, spec.dims, spec.mode, (unit or {}).get(p.name, ()))
+            elif p.kind == "scalar":
+                assert isinstance(p.spec, DType)
+                out[p.name] = TileType((), p.spec)
+        return out
+
+    def trace(self, types: Mapping[str, Type], consts: Mapping[str, Any]) -> IRFunction:
+        """The TILE function for these parameter types and constants. Raises the errors of `tilelang.errors`."""
+        values = [Value(types[p.name], p.name) for p in self.params if p.kind != "const"]
+        body = Region()
+        emitter, env = Emitter(body), dict(consts)
+        for v in values:
+            env[v.name] = Memory(v) if isinstance(v.type, TensorType) else Tile(v)
+        try:
+            with emitter.active():
+                Statements(self.source, emitter, env, None, ()).block(self.source.tree.body)
+        except RecursionError:
+            raise TileError(f"`{self.name}` nests too deeply to compile", loc=self.source.loc,
+                            needs="fewer nested expressions or unrolled loops", got="Python's recursion limit",
+                            try_="use tile.range instead of tile.static_range") from None
+        return IRFunction(self.name, values, body, "tile", self.source.loc)

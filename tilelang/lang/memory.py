@@ -1,0 +1,196 @@
+"""Functions that touch memory, the grid, and debugging output."""
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+from tilelang.errors import ShapeMismatch, UnsupportedSyntax
+from tilelang.ir import control
+from tilelang.ir import memory as mem
+from tilelang.ir.core import BufferType, Value
+from tilelang.ir.dtypes import DType
+from tilelang.lang.emitter import emit, here
+from tilelang.lang.math import maximum, minimum
+from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extent, extents, offset
+
+
+
+
+class Loop:
+    """What `tile.range` and `tile.persistent` return: the front end turns `for x in loop` into a loop."""
+
+    def __init__(self, lo: Any, hi: Any, step: Any = 1, stages: int = 1, unravel: tuple[Any, ...] = ()) -> None:
+        self.lo, self.hi, self.step, self.stages, self.unravel = lo, hi, step, stages, unravel
+
+    def __iter__(self) -> Any:
+        raise UnsupportedSyntax("a run-time loop cannot be unrolled", loc=here(), needs="`for i in tile.range(...)`",
+                                got="tile.range used as a value", try_="tile.static_range for constant bounds")
+
+
+def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1) -> Any:
+    """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining."""
+    return Loop(0, lo, step, stages) if hi is None else Loop(lo, hi, step, stages)
+
+
+def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.range:
+    """A loop that is unrolled when the kernel is compiled; the bounds are constants."""
+    a, b = (0, lo) if hi is None else (lo, hi)
+    return builtins.range(*(x.__index__() for x in (a, b, step)))
+
+
+def grid(*counts: Any) -> Any:
+    """This program's position in a grid of that many programs: one i32 scalar, or a tuple of them."""
+    ids = emit(control.Grid, *(offset(c) for c in counts)).results
+    return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
+
+
+def num_workers() -> Tile:
+    """How many programs run at once."""
+    return Tile(emit(control.NumWorkers).result)
+
+
+def persistent(*counts: Any) -> Loop:
+    """`for m, n in tile.persistent(M, N)`: one program per worker walks its share of an M x N grid."""
+    total: Any = 1
+    for c in counts:
+        total = as_tile(c) * total
+    pid = grid(minimum(num_workers(), maximum(as_tile(total), 1)))
+    return Loop(pid, total, num_workers(), unravel=tuple(counts))
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+def _place(memory: Memory, offsets: Any, shape: Any) -> tuple[list[Value], tuple[int, ...], tuple[int, ...]]:
+    """(offsets of every dimension, block shape, the dimension each block extent walks)."""
+    if not isinstance(memory, Memory):
+        raise UnsupportedSyntax("not a tensor", loc=here(), needs="a tensor argument or a buffer",
+                                got=type(memory).__name__, try_="pass the tensor itself")
+    given = list(offsets) if isinstance(offsets, tuple | list) else [offsets]
+    places = [*memory.prefix, *(offset(o) for o in given)]
+    if len(places) != memory.type.rank:
+        raise ShapeMismatch("offsets and tensor differ in rank", loc=here(), needs=f"{memory.ndim} offsets",
+                            got=str(len(given)), try_="give one offset for each dimension of the tensor")
+    wanted = list(shape) if isinstance(shape, tuple | list) else [shape]
+    if len(wanted) > memory.ndim:
+        raise ShapeMismatch("the block has more dimensions than the tensor", loc=here(),
+                            needs=f"at most {memory.ndim} extents", got=str(wanted),
+                            try_="drop extents, or reshape the tile after loading")
+    first = memory.type.rank - len(wanted)
+    axes = tuple(first + i for i, e in enumerate(wanted) if e is not None)
+    return places, tuple(extent(e) for e in wanted if e is not None), axes
+
+
+def load(memory: Any, offsets: Any, shape: Any, fill: float = 0) -> Any:
+    """The block of `shape` at `offsets`. Elements outside the tensor are `fill`. Extents belong to the last
+    dimensions; `None` (or no extent) indexes a dimension and drops it."""
+    places, extents_, axes = _place(memory, offsets, shape)
+    return Tile(emit(mem.Load, memory.value, *places, shape=extents_, axes=axes, fill=fill).result)
+
+
+def store(memory: Any, offsets: Any, tile: Any, shape: Any = None) -> None:
+    """Writes a tile as the block at `offsets`; elements outside the tensor are dropped. `shape` with `None` entries
+    names the dimensions as in `load`; without it the tile walks the last dimensions."""
+    value = as_tile(tile, memory.dtype) if isinstance(memory, Memory) else as_tile(tile)
+    places, _, axes = _place(memory, offsets, value.shape if shape is None else shape)
+    emit(mem.Store, memory.value, *places, value.value, axes=axes)
+
+
+def _indices(memory: Memory, indices: Any, others: list[Any], mask: Any) -> tuple[list[Value], tuple[int, ...]]:
+    given = [*(Tile(p) for p in memory.prefix),
+             *(as_tile(i) for i in (indices if isinstance(indices, tuple | list) else (indices,)))]
+    tiles = [*given, *(as_tile(o, memory.dtype) for o in others), *([] if mask is None else [as_tile(mask)])]
+    shape = common_shape(tiles)
+    return [broadcast(t, shape).value for t in tiles], shape
+
+
+def gather(memory: Any, indices: Any, mask: Any = None, fill: float = 0) -> Any:
+    """Elements at index tiles, one for each dimension; outside the tensor, or where the mask is false, `fill`."""
+    operands, _ = _indices(memory, indices, [], mask)
+    return Tile(emit(mem.Gather, memory.value, *operands, masked=mask is not None, fill=fill).result)
+
+
+def scatter(memory: Any, indices: Any, value: Any, mask: Any = None) -> None:
+    """Writes elements at index tiles; indices outside are dropped; of equal indices one value wins."""
+    operands, _ = _indices(memory, indices, [value], mask)
+    emit(mem.Scatter, memory.value, *operands, masked=mask is not None)
+
+
+def _atomic(kind: str, memory: Any, indices: Any, others: list[Any], mask: Any) -> Any:
+    operands, _ = _indices(memory, indices, others, mask)
+    return Tile(emit(mem.Atomic, memory.value, *operands, kind=kind, masked=mask is not None).result)
+
+
+def atomic_add(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
+    """Adds at index tiles, atomically; gives the old values."""
+    return _atomic("add", memory, indices, [value], mask)
+
+
+def atomic_max(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
+    """Raises elements to at least `value`, atomically; gives the old values."""
+    return _atomic("max", memory, indices, [value], mask)
+
+
+def atomic_min(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
+    """Lowers elements to at most `value`, atomically; gives the old values."""
+    return _atomic("min", memory, indices, [value], mask)
+
+
+def atomic_cas(memory: Any, indices: Any, compare: Any, value: Any, mask: Any = None) -> Any:
+    """Writes `value` where the element equals `compare`, atomically; gives the old values."""
+    return _atomic("cas", memory, indices, [compare, value], mask)
+
+
+# -- tier 2 ------------------------------------------------------------------------------------------------------------
+def shared(shape: Any, dt: DType, layout: Any = None) -> Any:
+    """Memory of this program, uninitialised, optionally with a `tilelang.layouts.SharedLayout`."""
+    return Memory(emit(mem.Alloc, dtype=dt, shape=extents(shape), layout=layout).result)
+
+
+def copy(source: Any, destination: Any, offsets: Any = None) -> None:
+    """Copies a block of a tensor (at `offsets`) into a whole buffer, or a whole buffer into a tensor."""
+    if isinstance(source, Memory) and isinstance(destination, Memory):
+        inward = isinstance(destination.type, BufferType)
+        buffer, tensor = (destination, source) if inward else (source, destination)
+        zero = (0,) * buffer.ndim
+        at = zero if offsets is None else offsets
+        if inward:
+            store(buffer, zero, load(tensor, at, buffer.shape))
+        else:
+            store(tensor, at, load(buffer, zero, buffer.shape))
+        return
+    raise UnsupportedSyntax("`copy` is between a tensor and a buffer", loc=here(), needs="two memories",
+                            got=f"{type(source).__name__} and {type(destination).__name__}",
+                            try_="tile.load and tile.store for tiles")
+
+
+def copy_async(source: Any, destination: Any, offsets: Any) -> None:
+    """Starts copying the block of a tensor at `offsets` into a whole buffer; see `commit` and `wait`."""
+    places, _, axes = _place(source, offsets, destination.shape)
+    emit(mem.CopyAsync, source.value, *places, destination.value, axes=axes)
+
+
+def commit() -> None:
+    """Closes the group of asynchronous copies started since the last `commit`."""
+    emit(mem.Commit)
+
+
+def wait(pending: int = 0) -> None:
+    """Waits until at most `pending` of the latest groups are unfinished."""
+    emit(mem.Wait, pending=pending)
+
+
+def barrier() -> None:
+    """All threads of the program meet; shared memory written before is visible after."""
+    emit(mem.Barrier)
+
+
+# -- debugging ---------------------------------------------------------------------------------------------------------
+def print(*values: Any) -> None:
+    """Prints constants and tiles, one line for each program."""
+    text = " ".join(str(v) for v in values if not isinstance(v, Tile))
+    emit(control.Print, *(v.value for v in values if isinstance(v, Tile)), text=text)
+
+
+def assert_(condition: Any, message: str = "") -> None:
+    """Stops the kernel with AssertFailed where any element is false."""
+    cond = as_tile(condition)
+    emit(control.Assert, (cond if cond.dtype.kind == "bool" else cond != 0).value, message=message)

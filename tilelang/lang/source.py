@@ -1,0 +1,85 @@
+"""The source of a kernel or tile function: its syntax tree, and what its free names mean."""
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from tilelang.errors import Loc, MissingSource, UnsupportedSyntax
+
+
+class Source:
+    """Syntax tree of a Python function, with positions in its file."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.name = fn.__name__
+        self.file = inspect.getsourcefile(fn) or fn.__code__.co_filename
+        self.first_line = fn.__code__.co_firstlineno
+
+    @property
+    def loc(self) -> Loc:
+        return Loc(self.file, self.first_line, function=self.name)
+
+    @cached_property
+    def text(self) -> str:
+        """The dedented source. Raises MissingSource."""
+        try:
+            return textwrap.dedent(inspect.getsource(self.fn))
+        except (OSError, TypeError):
+            raise MissingSource(f"the source of `{self.name}` cannot be read", needs="a function defined in a file",
+                                got=f"a function from {self.file}",
+                                why="the compiler reads the kernel's source text, not its bytecode",
+                                try_="put the kernel in a .py file (or a notebook cell)") from None
+
+    @cached_property
+    def tree(self) -> ast.FunctionDef:
+        node = ast.parse(self.text).body[0]
+        if not isinstance(node, ast.FunctionDef):
+            raise UnsupportedSyntax("only plain functions can be kernels", loc=self.loc, needs="def",
+                                    got=type(node).__name__, try_="write `def name(...)` under the decorator")
+        ast.increment_lineno(node, self.first_line - 1)
+        return node
+
+    @cached_property
+    def indent(self) -> int:
+        """Columns that `text` lost against the file."""
+        try:
+            lines, _ = inspect.getsourcelines(self.fn)
+        except (OSError, TypeError):
+            return 0
+        return len(lines[0]) - len(lines[0].lstrip())
+
+    def at(self, node: ast.AST, caller: Loc | None = None) -> Loc:
+        """The place of a node."""
+        line, col = getattr(node, "lineno", self.first_line), getattr(node, "col_offset", 0)
+        end = getattr(node, "end_col_offset", None) if getattr(node, "end_lineno", line) == line else None
+        return Loc(self.file, line, col + self.indent, None if end is None else end + self.indent, self.name, caller)
+
+    def lookup(self, name: str) -> Any:
+        """A captured variable, global or builtin. Raises KeyError."""
+        code = self.fn.__code__
+        if name in code.co_freevars and self.fn.__closure__:
+            return self.fn.__closure__[code.co_freevars.index(name)].cell_contents
+        if name in self.fn.__globals__:
+            return self.fn.__globals__[name]
+        return vars(builtins)[name]
+
+
+def assigned_names(nodes: list[ast.stmt]) -> list[str]:
+    """Names that the statements bind, in order of appearance."""
+    names: dict[str, None] = {}
+    for node in nodes:
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                names.setdefault(inner.id)
+    return list(names)
+
+
+def returns(nodes: list[ast.stmt]) -> bool:
+    """Whether a `return` stands anywhere in the statements."""
+    return any(isinstance(inner, ast.Return) for node in nodes for inner in ast.walk(node))
