@@ -264,7 +264,7 @@ def used_values(region: Region) -> set[Value]:
     return {v for op in region.walk() for v in op.operands}
 
 
-def map_functions(fn: Function, step: Callable[[Region], None]) -> None:
+def map_regions(fn: Function, step: Callable[[Region], None]) -> None:
     """Applies `step` to every region of `fn`, innermost first."""
     def visit(region: Region) -> None:
         for op in region.ops:

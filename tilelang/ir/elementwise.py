@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tilelang.errors import DTypeMismatch, ShapeMismatch
+from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
 from tilelang.ir.core import Op, TileType, Type
 from tilelang.ir.dtypes import DType, dtype
@@ -56,6 +56,9 @@ class Elementwise(Op):
 
     def infer(self) -> Sequence[Type]:
         types = [v.tile for v in self.operands]
+        if len(types) != self.arity:
+            raise VerifyError(f"`{self.name}` takes {self.arity} operands", op=self.name, loc=self.loc,
+                              needs=f"{self.arity} operands", got=str(len(types)), try_="pass that many")
         first = types[0]
         for other in types[1:]:
             if other.shape != first.shape:

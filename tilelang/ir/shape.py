@@ -38,7 +38,7 @@ class Const(Op):
 
 class ConstTile(Op):
     """A rank-1 tile of constants, `values`, for instance a look-up table."""
-    name, attributes = "const_tile", {"values": ..., "dtype": ...}
+    name, levels, attributes = "const_tile", ALL_LEVELS, {"values": ..., "dtype": ...}
 
     def infer(self) -> Sequence[Type]:
         return [TileType((len(self.attrs["values"]),), self.attrs["dtype"])]

@@ -215,3 +215,27 @@ class DotGroups(Op):
         return from_compute(acc.astype(np.int64) + (a * b).reshape(len(acc), -1).sum(1), I32)
 
 
+
+
+class Interleave(Op):
+    """g vectors of n lanes to one of n*g: lane i*g + j is lane i of operand j."""
+    name, levels = "interleave", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        first = self.operands[0].tile
+        return [TileType((first.shape[0] * len(self.operands),), first.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.stack(args, -1).reshape(-1)
+
+
+class Repeat(Op):
+    """A vector of g lanes repeated to `times` * g lanes."""
+    name, levels, attributes = "repeat", THREAD, {"times": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src = self.operands[0].tile
+        return [TileType((src.shape[0] * self.attrs["times"],), src.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.tile(args[0], self.attrs["times"])

@@ -1,0 +1,1 @@
+"""Backends: from TILE to machine code or source text of each target."""

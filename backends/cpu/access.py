@@ -1,0 +1,228 @@
+"""LLVM code for memory access: vectors, masks, gathers, bit streams of sub-byte elements, atomics, dot instructions."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from tilelang.backends.cpu.numbers import I1, I8, I32, I64, Numbers, constant, full_like, storage_type, type_name
+from tilelang.ir.dtypes import DType
+
+PTR = ir.PointerType()
+
+
+class Access:
+    """Memory operations emitted through one builder. Offsets count elements, or bits of a packed tensor."""
+
+    def __init__(self, builder: ir.IRBuilder, target: Any) -> None:
+        self.b, self.target = builder, target
+
+    # -- types in memory -----------------------------------------------------------------------------------------------
+    def _memory_type(self, dt: DType) -> ir.Type:
+        return I8 if dt.kind == "bool" else storage_type(dt)
+
+    def _from_memory(self, x: ir.Value, dt: DType) -> ir.Value:
+        return self.b.icmp_unsigned("!=", x, full_like(x, 0)) if dt.kind == "bool" else x
+
+    def _to_memory(self, x: ir.Value, dt: DType) -> ir.Value:
+        if dt.kind != "bool":
+            return x
+        return self.b.zext(x, ir.VectorType(I8, x.type.count) if isinstance(x.type, ir.VectorType) else I8)
+
+    def _intrinsic(self, name: str, result: ir.Type, args: Sequence[ir.Value]) -> Any:
+        module = self.b.module
+        fn = module.globals.get(name)
+        if fn is None:
+            fn = ir.Function(module, ir.FunctionType(result, [a.type for a in args]), name)
+        return self.b.call(fn, list(args))
+
+    # -- elements next to each other -------------------------------------------------------------------------------------
+    def load(self, dt: DType, packed: bool, base: ir.Value, offset: ir.Value, lanes: int | None,
+             mask: ir.Value | None) -> ir.Value:
+        if packed:
+            return self._load_bits(dt, base, offset, lanes, mask)
+        t = self._memory_type(dt)
+        at = self.b.gep(base, [offset], source_etype=t)
+        if lanes is None:
+            if mask is None:
+                return self._from_memory(self.b.load(at, typ=t, align=1), dt)
+            return self._guarded_load(at, t, dt, mask)
+        vector = ir.VectorType(t, lanes)
+        if mask is None:
+            return self._from_memory(self.b.load(at, typ=vector, align=1), dt)
+        value = self._intrinsic(f"llvm.masked.load.{type_name(vector)}.p0", vector,
+                                [at, I32(1), mask, constant(vector, 0)])
+        return self._from_memory(value, dt)
+
+    def _guarded_load(self, at: ir.Value, t: ir.Type, dt: DType, mask: ir.Value) -> ir.Value:
+        """A scalar read that happens only where the mask holds, 0 otherwise."""
+        vector = ir.VectorType(t, 1)
+        lanes = self.b.insert_element(ir.Constant(ir.VectorType(I1, 1), ir.Undefined), mask, I32(0))
+        value = self._intrinsic(f"llvm.masked.load.{type_name(vector)}.p0", vector,
+                                [at, I32(1), lanes, constant(vector, 0)])
+        return self._from_memory(self.b.extract_element(value, I32(0)), dt)
+
+    def store(self, dt: DType, packed: bool, base: ir.Value, offset: ir.Value, value: ir.Value,
+              mask: ir.Value | None) -> None:
+        if packed:
+            self._store_bits(dt, base, offset, value, mask)
+            return
+        value = self._to_memory(value, dt)
+        t = self._memory_type(dt)
+        at = self.b.gep(base, [offset], source_etype=t)
+        if mask is None:
+            self.b.store(value, at, align=1)
+            return
+        if not isinstance(value.type, ir.VectorType):
+            with self.b.if_then(mask):
+                self.b.store(value, at, align=1)
+            return
+        self._intrinsic(f"llvm.masked.store.{type_name(value.type)}.p0", ir.VoidType(), [value, at, I32(1), mask])
+
+    # -- elements anywhere -----------------------------------------------------------------------------------------------
+    def gather(self, dt: DType, packed: bool, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:
+        if packed:
+            return self._gather_bits(dt, base, offsets, mask)
+        t = ir.VectorType(self._memory_type(dt), offsets.type.count)
+        pointers = self._pointers(base, offsets, t.element)
+        every = mask if mask is not None else constant(ir.VectorType(I1, t.count), 1)
+        value = self._intrinsic(f"llvm.masked.gather.{type_name(t)}.v{t.count}p0", t,
+                                [pointers, I32(1), every, constant(t, 0)])
+        return self._from_memory(value, dt)
+
+    def _pointers(self, base: ir.Value, offsets: ir.Value, element: ir.Type) -> ir.Value:
+        width = element.width // 8 if isinstance(element, ir.IntType) else {"half": 2, "float": 4, "double": 8}[
+            str(element)]
+        lanes = offsets.type.count
+        start = self._splat(self.b.ptrtoint(base, I64), lanes)
+        return self.b.inttoptr(self.b.add(start, self.b.mul(offsets, full_like(offsets, width))),
+                               ir.VectorType(PTR, lanes))
+
+    def _splat(self, x: ir.Value, lanes: int) -> ir.Value:
+        t = ir.VectorType(x.type, lanes)
+        first = self.b.insert_element(ir.Constant(t, ir.Undefined), x, I32(0))
+        return self.b.shuffle_vector(first, ir.Constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
+
+    def scatter(self, dt: DType, packed: bool, base: ir.Value, offsets: ir.Value, value: ir.Value,
+                mask: ir.Value | None) -> None:
+        if packed:
+            for lane in range(value.type.count):
+                i = I32(lane)
+                self._store_bits(dt, base, self.b.extract_element(offsets, i), self.b.extract_element(value, i),
+                                 self.b.extract_element(mask, i) if mask is not None else None)
+            return
+        value = self._to_memory(value, dt)
+        every = mask if mask is not None else constant(ir.VectorType(I1, value.type.count), 1)
+        self._intrinsic(f"llvm.masked.scatter.{type_name(value.type)}.v{value.type.count}p0", ir.VoidType(),
+                        [value, self._pointers(base, offsets, value.type.element), I32(1), every])
+
+    # -- bit streams -----------------------------------------------------------------------------------------------------
+    def _load_bits(self, dt: DType, base: ir.Value, offset: ir.Value, lanes: int | None,
+                   mask: ir.Value | None) -> ir.Value:
+        count = lanes or 1
+        step = self.b.mul(ir.Constant(ir.VectorType(I64, count), list(range(count))),
+                          constant(ir.VectorType(I64, count), dt.bits))
+        offsets = self.b.add(self._splat(offset, count), step)
+        if mask is not None and lanes is None:
+            mask = self.b.insert_element(ir.Constant(ir.VectorType(I1, 1), ir.Undefined), mask, I32(0))
+        value = self._gather_bits(dt, base, offsets, mask)
+        return value if lanes is not None else self.b.extract_element(value, I32(0))
+
+    def _gather_bits(self, dt: DType, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """Elements at bit offsets, read byte by byte so that nothing past the last byte is touched."""
+        b, lanes = self.b, offsets.type.count
+        first = b.lshr(offsets, full_like(offsets, 3))
+        shift = b.and_(offsets, full_like(offsets, 7))
+        every = mask if mask is not None else constant(ir.VectorType(I1, lanes), 1)
+        word: ir.Value = constant(ir.VectorType(I64, lanes), 0)
+        for byte in range((dt.bits + 14) // 8):
+            needed = b.icmp_unsigned(">", b.add(shift, full_like(shift, dt.bits)), full_like(shift, 8 * byte))
+            at = self._pointers(base, b.add(first, full_like(first, byte)), I8)
+            t = ir.VectorType(I8, lanes)
+            value = self._intrinsic(f"llvm.masked.gather.{type_name(t)}.v{lanes}p0", t,
+                                    [at, I32(1), b.and_(every, needed), constant(t, 0)])
+            word = b.or_(word, b.shl(b.zext(value, word.type), full_like(word, 8 * byte)))
+        code = b.and_(b.lshr(word, shift), full_like(word, (1 << dt.bits) - 1))
+        t = storage_type(dt)
+        if isinstance(t, ir.IntType) and t.width == 1:
+            return b.icmp_unsigned("!=", code, full_like(code, 0))
+        narrow = b.trunc(code, ir.VectorType(t, lanes)) if t.width < 64 else code
+        return Numbers(b).wrap(narrow, dt)
+
+    def _store_bits(self, dt: DType, base: ir.Value, offset: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
+        """Writes elements into a bit stream byte by byte, atomically: neighbours in a byte may belong to others."""
+        b = self.b
+        lanes = value.type.count if isinstance(value.type, ir.VectorType) else None
+        for lane in range(lanes or 1):
+            x = value if lanes is None else b.extract_element(value, I32(lane))
+            on = mask if mask is None or lanes is None else b.extract_element(mask, I32(lane))
+            at = b.add(offset, I64(lane * dt.bits))
+            code = b.zext(x, I64) if x.type.width < 64 else x
+            code = b.and_(code, I64((1 << dt.bits) - 1))
+
+            def write(code: ir.Value = code, at: ir.Value = at) -> None:
+                first, shift = b.lshr(at, I64(3)), b.and_(at, I64(7))
+                ones = b.shl(I64((1 << dt.bits) - 1), shift)
+                bits = b.shl(code, shift)
+                for byte in range((dt.bits + 14) // 8):
+                    keep = b.trunc(b.lshr(ones, I64(8 * byte)), I8)
+                    with b.if_then(b.icmp_unsigned("!=", keep, I8(0))):
+                        place = b.gep(base, [b.add(first, I64(byte))], source_etype=I8)
+                        b.atomic_rmw("and", place, b.not_(keep), "monotonic")
+                        b.atomic_rmw("or", place, b.trunc(b.lshr(bits, I64(8 * byte)), I8), "monotonic")
+            if on is None:
+                write()
+            else:
+                with b.if_then(on):
+                    write()
+
+    # -- atomics ---------------------------------------------------------------------------------------------------------
+    def atomic(self, dt: DType, kind: str, base: ir.Value, offset: ir.Value, args: Sequence[ir.Value]) -> ir.Value:
+        """One update with sequential consistency; floats go through compare and swap of their bits."""
+        b, t = self.b, storage_type(dt)
+        at = b.gep(base, [offset], source_etype=t)
+        bits = ir.IntType(dt.bits)
+        if kind == "cas":
+            expected, new = (b.bitcast(a, bits) for a in args)
+            return b.bitcast(b.extract_value(b.cmpxchg(at, expected, new, "seq_cst", "seq_cst"), 0), t)
+        if dt.kind != "float":
+            name = {"add": "add", "max": "max" if dt.kind == "int" else "umax",
+                    "min": "min" if dt.kind == "int" else "umin"}[kind]
+            return b.atomic_rmw(name, at, args[0], "seq_cst")
+        from tilelang.backends.cpu import math
+        start, loop, done = b.block, b.append_basic_block("retry"), b.append_basic_block("swapped")
+        first = b.load(at, typ=bits, align=1)
+        b.branch(loop)
+        b.position_at_end(loop)
+        seen = b.phi(bits)
+        seen.add_incoming(first, start)
+        old = b.bitcast(seen, t)
+        new = b.fadd(old, args[0]) if kind == "add" else math.emit(b, kind, [old, args[0]])
+        pair = b.cmpxchg(at, seen, b.bitcast(new, bits), "seq_cst", "seq_cst")
+        seen.add_incoming(b.extract_value(pair, 0), loop)
+        b.cbranch(b.extract_value(pair, 1), done, loop)
+        b.position_at_end(done)
+        return old
+
+    # -- dot instructions ------------------------------------------------------------------------------------------------
+    def dot_groups(self, acc: ir.Value, x: ir.Value, y: ir.Value, a: DType, b_type: DType) -> ir.Value:
+        """acc + grouped products by the machine's instruction for these types (see `dots.ROWS`)."""
+        lanes = acc.type.count
+        full = self.target.vector_bytes // 4
+        if lanes < full:  # the instruction works on whole registers
+            group = x.type.count // lanes
+            wide = self.dot_groups(self._resize(acc, full), self._resize(x, full * group),
+                                   self._resize(y, full * group), a, b_type)
+            return self._resize(wide, lanes)
+        bits = 8 * self.target.vector_bytes
+        if a.bits == 8:
+            t = ir.VectorType(I8, 4 * full)
+            return self._intrinsic(f"llvm.x86.avx512.vpdpbusd.{bits}", acc.type, [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)])
+        name = "llvm.x86.avx512.pmaddw.d.512" if bits == 512 else "llvm.x86.avx2.pmadd.wd"
+        return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
+
+    def _resize(self, x: ir.Value, lanes: int) -> ir.Value:
+        have = x.type.count
+        mask = ir.Constant(ir.VectorType(I32, lanes), [min(i, have) if i >= have else i for i in range(lanes)])
+        return self.b.shuffle_vector(x, constant(x.type, 0), mask)

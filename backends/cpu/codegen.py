@@ -1,0 +1,530 @@
+"""THREAD to LLVM IR: one case per operation, and the function that runs a range of programs of the grid."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from tilelang.backends.cpu import math
+from tilelang.backends.cpu.access import Access
+from tilelang.backends.cpu.numbers import I8, I32, I64, Numbers, constant, full_like, intrinsic, storage_type
+from tilelang.errors import TargetError
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
+from tilelang.ir.dtypes import DType
+
+PTR = ir.PointerType()
+_ARITHMETIC = {"add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv")}
+_COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_LOGIC = {"and": "and_", "or": "or_", "xor": "xor"}
+_REDUCE = {"sum": ("add", "fadd"), "prod": ("mul", "fmul"), "max": ("max", "fmaximum"), "min": ("min", "fminimum"),
+           "any": ("or", ""), "all": ("and", "")}
+
+
+def slots(params: Sequence[Value]) -> dict[Any, int]:
+    """Position of every run-time value in the context, an array of i64: ("data", p), ("shape", p, axis), …"""
+    out: dict[Any, int] = {}
+    for p, v in enumerate(params):
+        t = v.type
+        if isinstance(t, TensorType):
+            out[("data", p)] = len(out)
+            for what in ("shape", "stride"):
+                for axis in range(t.rank):
+                    out[(what, p, axis)] = len(out)
+        else:
+            out[("value", p)] = len(out)
+    out["workers"] = len(out)
+    return out
+
+
+def generate(fn: Function, target: Any) -> ir.Module:
+    """The module of a THREAD function: `tl_count(ctx) -> i64`, the number of programs, and
+    `tl_body(ctx, begin, end, scratch) -> i32`, which runs a range of them."""
+    module = ir.Module(fn.name)
+    module.triple, module.data_layout = target.triple, target.data_layout
+    count = ir.Function(module, ir.FunctionType(I64, [PTR]), "tl_count")
+    _Generator(fn, count, target).count()
+    body = ir.Function(module, ir.FunctionType(I32, [PTR, I64, I64, PTR]), "tl_body")
+    for argument in (0, 3):
+        body.args[argument].add_attribute("noalias")
+    _Generator(fn, body, target).body()
+    return module
+
+
+def scratch_bytes(fn: Function) -> int:
+    """Scratch memory of one worker, a multiple of 64."""
+    return sum(_size(op) for op in fn.body.ops if op.name == "alloc")
+
+
+def _size(op: Op) -> int:
+    size = op.attrs["dtype"].storage.itemsize
+    for e in op.attrs["shape"]:
+        size *= e
+    return -(-size // 64) * 64
+
+
+class _Generator:
+    def __init__(self, fn: Function, function: ir.Function, target: Any) -> None:
+        self.fn, self.function, self.target = fn, function, target
+        self.b = ir.IRBuilder(function.append_basic_block("entry"))
+        self.slots = slots(fn.params)
+        self.values: dict[Value, ir.Value] = {}
+        self.params = {v: i for i, v in enumerate(fn.params)}
+        self.context: dict[Any, ir.Value] = {}
+        self.linear: ir.Value | None = None
+        self.extents: list[ir.Value] = []
+        self.scratch_at = 0
+
+    # -- the two functions ---------------------------------------------------------------------------------------------
+    def _load_context(self) -> None:
+        ctx = self.function.args[0]
+        for key, at in self.slots.items():
+            self.context[key] = self.b.load(self.b.gep(ctx, [I64(at)], source_etype=I64), typ=I64)
+        for v, p in self.params.items():
+            if isinstance(v.type, TileType):
+                self.values[v] = self._from_slot(self.context[("value", p)], v.dtype)
+            else:
+                self.values[v] = self.b.inttoptr(self.context[("data", p)], PTR)
+
+    def _from_slot(self, x: ir.Value, dt: DType) -> ir.Value:
+        t = storage_type(dt)
+        if isinstance(t, ir.IntType):
+            return self.b.trunc(x, t) if t.width < 64 else x
+        if dt.name == "f64":
+            return self.b.bitcast(x, t)
+        narrow = self.b.trunc(x, ir.IntType(dt.bits))
+        return self.b.bitcast(narrow, t)
+
+    def count(self) -> None:
+        self._load_context()
+        for op in self.fn.body.ops:
+            if op.name == "grid":
+                total: ir.Value = I64(1)
+                for v in op.operands:
+                    n = self.b.sext(self.values[v], I64)
+                    zero = self.b.icmp_signed("<", n, I64(0))
+                    total = self.b.mul(total, self.b.select(zero, I64(0), n))
+                self.b.ret(total)
+                return
+            if op.effects or op.regions:
+                break
+            if op.name != "alloc":
+                self.op(op)
+        self.b.ret(I64(1))
+
+    def body(self) -> None:
+        self._load_context()
+        _, begin, end, scratch = self.function.args
+        for op in self.fn.body.ops:
+            if op.name == "alloc":
+                self.values[op.result] = self.b.gep(scratch, [I64(self.scratch_at)], source_etype=I8)
+                self.scratch_at += _size(op)
+        head, done = self.function.append_basic_block("program"), self.function.append_basic_block("done")
+        entry = self.b.block
+        self.b.cbranch(self.b.icmp_signed("<", begin, end), head, done)
+        self.b.position_at_end(head)
+        self.linear = self.b.phi(I64)
+        self.linear.add_incoming(begin, entry)
+        self.run(self.fn.body)
+        following = self.b.add(self.linear, I64(1))
+        self.linear.add_incoming(following, self.b.block)
+        self.b.cbranch(self.b.icmp_signed("<", following, end), head, done)
+        self.b.position_at_end(done)
+        self.b.ret(I32(0))
+
+    # -- operations ----------------------------------------------------------------------------------------------------
+    def run(self, region: Region) -> list[ir.Value]:
+        """Emits the operations of a region; gives what it yields."""
+        for op in region.ops:
+            if op.name == "yield":
+                return [self.values[v] for v in op.operands]
+            if op.name != "alloc":
+                self.op(op)
+        return []
+
+    def op(self, op: Op) -> None:
+        rule: Callable[[Op], Any] | None = getattr(self, f"op_{op.name}", None)
+        if rule is None:
+            rule = self._elementwise
+        out = rule(op)
+        if op.results:
+            outs = out if isinstance(out, list) else [out]
+            self.values.update(zip(op.results, outs, strict=True))
+
+    def args(self, op: Op) -> list[ir.Value]:
+        return [self.values[v] for v in op.operands]
+
+    def type_of(self, t: Type) -> ir.Type:
+        assert isinstance(t, TileType)
+        element = storage_type(t.dtype)
+        return ir.VectorType(element, t.shape[0]) if t.shape else element
+
+    # -- elementwise ---------------------------------------------------------------------------------------------------
+    def _elementwise(self, op: Op) -> ir.Value:
+        numbers, dt = Numbers(self.b), op.operands[0].dtype if op.operands else None
+        args = self.args(op)
+        if dt is None:
+            raise TargetError(f"`{op.name}` cannot be compiled for the CPU yet", loc=op.loc,
+                              needs="an operation with a CPU form", got=op.name,
+                              try_="run the kernel with kernel.reference(...)")
+        if dt.name in ("f16", "bf16"):
+            wide = [numbers.to_float(a, dt, wide=False) for a in args]
+            out = self._float(op, wide)
+            return out if op.result.dtype.kind == "bool" else numbers.from_float(out, dt)
+        if dt.kind == "float":
+            return self._float(op, args)
+        return numbers.wrap(self._integer(op, args, dt), dt) if op.result.dtype.kind != "bool" \
+            else self._integer(op, args, dt)
+
+    def _float(self, op: Op, args: list[ir.Value]) -> ir.Value:
+        b, name = self.b, op.name
+        if name in _ARITHMETIC:
+            return getattr(b, _ARITHMETIC[name][1])(*args)
+        if name in _COMPARE:
+            compare = b.fcmp_unordered if name == "ne" else b.fcmp_ordered
+            return compare(_COMPARE[name], *args)
+        if name == "neg":
+            return b.fneg(args[0])
+        if name in ("floordiv", "mod"):
+            quotient = math.emit(b, "floor", [b.fdiv(*args)])
+            return quotient if name == "floordiv" else b.fsub(args[0], b.fmul(args[1], quotient))
+        return math.emit(b, name, args)
+
+    def _integer(self, op: Op, args: list[ir.Value], dt: DType) -> ir.Value:
+        b, name, signed = self.b, op.name, dt.kind == "int"
+        if name in _ARITHMETIC:
+            return getattr(b, _ARITHMETIC[name][0])(*args)
+        if name in _LOGIC:
+            return getattr(b, _LOGIC[name])(*args)
+        if name in _COMPARE:
+            return (b.icmp_signed if signed else b.icmp_unsigned)(_COMPARE[name], *args)
+        if name in ("min", "max"):
+            less = (b.icmp_signed if signed else b.icmp_unsigned)("<", *args)
+            first, second = args if name == "min" else args[::-1]
+            return b.select(less, first, second)
+        zero = full_like(args[0], 0)
+        if name == "neg":
+            return b.neg(args[0])
+        if name == "not":
+            return b.not_(args[0])
+        if name == "abs":
+            return b.select(b.icmp_signed("<", args[0], zero), b.neg(args[0]), args[0]) if signed else args[0]
+        if name == "fma":
+            return b.add(b.mul(args[0], args[1]), args[2])
+        if name in ("shl", "shr"):
+            return self._shift(name, args, dt)
+        if name == "popcount":
+            bits = args[0] if dt.bits == 1 else b.and_(args[0], full_like(args[0], (1 << dt.bits) - 1))
+            fn = intrinsic(b.module, "llvm.ctpop", [bits.type], ir.FunctionType(bits.type, [bits.type]))
+            return b.call(fn, [bits])
+        if name in ("floordiv", "mod"):
+            return self._divide(name, args, signed)
+        raise TargetError(f"`{name}` of {dt} cannot be compiled for the CPU yet", loc=op.loc, needs="floats", got=str(dt),
+                          try_="cast to tile.f32 first")
+
+    def _shift(self, name: str, args: list[ir.Value], dt: DType) -> ir.Value:
+        b, (x, count) = self.b, args
+        inside = b.icmp_unsigned("<", count, full_like(count, dt.bits)) if dt.bits > 1 else \
+            b.icmp_unsigned("==", count, full_like(count, 0))
+        safe = b.select(inside, count, full_like(count, 0))
+        zero = full_like(x, 0)
+        if name == "shl":
+            return b.select(inside, b.shl(x, safe), zero)
+        if dt.kind != "int":
+            return b.select(inside, b.lshr(x, safe), zero)
+        fill = b.select(b.icmp_signed("<", x, zero), full_like(x, -1), zero)
+        return b.select(inside, b.ashr(x, safe), fill)
+
+    def _divide(self, name: str, args: list[ir.Value], signed: bool) -> ir.Value:
+        """Floor division without traps: x // 0 and x % 0 are 0, the most negative // -1 wraps."""
+        b, (x, y) = self.b, args
+        zero, one = full_like(x, 0), full_like(x, 1)
+        none = b.icmp_signed("==", y, zero)
+        if not signed:
+            safe = b.select(none, one, y)
+            return b.select(none, zero, b.udiv(x, safe) if name == "floordiv" else b.urem(x, safe))
+        minus = b.icmp_signed("==", y, full_like(y, -1))
+        safe = b.select(b.or_(none, minus), one, y)
+        quotient, rest = b.sdiv(x, safe), b.srem(x, safe)
+        differ = b.and_(b.icmp_signed("!=", rest, zero),
+                        b.icmp_signed("<", b.xor(rest, safe), zero))
+        if name == "floordiv":
+            out = b.select(minus, b.neg(x), b.sub(quotient, b.zext(differ, x.type)))
+        else:
+            out = b.select(minus, zero, b.select(differ, b.add(rest, safe), rest))
+        return b.select(none, zero, out)
+
+    def op_where(self, op: Op) -> ir.Value:
+        return self.b.select(*self.args(op))
+
+    def op_cast(self, op: Op) -> ir.Value:
+        return Numbers(self.b).cast(self.args(op)[0], op.operands[0].dtype, op.attrs["dtype"])
+
+    def op_bitcast(self, op: Op) -> ir.Value:
+        numbers, (x,), src, dst = Numbers(self.b), self.args(op), op.operands[0].dtype, op.attrs["dtype"]
+        t = self.type_of(op.result.type)
+        if x.type == t and src.bits == 8 * src.storage.itemsize:
+            return x
+        if src.bits == 8 * src.storage.itemsize and src.kind != "bool":
+            return self.b.bitcast(x, t)
+        if src.kind == "bool" or dst.kind == "bool":
+            return numbers.cast(x, src, dst)
+        masked = self.b.and_(x, full_like(x, (1 << src.bits) - 1))
+        return numbers.wrap(masked, dst)
+
+    # -- constants and vectors -------------------------------------------------------------------------------------------
+    def op_const(self, op: Op) -> ir.Value:
+        return constant(storage_type(op.attrs["dtype"]), self._number(op.eval(None), op.attrs["dtype"]))
+
+    def _number(self, value: Any, dt: DType) -> Any:
+        return float(value) if dt.name in ("f16", "f32", "f64") else int(value)
+
+    def op_const_tile(self, op: Op) -> ir.Value:
+        return ir.Constant(self.type_of(op.result.type),
+                           [self._number(v, op.attrs["dtype"]) for v in op.eval(None)])
+
+    def op_arange(self, op: Op) -> ir.Value:
+        start, size = op.attrs["start"], op.attrs["size"]
+        return ir.Constant(ir.VectorType(I32, size), list(range(start, start + size)))
+
+    def op_broadcast(self, op: Op) -> ir.Value:
+        (x,), t = self.args(op), self.type_of(op.result.type)
+        if x.type == t:
+            return x
+        if isinstance(x.type, ir.VectorType):
+            x = self.b.extract_element(x, I32(0))
+        return self._splat(x, t.count)
+
+    def _splat(self, x: ir.Value, lanes: int) -> ir.Value:
+        t = ir.VectorType(x.type, lanes)
+        if isinstance(x, ir.Constant):
+            return ir.Constant(t, [x.constant] * lanes)
+        first = self.b.insert_element(ir.Constant(t, ir.Undefined), x, I32(0))
+        return self.b.shuffle_vector(first, ir.Constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
+
+    def shuffle(self, x: ir.Value, y: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
+        mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        return self.b.shuffle_vector(x, y if y is not None else ir.Constant(x.type, ir.Undefined), mask)
+
+    def op_extract(self, op: Op) -> ir.Value:
+        return self.b.extract_element(self.args(op)[0], I32(op.attrs["lane"]))
+
+    def op_slice(self, op: Op) -> ir.Value:
+        (start,), (size,), (step,) = op.attrs["starts"], op.attrs["shape"], op.attrs["steps"]
+        return self.shuffle(self.args(op)[0], None, [start + i * step for i in range(size)])
+
+    def op_repeat(self, op: Op) -> ir.Value:
+        (x,) = self.args(op)
+        wide = self.b.bitcast(x, ir.IntType(x.type.count * x.type.element.width))
+        return self.b.bitcast(self._splat(wide, op.attrs["times"]), self.type_of(op.result.type))
+
+    def op_interleave(self, op: Op) -> ir.Value:
+        vectors = self.args(op)
+        while len(vectors) > 1:  # pairs far apart first, so that the lanes come out in order
+            half, n = len(vectors) // 2, vectors[0].type.count
+            lanes = [lane for i in range(n) for lane in (i, n + i)]
+            vectors = [self.shuffle(vectors[i], vectors[half + i], lanes) for i in range(half)]
+        return vectors[0]
+
+    def op_transpose(self, op: Op) -> list[ir.Value]:
+        rows, columns = self.args(op), op.operands[0].shape[0]
+        n = len(rows)
+        if n & (n - 1) or columns & (columns - 1) or n == 1 or columns == 1:
+            out = []
+            for j in range(columns):
+                v = ir.Constant(ir.VectorType(rows[0].type.element, n), ir.Undefined)
+                for i, row in enumerate(rows):
+                    v = self.b.insert_element(v, self.b.extract_element(row, I32(j)), I32(i))
+                out.append(v)
+            return out
+        return self._butterfly(rows)
+
+    def _butterfly(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """A butterfly: log2(n) rounds of two-vector shuffles."""
+        n, lanes = len(rows), rows[0].type.count
+        if n != lanes:
+            wide = rows
+            while len(wide) > 1:
+                half, m = len(wide) // 2, wide[0].type.count
+                order = [lane for i in range(m) for lane in (i, m + i)]
+                wide = [self.shuffle(wide[i], wide[half + i], order) for i in range(half)]
+            return [self.shuffle(wide[0], None, range(j * n, (j + 1) * n)) for j in range(lanes)]
+        step = 1
+        while step < n:
+            low = [(i - step + n) if (i // step) % 2 else i for i in range(n)]
+            high = [i + n if (i // step) % 2 else i + step for i in range(n)]
+            out = list(rows)
+            for i in range(n):
+                if not (i // step) % 2:
+                    out[i] = self.shuffle(rows[i], rows[i + step], low)
+                    out[i + step] = self.shuffle(rows[i], rows[i + step], high)
+            rows = out
+            step *= 2
+        return rows
+
+    def op_reduce(self, op: Op) -> ir.Value:
+        (x,), kind, dt = self.args(op), op.attrs["kind"], op.operands[0].dtype
+        if not isinstance(x.type, ir.VectorType):
+            return x
+        numbers = Numbers(self.b)
+        if dt.name in ("f16", "bf16"):
+            return numbers.from_float(self._fold(numbers.to_float(x, dt, wide=False), kind, "float"), dt)
+        out = self._fold(x, kind, dt.kind)
+        return numbers.wrap(out, dt) if dt.kind in ("int", "uint") else out
+
+    def _fold(self, x: ir.Value, kind: str, number: str) -> ir.Value:
+        """Halves a vector by lane-wise combination, a fixed order; odd lanes are combined last."""
+        integer, floating = _REDUCE[kind]
+        rest: list[ir.Value] = []
+        element = x.type.element
+        while x.type.count > 1:
+            n = x.type.count
+            if n % 2:
+                rest.append(self.b.extract_element(x, I32(n - 1)))
+                n -= 1
+                if n == 0:
+                    break
+            x = self._pair(self.shuffle(x, None, range(n // 2)), self.shuffle(x, None, range(n // 2, n)), integer,
+                           floating, number)
+        out = self.b.extract_element(x, I32(0))
+        for value in rest:
+            out = self._pair(out, value, integer, floating, number)
+        assert out.type == element
+        return out
+
+    def _pair(self, x: ir.Value, y: ir.Value, integer: str, floating: str, number: str) -> ir.Value:
+        b = self.b
+        if number == "float":
+            return b.fadd(x, y) if floating == "fadd" else b.fmul(x, y) if floating == "fmul" else \
+                math.emit(b, floating[1:4], [x, y])
+        if integer in ("min", "max"):
+            compare = b.icmp_signed if number == "int" else b.icmp_unsigned
+            return b.select(compare("<" if integer == "min" else ">", x, y), x, y)
+        return {"add": b.add, "mul": b.mul, "or": b.or_, "and": b.and_}[integer](x, y)
+
+    def op_dot_groups(self, op: Op) -> ir.Value:
+        acc, x, y = self.args(op)
+        return Access(self.b, self.target).dot_groups(acc, x, y, op.operands[1].dtype, op.operands[2].dtype)
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+    def op_dim(self, op: Op) -> ir.Value:
+        memory, axis = op.operands[0], op.attrs["axis"]
+        if isinstance(memory.type, BufferType):
+            return I32(memory.type.shape[axis])
+        return self.b.trunc(self.context[("shape", self.params[memory], axis)], I32)
+
+    def op_stride(self, op: Op) -> ir.Value:
+        return self.context[("stride", self.params[op.operands[0]], op.attrs["axis"])]
+
+    def _access(self, op: Op) -> tuple[Access, DType, bool, list[ir.Value]]:
+        memory = op.operands[0]
+        packed = isinstance(memory.type, TensorType) and memory.dtype.bits % 8 != 0
+        return Access(self.b, self.target), memory.dtype, packed, self.args(op)
+
+    def op_ld(self, op: Op) -> ir.Value:
+        access, dt, packed, args = self._access(op)
+        return access.load(dt, packed, args[0], args[1], op.attrs["lanes"], args[2] if len(args) > 2 else None)
+
+    def op_ld_gather(self, op: Op) -> ir.Value:
+        access, dt, packed, args = self._access(op)
+        return access.gather(dt, packed, args[0], args[1], args[2] if len(args) > 2 else None)
+
+    def op_st(self, op: Op) -> None:
+        access, dt, packed, args = self._access(op)
+        access.store(dt, packed, args[0], args[1], args[2], args[3] if len(args) > 3 else None)
+
+    def op_st_scatter(self, op: Op) -> None:
+        access, dt, packed, args = self._access(op)
+        access.scatter(dt, packed, args[0], args[1], args[2], args[3] if len(args) > 3 else None)
+
+    def op_atomic_rmw(self, op: Op) -> ir.Value:
+        access, dt, _, args = self._access(op)
+        return access.atomic(dt, op.attrs["kind"], args[0], args[1], args[2:])
+
+    # -- control -------------------------------------------------------------------------------------------------------
+    def op_grid(self, op: Op) -> list[ir.Value]:
+        assert self.linear is not None
+        rest: ir.Value = self.linear
+        out: list[ir.Value] = []
+        for v in reversed(op.operands[1:]):
+            n = self.b.sext(self.values[v], I64)
+            out.insert(0, self.b.trunc(self.b.srem(rest, n), I32))
+            rest = self.b.sdiv(rest, n)
+        return [self.b.trunc(rest, I32), *out]
+
+    def op_num_workers(self, op: Op) -> ir.Value:
+        return self.b.trunc(self.context["workers"], I32)
+
+    def op_for(self, op: Op) -> list[ir.Value]:
+        lo, hi, step, *inits = self.args(op)
+        signed = op.operands[0].dtype.kind == "int"
+        compare = self.b.icmp_signed if signed else self.b.icmp_unsigned
+        head, body, done = (self.function.append_basic_block(n) for n in ("for", "body", "end"))
+        entry = self.b.block
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        phis = [self.b.phi(v.type) for v in (lo, *inits)]
+        for phi, init in zip(phis, (lo, *inits), strict=True):
+            phi.add_incoming(init, entry)
+        self.b.cbranch(compare("<", phis[0], hi), body, done)
+        self.b.position_at_end(body)
+        region = op.regions[0]
+        self.values.update(zip(region.args, phis, strict=True))
+        nexts = self.run(region)
+        following = self.b.add(phis[0], step, flags=("nsw",) if signed and phis[0].type.width == 64 else ())
+        for phi, value in zip(phis, (following, *nexts), strict=True):
+            phi.add_incoming(value, self.b.block)
+        self.b.branch(head)
+        self.b.position_at_end(done)
+        return list(phis[1:])
+
+    def op_while(self, op: Op) -> list[ir.Value]:
+        inits = self.args(op)
+        head, body, done = (self.function.append_basic_block(n) for n in ("while", "body", "end"))
+        entry = self.b.block
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        phis = [self.b.phi(v.type) for v in inits]
+        for phi, init in zip(phis, inits, strict=True):
+            phi.add_incoming(init, entry)
+        self.values.update(zip(op.regions[0].args, phis, strict=True))
+        (test,) = self.run(op.regions[0])
+        self.b.cbranch(test, body, done)
+        self.b.position_at_end(body)
+        self.values.update(zip(op.regions[1].args, phis, strict=True))
+        for phi, value in zip(phis, self.run(op.regions[1]), strict=True):
+            phi.add_incoming(value, self.b.block)
+        self.b.branch(head)
+        self.b.position_at_end(done)
+        return list(phis)
+
+    def op_if(self, op: Op) -> list[ir.Value]:
+        (test,) = self.args(op)
+        sides = [self.function.append_basic_block(n) for n in ("then", "else")]
+        done = self.function.append_basic_block("end")
+        self.b.cbranch(test, *sides)
+        outs = []
+        for side, region in zip(sides, op.regions, strict=True):
+            self.b.position_at_end(side)
+            values = self.run(region)
+            outs.append((values, self.b.block))
+            self.b.branch(done)
+        self.b.position_at_end(done)
+        phis = []
+        for i, r in enumerate(op.results):
+            phi = self.b.phi(self.type_of(r.type))
+            for values, block in outs:
+                phi.add_incoming(values[i], block)
+            phis.append(phi)
+        return phis
+
+    def op_assert(self, op: Op) -> None:
+        """A false assertion ends the range with its number, counted from 1 over the function."""
+        numbers = [o for o in self.fn.walk() if o.name == "assert"]
+        failed, after = self.function.append_basic_block("failed"), self.function.append_basic_block("held")
+        self.b.cbranch(self.args(op)[0], after, failed)
+        self.b.position_at_end(failed)
+        self.b.ret(I32(1 + numbers.index(op)))
+        self.b.position_at_end(after)
+
+

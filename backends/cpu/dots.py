@@ -1,0 +1,96 @@
+"""How `dot` runs on a CPU: one row per multiply-accumulate instruction, and the register blocking it uses."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.layouts import SharedLayout
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """acc[n] += sum over a group of `group` consecutive k of a[k] * b[k, n].
+
+    `a`, `b`, `acc` are dtypes in scratch memory; `feature` is what the host must have; `bias` is added to every
+    element of `a` beforehand (the instruction takes unsigned bytes) and taken off the accumulator again.
+    """
+
+    name: str
+    a: str
+    b: str
+    acc: str
+    group: int = 1
+    feature: str = ""
+    bias: int = 0
+
+
+ROWS = (
+    DotRow("fma f32", "f32", "f32", "f32"),
+    DotRow("fma f64", "f64", "f64", "f64"),
+    DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni"),
+    DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni", bias=128),
+    DotRow("vpmaddwd", "i16", "i16", "i32", 2, "avx2"),
+    DotRow("mul i32", "i32", "i32", "i32"),
+    DotRow("mul i64", "i64", "i64", "i64"),
+)
+
+
+def _holds(wide: DType, narrow: DType, bias: int) -> bool:
+    lo, hi = narrow.min + bias, narrow.max + bias
+    return bool(wide.min <= lo and hi <= wide.max)
+
+
+def choose(a: DType, b: DType, acc: DType, k: int, features: frozenset[str]) -> DotRow:
+    """The first row that computes this exactly."""
+    for row in ROWS:
+        if row.acc != acc.name or k % row.group or (row.feature and row.feature not in features):
+            continue
+        if acc.kind == "float" or row.acc == "i64" or row.name == "mul i32":
+            return row
+        if _holds(dtype(row.a), a, row.bias) and _holds(dtype(row.b), b, 0):
+            return row
+    raise AssertionError("the last rows take everything")
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Register block of `rows` x (`vectors` x `lanes`) accumulators."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def blocking(row: DotRow, target: Any) -> Blocking:
+    """Fills the register file: rows * vectors accumulators, one row of `b`, and room for `a`."""
+    lanes = target.vector_bytes // dtype(row.acc).storage.itemsize
+    return Blocking(12, 2, lanes) if target.registers >= 32 else Blocking(6, 2, lanes)
+
+
+def a_layout(shape: tuple[int, ...], size: int) -> SharedLayout:
+    """Row-major with padded rows, so that the rows of one register block do not share a cache set."""
+    k = shape[-1]
+    row = -(-k * size // 64) * 64
+    row += 64 if row % 256 == 0 else 0
+    return _batched(shape, (((shape[-2], row // size),), ((k, 1),)), shape[-2] * row // size)
+
+
+def b_layout(shape: tuple[int, ...], columns: int, group: int) -> SharedLayout:
+    """Panels of `columns` columns, each stored k after k (in groups)."""
+    k, n = shape[-2:]
+    panels = -(-n // columns)
+    rows = ((k // group, columns * group), (group, 1)) if group > 1 else ((k, columns),)
+    return _batched(shape, (rows, ((panels, k * columns), (columns, group))), panels * k * columns)
+
+
+def _batched(shape: tuple[int, ...], matrix: tuple[Any, ...], size: int) -> SharedLayout:
+    dims: list[Any] = []
+    for extent in reversed(shape[:-2]):
+        dims.insert(0, ((extent, size),))
+        size *= extent
+    return SharedLayout((*dims, *matrix))

@@ -1,0 +1,411 @@
+"""lower: turns nests, dots and loops over stored tiles into THREAD code for one core.
+
+requires: PLACED as `place` makes it
+ensures: THREAD: scalars, vectors, scratch buffers and loops
+example: `for … carrying a tile` becomes a loop that updates one buffer in place where no read is in the way
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tilelang.backends.cpu import dots
+from tilelang.backends.cpu.buffers import Buffer, Ix, new_buffer
+from tilelang.backends.cpu.builder import Index, ThreadBuilder
+from tilelang.backends.cpu.microkernel import emit_dot
+from tilelang.backends.cpu.nests import COMBINE, NestLowering, inline_region
+from tilelang.errors import TargetError
+from tilelang.ir import elementwise as ew
+from tilelang.ir import shape as sh
+from tilelang.ir import thread as th
+from tilelang.ir.control import For, If, While
+from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, used_values
+
+
+def lower(fn: Function, target: Any) -> Function:
+    """A new function at level THREAD."""
+    out = Function(fn.name, fn.params, Region(), "thread", fn.loc)
+    lowering = _Lowering(ThreadBuilder(out.body), target)
+    lowering.plan(fn.body, {})
+    lowering.region(fn.body)
+    return out
+
+
+def is_tile(v: Value) -> bool:
+    return isinstance(v.type, TileType) and bool(v.type.shape)
+
+
+class _Lowering:
+    def __init__(self, b: ThreadBuilder, target: Any) -> None:
+        self.b, self.target = b, target
+        self.stored: dict[Value, Buffer] = {}
+        self.scalars: dict[Value, Value] = {}
+        self.home: dict[Value, Value] = {}  # a value -> the carried argument whose buffer it is written to
+        self.nest_of: dict[Value, th.Nest] = {}
+
+    # -- in-place updates ----------------------------------------------------------------------------------------------
+    def plan(self, region: Region, _: dict[Value, Value]) -> None:
+        """Finds carried tiles whose next value can be written over the old one."""
+        for op in region.ops:
+            if isinstance(op, th.Nest):
+                for r in op.results:
+                    self.nest_of[r] = op
+            for inner in op.regions:
+                if not isinstance(op, th.Nest):
+                    self.plan(inner, {})
+            if op.name == "for":
+                for arg, value in zip(op.regions[0].args[1:], op.regions[0].yields, strict=True):
+                    if is_tile(arg):
+                        self._claim(op.regions[0], arg, value)
+
+    def _claim(self, region: Region, arg: Value, value: Value) -> None:
+        """Lets `value` (and the accumulator it is a dot onto) live in the buffer of `arg` where that is safe."""
+        chain: list[Value] = []
+        while value.owner is not None and value.owner in region.ops and value is not arg:
+            chain.append(value)
+            op = value.owner
+            if op.name != "dot" or len(op.operands) < 3 or \
+                    sum(value_used is op.operands[2] for o in region.ops for value_used in _reads(o)) != 1:
+                break
+            value = op.operands[2]
+        if not chain:
+            return
+        first = chain[-1].owner
+        assert first is not None
+        start = region.ops.index(first)
+        for i, op in enumerate(region.ops):
+            if arg not in _reads(op) or i < start:
+                continue
+            aligned = (op is first and isinstance(first, th.Nest) and _aligned(first, chain[-1], arg)) or \
+                (op is first and op.name == "dot" and op.operands[2] is arg and arg not in op.operands[:2])
+            if not aligned:
+                return
+        if first.name not in ("nest", "dot") or any(v in self.home for v in chain):
+            return
+        for v in chain:
+            self.home[v] = arg
+
+    def wanted(self, v: Value) -> Buffer | None:
+        arg = self.home.get(v)
+        return self.stored[arg] if arg is not None else None
+
+    # -- regions -------------------------------------------------------------------------------------------------------
+    def region(self, region: Region) -> None:
+        for op in region.ops:
+            self.b.loc = op.loc
+            self.b.floor = len(self.b.levels) - 1
+            self.b.epoch += 1
+            if isinstance(op, th.Nest):
+                NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes).run()
+                continue
+            rule = getattr(self, f"_lower_{op.name}", None)
+            if rule is not None:
+                rule(op)
+            elif any(map(is_tile, [*op.operands, *op.results])) or op.name in ("view",):
+                raise TargetError(f"`{op.name}` cannot be compiled for the CPU yet", loc=op.loc,
+                                  needs="an operation the CPU backend lowers", got=op.name,
+                                  try_="run the kernel with kernel.reference(...)")
+            else:
+                self._scalar(op)
+
+    def _scalar(self, op: Op) -> None:
+        operands = [self.scalars.get(v, v) for v in op.operands]
+        if op.effects or op.name in ("alloc",):
+            new = self.b.effect(type(op), *operands, **op.attrs)
+        else:
+            new = self.b.pure_op(type(op), *operands, **op.attrs)
+        self.scalars.update(zip(op.results, new.results, strict=True))
+
+    def _lower_alloc(self, op: Op) -> None:
+        size = 1
+        for e in op.attrs["shape"]:
+            size *= e
+        buffer = Value(op.result.type, op.result.name)
+        flat = self.b.alloc(op.attrs["dtype"], size)
+        buffer = flat
+        buffer.type = type(op.result.type)(op.attrs["dtype"], tuple(op.attrs["shape"]), "scratch")
+        assert flat.owner is not None
+        flat.owner.attrs["shape"] = tuple(op.attrs["shape"])
+        self.scalars[op.result] = buffer
+
+    def _lower_const_tile(self, op: Op) -> None:
+        buffer = new_buffer(self.b, op.result.shape, op.result.dtype)
+        self.stored[op.result] = buffer
+        buffer.store(self.b, (Ix(0, op.result.shape[0]),), self.b.pure(sh.ConstTile, **op.attrs))
+
+    def _lower_barrier(self, op: Op) -> None:
+        """One worker runs a whole program: nothing to wait for. The same holds for `commit` and `wait`."""
+
+    _lower_commit = _lower_wait = _lower_barrier
+
+    def _lower_reshape(self, op: Op) -> None:
+        source = self.stored[op.operands[0]]
+        if not source.row_major:
+            raise TargetError("a packed tile is reshaped", loc=op.loc, needs="a row-major tile", got=str(source.layout),
+                              try_="report this: the CPU backend placed it wrongly")
+        self.stored[op.result] = source.reshaped(op.result.shape)
+
+    def _lower_concat(self, op: Op) -> None:
+        target, axis, start = new_buffer(self.b, op.result.shape, op.result.dtype), op.attrs["axis"], 0
+        for v in op.operands:
+            self._copy(self.stored[v], target, axis, start)
+            start += v.shape[axis]
+        self.stored[op.result] = target
+
+    def _copy(self, source: Buffer, target: Buffer, axis: int = 0, start: int = 0) -> None:
+        """Copies a tile into (a window of) another."""
+        b = self.b
+        b.epoch += 1
+
+        def over(dims: Sequence[int], at: tuple[Ix, ...]) -> None:
+            if len(dims) > 1:
+                with b.loop(0, dims[0]) as loop:
+                    over(dims[1:], (*at, Ix(loop.i)))
+                return
+            lanes = min(dims[0], 4 * self.target.vector_bytes // source.dtype.storage.itemsize)
+            lanes = min([lanes, *(d[-1][0] for d in (source.layout.dims[-1], target.layout.dims[-1]) if len(d) > 1)])
+            full = dims[0] // lanes * lanes
+
+            def move(ix: Ix) -> None:
+                where = (*at, ix)
+                shifted = tuple(x.shifted(b, start, 1) if d == axis else x for d, x in enumerate(where))
+                target.store(b, shifted, source.load(b, where))
+            with b.loop(0, full, lanes) as loop:
+                move(Ix(loop.i, lanes))
+            if dims[0] > full:
+                move(Ix(full, dims[0] - full))
+        over(source.shape, ())
+
+    # -- dot -----------------------------------------------------------------------------------------------------------
+    def _lower_dot(self, op: Op) -> None:
+        b = self.b
+        a, p = self.stored[op.operands[0]], self.stored[op.operands[1]]
+        row = next(r for r in dots.ROWS if (r.a, r.b, r.acc) == (a.dtype.name, p.dtype.name, op.attrs["dtype"].name)
+                   and bool(r.bias) == _biased(op.operands[0], self.nest_of))
+        target = self.wanted(op.result) or new_buffer(b, op.result.shape, op.result.dtype)
+        if len(op.operands) == 3 and self.stored[op.operands[2]] != target:
+            self._copy(self.stored[op.operands[2]], target)
+        emit_dot(b, row, dots.blocking(row, self.target), a, p, target, len(op.operands) == 3,
+                 self._depth(op, row.group))
+        self.stored[op.result] = target
+
+    def _depth(self, op: Op, group: int) -> Index:
+        """How far k must run: both operands are zero beyond their tensors' edges."""
+        b, limits = self.b, []
+        for v, dim in ((op.operands[0], -1), (op.operands[1], -2)):
+            limit = _zero_beyond(v, len(v.shape) + dim, self.nest_of)
+            if limit is None:
+                return op.operands[0].shape[-1]
+            memory, off, axis = limit
+            at = b.to_index(self.scalars.get(off, off))
+            size = memory.type.dims[axis]  # type: ignore[union-attr]
+            extent = size if isinstance(size, int) else b.to_index(b.pure(Op.registry["dim"], memory, axis=axis))
+            limits.append(b.sub(b.index(extent), b.index(at)))
+        k = op.operands[0].shape[-1]
+        depth = b.pure(ew.Max, b.index(limits[0]), b.index(limits[1]))
+        return b.mul(b.div(b.add(b.clamp(depth, 0, k), group - 1), group), group)
+
+    # -- scans ---------------------------------------------------------------------------------------------------------
+    def _lower_scan(self, op: Op) -> None:
+        """Sequential along the axis; vectors along the last dimension where that is another one."""
+        b, axis, shape = self.b, op.attrs["axis"], op.operands[0].shape
+        sources = [self.stored[v] for v in op.operands]
+        targets = [new_buffer(b, r.shape, r.dtype) for r in op.results]
+        self.stored.update(zip(op.results, targets, strict=True))
+        n, last = shape[axis], len(shape) - 1
+
+        def step(acc: Sequence[Value], x: Sequence[Value]) -> list[Value]:
+            if op.attrs["kind"] == "custom":
+                lanes = x[0].shape[0] if x[0].shape else None
+                return [b.splat(v, lanes) for v in inline_region(b, op.regions[0], [*acc, *x], self.scalars)]
+            return [b.pure(COMBINE[op.attrs["kind"]], acc[0], x[0])]
+
+        def line(at: dict[int, Ix]) -> None:
+            def where(i: Index) -> tuple[Ix, ...]:
+                place = b.sub(b.index(n - 1), b.index(i)) if op.attrs["reverse"] else i
+                return tuple(Ix(place) if d == axis else at[d] for d in range(len(shape)))
+            first = [s.load(b, where(0)) for s in sources]
+            for t, v in zip(targets, first, strict=True):
+                t.store(b, where(0), v)
+            with b.loop(1, n, 1, first) as loop:
+                b.floor = len(b.levels) - 1
+                out = step(loop.carried, [s.load(b, where(loop.i)) for s in sources])
+                for t, v in zip(targets, out, strict=True):
+                    t.store(b, where(loop.i), v)
+                loop.yield_(out)
+
+        def over(dims: Sequence[int], at: dict[int, Ix]) -> None:
+            if not dims:
+                line(at)
+            elif dims[0] == last:
+                lanes = min(shape[last], self.target.vector_bytes // sources[0].dtype.storage.itemsize)
+                full = shape[last] // lanes * lanes
+                with b.loop(0, full, lanes) as loop:
+                    line({**at, last: Ix(loop.i, lanes)})
+                if shape[last] > full:
+                    line({**at, last: Ix(full, shape[last] - full)})
+            else:
+                with b.loop(0, shape[dims[0]]) as loop:
+                    over(dims[1:], {**at, dims[0]: Ix(loop.i)})
+        over([d for d in range(len(shape)) if d != axis], {})
+
+    # -- control flow --------------------------------------------------------------------------------------------------
+    def _split(self, values: Sequence[Value]) -> tuple[list[int], list[int]]:
+        """Positions of the tiles and of the scalars."""
+        tiles = [i for i, v in enumerate(values) if is_tile(v)]
+        return tiles, [i for i in range(len(values)) if i not in tiles]
+
+    def _carry_in(self, inits: Sequence[Value], arg_lists: Sequence[Sequence[Value]]) -> None:
+        """Gives carried tiles their own buffers, filled with the initial values."""
+        for i, init in enumerate(inits):
+            if is_tile(init):
+                source = self.stored[init]
+                buffer = new_buffer(self.b, init.shape, init.dtype)
+                self._copy(source, buffer)
+                for args in arg_lists:
+                    self.stored[args[i]] = buffer
+
+    def _carry_out(self, args: Sequence[Value], values: Sequence[Value]) -> None:
+        """Writes the next carried tiles into their buffers; old values are read before any is overwritten."""
+        moves = [(self.stored[v], self.stored[a]) for a, v in zip(args, values, strict=True)
+                 if is_tile(a) and self.stored[v] != self.stored[a]]
+        targets = [t for _, t in moves]
+        safe = []
+        for source, target in moves:
+            if len(moves) > 1 and source in targets:
+                copy = new_buffer(self.b, source.shape, source.dtype)
+                self._copy(source, copy)
+                source = copy
+            safe.append((source, target))
+        for source, target in safe:
+            self._copy(source, target)
+
+    def _body(self, region: Region, args: Sequence[Value], scalars: Sequence[int]) -> None:
+        """The operations of a loop's body, and its yield."""
+        self.region(Region([], [op for op in region.ops if op.name != "yield"]))
+        self._carry_out(args, region.yields)
+        self.b.close([self.scalars.get(region.yields[i], region.yields[i]) for i in scalars])
+
+    def _finish(self, op: Op, new: Op, args: Sequence[Value], tiles: Sequence[int], scalars: Sequence[int]) -> None:
+        for i in tiles:
+            self.stored[op.results[i]] = self.stored[args[i]]
+        for i, value in zip(scalars, new.results, strict=True):
+            self.scalars[op.results[i]] = value
+
+    def _new_args(self, args: Sequence[Value], scalars: Sequence[int]) -> list[Value]:
+        out = [Value(args[i].type, args[i].name) for i in scalars]
+        self.scalars.update(zip((args[i] for i in scalars), out, strict=True))
+        return out
+
+    def _lower_for(self, op: Op) -> None:
+        inits, region = op.operands[3:], op.regions[0]
+        args = region.args[1:]
+        tiles, scalars = self._split(inits)
+        self._carry_in(inits, [args])
+        index = Value(region.args[0].type, region.args[0].name)
+        self.scalars[region.args[0]] = index
+        bounds = [self.scalars.get(v, v) for v in op.operands[:3]]
+        starts = [self.scalars.get(inits[i], inits[i]) for i in scalars]
+        opened = self.b.open([index, *self._new_args(args, scalars)])
+        self._body(region, args, scalars)
+        self.b.loc = op.loc
+        self._finish(op, self.b.effect(For, *bounds, *starts, regions=[opened], **op.attrs), args, tiles, scalars)
+
+    def _lower_while(self, op: Op) -> None:
+        test, body = op.regions
+        tiles, scalars = self._split(op.operands)
+        self._carry_in(op.operands, [test.args, body.args])
+        starts = [self.scalars.get(op.operands[i], op.operands[i]) for i in scalars]
+        first = self.b.open(self._new_args(test.args, scalars))
+        self.region(Region([], test.ops[:-1]))
+        self.b.close([self.scalars.get(v, v) for v in test.yields])
+        second = self.b.open(self._new_args(body.args, scalars))
+        self._body(body, body.args, scalars)
+        self._finish(op, self.b.effect(While, *starts, regions=[first, second]), body.args, tiles, scalars)
+
+    def _lower_if(self, op: Op) -> None:
+        tiles, scalars = self._split(op.results)
+        outs = [Value(r.type) for r in op.results]
+        for i in tiles:
+            self.stored[outs[i]] = new_buffer(self.b, op.results[i].shape, op.results[i].dtype)
+        opened = []
+        for region in op.regions:
+            opened.append(self.b.open())
+            self._body(region, outs, scalars)
+        new = self.b.effect(If, self.scalars.get(op.operands[0], op.operands[0]), regions=opened)
+        self._finish(op, new, outs, tiles, scalars)
+
+
+def _reads(op: Op) -> set[Value]:
+    out = set(op.operands)
+    for region in op.regions:
+        out |= used_values(region)
+    return out
+
+
+def _aligned(nest: th.Nest, result: Value, arg: Value) -> bool:
+    """Whether a nest reads `arg` only at the index it writes `result` at."""
+    region = nest.regions[0]
+    target = region.yields[nest.results.index(result)]
+    if target.owner is None or target.owner.name in ("reduce", "atomic", "convert_layout"):
+        return False
+    return all(arg not in op.operands or isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast)
+               for op in region.ops) and not any(
+        op.name in ("broadcast", "permute", "slice", "reshape", "reduce", "gather", "lookup")
+        and arg in _sources(op, region) for op in region.ops if op.name != "reduce" or op.results)
+
+
+def _sources(op: Op, region: Region) -> set[Value]:
+    """Everything an operation of a nest is computed from."""
+    out: set[Value] = set()
+    work = list(op.operands)
+    while work:
+        v = work.pop()
+        if v not in out:
+            out.add(v)
+            if v.owner is not None and v.owner in region.ops:
+                work += v.owner.operands
+    return out
+
+
+def _packed(v: Value, nest_of: dict[Value, th.Nest]) -> Value:
+    """What a packed operand was before packing."""
+    nest = nest_of[v]
+    inner = nest.regions[0].yields[nest.results.index(v)]
+    assert inner.owner is not None
+    return inner.owner.operands[0]
+
+
+def _biased(v: Value, nest_of: dict[Value, th.Nest]) -> bool:
+    """Whether `pack_dots` added a bias: u8 out of i16 sums of a signed operand."""
+    cast = _packed(v, nest_of).owner
+    return cast is not None and cast.name == "cast" and cast.operands[0].dtype.name == "i16" and \
+        cast.operands[0].owner is not None and cast.operands[0].owner.name == "add" and cast.attrs["dtype"].name == "u8"
+
+
+def _zero_beyond(v: Value, dim: int, nest_of: dict[Value, th.Nest]) -> tuple[Value, Value, int] | None:
+    """(tensor, offset, axis) where the tile is a block of a tensor, zero beyond its edge along `dim`."""
+    if v not in nest_of:
+        return None
+    op = _packed(v, nest_of).owner
+    while op is not None:
+        if op.name == "load":
+            t = op.operands[0].type
+            if not isinstance(t, TensorType) or op.attrs["fill"] != 0 or t.dtype.kind not in ("int", "uint", "float"):
+                return None
+            axis = op.attrs["axes"][dim]
+            return op.operands[0], op.operands[1 + axis], axis
+        if op.name == "permute":
+            dim = op.attrs["order"][dim]
+        elif op.name == "reshape":
+            kept = [i for i, e in enumerate(op.operands[0].shape) if e != 1]
+            rank = sum(1 for e in op.result.shape[:dim] if e != 1)
+            if op.result.shape[dim] == 1:
+                return None
+            dim = kept[rank]
+        elif op.name != "cast":
+            return None
+        op = op.operands[0].owner
+    return None
+
+

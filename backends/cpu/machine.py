@@ -1,0 +1,121 @@
+"""The host processor, and machine code for it: LLVM IR to object code to callable addresses."""
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+OPT_LEVEL = 3
+_lock = threading.RLock()  # LLVM contexts of llvmlite are not safe under threads
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """A processor to generate code for. `features` are the names `dots.ROWS` asks for."""
+
+    name: str
+    cpu: str
+    attributes: str
+    triple: str
+    data_layout: str
+    vector_bytes: int
+    registers: int
+    features: frozenset[str]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def key(self) -> str:
+        """Everything that can change the generated code."""
+        return f"{self.name}|{self.cpu}|{self.attributes}|{self.triple}|{llvm.llvm_version_info}|{llvmlite.__version__}"
+
+
+@lru_cache(maxsize=1)
+def _initialise() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+@lru_cache(maxsize=None)
+def host() -> CpuTarget:
+    """The processor this process runs on."""
+    _initialise()
+    features = llvm.get_host_cpu_features()
+    have = {name for name, on in features.items() if on}
+    names: set[str] = set()
+    vector_bytes, registers = 16, 32
+    if "avx2" in have:
+        vector_bytes, registers = 32, 16
+        names.add("avx2")
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= have:
+        vector_bytes, registers = 64, 32
+        if "avx512vnni" in have:
+            names.add("vnni")
+    machine = _machine(llvm.get_host_cpu_name(), features.flatten())
+    return CpuTarget("cpu", llvm.get_host_cpu_name(), features.flatten(), machine.triple, str(machine.target_data),
+                     vector_bytes, registers, frozenset(names))
+
+
+@lru_cache(maxsize=None)
+def _machine(cpu: str, attributes: str) -> Any:
+    _initialise()
+    # Wide vectors are what the code generator asks for; the processor's own preference is for scalar code.
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=cpu, features=attributes + (",-prefer-256-bit" if "+avx512f" in attributes else ""), opt=OPT_LEVEL,
+        reloc="pic", codemodel="default", jit=False)
+
+
+def optimise(text: str, target: CpuTarget) -> Any:
+    """A parsed, verified and optimised module."""
+    with _lock:
+        machine = _machine(target.cpu, target.attributes)
+        module = llvm.parse_assembly(text)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=OPT_LEVEL)
+        options.loop_vectorization = options.slp_vectorization = False  # the code is vectors already
+        options.loop_unrolling = True
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return module
+
+
+def object_code(text: str, target: CpuTarget) -> bytes:
+    """Relocatable object code of LLVM IR."""
+    with _lock:
+        return bytes(_machine(target.cpu, target.attributes).emit_object(optimise(text, target)))
+
+
+def assembly(text: str, target: CpuTarget) -> str:
+    """Assembly of LLVM IR."""
+    with _lock:
+        return str(_machine(target.cpu, target.attributes).emit_assembly(optimise(text, target)))
+
+
+class Loaded:
+    """Object code in memory; keeps it alive."""
+
+    def __init__(self, code: bytes) -> None:
+        with _lock:
+            _initialise()
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine_for_loading())
+            self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+            self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """Address of a function."""
+        return int(self._engine.get_function_address(name))
+
+
+def define(name: str, address: int) -> None:
+    """Makes an address known to code that is loaded from now on."""
+    with _lock:
+        llvm.add_symbol(name, address)
+
+
+def _machine_for_loading() -> Any:
+    return llvm.Target.from_default_triple().create_target_machine(jit=True)

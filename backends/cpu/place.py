@@ -1,0 +1,323 @@
+"""place: decides for one core which tiles are stored in scratch memory, and groups the rest into loop nests.
+
+requires: TILE without `sort`, `arg_reduce`, `philox`
+ensures: PLACED: every operation on tiles stands in a `nest`, whose results alone are stored, or is a `dot` of packed
+operands, a scan, a concatenation, a reshape of stored elements, or control flow
+example: `%e = exp %x; %s = reduce %e {kind="sum", axis=1}` is one nest that yields %s (and %e if it is used later)
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tilelang.backends.cpu import dots
+from tilelang.ir import elementwise as ew
+from tilelang.ir.control import Yield
+from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, clone_region
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.thread import ConvertLayout, Nest
+
+COSTLY = 8
+"""Inline cost (operations per element) from which a value needed by several nests is stored rather than recomputed."""
+_COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
+         "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "lookup": 4, "load": 1}
+_REARRANGE = ("broadcast", "permute", "slice", "reshape")
+_WRITES = ("store", "scatter", "atomic", "copy_async")
+
+
+def unit_reshape(op: Op) -> bool:
+    """A reshape that only inserts or removes extents of 1."""
+    return [e for e in op.operands[0].shape if e != 1] == [e for e in op.result.shape if e != 1]
+
+
+def place(fn: Function, target: Any) -> Function:
+    """A new function at level PLACED."""
+    fn = fn.clone()
+    pack_dots(fn, target)
+    placer = _Placer(fn)
+    out = Function(fn.name, fn.params, Region(), "placed", fn.loc)
+    placer.region(fn.body, out.body)
+    return out
+
+
+def pack_dots(fn: Function, target: Any) -> None:
+    """Gives the operands of every `dot` the dtype and layout of its instruction, right after they are defined."""
+    home: dict[Value, tuple[Region, Op]] = {}
+
+    def visit(region: Region) -> None:
+        for op in list(region.ops):
+            for inner in op.regions:
+                visit(inner)
+            for r in op.results:
+                home[r] = region, op
+            if op.name != "dot":
+                continue
+            a, b = op.operands[:2]
+            row = dots.choose(a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], target.features)
+            block = dots.blocking(row, target)
+            for i, (v, name, layout) in enumerate((
+                    (a, row.a, dots.a_layout(a.shape, dtype(row.a).storage.itemsize)),
+                    (b, row.b, dots.b_layout(b.shape, block.columns, row.group)))):
+                where, after = home.get(v, (region, None))
+                new: list[Op] = []
+                value = v
+                if i == 0 and row.bias:
+                    wide = Op.registry["cast"]([value], {"dtype": dtype("i16")}, loc=op.loc)
+                    bias = Op.registry["const"]([], {"value": row.bias, "dtype": dtype("i16")}, loc=op.loc)
+                    full = Op.registry["broadcast"]([bias.result], {"shape": v.shape}, loc=op.loc)
+                    total = ew.Add([wide.result, full.result], loc=op.loc)
+                    new += [wide, bias, full, total]
+                    value = total.result
+                if value.dtype.name != name:
+                    new.append(ew.Cast([value], {"dtype": dtype(name)}, loc=op.loc))
+                    value = new[-1].result
+                new.append(ConvertLayout([value], {"layout": layout}, loc=op.loc))
+                at = region.ops.index(op) if where is region or after is None else where.ops.index(after) + 1
+                (where if after is not None else region).ops[at:at] = new
+                op.operands[i] = new[-1].result
+    visit(fn.body)
+
+
+class _Open:
+    """A nest under construction."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.roots: list[tuple[Op, Value | None]] = []  # (operation, the value to store or None for an effect)
+        self.reduced: set[Value] = set()
+        self.stored: set[Value] = set()
+        self.axis: int | None = None
+        self.memory: set[Value] = set()
+
+
+class _Placer:
+    def __init__(self, fn: Function) -> None:
+        self.written = {op.operands[-1 if op.name == "copy_async" else 0] for op in fn.walk() if op.name in _WRITES}
+        self.depth: dict[Value, int] = {p: 0 for p in fn.params}
+        self.users: dict[Value, list[tuple[Op, int]]] = {}
+        self._survey(fn.body, 0)
+        self.mapping: dict[Value, Value] = {p: p for p in fn.params}
+        self.stored: set[Value] = set()
+        self.nest: _Open | None = None
+        self.regions: list[Region] = []
+        self.roots_memo: dict[Value, frozenset[int]] = {}
+
+    def _survey(self, region: Region, depth: int) -> None:
+        for arg in region.args:
+            self.depth[arg] = depth
+        for op in region.ops:
+            for v in op.operands:
+                self.users.setdefault(v, []).append((op, depth))
+            for r in op.results:
+                self.depth[r] = depth
+            for inner in op.regions:
+                if op.name not in ("reduce", "scan"):
+                    self._survey(inner, depth + 1)
+
+    # -- what is computed where it is used ---------------------------------------------------------------------------
+    def inline(self, op: Op) -> bool:
+        """Whether the operation can be computed element by element inside a consumer's nest."""
+        if not op.results or not isinstance(op.results[0].type, TileType) or not op.results[0].shape:
+            return False
+        if op.name == "reshape":
+            return unit_reshape(op)
+        if op.name in ("load", "gather"):
+            return op.operands[0] not in self.written and isinstance(op.operands[0].type, TensorType)
+        return isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or \
+            op.name in ("broadcast", "permute", "slice", "arange", "lookup")
+
+    def cost(self, v: Value) -> int:
+        op = v.owner
+        if op is None or v in self.stored or not self.inline(op):
+            return 1
+        own = 0 if op.name in _REARRANGE or op.name in ("arange", "cast") else _COST.get(op.name, 1)
+        return own + sum(self.cost(o) for o in op.operands if isinstance(o.type, TileType) and o.shape)
+
+    def trivial(self, v: Value) -> bool:
+        """Cheap and free of memory access, so that a loop may recompute it."""
+        op = v.owner
+        if not v.shape:
+            return True
+        if op is None or not self.inline(op) or op.name in ("load", "gather", "lookup"):
+            return False
+        return self.cost(v) <= 4 and all(self.trivial(o) for o in op.operands)
+
+    def roots_of(self, v: Value) -> frozenset[int]:
+        """The non-inline operations that compute `v` inside their nest."""
+        if v not in self.roots_memo:
+            out: set[int] = set()
+            for op, _ in self.users.get(v, []):
+                out |= self.roots_of(op.results[0]) if self.inline(op) and not self.must_store(op.results[0]) \
+                    else {id(op)}
+            self.roots_memo[v] = frozenset(out)
+        return self.roots_memo[v]
+
+    def must_store(self, v: Value) -> bool:
+        """Whether some use needs the tile in memory."""
+        for user, depth in self.users.get(v, []):
+            if user.name in ("yield", "for", "while", "if", "print") or (user.name == "lookup" and user.operands[0] is v):
+                return True
+            if user.name == "reshape" and not unit_reshape(user) or user.name == "view":
+                return True
+            if user.name == "dot" and len(user.operands) == 3 and user.operands[2] is v:
+                return True
+            if depth > self.depth[v] and not self.trivial(v):
+                return True
+        return False
+
+    # -- regions -----------------------------------------------------------------------------------------------------
+    def region(self, old: Region, new: Region) -> None:
+        self.regions.append(new)
+        new.args = [self._arg(a) for a in old.args]
+        for op in old.ops:
+            self.op(op)
+        self.close()
+        self.regions.pop()
+
+    def _arg(self, arg: Value) -> Value:
+        self.mapping[arg] = Value(arg.type, arg.name)
+        self.stored.add(arg)
+        return self.mapping[arg]
+
+    def emit(self, op: Op) -> None:
+        self.regions[-1].ops.append(op)
+
+    def op(self, op: Op) -> None:
+        tiles = [r for r in op.results if isinstance(r.type, TileType) and r.shape]
+        if self.inline(op):
+            v = op.results[0]
+            if self.must_store(v) or (len(self.roots_of(v)) > 1 and self.cost(v) >= COSTLY):
+                self.root(op, v, v.shape)
+            return
+        if op.name == "reduce":
+            self.root(op, None, op.operands[0].shape, op.attrs["axis"])
+        elif op.name in ("store", "scatter", "atomic") and op.operands[-1].shape:
+            self.root(op, op.results[0] if op.results else None, op.operands[-1].shape)
+        elif op.name in ("load", "gather") and tiles:
+            self.root(op, op.result, op.result.shape)
+        elif op.name == "convert_layout":
+            self.root(op, op.result, op.result.shape)
+        elif op.name in ("reshape", "slice") and op.operands[0].shape and not op.result.shape:
+            self.root(op, op.result, ())
+        elif op.name == "assert" and op.operands[0].shape:
+            self.root(op, None, op.operands[0].shape)
+        else:
+            self.whole(op)
+
+    def whole(self, op: Op) -> None:
+        """An operation that stands on its own: scalars, control flow, dot, scans, …"""
+        scalar = all(not (isinstance(v.type, TileType) and v.shape) for v in [*op.operands, *op.results])
+        reads = op.name in ("load", "gather") and op.operands[0] in self.written
+        if not (scalar and not op.effects and not op.regions) or reads or self._waits(op.operands):
+            self.close()
+        for v in op.operands:
+            if isinstance(v.type, TileType) and v.shape and v not in self.stored:
+                self.store_now(v)
+        if op.name == "yield":
+            self.emit(Yield([self.mapping[v] for v in op.operands], loc=op.loc))
+            return
+        if op.regions and op.name != "scan":
+            regions = []
+            for inner in op.regions:
+                regions.append(Region())
+                self.region(inner, regions[-1])
+        else:
+            regions = [clone_region(r, dict(self.mapping)) for r in op.regions]
+        new = type(op)([self.mapping[v] for v in op.operands], op.attrs, regions, op.loc)
+        self.emit(new)
+        for old, value in zip(op.results, new.results, strict=True):
+            value.name = old.name
+            self.mapping[old] = value
+            self.stored.add(old)
+
+    def store_now(self, v: Value) -> None:
+        """Stores an inline value that turns out to be needed in memory."""
+        assert v.owner is not None
+        self.root(v.owner, v, v.shape)
+        self.close()
+
+    def _waits(self, values: Iterable[Value]) -> bool:
+        """Whether any of the values comes out of the open nest."""
+        return self.nest is not None and any(v in self.nest.reduced or v in self.nest.stored for v in values)
+
+    # -- nests -------------------------------------------------------------------------------------------------------
+    def _conflicts(self, v: Value, nest: _Open, aligned: bool) -> bool:
+        """Whether computing `v` inside `nest` needs a result of the nest at another index."""
+        if v in nest.reduced:
+            return True
+        if v in nest.stored:
+            return not aligned
+        op = v.owner
+        if op is None or v in self.stored or not self.inline(op):
+            return False
+        return any(self._conflicts(o, nest, aligned and op.name not in (*_REARRANGE, "lookup", "gather", "load"))
+                   for o in op.operands)
+
+    def root(self, op: Op, value: Value | None, shape: tuple[int, ...], axis: int | None = None) -> None:
+        memory = op.operands[0] if op.name in (*_WRITES, "load", "gather") else None
+        touches = memory if memory in self.written else None
+        alone = op.name in ("atomic", "assert") or op.attrs.get("kind") == "custom"
+        sources = op.operands
+        nest = self.nest
+        joins = (nest is not None and not alone and nest.shape == shape
+                 and (axis is None or nest.axis is None or nest.axis == axis)
+                 and (touches is None or touches not in nest.memory)
+                 and not any(self._conflicts(o, nest, not (self.inline(op) and op.name in _REARRANGE))
+                             for o in sources)
+                 and not any(r.name in ("atomic", "assert", "convert_layout") or r.attrs.get("kind") == "custom"
+                             for r, _ in nest.roots) and op.name != "convert_layout")
+        if not joins:
+            self.close()
+            self.nest = _Open(shape)
+        assert self.nest is not None
+        self.nest.roots.append((op, value))
+        self.nest.axis = axis if axis is not None else self.nest.axis
+        if touches is not None:
+            self.nest.memory.add(touches)
+        if op.name == "reduce":
+            self.nest.reduced |= set(op.results)
+        elif value is not None:
+            self.nest.stored.add(value)
+        if not shape:  # a scalar taken out of a tile
+            self.close()
+
+    def close(self) -> None:
+        """Writes the open nest with everything its roots compute inline."""
+        nest, self.nest = self.nest, None
+        if nest is None:
+            return
+        region, inner = Region(), dict(self.mapping)
+
+        def pull(v: Value) -> None:
+            if v in inner and (v in done or v not in nest.stored):
+                return
+            assert v.owner is not None, v
+            for o in v.owner.operands:
+                pull(o)
+            copy(v.owner)
+        done: set[Value] = set()
+
+        def copy(op: Op) -> None:
+            regions = [clone_region(r, dict(inner)) for r in op.regions]
+            new = type(op)([inner[o] for o in op.operands], op.attrs, regions, op.loc)
+            region.ops.append(new)
+            for old, value in zip(op.results, new.results, strict=True):
+                value.name = old.name
+                inner[old] = value
+                done.add(old)
+        yields: list[Value] = []
+        for op, _ in nest.roots:
+            if not (op.results and op.results[0] in done):
+                for o in op.operands:
+                    pull(o)
+                copy(op)
+            yields += op.results
+        region.ops.append(Yield([inner[v] for v in yields]))
+        out = Nest([], {"shape": nest.shape}, [region], nest.roots[0][0].loc)
+        self.emit(out)
+        for old, value in zip(yields, out.results, strict=True):
+            value.name = old.name
+            self.mapping[old] = value
+            self.stored.add(old)
+
+

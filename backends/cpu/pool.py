@@ -1,0 +1,261 @@
+"""The worker threads: a parallel loop over the programs of a grid, in machine code.
+
+Workers are Python daemon threads that never come back from a native loop (without the GIL); they sleep on a
+semaphore. One parallel loop runs at a time; a second caller, a nested one, or a child after fork runs inline.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from functools import lru_cache
+
+from tilelang.backends.cpu import machine
+
+MAX_WORKERS = 256
+
+# State of the pool: the job, a ticket counter, helpers still busy, the first error, and scratch memory of each worker.
+_IR = """
+%sem = type [32 x i8]
+@job_f = internal global ptr null
+@job_ctx = internal global ptr null
+@job_n = internal global i64 0
+@job_chunk = internal global i64 1
+@ticket = internal global i64 0
+@active = internal global i32 0
+@error = internal global i32 0
+@busy = internal global i32 0
+@helpers = internal global i32 0
+@start = internal global %sem zeroinitializer, align 32
+@done = internal global %sem zeroinitializer, align 32
+@scratch = internal global [MAXW x ptr] zeroinitializer
+@scratch_size = internal global i64 0
+declare i32 @sem_init(ptr, i32, i32)
+declare i32 @sem_wait(ptr)
+declare i32 @sem_trywait(ptr)
+declare i32 @sem_post(ptr)
+declare i32 @posix_memalign(ptr, i64, i64)
+declare void @free(ptr)
+
+define void @tl_pool_init(i32 %n) {
+  call i32 @sem_init(ptr @start, i32 0, i32 0)
+  call i32 @sem_init(ptr @done, i32 0, i32 0)
+  store i32 %n, ptr @helpers
+  store atomic i32 0, ptr @busy seq_cst, align 4
+  ret void
+}
+
+define void @tl_pool_size(i32 %n) {
+  store i32 %n, ptr @helpers
+  ret void
+}
+
+define i32 @tl_workers() {
+  %n = load i32, ptr @helpers
+  %m = add i32 %n, 1
+  ret i32 %m
+}
+
+; Hands out chunks until none is left or one failed.
+define internal void @work(ptr %mem) {
+entry:
+  %f = load ptr, ptr @job_f
+  %ctx = load ptr, ptr @job_ctx
+  %n = load i64, ptr @job_n
+  %c = load i64, ptr @job_chunk
+  br label %next
+next:
+  %lo = atomicrmw add ptr @ticket, i64 %c seq_cst
+  %more = icmp slt i64 %lo, %n
+  %failed = load atomic i32, ptr @error monotonic, align 4
+  %fine = icmp eq i32 %failed, 0
+  %go = and i1 %more, %fine
+  br i1 %go, label %run, label %out
+run:
+  %end = add i64 %lo, %c
+  %over = icmp sgt i64 %end, %n
+  %hi = select i1 %over, i64 %n, i64 %end
+  %rc = call i32 %f(ptr %ctx, i64 %lo, i64 %hi, ptr %mem)
+  %bad = icmp ne i32 %rc, 0
+  br i1 %bad, label %fail, label %next
+fail:
+  %x = cmpxchg ptr @error, i32 0, i32 %rc seq_cst seq_cst
+  br label %next
+out:
+  ret void
+}
+
+; The life of a helper: wait for a job (spinning briefly first), work, report.
+define void @tl_pool_worker(i32 %id) {
+entry:
+  %slot = getelementptr [MAXW x ptr], ptr @scratch, i64 0, i32 %id
+  br label %again
+again:
+  br label %spin
+spin:
+  %i = phi i32 [ 0, %again ], [ %i2, %pause ]
+  %t = call i32 @sem_trywait(ptr @start)
+  %got = icmp eq i32 %t, 0
+  br i1 %got, label %job, label %pause
+pause:
+  SPIN
+  %i2 = add i32 %i, 1
+  %more = icmp slt i32 %i2, 1000
+  br i1 %more, label %spin, label %sleep
+sleep:
+  %w = call i32 @sem_wait(ptr @start)
+  %ok = icmp eq i32 %w, 0
+  br i1 %ok, label %job, label %sleep
+job:
+  %mem = load ptr, ptr %slot
+  call void @work(ptr %mem)
+  %left = atomicrmw sub ptr @active, i32 1 seq_cst
+  %last = icmp eq i32 %left, 1
+  br i1 %last, label %tell, label %again
+tell:
+  call i32 @sem_post(ptr @done)
+  br label %again
+}
+
+; body(ctx, begin, end, scratch) over [0, n); gives the first non-zero code, or -2 without memory.
+define i32 @tl_parallel(ptr %f, ptr %ctx, i64 %n, i64 %bytes) {
+entry:
+  %own = alloca ptr
+  store ptr null, ptr %own
+  %none = icmp sle i64 %n, 0
+  br i1 %none, label %zero, label %try
+zero:
+  ret i32 0
+try:
+  %took = cmpxchg ptr @busy, i32 0, i32 1 acquire monotonic
+  %mine = extractvalue { i32, i1 } %took, 1
+  br i1 %mine, label %pool, label %alone
+alone:
+  %e = call i32 @posix_memalign(ptr %own, i64 4096, i64 %bytes)
+  %nomem = icmp ne i32 %e, 0
+  br i1 %nomem, label %fail, label %inline
+inline:
+  %m = load ptr, ptr %own
+  %r = call i32 %f(ptr %ctx, i64 0, i64 %n, ptr %m)
+  call void @free(ptr %m)
+  ret i32 %r
+fail:
+  ret i32 -2
+pool:
+  %all = load i32, ptr @helpers
+  %size = load i64, ptr @scratch_size
+  %small = icmp slt i64 %size, %bytes
+  br i1 %small, label %grow, label %ready
+grow:
+  %g = phi i32 [ 0, %pool ], [ %g2, %grown ]
+  %slot = getelementptr [MAXW x ptr], ptr @scratch, i64 0, i32 %g
+  %old = load ptr, ptr %slot
+  call void @free(ptr %old)
+  store ptr null, ptr %slot
+  %ge = call i32 @posix_memalign(ptr %slot, i64 4096, i64 %bytes)
+  %gbad = icmp ne i32 %ge, 0
+  br i1 %gbad, label %give_up, label %grown
+grown:
+  %g2 = add i32 %g, 1
+  %gmore = icmp sle i32 %g2, %all
+  br i1 %gmore, label %grow, label %sized
+give_up:
+  store i64 0, ptr @scratch_size
+  store atomic i32 0, ptr @busy release, align 4
+  ret i32 -2
+sized:
+  store i64 %bytes, ptr @scratch_size
+  br label %ready
+ready:
+  %mem = load ptr, ptr @scratch
+  %n32 = call i64 @llvm.smin.i64(i64 %n, i64 MAXW)
+  %np = trunc i64 %n32 to i32
+  %spare = sub i32 %np, 1
+  %use = call i32 @llvm.smin.i32(i32 %all, i32 %spare)
+  %solo = icmp sle i32 %use, 0
+  br i1 %solo, label %single, label %many
+single:
+  %rs = call i32 %f(ptr %ctx, i64 0, i64 %n, ptr %mem)
+  store atomic i32 0, ptr @busy release, align 4
+  ret i32 %rs
+many:
+  store ptr %f, ptr @job_f
+  store ptr %ctx, ptr @job_ctx
+  store i64 %n, ptr @job_n
+  %ways = add i32 %use, 1
+  %parts32 = mul i32 %ways, 8
+  %parts = sext i32 %parts32 to i64
+  %c0 = sdiv i64 %n, %parts
+  %c = call i64 @llvm.smax.i64(i64 %c0, i64 1)
+  store i64 %c, ptr @job_chunk
+  store atomic i32 0, ptr @error monotonic, align 4
+  store atomic i32 %use, ptr @active monotonic, align 4
+  store atomic i64 0, ptr @ticket seq_cst, align 8
+  br label %wake
+wake:
+  %k = phi i32 [ 0, %many ], [ %k2, %wake ]
+  call i32 @sem_post(ptr @start)
+  %k2 = add i32 %k, 1
+  %kmore = icmp slt i32 %k2, %use
+  br i1 %kmore, label %wake, label %share
+share:
+  call void @work(ptr %mem)
+  br label %join
+join:
+  %w = call i32 @sem_wait(ptr @done)
+  %ok = icmp eq i32 %w, 0
+  br i1 %ok, label %end, label %join
+end:
+  %code = load atomic i32, ptr @error monotonic, align 4
+  store atomic i32 0, ptr @busy release, align 4
+  ret i32 %code
+}
+declare i64 @llvm.smin.i64(i64, i64)
+declare i64 @llvm.smax.i64(i64, i64)
+declare i32 @llvm.smin.i32(i32, i32)
+"""
+
+
+class Pool:
+    """The process's worker threads."""
+
+    def __init__(self) -> None:
+        target = machine.host()
+        x86 = "x86" in target.triple
+        spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
+        text = _IR.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + ("declare void @llvm.x86.sse2.pause()\n" if x86 else "")
+        self._code = machine.Loaded(machine.object_code(text, target))
+        for name in ("tl_parallel", "tl_workers"):
+            machine.define(name, self._code.address(name))
+        self._init = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_init"))
+        self._size = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_size"))
+        self._worker = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_worker"))
+        self._started = 0
+        self.workers = 1
+        self._init(0)
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        """Threads do not survive a fork: the child begins with none and starts its own."""
+        wanted, self._started = self.workers, 0
+        self._init(0)
+        self.resize(wanted)
+
+    def resize(self, workers: int) -> None:
+        """Lets `workers` threads (the caller's included) take part in parallel loops."""
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ValueError(f"the number of threads must be 1 to {MAX_WORKERS}, got {workers}")
+        for i in range(self._started + 1, workers):
+            threading.Thread(target=self._worker, args=(i,), daemon=True, name=f"tilelang-{i}").start()
+        self._started = max(self._started, workers - 1)
+        self.workers = workers
+        self._size(workers - 1)
+
+
+@lru_cache(maxsize=1)
+def pool() -> Pool:
+    """The pool, started at first use with one thread for each processor this process may run on."""
+    out = Pool()
+    from tilelang.config import config
+    out.resize(config().threads or min(len(os.sched_getaffinity(0)), MAX_WORKERS))
+    return out

@@ -1,0 +1,144 @@
+"""The compile cache on disk: atomic, safe under many processes, readable by its owner only, capped in size."""
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+_MAGIC = b"tilelang1"
+_log = logging.getLogger("tilelang.cache")
+
+
+def key(*parts: str | bytes) -> str:
+    """A hash of everything given; parts cannot run into each other."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the cache."""
+
+    path: Path
+    size: int
+    used: float
+
+
+class Cache:
+    """Bytes under hexadecimal keys. No method raises because of the disk: a cache that fails is only slower."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.directory, self.max_bytes = directory, max_bytes
+        self._usable: bool | None = None
+
+    def usable(self) -> bool:
+        """Whether the directory belongs to this user alone."""
+        if self._usable is None:
+            self._usable = self._prepare()
+        return self._usable
+
+    def _prepare(self) -> bool:
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            info = self.directory.stat()
+            if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & 0o022):
+                _log.warning("cache %s is not used: others may write to it; try chmod 700", self.directory)
+                return False
+            return True
+        except OSError as error:
+            _log.warning("cache %s is not used: %s", self.directory, error)
+            return False
+
+    def _path(self, name: str) -> Path:
+        return self.directory / name[:2] / name
+
+    def get(self, name: str) -> bytes | None:
+        """The stored bytes; None where there are none or they are damaged (then they are removed)."""
+        if not self.usable():
+            return None
+        path = self._path(name)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        body = data[len(_MAGIC) + 32:]
+        if data[:len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != data[len(_MAGIC):len(_MAGIC) + 32]:
+            _log.warning("cache entry %s is damaged and was removed", path)
+            path.unlink(missing_ok=True)
+            return None
+        try:
+            os.utime(path)  # the age that eviction goes by
+        except OSError:
+            pass
+        return body
+
+    def put(self, name: str, body: bytes) -> None:
+        """Stores bytes: written aside, then renamed, so that no reader sees half of them."""
+        if not self.usable():
+            return
+        path = self._path(name)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+            try:
+                with os.fdopen(handle, "wb") as f:
+                    f.write(_MAGIC + hashlib.sha256(body).digest() + body)
+                os.replace(temporary, path)
+            except OSError:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            _log.warning("cache entry %s was not stored: %s", path, error)
+            return
+        self.prune(self.max_bytes)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry, in no order."""
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.glob("[0-9a-f][0-9a-f]/[0-9a-f]*"):
+            try:
+                info = path.stat()
+            except OSError:
+                continue
+            yield Entry(path, info.st_size, info.st_mtime)
+
+    def prune(self, max_bytes: int) -> int:
+        """Drops the entries used longest ago until the rest fits; gives how many were dropped."""
+        entries = sorted(self.entries(), key=lambda e: e.used)
+        total, dropped = sum(e.size for e in entries), 0
+        if total <= max_bytes:
+            return 0
+        from filelock import FileLock, Timeout
+        try:
+            with FileLock(self.directory / ".lock", timeout=5):
+                for entry in entries:
+                    if total <= max_bytes:
+                        break
+                    entry.path.unlink(missing_ok=True)
+                    total, dropped = total - entry.size, dropped + 1
+        except (Timeout, OSError) as error:
+            _log.warning("cache %s was not pruned: %s", self.directory, error)
+        return dropped
+
+    def verify(self) -> list[Path]:
+        """Removes damaged entries; gives their paths."""
+        return [e.path for e in list(self.entries()) if self.get(e.path.name) is None]
+
+
+@lru_cache(maxsize=1)
+def default() -> Cache:
+    """The user's cache."""
+    from tilelang.config import config
+    if config().cache_dir:
+        return Cache(Path(config().cache_dir), config().cache_bytes)
+    from platformdirs import user_cache_dir
+    return Cache(Path(user_cache_dir("tilelang-compiler")), config().cache_bytes)

@@ -1,0 +1,50 @@
+"""The environment variables, read once."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+
+def _var(name: str, default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"name": f"TILELANG_{name}", "doc": doc})
+
+
+@dataclass(frozen=True)
+class Config:
+    """One field for each variable; its metadata holds the name and the documentation."""
+
+    cache_dir: str = _var("CACHE_DIR", "", "Directory of the compile cache (default: the user's cache directory).")
+    cache_bytes: int = _var("CACHE_BYTES", 256 << 20, "Size at which the oldest entries of the cache are dropped.")
+    check: int = _var("CHECK", 0, "1 verifies the IR after every pass; 2 also runs it before and after.")
+    dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.")
+    target: str = _var("TARGET", "", "Target of calls: cpu, or reference for the NumPy interpreter.")
+    threads: int = _var("THREADS", 0, "Number of CPU threads (default: those this process may run on).")
+
+
+def read(environ: Mapping[str, str]) -> Config:
+    """The configuration of an environment. Raises ValueError naming the variable."""
+    values: dict[str, Any] = {}
+    for f in fields(Config):
+        text = environ.get(f.metadata["name"], "")
+        if text == "":
+            continue
+        if isinstance(f.default, int):
+            if not text.isdigit():
+                raise ValueError(f"{f.metadata['name']} needs a number, got {text!r}")
+            values[f.name] = int(text)
+        else:
+            values[f.name] = text
+    if values.get("check", 0) not in (0, 1, 2):
+        raise ValueError(f"TILELANG_CHECK needs 0, 1 or 2, got {values['check']}")
+    if values.get("target", "") not in ("", "cpu", "reference"):
+        raise ValueError(f"TILELANG_TARGET needs cpu or reference, got {values['target']!r}")
+    return Config(**values)
+
+
+@lru_cache(maxsize=1)
+def config() -> Config:
+    """The process's configuration."""
+    return read(os.environ)

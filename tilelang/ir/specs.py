@@ -1,0 +1,183 @@
+"""What each level of the IR may contain, and the verifier: every rule a function must keep between two passes."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tilelang.errors import Loc, TileError, VerifyError
+from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Type, Value
+from tilelang.ir.dtypes import DType
+from tilelang.ir.text import format_attribute
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One level: `objection` says why a value may not have a type (empty where it may). Which operations it may
+    contain is stated by each operation's `levels`."""
+
+    level: str
+    objection: Callable[[Type], str]
+
+
+def _layout_objection(t: Type) -> str:
+    layout = getattr(t, "layout", None)
+    if layout is not None and tuple(layout.shape) != t.shape:  # type: ignore[union-attr]
+        return f"a layout of shape {list(t.shape)}"  # type: ignore[union-attr]
+    return ""
+
+
+def _thread_objection(t: Type) -> str:
+    if isinstance(t, TileType) and (t.rank > 1 or t.layout is not None):
+        return "a scalar or a vector: a tile of rank at most 1, without a layout"
+    return _layout_objection(t)
+
+
+TILE = Spec("tile", _layout_objection)
+"""Logical tiles of any rank, structured loops, symbolic extents; layouts optional; no threads."""
+PLACED = Spec("placed", _layout_objection)
+"""As TILE, with the choices of a target made explicit: nests, converted layouts, instructions, stages, barriers."""
+THREAD = Spec("thread", _thread_objection)
+"""Scalars, vectors, memory, loads and stores at addresses, loops, instruction calls; no tiles."""
+SPECS = {spec.level: spec for spec in (TILE, PLACED, THREAD)}
+
+
+def refines(given: Type, inferred: Type) -> bool:
+    """Whether a result may have type `given` where `infer` says `inferred`: the same, or the same tile with a layout
+    that a pass has chosen."""
+    if isinstance(given, TileType) and isinstance(inferred, TileType) and inferred.layout is None:
+        return (given.shape, given.dtype) == (inferred.shape, inferred.dtype)
+    return given == inferred
+
+
+def verify(fn: Function, level: str | None = None, pass_name: str = "") -> None:
+    """Raises VerifyError, naming the operation, its line and `pass_name`, for a function that breaks a rule of
+    `level` (its own by default):
+
+    - operations and types belong to the level; attributes are complete and have a textual form;
+    - every value is defined once, before its uses, in the same region or one around it;
+    - result types are what the operation infers from its operands (a tile may have gained a layout);
+    - `yield` stands last, and only there; a combination's region has no effects;
+    - `grid` stands once at the top level, before every write, and the caller can evaluate its extents.
+    """
+    _Verifier(SPECS[level or fn.level], pass_name).function(fn)
+
+
+class _Verifier:
+    def __init__(self, spec: Spec, pass_name: str) -> None:
+        self.spec, self.pass_name = spec, pass_name
+        self.defined: set[Value] = set()
+
+    def fail(self, op: Op | None, message: str, needs: str, got: str, why: str = "",
+             loc: Loc | None = None) -> VerifyError:
+        return VerifyError(f"`{op.name}`: {message}" if op else message, op=op.name if op else "",
+                           pass_name=self.pass_name, needs=needs, got=got, why=why,
+                           try_="this is a mistake in the compiler" if self.pass_name else "correct the function",
+                           loc=op.loc if op else loc)
+
+    def function(self, fn: Function) -> None:
+        if fn.level != self.spec.level:
+            raise self.fail(None, f"function `{fn.name}` is at another level", self.spec.level, fn.level, loc=fn.loc)
+        for p in fn.params:
+            if isinstance(p.type, BufferType) or (isinstance(p.type, TileType) and p.type.shape):
+                raise self.fail(None, f"parameter %{p.name} of `{fn.name}`", "a tensor or a scalar", str(p.type),
+                                loc=fn.loc)
+            self.define(p, None)
+        if fn.body.args or fn.body.yields:
+            raise self.fail(None, f"the body of `{fn.name}` takes or yields values", "neither", "some", loc=fn.loc)
+        self.region(fn.body, None, set(fn.params))
+        self.grid(fn)
+
+    # -- values ------------------------------------------------------------------------------------------------------
+    def define(self, value: Value, op: Op | None) -> None:
+        if value in self.defined:
+            raise self.fail(op, "a value is defined twice", "one definition of every value", repr(value))
+        self.defined.add(value)
+        if wanted := self.spec.objection(value.type):
+            raise self.fail(op, f"a value is not of level {self.spec.level}", wanted, repr(value))
+
+    def region(self, region: Region, parent: Op | None, visible: set[Value]) -> None:
+        """Checks the operations; `visible` holds the values defined around the region."""
+        visible = visible | set(region.args)
+        for arg in region.args:
+            if arg.owner is not None:
+                raise self.fail(parent, "a region argument claims to be a result", "no owner", repr(arg.owner))
+            self.define(arg, parent)
+        for i, op in enumerate(region.ops):
+            if op.name == "yield" and i != len(region.ops) - 1:
+                raise self.fail(op, "stands in the middle of a region", "the last place", f"place {i}")
+            self.op(op, visible)
+            visible |= set(op.results)
+
+    def op(self, op: Op, visible: set[Value]) -> None:
+        if self.spec.level not in op.levels:
+            raise self.fail(op, f"is not an operation of level {self.spec.level}", " or ".join(sorted(op.levels)),
+                            self.spec.level)
+        self.attributes(op)
+        for v in op.operands:
+            if v not in visible:
+                why = "it is defined later, in another region" if v not in self.defined else \
+                    "it is defined in a region that does not enclose this one"
+                raise self.fail(op, "uses a value that is not defined here", "a definition above, in this region or "
+                                "around it", repr(v), why)
+        for region in op.regions:
+            self.region(region, op, visible)
+            if op.name in ("reduce", "scan"):
+                self.pure(op, region)
+        self.types(op)
+        for r in op.results:
+            if r.owner is not op:
+                raise self.fail(op, "a result belongs to another operation", f"owner `{op.name}`", repr(r.owner))
+            self.define(r, op)
+
+    def attributes(self, op: Op) -> None:
+        if set(op.attrs) != set(op.attributes):
+            raise self.fail(op, "has other attributes than its class", str(sorted(op.attributes)),
+                            str(sorted(op.attrs)))
+        for key, value in op.attrs.items():
+            try:
+                format_attribute(value)
+            except VerifyError as error:
+                raise self.fail(op, f"attribute `{key}`", error.needs, f"{value!r} ({error.got})") from None
+            if key == "dtype" and not isinstance(value, DType):
+                raise self.fail(op, "attribute `dtype`", "a dtype", repr(value))
+
+    def types(self, op: Op) -> None:
+        try:
+            inferred = list(op.infer())
+        except TileError as error:
+            raise self.fail(op, error.message, error.needs, error.got, error.why) from error
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            raise self.fail(op, "malformed operands, attributes or regions", (op.__doc__ or "").split("\n")[0],
+                            str(error)) from error
+        printed: Sequence[Type] = [r.type for r in op.results]
+        if len(printed) != len(inferred) or not all(map(refines, printed, inferred)):
+            raise self.fail(op, "its results have other types than it infers", ", ".join(map(str, inferred)) or "none",
+                            ", ".join(map(str, printed)) or "none")
+
+    def pure(self, op: Op, region: Region) -> None:
+        for inner in region.walk():
+            if inner.effects and inner.name != "yield":
+                raise self.fail(op, f"its combination contains `{inner.name}`", "operations without effects",
+                                f"a {inner.effects} effect", "elements are combined in any order, any number of times")
+
+    # -- grid --------------------------------------------------------------------------------------------------------
+    def grid(self, fn: Function) -> None:
+        grids = [op for op in fn.walk() if op.name == "grid"]
+        if not grids:
+            return
+        grid = grids[-1]
+        if len(grids) > 1 or grid not in fn.body.ops:
+            raise self.fail(grid, "stands in a region, or more than once", "one grid at the top level",
+                            f"{len(grids)} grids", "the caller launches one grid")
+        before = Region([], fn.body.ops[:fn.body.ops.index(grid)])
+        for op in before.walk():
+            if op.effects == "write":
+                raise self.fail(op, "writes before `grid`", "writes after it", "a write before it",
+                                "what stands before `grid` is run by every program")
+        pending = list(grid.operands)
+        while pending:
+            owner = pending.pop().owner
+            if owner is not None and (owner.effects or owner.regions):
+                raise self.fail(grid, f"an extent depends on `{owner.name}`", "dimensions, scalar parameters and "
+                                "constants", f"`{owner.name}`", "the caller evaluates the extents")
+            pending += owner.operands if owner is not None else []

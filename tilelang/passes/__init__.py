@@ -1,0 +1,1 @@
+"""Passes: functions `pass(fn, target) -> fn`, one per file."""
