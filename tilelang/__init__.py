@@ -3,12 +3,15 @@ from __future__ import annotations
 
 from typing import Any
 
+__version__ = "0.1.0.dev0"
+
 from tilelang.ir.dtypes import DType, codebook, dtype
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
 from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
+from tilelang.ir.packed import Packed
+from tilelang.jit import Kernel, get_num_threads, kernel, set_num_threads, target
 
-__version__ = "0.1.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +29,5 @@ def function(fn: Any) -> Any:
     return _Function(fn)
 
 
-__all__ = ["Const", "DType", "InOut", "Out", "Tensor", "codebook", "dtype", "function"]
+__all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "Tensor", "codebook", "dtype", "function",
+           "get_num_threads", "kernel", "set_num_threads", "target"]

@@ -19,27 +19,33 @@ MAX_EXTENT = (1 << 31) - (1 << 16)
 """Extents are i32 in kernels, with room for a block beyond the edge."""
 PTR = ir.PointerType()
 _ANY = ir.LiteralStructType([I32, I32, I64])  # TVMFFIAny: type index, padding, payload
-_TENSOR = ir.LiteralStructType([PTR, I32, I32, I32, I8, I8, ir.IntType(16), PTR, PTR, I64])  # DLTensor
+_TENSOR = ir.LiteralStructType([PTR, I32, I32, I32, I32, PTR, PTR, I64])  # DLTensor; the dtype is one word
 _INT, _BOOL, _FLOAT, _DL_POINTER, _OBJECT = 1, 2, 3, 7, 70
 _OBJECT_HEADER = 24
 
 
-def dlpack_code(dt: DType) -> tuple[int, int]:
-    """(type code, bits) of one element in DLPack; packed and exotic types travel as unsigned bytes."""
+def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
+    """(accepted type codes, bits) of one element in DLPack; types it lacks travel as unsigned integers."""
     if dt.kind == "bool":
-        return 6, 8
+        return (6,), 8
     if dt.name == "bf16":
-        return 4, 16
+        return (4, 1), 16
     if dt.name in ("f16", "f32", "f64"):
-        return 2, dt.bits
+        return (2,), dt.bits
     if dt.kind in ("int", "uint") and dt.native:
-        return (0 if dt.kind == "int" else 1), dt.bits
-    return 1, 8 * dt.storage.itemsize if dt.bits % 8 == 0 else 8
+        return ((0,) if dt.kind == "int" else (1,)), dt.bits
+    return (1,), 8 * dt.storage.itemsize if dt.bits % 8 == 0 else 8
 
 
 def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int) -> None:
     """Adds the tvm-ffi entry `name`, which runs `tl_body` through the pool with `scratch` bytes for each worker."""
     _Entry(module, name, params).emit(scratch)
+
+
+def width(v: Value) -> int:
+    """How many tvm-ffi arguments a parameter takes: a packed tensor comes as bytes, extents and strides in bits."""
+    packed = isinstance(v.type, TensorType) and v.type.dtype.bits % 8
+    return 1 + 2 * v.type.rank if packed else 1  # type: ignore[union-attr]
 
 
 class _Entry:
@@ -57,17 +63,21 @@ class _Entry:
 
     def emit(self, scratch: int) -> None:
         b, (_, args, count, _) = self.b, self.fn.args
+        self.spans: list[tuple[TensorType, ir.Value, ir.Value]] = []
         ctx = self.stack(ir.ArrayType(I64, len(self.slots)))
-        self.require(b.icmp_signed("==", count, I32(len(self.params))))
+        self.require(b.icmp_signed("==", count, I32(sum(width(v) for v in self.params))))
+        at = 0
         for i, v in enumerate(self.params):
-            any_ = b.gep(args, [I64(i)], source_etype=_ANY)
-            kind = b.load(any_, typ=I32)
-            payload = b.load(b.gep(any_, [I32(0), I32(2)], source_etype=_ANY), typ=I64)
-            if isinstance(v.type, TensorType):
-                self.tensor(ctx, i, v.type, kind, payload)
-            else:
+            pairs = [self.argument(args, at + n) for n in range(width(v))]
+            at += width(v)
+            if not isinstance(v.type, TensorType):
                 assert isinstance(v.type, TileType)
-                self.scalar(ctx, i, v.type.dtype, kind, payload)
+                self.scalar(ctx, i, v.type.dtype, *pairs[0])
+            elif width(v) > 1:
+                self.packed(ctx, i, v.type, pairs)
+            else:
+                self.tensor(ctx, i, v.type, *pairs[0])
+        self.apart()
         workers = ir.Function(self.module, ir.FunctionType(I32, []), "tl_workers")
         self.put(ctx, "workers", b.sext(b.call(workers, []), I64))
         total = b.call(self.module.globals["tl_count"], [ctx])
@@ -110,6 +120,12 @@ class _Entry:
     def put(self, ctx: ir.Value, key: object, value: ir.Value) -> None:
         self.b.store(value, self.b.gep(ctx, [I64(self.slots[key])], source_etype=I64))
 
+    def one_of(self, x: ir.Value, values: Sequence[int]) -> ir.Value:
+        out = self.b.icmp_unsigned("==", x, I32(values[0]))
+        for v in values[1:]:
+            out = self.b.or_(out, self.b.icmp_unsigned("==", x, I32(v)))
+        return out
+
     def scalar(self, ctx: ir.Value, i: int, dt: DType, kind: ir.Value, payload: ir.Value) -> None:
         b = self.b
         if dt.kind != "float":
@@ -130,7 +146,14 @@ class _Entry:
             bits = b.zext(b.bitcast(code, ir.IntType(dt.bits)), I64)
         self.put(ctx, ("value", i), bits)
 
-    def tensor(self, ctx: ir.Value, i: int, t: TensorType, kind: ir.Value, payload: ir.Value) -> None:
+    def argument(self, args: ir.Value, i: int) -> tuple[ir.Value, ir.Value]:
+        """(type index, payload) of one argument."""
+        any_ = self.b.gep(args, [I64(i)], source_etype=_ANY)
+        payload = self.b.load(self.b.gep(any_, [I32(0), I32(2)], source_etype=_ANY), typ=I64)
+        return self.b.load(any_, typ=I32), payload
+
+    def header(self, t: TensorType, kind: ir.Value, payload: ir.Value, rank: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """(address, shape, strides) of a DLPack tensor on the CPU with the element type and rank asked for."""
         b = self.b
         is_object = b.icmp_signed("==", kind, I32(_OBJECT))
         self.require(b.or_(is_object, b.icmp_signed("==", kind, I32(_DL_POINTER))))
@@ -138,22 +161,71 @@ class _Entry:
 
         def field(n: int, typ: ir.Type) -> ir.Value:
             return b.load(b.gep(tensor, [I32(0), I32(n)], source_etype=_TENSOR), typ=typ)
-        code, bits = dlpack_code(t.dtype)
+        codes, bits = dlpack_codes(t.dtype)
         self.require(b.icmp_signed("==", field(1, I32), I32(1)))  # device type CPU
-        self.require(b.icmp_signed("==", field(3, I32), I32(t.rank)))
-        self.require(b.icmp_unsigned("==", field(4, I32), I32(code | bits << 8 | 1 << 16)))
-        self.put(ctx, ("data", i), b.add(b.ptrtoint(field(0, PTR), I64), field(9, I64)))
-        shape, strides = field(7, PTR), field(8, PTR)
-        self.require(b.icmp_unsigned("!=", strides, ir.Constant(PTR, None)) if t.rank else I1(1))
-        for axis in range(t.rank):
-            extent = b.load(b.gep(shape, [I64(axis)], source_etype=I64), typ=I64)
-            stride = b.load(b.gep(strides, [I64(axis)], source_etype=I64), typ=I64)
+        self.require(b.icmp_signed("==", field(3, I32), I32(rank)))
+        word = field(4, I32)
+        self.require(self.one_of(b.and_(word, I32(255)), codes))
+        self.require(b.icmp_unsigned("==", b.lshr(word, I32(8)), I32(bits | 1 << 8)))
+        shape, strides = field(5, PTR), field(6, PTR)
+        if rank:
+            self.require(b.icmp_unsigned("!=", strides, ir.Constant(PTR, None)))
+        return b.add(b.ptrtoint(field(0, PTR), I64), field(7, I64)), shape, strides
+
+    def tensor(self, ctx: ir.Value, i: int, t: TensorType, kind: ir.Value, payload: ir.Value) -> None:
+        b = self.b
+        address, shape, strides = self.header(t, kind, payload, t.rank)
+        sizes = [tuple(b.load(b.gep(p, [I64(axis)], source_etype=I64), typ=I64) for p in (shape, strides))
+                 for axis in range(t.rank)]
+        self.layout(ctx, i, t, address, sizes, 8 * t.dtype.storage.itemsize)
+
+    def packed(self, ctx: ir.Value, i: int, t: TensorType, pairs: Sequence[tuple[ir.Value, ir.Value]]) -> None:
+        address, shape, _ = self.header(t, *pairs[0], 1)
+        for kind, _ in pairs[1:]:
+            self.require(self.b.icmp_signed("==", kind, I32(_INT)))
+        numbers = [payload for _, payload in pairs[1:]]
+        _, last = self.layout(ctx, i, t, address, list(zip(numbers[:t.rank], numbers[t.rank:], strict=True)), 1)
+        size = self.b.load(shape, typ=I64)  # the bytes must hold the last element
+        self.require(self.b.icmp_signed("<=", self.b.sub(last, address), size))
+
+    def layout(self, ctx: ir.Value, i: int, t: TensorType, address: ir.Value,
+               sizes: Sequence[tuple[ir.Value, ir.Value]], bits: int) -> tuple[ir.Value, ir.Value]:
+        """Checks and records extents and strides (in units of `bits`); gives the bytes the tensor spans."""
+        b = self.b
+        self.put(ctx, ("data", i), address)
+        low: ir.Value = I64(0)
+        high: ir.Value = I64(0)
+        empty: ir.Value = I1(0)
+        for axis, (extent, stride) in enumerate(sizes):
             self.require(b.icmp_unsigned("<=", extent, I64(MAX_EXTENT)))
+            single = b.icmp_signed("<=", extent, I64(1))
             if axis < len(t.unit) and t.unit[axis]:
-                self.require(b.or_(b.icmp_signed("==", stride, I64(1)), b.icmp_signed("<=", extent, I64(1))))
+                unit = t.dtype.bits if bits == 1 else 1
+                self.require(b.or_(b.icmp_signed("==", stride, I64(unit)), single))
+            if t.writable:
+                self.require(b.or_(b.icmp_signed("!=", stride, I64(0)), single))
             dim = t.dims[axis]
             known = I64(dim) if isinstance(dim, int) else self.dims.setdefault(dim, extent)
             if known is not extent:
                 self.require(b.icmp_signed("==", extent, known))
             self.put(ctx, ("shape", i, axis), extent)
             self.put(ctx, ("stride", i, axis), stride)
+            reach = b.mul(b.sub(extent, I64(1)), stride)
+            back = b.icmp_signed("<", reach, I64(0))
+            low = b.add(low, b.select(back, reach, I64(0)))
+            high = b.add(high, b.select(back, I64(0), reach))
+            empty = b.or_(empty, b.icmp_signed("==", extent, I64(0)))
+        element = t.dtype.bits if bits == 1 else bits
+        first = b.add(address, b.ashr(b.mul(low, I64(bits)), I64(3)))
+        end = b.add(b.mul(high, I64(bits)), I64(element + 7))
+        last = b.select(empty, first, b.add(address, b.ashr(end, I64(3))))
+        self.spans.append((t, first, last))
+        return first, last
+
+    def apart(self) -> None:
+        """What is written shares no memory with any other argument."""
+        b = self.b
+        for i, (t, first, last) in enumerate(self.spans):
+            for j, (other, start, stop) in enumerate(self.spans):
+                if t.writable and i != j and not (other.writable and j < i):
+                    self.require(b.or_(b.icmp_unsigned("<=", last, start), b.icmp_unsigned("<=", stop, first)))

@@ -47,6 +47,7 @@ define void @tl_pool_init(i32 %n) {
 
 define void @tl_pool_size(i32 %n) {
   store i32 %n, ptr @helpers
+  store i64 0, ptr @scratch_size ; a new helper has no scratch memory yet
   ret void
 }
 

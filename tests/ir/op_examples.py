@@ -87,7 +87,7 @@ EXAMPLES |= {
                     {"c": "i1[4, 8]", "a": "f32[4, 8]", "b": "f32[4, 8]"}, {"r": "f32[4, 8]"}),
     "philox": _tiles("philox", "%p, %q, %r, %s = philox %seed, %a : u32[8], u32[8], u32[8], u32[8]",
                      {"seed": "u64", "a": "u32[8]"}, {"p": "u32[8]", "q": "u32[8]", "r": "u32[8]", "s": "u32[8]"}),
-    # -- shape ---------------------------------------------------------------------------------------------------------
+    # -- shape -------------------------------------------------------------------------------------------------------
     "const": _tiles("const", "%r = const {value=-2.5, dtype=f16} : f16", {}, {"r": "f16"}),
     "const.nan": _tiles("const", "%r = const {value=nan, dtype=f32} : f32", {}, {"r": "f32"}),
     "const.zero": _tiles("const", "%r = const {value=-0.0, dtype=f32} : f32", {}, {"r": "f32"}),
@@ -112,9 +112,10 @@ EXAMPLES |= {
                      {"r": "f32[4, 8]"}),
     "view": _tiles("view", "%r = view %a {dtype=u4, source=<spatial(4).local(2)>, layout=<spatial(4).local(4)>} : "
                    "u4[16]", {"a": "u8[8]"}, {"r": "u4[16]"}),
-    # -- reductions ----------------------------------------------------------------------------------------------------
+    # -- reductions --------------------------------------------------------------------------------------------------
     "reduce": _tiles("reduce", "%r = reduce %a {kind='sum', axis=0} : f32[8]", _F, {"r": "f32[8]"}),
-    "reduce.max": _tiles("reduce", "%r = reduce %a {kind='max', axis=1} : f16[4]", {"a": "f16[4, 8]"}, {"r": "f16[4]"}),
+    "reduce.max": _tiles("reduce", "%r = reduce %a {kind='max', axis=1} : f16[4]", {"a": "f16[4, 8]"},
+                         {"r": "f16[4]"}),
     "reduce.prod": _tiles("reduce", "%r = reduce %a {kind='prod', axis=1} : i32[4]", {"a": "i32[4, 8]"},
                           {"r": "i32[4]"}),
     "reduce.all": _tiles("reduce", "%r = reduce %a {kind='all', axis=0} : i1", {"a": "i1[8]"}, {"r": "i1"}),
@@ -146,7 +147,7 @@ EXAMPLES |= {
                           {"a": "f32[2, 4, 8]", "b": "f32[2, 8, 3]"}, {"r": "f32[2, 4, 3]"}),
     "dot.i8": _tiles("dot", "%r = dot %a, %b {dtype=i32} : i32[4, 3]", {"a": "i8[4, 8]", "b": "u4[8, 3]"},
                      {"r": "i32[4, 3]"}),
-    # -- memory --------------------------------------------------------------------------------------------------------
+    # -- memory ------------------------------------------------------------------------------------------------------
     "dim": _tiles("dim", "%r = dim %a_in {axis=1} : i32", _F, {"r": "i32"}),
     "load": """
 func @load(%x: tensor<in f32, A, B, C:1>, %y: tensor<out f32, M, N:1>, %i: i32, %j: i32) tile {
@@ -162,8 +163,8 @@ func @store(%x: tensor<in i32, N:1>, %y: tensor<inout i32, M, N:1>, %i: i32) til
   store %y, %i, %back, %t {axes=(1,)}
 }""",
     "gather": """
-func @gather(%x: tensor<in f32, M, N:1>, %i: tensor<in i32, K:1>, %j: tensor<in i32, K:1>, %m: tensor<in i1, K:1>,
-""".rstrip() + """ %y: tensor<out f32, K:1>) tile {
+func @gather(%x: tensor<in f32, M, N:1>, %i: tensor<in i32, K:1>, %j: tensor<in i32, K:1>, %m: tensor<in i1, K:1>, """
+    """%y: tensor<out f32, K:1>) tile {
   %zero = const {value=0, dtype=i32} : i32
   %a = load %i, %zero {shape=(8,), axes=(0,), fill=-1} : i32[8]
   %b = load %j, %zero {shape=(8,), axes=(0,), fill=-1} : i32[8]
@@ -221,7 +222,7 @@ func @copy_async(%x: tensor<in f32, M, N:1>, %y: tensor<out f32, M, N:1>) tile {
   %b = load %s, %zero, %zero {shape=(4, 8), axes=(0, 1), fill=0} : f32[4, 8]
   store %y, %zero, %zero, %b {axes=(0, 1)}
 }""",
-    # -- control -------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------------------------
     "grid": """
 func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %n = dim %x {axis=0} : i32
@@ -264,7 +265,7 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
 }""", {"a": "f32[4, 8]", "n": "i32"}, {"r": "f32[4, 8]"}),
     "print": _tiles("print", "print %a, %zero {text='it\\'s \"a\"'}", {"a": "i32[4]"}, {}),
     "assert": _tiles("assert", "%ok = eq %a, %a : i1[4]\nassert %ok {message='a equals itself'}", {"a": "i32[4]"}, {}),
-    # -- placed --------------------------------------------------------------------------------------------------------
+    # -- placed ------------------------------------------------------------------------------------------------------
     "nest": _tiles("nest", """
 %r, %s = nest {shape=(4, 8)} : f32[4, 8], f32[4] () {
   %e = exp %a : f32[4, 8]
@@ -273,7 +274,7 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
 }""", _F, {"r": "f32[4, 8]", "s": "f32[4]"}, "placed"),
     "convert_layout": _tiles("convert_layout", "%r = convert_layout %a {layout=<local(2, 2).column_spatial(2, 4)>} : "
                              "f32[4, 8]@<local(2, 2).column_spatial(2, 4)>", _F, {"r": "f32[4, 8]"}, "placed"),
-    # -- thread --------------------------------------------------------------------------------------------------------
+    # -- thread ------------------------------------------------------------------------------------------------------
     "stride": """
 func @stride(%x: tensor<in f32, 4, 8:1>, %y: tensor<out f32, 4:1>) thread {
   %s = stride %x {axis=0} : i64

@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Callable[[Named], Any], str, str]] = {
     "operand missing": (lambda f: f.op("load").operands.clear(), "load", "malformed"),
     "another level": (lambda f: f.ops.append(_placed(f)), "convert_layout", "level tile"),
     "two grids": (lambda f: f.ops.insert(3, f.make("grid", "n")), "grid", "more than once"),
-    "grid in a region": (lambda f: f.op("for").regions[0].ops.insert(0, f.ops.pop(1)), "for", "not defined here"),
+    "grid in a region": (lambda f: _inner_grid(f), "grid", "stands in a region"),
     "grid from memory": (lambda f: _grid_from_memory(f), "grid", "depends on `load`"),
     "write before grid": (lambda f: _write_first(f), "store", "writes before"),
     "effect in a combination": (lambda f: f.op("reduce").regions[0].ops.insert(
@@ -114,9 +114,17 @@ def _grid_from_memory(f: Named) -> None:
     _set(f.op("grid"), 0, cast.result)
 
 
+def _inner_grid(f: Named) -> None:
+    f.ops.pop(1)
+    for op in f.fn.walk():
+        op.operands = [f.values["n"] if v is f.values["i"] else v for v in op.operands]
+    f.op("for").regions[0].ops.insert(0, f.make("grid", "n"))
+
+
 def _write_first(f: Named) -> None:
     f.ops[1:1] = [zero := Op.registry["const"]([], {"value": 0, "dtype": F32}),
-                  Op.registry["store"]([f.values["y"], f.values["n"], zero.result], {"axes": ()})]
+                  Op.registry["store"]([f.values["y"], f.values["n"], zero.result], {"axes": ()},
+                                             loc=Loc("kernel.py", 7))]
 
 
 @pytest.mark.parametrize("what", BROKEN)

@@ -1,4 +1,4 @@
-"""Printing and parsing: every operation makes the round trip; mistakes are shown with line, caret and what is needed."""
+"""Printing and parsing: every operation makes the round trip; mistakes are shown with line and caret."""
 from __future__ import annotations
 
 import math
@@ -29,7 +29,7 @@ def test_round_trip(key: str) -> None:
     text = print_function(fn)
     again = parse(text)
     assert print_function(again) == text
-    assert [op.attrs for op in again.walk() if "nan" not in text] == [op.attrs for op in fn.walk() if "nan" not in text]
+    assert "nan" in text or [op.attrs for op in again.walk()] == [op.attrs for op in fn.walk()]
     assert [p.type for p in again.params] == [p.type for p in fn.params]
     assert print_function(fn.clone()) == text
     assert print_function(parse(print_function(fn, locs=True))) == text  # places are comments

@@ -1,0 +1,155 @@
+"""Arguments of a call: what NumPy, torch, DLPack and packed tensors are, seen by the compiler."""
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import ArgumentDevice, ArgumentDType, ArgumentLayout, Loc
+from tilelang.ir import codec
+from tilelang.ir.core import TensorType
+from tilelang.ir.dtypes import DType, from_external
+from tilelang.ir.packed import Packed
+
+MAX_EXTENT = (1 << 31) - (1 << 16)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor argument: `array` is the NumPy or torch object, strides count elements (bits where packed)."""
+
+    name: str
+    array: Any
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    kind: str  # numpy, torch or packed
+
+    @property
+    def unit(self) -> tuple[bool, ...]:
+        """Which dimension's neighbours are adjacent: the last if it can be, else the first that is."""
+        one = self.dtype.bits if self.kind == "packed" else 1
+        flags = [n <= 1 or s == one for n, s in zip(self.shape, self.strides, strict=True)]
+        if flags and flags[-1]:
+            return (False,) * (len(flags) - 1) + (True,)
+        exact = [n > 1 and s == one for n, s in zip(self.shape, self.strides, strict=True)]
+        return tuple(e and not any(exact[:i]) for i, e in enumerate(exact))
+
+    def span(self) -> tuple[int, int]:
+        """First byte and end of the memory the elements lie in."""
+        if 0 in self.shape:
+            return 0, 0
+        reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
+        low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+        if self.kind == "packed":
+            base = address(self.array.buffer)
+            return base + low // 8, base + (high + self.dtype.bits + 7) // 8
+        size = self.dtype.storage.itemsize
+        base = address(self.array)
+        return base + low * size, base + (high + 1) * size
+
+    def ffi(self) -> list[Any]:
+        """What tvm-ffi is given."""
+        if self.kind == "packed":
+            return [self.array.buffer, *self.shape, *self.strides]
+        if self.kind == "torch":
+            import torch
+            tensor = self.array.detach()
+            native = self.dtype.native or self.dtype.name == "bf16"
+            return [tensor if native else tensor.view(getattr(torch, f"uint{self.dtype.bits}"))]
+        return [self.array.view(self.dtype.storage) if self.array.dtype != self.dtype.storage else self.array]
+
+    def storage(self) -> Any:
+        """The NumPy array the interpreter works on; shares memory except where packed."""
+        if self.kind == "packed":
+            return codec.from_bits(self.array.codes(), self.dtype)
+        if self.kind == "numpy":
+            return self.array.view(self.dtype.storage)
+        import torch
+        tensor = self.array.detach()
+        if not (self.dtype.native):
+            tensor = tensor.view(torch.uint16 if self.dtype.bits == 16 else torch.uint8)
+        return tensor.numpy()
+
+
+def address(array: Any) -> int:
+    """Address of the first element of a NumPy array or torch tensor."""
+    return int(array.ctypes.data) if isinstance(array, np.ndarray) else int(array.data_ptr())
+
+
+def is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether an argument can be a tensor at all."""
+    return isinstance(x, np.ndarray | Packed) or is_torch(x) or hasattr(x, "__dlpack__")
+
+
+def describe(name: str, x: Any, loc: Loc | None) -> Argument:
+    """Looks at a tensor argument. Raises ArgumentDType, ArgumentDevice or ArgumentLayout."""
+    if isinstance(x, Packed):
+        return Argument(name, x, x.dtype, x.shape, x.strides, "packed")
+    if is_torch(x):
+        if x.device.type != "cpu":
+            raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="a tensor on the CPU",
+                                 got=str(x.device), try_=f"{name}.cpu()")
+        if x.layout is not sys.modules["torch"].strided or x.is_conj() or x.is_neg():
+            raise ArgumentLayout(f"parameter `{name}` is not a plain strided tensor", loc=loc,
+                                 needs="dense strided memory", got=str(x.layout), try_=f"{name}.to_dense().resolve_conj()")
+        return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch")
+    if not isinstance(x, np.ndarray):
+        if not hasattr(x, "__dlpack__"):
+            raise ArgumentDType(f"parameter `{name}` is not a tensor", loc=loc,
+                                needs="a torch tensor, a NumPy array or an object with __dlpack__",
+                                got=type(x).__name__, try_="np.asarray(...)")
+        if x.__dlpack_device__()[0] != 1:
+            raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="memory of the CPU",
+                                 got=f"DLPack device {x.__dlpack_device__()}", try_="copy it to the CPU")
+        x = np.from_dlpack(x)
+    if not x.dtype.isnative or any(s % x.dtype.itemsize for s in x.strides):
+        raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc,
+                             needs="native byte order and strides of whole elements",
+                             got=f"{x.dtype.str}, strides {x.strides} bytes", try_=f"np.array({name})")
+    return Argument(name, x, _dtype(name, x.dtype, loc), x.shape, tuple(s // x.dtype.itemsize for s in x.strides),
+                    "numpy")
+
+
+def _dtype(name: str, external: Any, loc: Loc | None) -> DType:
+    try:
+        return from_external(external)
+    except ValueError as error:
+        raise ArgumentDType(f"parameter `{name}` has a dtype without a counterpart", loc=loc,
+                            needs="a dtype of tilelang.ir.dtypes", got=str(external), try_="cast it first") from error
+
+
+def check_layout(argument: Argument, t: TensorType, loc: Loc | None) -> None:
+    """Raises ArgumentLayout for memory a kernel cannot use."""
+    for extent, stride in zip(argument.shape, argument.strides, strict=True):
+        if extent > MAX_EXTENT:
+            raise ArgumentLayout(f"parameter `{argument.name}` is too long", loc=loc,
+                                 needs=f"extents up to {MAX_EXTENT}", got=str(extent), why="indices are 32 bits",
+                                 try_="split the tensor")
+        if t.writable and extent > 1 and stride == 0:
+            raise ArgumentLayout(f"output `{argument.name}` overlaps itself", loc=loc, needs="distinct elements",
+                                 got=f"shape {argument.shape}, strides {argument.strides}",
+                                 try_="pass a tensor that is not expanded")
+    if t.writable and argument.kind == "numpy" and not argument.array.flags.writeable:
+        raise ArgumentLayout(f"output `{argument.name}` is read-only", loc=loc, needs="a writable array",
+                             got="a read-only array", try_=f"{argument.name}.copy()")
+
+
+def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
+    """A new output of the kind of an input: torch, NumPy, or packed for sub-byte dtypes."""
+    if dt.bits % 8 and dt.kind != "bool":
+        return Packed.empty(shape, dt)
+    if is_torch(model):
+        import torch
+        names = {"i1": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
+                 "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu"}
+        name = names.get(dt.name) or {"i": "int", "u": "uint", "f": "float"}[dt.name[0]] + str(dt.bits)
+        return torch.empty(shape, dtype=getattr(torch, name))
+    return np.empty(shape, dt.storage)

@@ -1,0 +1,373 @@
+"""Calling a kernel: specialise on the arguments, compile or take from the cache, run."""
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+import tilelang
+from tilelang import cache
+from tilelang.args import Argument, check_layout, describe, empty_like, is_tensor
+from tilelang.config import config
+from tilelang.errors import (ArgumentCount, ArgumentDType, ArgumentLayout, ArgumentRank, AssertFailed, DimMismatch,
+                             TargetError)
+from tilelang.ir import codec
+from tilelang.ir.core import Function, TensorType, TileType, Type
+from tilelang.ir.dtypes import DType
+from tilelang.ir.interpreter import run
+from tilelang.lang.kernel import KernelDef, Param
+
+_target: ContextVar[str] = ContextVar("target", default="")
+_compile_lock = threading.RLock()
+
+
+@contextmanager
+def target(name: str) -> Iterator[None]:
+    """Runs the calls inside on a target: "cpu", or "reference" for the NumPy interpreter."""
+    if name not in ("cpu", "reference"):
+        raise TargetError(f"unknown target {name!r}", needs="cpu or reference", got=name,
+                          try_="tile.target(\"cpu\")")
+    token = _target.set(name)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+class _Guard(RuntimeError):
+    """Native code found arguments it was not compiled for."""
+
+
+class _Failed(RuntimeError):
+    """Native code stopped: an assertion's number, or no memory."""
+
+
+@lru_cache(maxsize=1)
+def _ffi() -> Any:
+    """The tvm-ffi module, with our errors known to it and its symbols to our code."""
+    import ctypes
+
+    import tvm_ffi
+
+    from tilelang.backends.cpu import machine, pool
+    tvm_ffi.register_error("TilelangGuard", _Guard)
+    tvm_ffi.register_error("TilelangFailed", _Failed)
+    library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+    name = "TVMFFIErrorSetRaisedFromCStr"
+    machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
+    pool.pool()
+    return tvm_ffi
+
+
+class Bound:
+    """Arguments of one call matched with the parameters."""
+
+    def __init__(self, kernel: Kernel, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        self.kernel = kernel
+        loc = kernel.source.loc
+        values = self._match(args, kwargs)
+        self.consts = {p.name: values[p.name] for p in kernel.params if p.kind == "const"}
+        self.scalars = {p.name: values[p.name] for p in kernel.params if p.kind == "scalar"}
+        self.dtypes: dict[str, DType] = {}
+        self.dims: dict[str, tuple[int, str]] = {}
+        self.tensors: dict[str, Argument] = {}
+        self.model: Any = next((values[p.name] for p in kernel.params if p.kind == "tensor" and p.name in values), None)
+        for p in kernel.params:
+            if p.kind == "tensor" and p.name in values:
+                self._tensor(p, describe(p.name, values[p.name], loc))
+            elif p.kind == "scalar":
+                self._scalar(p, values[p.name])
+        self.allocated = [p.name for p in kernel.params if p.kind == "tensor" and p.name not in values]
+        for p in kernel.params:
+            if p.name in self.allocated:
+                self._allocate(p)
+        self._separate()
+
+    def _match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Positional arguments go to the inputs, then (in a second pass) on to outputs and constants in order."""
+        params, loc, name = self.kernel.params, self.kernel.source.loc, self.kernel.name
+        values = {p.name: p.default for p in params if p.default is not inspect.Parameter.empty}
+        known = {p.name for p in params}
+        if unknown := kwargs.keys() - known:
+            raise ArgumentCount(f"`{name}` has no parameter {sorted(unknown)[0]!r}", loc=loc,
+                                needs=", ".join(p.name for p in params), got=", ".join(sorted(unknown)),
+                                try_="check the spelling")
+        if len(args) > len(params):
+            raise ArgumentCount(f"`{name}` got too many arguments", loc=loc,
+                                needs=f"at most {len(params)}: {', '.join(p.name for p in params)}",
+                                got=str(len(args)), try_="pass constants by name")
+        for p, value in zip(params, args, strict=False):
+            if p.name in kwargs:
+                raise ArgumentCount(f"`{name}` got `{p.name}` twice", loc=loc, needs="each parameter once",
+                                    got=f"{p.name} by position and by name", try_="drop one")
+            values[p.name] = value
+        values.update(kwargs)
+        missing = [p.name for p in params if p.required and p.name not in values]
+        if missing:
+            raise ArgumentCount(f"`{name}` lacks an argument", loc=loc, needs=", ".join(missing),
+                                got=f"{len(args)} positional and {sorted(kwargs)}", try_=f"pass {missing[0]}=...")
+        return {k: v for k, v in values.items() if v is not None or not self.kernel.is_out(k)}
+
+    def _tensor(self, p: Param, a: Argument) -> None:
+        loc, spec = self.kernel.source.loc, p.tensor
+        wanted = self.dtypes.setdefault(spec.dtype, a.dtype) if isinstance(spec.dtype, str) else spec.dtype
+        if a.dtype is not wanted:
+            raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` has the wrong dtype", loc=loc,
+                                needs=f"{wanted}" + (f" (as {spec.dtype!r} of an earlier argument)"
+                                                     if isinstance(spec.dtype, str) else ""),
+                                got=str(a.dtype), try_="convert the argument, or annotate with a type variable "
+                                "such as tile.Tensor[\"T\", ...]")
+        if len(a.shape) != len(spec.dims):
+            raise ArgumentRank(f"parameter `{p.name}` of `{self.kernel.name}` has the wrong rank", loc=loc,
+                               needs=f"{len(spec.dims)} dimensions \"{' '.join(map(str, spec.dims))}\"",
+                               got=f"{len(a.shape)} of shape {list(a.shape)}", try_="reshape or unsqueeze the argument")
+        for dim, extent in zip(spec.dims, a.shape, strict=True):
+            known, where = (dim, "the annotation") if isinstance(dim, int) else self.dims.setdefault(
+                dim, (extent, p.name))
+            if known != extent:
+                raise DimMismatch(f"dimension `{dim}` of `{self.kernel.name}` has two extents", loc=loc,
+                                  needs=f"{dim} = {known} (from {where})", got=f"{extent} in {p.name} of shape "
+                                  f"{list(a.shape)}", try_="pass tensors whose shapes agree")
+        check_layout(a, TensorType(a.dtype, spec.dims, spec.mode), loc)
+        self.tensors[p.name] = a
+
+    def _scalar(self, p: Param, value: Any) -> None:
+        if isinstance(value, np.generic) or (is_tensor(value) and getattr(value, "ndim", 1) == 0):
+            value = self.scalars[p.name] = value.item()
+        dt = p.spec
+        assert isinstance(dt, DType)
+        good = isinstance(value, bool | int) or (isinstance(value, float) and dt.kind == "float")
+        if not good or (dt.kind != "float" and not dt.min <= value <= dt.max):
+            raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` is no {dt}", loc=self.kernel.source.loc,
+                                needs=str(dt), got=f"{type(value).__name__} {value!r}"[:80], try_="pass a number")
+
+    def _allocate(self, p: Param) -> None:
+        spec, shape = p.tensor, []
+        for dim in spec.dims:
+            if isinstance(dim, str) and dim not in self.dims:
+                raise ArgumentCount(f"output `{p.name}` of `{self.kernel.name}` cannot be allocated",
+                                    loc=self.kernel.source.loc, needs=f"the extent of `{dim}` from an input",
+                                    got=f"inputs with {sorted(self.dims)}", try_=f"pass {p.name}=...")
+            shape.append(dim if isinstance(dim, int) else self.dims[dim][0])
+        if isinstance(spec.dtype, str) and spec.dtype not in self.dtypes:
+            raise ArgumentDType(f"output `{p.name}` of `{self.kernel.name}` has an open dtype",
+                                loc=self.kernel.source.loc, needs=f"{spec.dtype!r} bound by an input",
+                                got="no such input", try_=f"pass {p.name}=...")
+        dt = self.dtypes[spec.dtype] if isinstance(spec.dtype, str) else spec.dtype
+        self.tensors[p.name] = describe(p.name, empty_like(self.model, tuple(shape), dt), self.kernel.source.loc)
+
+    def _separate(self) -> None:
+        """Inputs that share memory with an output are read from a copy made before; outputs must not overlap."""
+        spans = {n: a.span() for n, a in self.tensors.items()}
+        writes = [p.name for p in self.kernel.params if p.kind == "tensor" and p.tensor.mode != "in"]
+        for out in writes:
+            for name, (lo, hi) in spans.items():
+                if name == out or not (lo < spans[out][1] and spans[out][0] < hi):
+                    continue
+                if name in writes:
+                    raise ArgumentLayout(f"outputs `{out}` and `{name}` overlap", loc=self.kernel.source.loc,
+                                         needs="distinct memory", got="shared memory", try_="pass separate tensors")
+                a = self.tensors[name]
+                copy = a.array.clone() if a.kind == "torch" else a.array.copy()
+                self.tensors[name] = describe(name, copy, self.kernel.source.loc)
+
+    # -- what follows --------------------------------------------------------------------------------------------------
+    def types(self) -> dict[str, Type]:
+        out: dict[str, Type] = {}
+        for p in self.kernel.params:
+            if p.kind == "tensor":
+                a = self.tensors[p.name]
+                out[p.name] = TensorType(a.dtype, p.tensor.dims, p.tensor.mode, a.unit)
+            elif p.kind == "scalar":
+                assert isinstance(p.spec, DType)
+                out[p.name] = TileType((), p.spec)
+        return out
+
+    def ffi(self) -> list[Any]:
+        out: list[Any] = []
+        for p in self.kernel.params:
+            if p.kind == "tensor":
+                a = self.tensors[p.name]
+                if a.kind == "numpy" and not a.array.flags.writeable:
+                    a = describe(p.name, a.array.copy(), None)  # DLPack cannot export read-only memory
+                out += a.ffi()
+            elif p.kind == "scalar":
+                out.append(self.scalars[p.name])
+        return out
+
+    def outputs(self) -> Any:
+        outs = tuple(self.tensors[p.name].array for p in self.kernel.params
+                     if p.kind == "tensor" and p.tensor.mode == "out")
+        return outs[0] if len(outs) == 1 else outs if outs else None
+
+
+class Kernel(KernelDef):
+    """A function marked `@tile.kernel`. Call it with tensors; see also `lower`, `reference` and `trace`.
+
+    `kernel(a, b)` allocates and gives the outputs; `kernel(a, b, c=out)` writes into `out`. Arguments are torch
+    tensors on the CPU, NumPy arrays, objects with DLPack, or `tilelang.Packed`. Inputs that overlap an output are read
+    from a copy. Raises ArgumentCount, ArgumentDType, ArgumentRank, ArgumentDevice, ArgumentLayout, DimMismatch,
+    AssertFailed, and at the first call of a specialisation whatever the compiler finds.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__(fn)
+        self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
+        self._compiled: dict[Any, tuple[Any, Function]] = {}
+        self._runtime = [p for p in self.params if p.kind != "const"]
+        self._plain = all(isinstance(p, Param) and p.kind != "const" for p in self.params[:len(self._runtime)])
+        self._outs = [i for i, p in enumerate(self._runtime) if p.kind == "tensor" and p.tensor.mode == "out"]
+        self._fast: dict[Any, Any] = {}
+
+    def is_out(self, name: str) -> bool:
+        """Whether a parameter is an output the call may allocate."""
+        return any(p.name == name and p.kind == "tensor" and p.tensor.mode == "out" for p in self.params)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == len(self._runtime):  # the common case: native code checks the arguments itself
+            fn = self._fast.get(tuple(kwargs.items()) if kwargs else None)
+            if fn is not None and not _target.get():
+                try:
+                    fn(*args)
+                except (_Guard, TypeError, ValueError, BufferError):
+                    pass
+                except _Failed as error:
+                    raise self._failure(error, Bound(self, args, kwargs)) from None
+                else:
+                    outs = self._outs
+                    return args[outs[0]] if len(outs) == 1 else tuple(args[i] for i in outs) if outs else None
+        return self._call(args, kwargs)
+
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        bound = Bound(self, args, kwargs)
+        if (_target.get() or config().target) == "reference":
+            self._interpret(bound)
+            return bound.outputs()
+        fn, _ = self._specialise(bound)
+        try:
+            fn(*bound.ffi())
+        except _Failed as error:
+            raise self._failure(error, bound) from None
+        if self._plain and len(args) == len(self._runtime) and all(map(_is_constant, kwargs.values())):
+            self._fast[tuple(kwargs.items()) if kwargs else None] = fn
+        return bound.outputs()
+
+    def _specialise(self, bound: Bound) -> tuple[Any, Function]:
+        """The native function for these types and constants."""
+        types = bound.types()
+        key = (tuple(types.values()), tuple(map(_identity, bound.consts.values())))
+        found = self._compiled.get(key)
+        if found is None:
+            with _compile_lock:
+                found = self._compiled.get(key)
+                if found is None:
+                    tile = self.trace(types, bound.consts)
+                    found = self._compiled[key] = _load(tile), tile
+        return found
+
+    def _failure(self, error: _Failed, bound: Bound) -> Exception:
+        code = sum((ord(c) - ord("a")) << 4 * i for i, c in enumerate(str(error).strip()[-4:]))
+        if code >= 1 << 15:
+            return MemoryError(f"`{self.name}` could not allocate its scratch memory")
+        lowered = _lowered(self._specialise(bound)[1])
+        asserts = [op for op in lowered.thread.walk() if op.name == "assert"]
+        op = asserts[code - 1]
+        return AssertFailed(op.attrs["message"] or "assertion failed", loc=op.loc, needs="every element true",
+                            got="a false element", try_="run kernel.reference(...) to see how many")
+
+    def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
+        """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR),
+        `.assembly`, `.report`. Nothing is run."""
+        if target != "cpu":
+            raise TargetError(f"unknown target {target!r}", needs="cpu", got=target, try_="target=\"cpu\"")
+        bound = Bound(self, args, kwargs)
+        return _lowered(self.trace(bound.types(), bound.consts))
+
+    def reference(self, *args: Any, **kwargs: Any) -> Any:
+        """The same call by the NumPy interpreter: slow, and the definition of what the kernel means."""
+        bound = Bound(self, args, kwargs)
+        self._interpret(bound)
+        return bound.outputs()
+
+    def _interpret(self, bound: Bound) -> None:
+        arrays: list[Any] = []
+        for p in self._runtime:
+            if p.kind == "tensor":
+                arrays.append(bound.tensors[p.name].storage())
+            else:
+                assert isinstance(p.spec, DType)
+                arrays.append(codec.encode(np.asarray(bound.scalars[p.name]), p.spec))
+        run(self.trace(bound.types(), bound.consts), arrays)
+        for p, array in zip(self._runtime, arrays, strict=True):
+            if p.kind == "tensor" and p.tensor.mode != "in" and bound.tensors[p.name].kind == "packed":
+                a = bound.tensors[p.name]
+                a.array.write(codec.to_bits(array, a.dtype))
+
+    def __repr__(self) -> str:
+        return f"<tile kernel {self.name} at {self.source.file}:{self.source.first_line}>"
+
+
+def _is_constant(x: Any) -> bool:
+    return isinstance(x, bool | int | float | str | DType)
+
+
+def _identity(x: Any) -> Any:
+    """A constant as part of a key: True, 1 and 1.0 are different."""
+    try:
+        hash(x)
+    except TypeError:
+        return id(x)
+    return type(x), x, repr(x)
+
+
+def _lowered(tile: Function) -> Any:
+    from tilelang.backends.cpu.compile import Lowered
+    from tilelang.backends.cpu.machine import host
+    return Lowered(tile, host())
+
+
+@lru_cache(maxsize=1)
+def _compiler_key() -> str:
+    """A hash of the compiler's own source: another compiler makes other code."""
+    from pathlib import Path
+    root = Path(tilelang.__file__).parent
+    files = sorted([*root.glob("ir/*.py"), *root.glob("passes/*.py"), *root.glob("backends/**/*.py")])
+    return cache.key(tilelang.__version__, *(f.read_bytes() for f in files))
+
+
+def _load(tile: Function) -> Any:
+    """Machine code of a TILE function, from the cache or the compiler, as a callable."""
+    from tilelang.backends.cpu.machine import Loaded, host
+    ffi = _ffi()
+    name = cache.key(_compiler_key(), host().key, str(tile), str([v.type for v in tile.params]))
+    code = cache.default().get(name)
+    if code is None:
+        code = _lowered(tile).object_code
+        cache.default().put(name, code)
+    loaded = Loaded(code)
+    return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)
+
+
+def kernel(fn: Callable[..., Any]) -> Kernel:
+    """Marks a function as a tile kernel."""
+    return Kernel(fn)
+
+
+def set_num_threads(n: int) -> None:
+    """Lets `n` CPU threads run the programs of a grid."""
+    from tilelang.backends.cpu.pool import pool
+    pool().resize(n)
+
+
+def get_num_threads() -> int:
+    """How many CPU threads run the programs of a grid."""
+    from tilelang.backends.cpu.pool import pool
+    return pool().workers
+
+

@@ -1,0 +1,196 @@
+"""Whether two functions mean the same: both run on random inputs through the interpreter.
+
+Integers must agree exactly, and so must everything where the pass declares itself exact. For floats the bound is
+derived from the function itself, by random rounding (Vignes, "A stochastic arithmetic for reliable scientific
+computation", 1993): the original runs several times with every rounded operation disturbed by as much as an
+implementation may differ, which is one unit in the last place, and length * eps * sum |terms| for a reduction. How
+far the outputs move is how far a correct pass may move them.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import AssertFailed, CheckError
+from tilelang.ir import codec, interpreter
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import Dim, Function, Op, TensorType, TileType
+from tilelang.ir.dtypes import DType
+
+_SAMPLES = 6
+_SLACK = 4
+"""The movement seen in `_SAMPLES` runs understates the largest possible one; this much more is allowed."""
+_EXACT = {"neg", "abs", "min", "max", "floor", "ceil", "round", "trunc"}
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+def random_inputs(fn: Function, rng: np.random.Generator, special: bool = False) -> list[Any]:
+    """One argument for each parameter: tensors of small extents (just below, at and above the function's block sizes
+    too), not contiguous where the type does not promise it. `special` mixes in infinities, NaN and extreme values."""
+    blocks = sorted({e for op in fn.walk() for r in op.results if isinstance(r.type, TileType)
+                     for e in r.type.shape if 1 < e <= 256}) or [4]
+    extents: dict[Dim, int] = {}
+    out = []
+    for p in fn.params:
+        if not isinstance(p.type, TensorType):
+            out.append(_random(p.type.dtype, (), rng, special))
+            continue
+        for d in p.type.dims:
+            block = int(rng.choice(blocks))
+            extents.setdefault(d, d if isinstance(d, int) else int(rng.choice([1, 3, 7, block - 1, block, block + 1])))
+        out.append(_tensor(p.type, tuple(extents[d] for d in p.type.dims), rng, special))
+    return out
+
+
+def _tensor(t: TensorType, shape: tuple[int, ...], rng: np.random.Generator, special: bool) -> Any:
+    """A tensor with unit stride in the dimension that promises it, and gaps between the others' elements."""
+    unit = t.unit.index(True) if True in t.unit else None
+    order = [d for d in range(t.rank) if d != unit] + ([unit] if unit is not None else [])
+    gap = 1 if unit is not None or not shape else 2
+    memory = tuple(shape[d] for d in order)
+    data = _random(t.dtype, (*memory[:-1], memory[-1] * gap) if memory else (), rng, special)
+    return data[..., ::gap].transpose(np.argsort(order)) if memory else data
+
+
+def _random(dt: DType, shape: tuple[int, ...], rng: np.random.Generator, special: bool) -> Any:
+    if dt.kind == "float":
+        real = rng.standard_normal(shape)
+        real = np.where(rng.random(shape) < 0.05, np.copysign(0.0, real), real)
+        if special:
+            chosen = rng.choice([np.inf, -np.inf, np.nan, float(dt.max), dt.smallest_subnormal], shape)
+            real = np.where(rng.random(shape) < 0.1, chosen, real)
+        return codec.encode(real, dt)
+    if dt.kind in ("int", "uint"):
+        codes = rng.integers(0, 2**64, shape, np.uint64)
+        small = rng.integers(0, 9, shape).astype(np.uint64)
+        # Small numbers are valid indices and counts, which is what most scalars are.
+        return np.asarray(codec.from_bits(np.where((rng.random(shape) < 0.5) | (shape == ()), small, codes), dt))
+    if dt.kind == "scale":
+        return rng.integers(120, 134, shape).astype(dt.storage)
+    return np.asarray(codec.from_bits(rng.integers(0, 3 if dt.kind == "ternary" else 1 << dt.bits, shape), dt))
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+@dataclass
+class _Outcome:
+    tensors: list[Any]
+    lines: list[str]
+
+
+def _run(fn: Function, args: list[Any]) -> _Outcome:
+    copies = [_copied(a) if isinstance(a, np.ndarray) else a for a in args]
+    lines: list[str] = []
+    interpreter.run(fn, copies, num_workers=2, output=lines.append)
+    return _Outcome(copies, lines)
+
+
+def _copied(a: Any) -> Any:
+    """A copy with the same strides, which `ndarray.copy` does not keep."""
+    root = a if a.base is None else a.base
+    offset = a.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return np.ndarray(a.shape, a.dtype, root.copy(), offset, a.strides)
+
+
+def _disturbed(fn: Function, rng: np.random.Generator) -> Function:
+    """A copy of `fn` whose rounded operations are off by as much as an implementation may be."""
+    fn = fn.clone()
+    for op in fn.walk():
+        if (size := _error_of(op)) is not None:
+            setattr(op, "eval", partial(_disturbed_eval, op, size, rng))  # noqa: B010 (an instance's own method)
+    return fn
+
+
+def _error_of(op: Op) -> Callable[..., Any] | None:
+    """How large the error of one evaluation may be, as a function of result and operands; None: it is exact."""
+    if not op.results or op.results[0].type.dtype.kind != "float":
+        return None
+    dt = op.results[0].dtype
+    ulp, sum_ulp = 2.0 ** -dt.mantissa_bits, 2.0 ** -dt.compute.mantissa_bits
+    if isinstance(op, ew.Elementwise) and op.name not in _EXACT:
+        # Where f64 gives the same value nothing was rounded; f64 itself cannot tell.
+        return lambda out, *args: ulp * np.abs(out) * ((type(op).fn(*args) != out) | (dt.name == "f64"))
+    if isinstance(op, ew.Cast):
+        return lambda out, a: ulp * np.abs(out) * (a != out)
+    if op.name == "dot":
+        return lambda out, a, b, *acc: sum_ulp * a.shape[-1] * (np.abs(a) @ np.abs(b) + sum(map(np.abs, acc)))
+    if op.name in ("reduce", "scan") and op.attrs["kind"] in ("sum", "prod"):
+        axis, n, keep = op.attrs["axis"], op.operands[0].shape[op.attrs["axis"]], op.name == "scan"
+        if op.attrs["kind"] == "prod":
+            return lambda out, a: (ulp + sum_ulp * n) * np.abs(out)
+        return lambda out, a: ulp * np.abs(out) + sum_ulp * n * np.abs(a).sum(axis, keepdims=keep)
+    return None
+
+
+def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, frame: Any, *args: Any) -> Any:
+    out = type(op).eval(op, frame, *args)
+    dt = op.result.dtype
+    real = codec.decode(out, dt).astype(np.float64)
+    error = size(real, *(codec.decode(a, v.dtype).astype(np.float64) for a, v in zip(args, op.operands, strict=True)))
+    moved = real + np.where(rng.random(real.shape) < 0.5, -1.0, 1.0) * error
+    return np.asarray(codec.encode(np.where(np.isfinite(real), moved, real), dt))
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+def difference(before: Function, after: Function, rng: np.random.Generator, exact: bool = False,
+               trials: int = 3) -> str:
+    """What shows that `after` means something else than `before`; empty if nothing does. Neither is changed. Inputs
+    that `before` rejects (a failed assertion, a read of memory never written) say nothing and are skipped."""
+    for trial in range(trials):
+        args = random_inputs(before, rng, special=exact and trial == trials - 1)
+        try:
+            wanted = _run(before, args)
+        except (AssertFailed, CheckError):
+            continue
+        try:
+            got = _run(after, args)
+        except Exception as error:  # whatever it raises, the function before did not
+            return f"{type(error).__name__}: {error} ({_sizes(before, args)})"
+        noisy: list[_Outcome] | None = None
+        for i, p in enumerate(before.params):
+            if not isinstance(p.type, TensorType) or \
+                    np.all(_same_bits(wanted.tensors[i], got.tensors[i], p.type.dtype)):
+                continue
+            if not exact and noisy is None:
+                noisy = [_run(_disturbed(before, rng), args) for _ in range(_SAMPLES)]
+            samples = [n.tensors[i] for n in noisy or []]
+            bad = _outside(wanted.tensors[i], got.tensors[i], samples, p.type.dtype)
+            if bad.any():
+                at = tuple(int(x) for x in np.argwhere(bad)[0])
+                values = [codec.decode(o.tensors[i], p.type.dtype)[at] for o in (wanted, got)]
+                return (f"%{p.name}{list(at)} was {values[0]} and is {values[1]}; {int(bad.sum())} of {bad.size} "
+                        f"elements differ ({_sizes(before, args)})")
+        if len(wanted.lines) != len(got.lines) or (exact and wanted.lines != got.lines):
+            return f"it printed {wanted.lines} and prints {got.lines} ({_sizes(before, args)})"
+    return ""
+
+
+def _sizes(fn: Function, args: list[Any]) -> str:
+    return "inputs " + ", ".join(f"{p.name}: {list(a.shape) if isinstance(p.type, TensorType) else a}"
+                                 for p, a in zip(fn.params, args, strict=True))
+
+
+def _same_bits(a: Any, b: Any, dt: DType) -> Any:
+    """Which elements are equal to the bit, or both NaN."""
+    same = np.asarray(codec.to_bits(a, dt) == codec.to_bits(b, dt))
+    if dt.kind in ("float", "scale"):
+        same = same | (np.isnan(codec.decode(a, dt)) & np.isnan(codec.decode(b, dt)))
+    return same
+
+
+def _outside(wanted: Any, got: Any, samples: list[Any], dt: DType) -> Any:
+    """Which elements of `got` are further from `wanted` than the disturbed samples explain."""
+    different = ~_same_bits(wanted, got, dt)
+    if not samples:
+        return different
+    w, g, *noisy = (codec.decode(x, dt).astype(np.float64) for x in (wanted, got, *samples))
+    with np.errstate(all="ignore"):
+        moved = np.max([np.where(s == w, 0.0, np.abs(s - w)) for s in noisy], 0)
+        near = (np.abs(w - g) <= moved) & (moved > 0)
+        if dt.kind == "float":
+            near = np.abs(w - g) <= _SLACK * moved + 2.0 ** -dt.mantissa_bits * np.abs(w) + dt.smallest_subnormal
+        loose = np.any([np.isfinite(s) != np.isfinite(w) for s in noisy], 0)
+    return different & ~near & ~loose
