@@ -78,7 +78,8 @@ class For(Op):
         lo, hi, step = (int(a) for a in args[:3])
         carried = list(args[3:])
         if step <= 0:
-            raise ValueError(f"the step of a loop must be positive, got {step}")
+            raise AssertFailed("the step of a loop must be positive", loc=self.loc, needs="1 or more", got=str(step),
+                               try_="count upwards, and compute the descending index from it")
         dt = self.operands[0].dtype.storage
         for i in range(lo, hi, step):
             carried = frame.run_region(self.regions[0], [np.asarray(i, dt), *carried])

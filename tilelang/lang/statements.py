@@ -214,7 +214,8 @@ class Statements(Expressions):
             out += [t.value for t in now]
         self.apply(node, emit, control.Yield, *out)
         for name, value in self.env.items():
-            if name not in carried and name in before and before[name] is not value:
+            if name not in carried and name in before and before[name] is not value \
+                    and not isinstance(before[name], Undefined):
                 raise NonConstantExtent(f"`{name}` changes inside a run-time loop but is no tile", loc=self.at(node),
                                         needs="tiles and numbers", got=type(value).__name__,
                                         try_="use tile.static_range for compile-time variables")
@@ -222,7 +223,8 @@ class Statements(Expressions):
     def finish(self, node: ast.For | ast.While, carried: dict[str, Any], before: dict[str, Any],
                results: list[Value]) -> None:
         """After a loop: carried variables hold its results, variables born inside are gone."""
-        born = [n for n in self.env if n not in before]
+        born = [n for n, v in self.env.items() if before.get(n) is not v and
+                (n not in before or isinstance(before[n], Undefined))]
         self.env = before
         for name, like in carried.items():
             self.env[name] = _rebuild(like, results)

@@ -5,9 +5,11 @@ ensures: no pure operation in a loop has only operands from outside it; the same
 write nothing
 example:
     func @f(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>, %n: i32) tile {
+      %lo = const {value=0, dtype=i32} : i32
+      %two = const {value=2, dtype=i32} : i32
       %zero = const {value=0.0, dtype=f32} : f32
       %acc = broadcast %zero {shape=(4,)} : f32[4]
-      %r = for %n, %n, %n, %acc {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
+      %r = for %lo, %n, %two, %acc {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
         %a = load %x, %n {shape=(4,), axes=(0,), fill=0} : f32[4]
         %e = exp %a : f32[4]
         %d = add %c, %e : f32[4]
@@ -17,11 +19,13 @@ example:
     }
 becomes:
     func @f(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>, %n: i32) tile {
+      %lo = const {value=0, dtype=i32} : i32
+      %two = const {value=2, dtype=i32} : i32
       %zero = const {value=0.0, dtype=f32} : f32
       %acc = broadcast %zero {shape=(4,)} : f32[4]
       %a = load %x, %n {shape=(4,), axes=(0,), fill=0} : f32[4]
       %e = exp %a : f32[4]
-      %r = for %n, %n, %n, %acc {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
+      %r = for %lo, %n, %two, %acc {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
         %d = add %c, %e : f32[4]
         yield %d
       }

@@ -1,0 +1,9 @@
+"""The library: kernels written in the language, each beside its NumPy reference."""
+from tilelang.ops.activation import gelu
+from tilelang.ops.attention import attention
+from tilelang.ops.linear import linear
+from tilelang.ops.matmul import matmul
+from tilelang.ops.norm import layer_norm, rms_norm
+from tilelang.ops.softmax import softmax
+
+__all__ = ["attention", "gelu", "layer_norm", "linear", "matmul", "rms_norm", "softmax"]

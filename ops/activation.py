@@ -1,0 +1,33 @@
+"""Elementwise activations."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import tilelang as tile
+
+
+@tile.function
+def gelu_exact(x):
+    """x * Phi(x), Phi the normal distribution (Hendrycks and Gimpel, 2016)."""
+    return 0.5 * x * (1.0 + tile.erf(x * math.sqrt(0.5)))
+
+
+@tile.kernel
+def gelu_kernel(x: tile.Tensor["T", "N"], y: tile.Out["T", "N"], BN: tile.Const = 8192):
+    """Works in f32."""
+    n = tile.grid(tile.cdiv(x.shape[0], BN))
+    tile.store(y, (n * BN,), gelu_exact(tile.load(x, (n * BN,), (BN,)).to(tile.f32)).to(y.dtype))
+
+
+def gelu(x: Any) -> Any:
+    """GELU of every element, in the dtype of `x` (f32, f16 or bf16), computed in f32."""
+    return gelu_kernel(x.reshape(-1)).reshape(x.shape)
+
+
+def reference(x: Any) -> Any:
+    """f64."""
+    x = np.asarray(x, np.float64)
+    return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x * math.sqrt(0.5)))

@@ -1,0 +1,15 @@
+"""What the wrappers of several kernels need."""
+from __future__ import annotations
+
+from typing import Any
+
+
+def block(extent: int, largest: int, multiple: int = 16) -> int:
+    """A block extent for a dimension: itself rounded up to `multiple`, at most `largest`. Rounding keeps the number
+    of compiled variants small."""
+    return max(min(-(-extent // multiple) * multiple, largest), 1)
+
+
+def rows(x: Any) -> Any:
+    """[..., N] as [M, N]; a view where the memory allows it."""
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,49 @@
+"""Matrix product."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import tilelang as tile
+from tilelang.ops.common import block
+
+
+@tile.kernel
+def matmul_kernel(a: tile.Tensor["T", "M K"], b: tile.Tensor["T", "K N"], c: tile.Out["U", "M N"],
+                  BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const):
+    """c = a @ b, one block of c for each program."""
+    (M, K), N = a.shape, b.shape[1]
+    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
+    acc = tile.zeros((BM, BN), ACC)
+    for k in tile.range(0, K, BK, stages=3):
+        acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))
+    tile.store(c, (m * BM, n * BN), acc.to(c.dtype))
+
+
+def blocks(m: int, n: int, k: int) -> tuple[int, int, int]:
+    """(BM, BN, BK): the accumulator and both operand blocks stay in a 1 MiB second-level cache, the number of blocks
+    is even where it can be, and the last block is not mostly empty."""
+    def even(extent: int, largest: int, multiple: int) -> int:
+        count = -(-extent // largest)
+        return block(-(-extent // count), largest, multiple)
+    return even(m, 192, 12), even(n, 256, 32), even(k, 256, 8)
+
+
+def matmul(a: Any, b: Any, out: Any = None) -> Any:
+    """a [M, K] @ b [K, N] in the operands' dtype, accumulated in f32 (f64, or i32 for integers, whose result is i32).
+
+    Raises the errors of a kernel call."""
+    dt = tile.dtype(str(a.dtype).removeprefix("torch."))
+    acc = tile.dtype("i32") if dt.is_integer else tile.dtype("f64" if dt.name == "f64" else "f32")
+    if out is None:
+        result = tile.args.empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
+    else:
+        result = out
+    bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1])
+    return matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc)
+
+
+def reference(a: Any, b: Any) -> Any:
+    """f64 product."""
+    return np.asarray(a, np.float64) @ np.asarray(b, np.float64)
