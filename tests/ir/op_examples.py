@@ -19,7 +19,7 @@ def _shape(tile: str) -> tuple[str, list[int]]:
     return match[1], [int(e) for e in match[2].split(",")] if match[2] else []
 
 
-def _tiles(name: str, body: str, inputs: dict[str, str], outputs: dict[str, str], level: str = "tile") -> str:
+def tiles(name: str, body: str, inputs: dict[str, str], outputs: dict[str, str], level: str = "tile") -> str:
     """A function that loads `inputs` (each %name: dtype[shape], scalars are parameters), runs `body`, and stores
     `outputs`; the extents of the tensors are free, so blocks may stick out."""
     params, loads, stores = [], [], []
@@ -44,7 +44,7 @@ def _tiles(name: str, body: str, inputs: dict[str, str], outputs: dict[str, str]
 def _elementwise(op: str, dt: str, arity: int, out: str | None = None, attrs: str = "", shape: str = "[4, 8]") -> str:
     names = "abc"[:arity]
     result = f"{out or dt}{shape}"
-    return _tiles(op, f"%r = {op} {', '.join('%' + n for n in names)}{attrs} : {result}",
+    return tiles(op, f"%r = {op} {', '.join('%' + n for n in names)}{attrs} : {result}",
                   {n: f"{dt}{shape}" for n in names}, {"r": result})
 
 
@@ -76,79 +76,79 @@ for _from, _to in (("f32", "f16"), ("f32", "bf16"), ("f16", "f32"), ("i32", "f32
                    ("u4", "f16"), ("f32", "f8e4m3"), ("f8e5m2", "f32"), ("f4e2m1", "f32"), ("s3", "i32"),
                    ("ternary", "i8"), ("e8m0", "f32"), ("codebook(2, [-1.0, -0.25, 0.25, 1.0])", "f32"),
                    ("i32", "i1"), ("i1", "i32"), ("f64", "f32"), ("i32", "i64")):
-    EXAMPLES[f"cast.{_from}.{_to}"] = _tiles(
+    EXAMPLES[f"cast.{_from}.{_to}"] = tiles(
         "cast", f"%r = cast %a {{dtype={_to}}} : {_to}[4, 8]", {"a": f"{_from}[4, 8]"}, {"r": f"{_to}[4, 8]"})
 for _from, _to in (("f32", "i32"), ("u16", "bf16"), ("f8e4m3", "u8")):
     EXAMPLES[f"bitcast.{_from}.{_to}"] = _elementwise("bitcast", _from, 1, _to, f" {{dtype={_to}}}")
 
 _F = {"a": "f32[4, 8]"}
 EXAMPLES |= {
-    "where": _tiles("where", "%r = where %c, %a, %b : f32[4, 8]",
-                    {"c": "i1[4, 8]", "a": "f32[4, 8]", "b": "f32[4, 8]"}, {"r": "f32[4, 8]"}),
-    "philox": _tiles("philox", "%p, %q, %r, %s = philox %seed, %a : u32[8], u32[8], u32[8], u32[8]",
-                     {"seed": "u64", "a": "u32[8]"}, {"p": "u32[8]", "q": "u32[8]", "r": "u32[8]", "s": "u32[8]"}),
+    "where": tiles("where", "%r = where %c, %a, %b : f32[4, 8]",
+                   {"c": "i1[4, 8]", "a": "f32[4, 8]", "b": "f32[4, 8]"}, {"r": "f32[4, 8]"}),
+    "philox": tiles("philox", "%p, %q, %r, %s = philox %seed, %a : u32[8], u32[8], u32[8], u32[8]",
+                    {"seed": "u64", "a": "u32[8]"}, {"p": "u32[8]", "q": "u32[8]", "r": "u32[8]", "s": "u32[8]"}),
     # -- shape -------------------------------------------------------------------------------------------------------
-    "const": _tiles("const", "%r = const {value=-2.5, dtype=f16} : f16", {}, {"r": "f16"}),
-    "const.nan": _tiles("const", "%r = const {value=nan, dtype=f32} : f32", {}, {"r": "f32"}),
-    "const.zero": _tiles("const", "%r = const {value=-0.0, dtype=f32} : f32", {}, {"r": "f32"}),
-    "const.codebook": _tiles("const", "%r = const {value=0.25, dtype=codebook(1, [0.25, 4.0])} : "
-                             "codebook(1, [0.25, 4.0])", {}, {"r": "codebook(1, [0.25, 4.0])"}),
-    "const_tile": _tiles("const_tile", "%r = const_tile {values=(1.0, -inf, 1e-05, 3), dtype=f32} : f32[4]", {},
-                         {"r": "f32[4]"}),
-    "arange": _tiles("arange", "%r = arange {start=-3, size=8} : i32[8]", {}, {"r": "i32[8]"}),
-    "broadcast": _tiles("broadcast", "%r = broadcast %a {shape=(3, 4, 8)} : f32[3, 4, 8]", {"a": "f32[4, 1]"},
-                        {"r": "f32[3, 4, 8]"}),
-    "broadcast.scalar": _tiles("broadcast", "%r = broadcast %a {shape=(4, 8)} : f32[4, 8]", {"a": "f32"},
-                               {"r": "f32[4, 8]"}),
-    "reshape": _tiles("reshape", "%r = reshape %a {shape=(2, 16)} : f32[2, 16]", _F, {"r": "f32[2, 16]"}),
-    "reshape.unit": _tiles("reshape", "%r = reshape %a {shape=(4, 1, 8)} : f32[4, 1, 8]", _F, {"r": "f32[4, 1, 8]"}),
-    "permute": _tiles("permute", "%r = permute %a {order=(2, 0, 1)} : f32[5, 3, 4]", {"a": "f32[3, 4, 5]"},
-                      {"r": "f32[5, 3, 4]"}),
-    "concat": _tiles("concat", "%r = concat %a, %b {axis=1} : f32[4, 11]", {"a": "f32[4, 8]", "b": "f32[4, 3]"},
-                     {"r": "f32[4, 11]"}),
-    "slice": _tiles("slice", "%r = slice %a {starts=(3, 1), shape=(4, 3), steps=(-1, 2)} : f32[4, 3]", _F,
-                    {"r": "f32[4, 3]"}),
-    "lookup": _tiles("lookup", "%r = lookup %t, %i : f32[4, 8]", {"t": "f32[16]", "i": "i32[4, 8]"},
-                     {"r": "f32[4, 8]"}),
-    "view": _tiles("view", "%r = view %a {dtype=u4, source=<spatial(4).local(2)>, layout=<spatial(4).local(4)>} : "
+    "const": tiles("const", "%r = const {value=-2.5, dtype=f16} : f16", {}, {"r": "f16"}),
+    "const.nan": tiles("const", "%r = const {value=nan, dtype=f32} : f32", {}, {"r": "f32"}),
+    "const.zero": tiles("const", "%r = const {value=-0.0, dtype=f32} : f32", {}, {"r": "f32"}),
+    "const.codebook": tiles("const", "%r = const {value=0.25, dtype=codebook(1, [0.25, 4.0])} : "
+                            "codebook(1, [0.25, 4.0])", {}, {"r": "codebook(1, [0.25, 4.0])"}),
+    "const_tile": tiles("const_tile", "%r = const_tile {values=(1.0, -inf, 1e-05, 3), dtype=f32} : f32[4]", {},
+                        {"r": "f32[4]"}),
+    "arange": tiles("arange", "%r = arange {start=-3, size=8} : i32[8]", {}, {"r": "i32[8]"}),
+    "broadcast": tiles("broadcast", "%r = broadcast %a {shape=(3, 4, 8)} : f32[3, 4, 8]", {"a": "f32[4, 1]"},
+                       {"r": "f32[3, 4, 8]"}),
+    "broadcast.scalar": tiles("broadcast", "%r = broadcast %a {shape=(4, 8)} : f32[4, 8]", {"a": "f32"},
+                              {"r": "f32[4, 8]"}),
+    "reshape": tiles("reshape", "%r = reshape %a {shape=(2, 16)} : f32[2, 16]", _F, {"r": "f32[2, 16]"}),
+    "reshape.unit": tiles("reshape", "%r = reshape %a {shape=(4, 1, 8)} : f32[4, 1, 8]", _F, {"r": "f32[4, 1, 8]"}),
+    "permute": tiles("permute", "%r = permute %a {order=(2, 0, 1)} : f32[5, 3, 4]", {"a": "f32[3, 4, 5]"},
+                     {"r": "f32[5, 3, 4]"}),
+    "concat": tiles("concat", "%r = concat %a, %b {axis=1} : f32[4, 11]", {"a": "f32[4, 8]", "b": "f32[4, 3]"},
+                    {"r": "f32[4, 11]"}),
+    "slice": tiles("slice", "%r = slice %a {starts=(3, 1), shape=(4, 3), steps=(-1, 2)} : f32[4, 3]", _F,
+                   {"r": "f32[4, 3]"}),
+    "lookup": tiles("lookup", "%r = lookup %t, %i : f32[4, 8]", {"t": "f32[16]", "i": "i32[4, 8]"},
+                    {"r": "f32[4, 8]"}),
+    "view": tiles("view", "%r = view %a {dtype=u4, source=<spatial(4).local(2)>, layout=<spatial(4).local(4)>} : "
                    "u4[16]", {"a": "u8[8]"}, {"r": "u4[16]"}),
     # -- reductions --------------------------------------------------------------------------------------------------
-    "reduce": _tiles("reduce", "%r = reduce %a {kind='sum', axis=0} : f32[8]", _F, {"r": "f32[8]"}),
-    "reduce.max": _tiles("reduce", "%r = reduce %a {kind='max', axis=1} : f16[4]", {"a": "f16[4, 8]"},
-                         {"r": "f16[4]"}),
-    "reduce.prod": _tiles("reduce", "%r = reduce %a {kind='prod', axis=1} : i32[4]", {"a": "i32[4, 8]"},
-                          {"r": "i32[4]"}),
-    "reduce.all": _tiles("reduce", "%r = reduce %a {kind='all', axis=0} : i1", {"a": "i1[8]"}, {"r": "i1"}),
-    "reduce.custom": _tiles("reduce", """
+    "reduce": tiles("reduce", "%r = reduce %a {kind='sum', axis=0} : f32[8]", _F, {"r": "f32[8]"}),
+    "reduce.max": tiles("reduce", "%r = reduce %a {kind='max', axis=1} : f16[4]", {"a": "f16[4, 8]"},
+                        {"r": "f16[4]"}),
+    "reduce.prod": tiles("reduce", "%r = reduce %a {kind='prod', axis=1} : i32[4]", {"a": "i32[4, 8]"},
+                         {"r": "i32[4]"}),
+    "reduce.all": tiles("reduce", "%r = reduce %a {kind='all', axis=0} : i1", {"a": "i1[8]"}, {"r": "i1"}),
+    "reduce.custom": tiles("reduce", """
 %r, %s = reduce %a, %b {kind='custom', axis=1} : f32[4], i32[4] (%a1: f32, %b1: i32, %a2: f32, %b2: i32) {
   %less = lt %a1, %a2 : i1
   %m = where %less, %a2, %a1 : f32
   %n = where %less, %b2, %b1 : i32
   yield %m, %n
 }""", {"a": "f32[4, 8]", "b": "i32[4, 8]"}, {"r": "f32[4]", "s": "i32[4]"}),
-    "arg_reduce": _tiles("arg_reduce", "%r = arg_reduce %a {kind='max', axis=1} : i32[4]", _F, {"r": "i32[4]"}),
-    "arg_reduce.min": _tiles("arg_reduce", "%r = arg_reduce %a {kind='min', axis=0} : i32[8]", {"a": "i8[4, 8]"},
-                             {"r": "i32[8]"}),
-    "scan": _tiles("scan", "%r = scan %a {kind='sum', axis=1, reverse=True} : f32[4, 8]", _F, {"r": "f32[4, 8]"}),
-    "scan.max": _tiles("scan", "%r = scan %a {kind='max', axis=0, reverse=False} : i32[4, 8]", {"a": "i32[4, 8]"},
-                       {"r": "i32[4, 8]"}),
-    "scan.custom": _tiles("scan", """
+    "arg_reduce": tiles("arg_reduce", "%r = arg_reduce %a {kind='max', axis=1} : i32[4]", _F, {"r": "i32[4]"}),
+    "arg_reduce.min": tiles("arg_reduce", "%r = arg_reduce %a {kind='min', axis=0} : i32[8]", {"a": "i8[4, 8]"},
+                            {"r": "i32[8]"}),
+    "scan": tiles("scan", "%r = scan %a {kind='sum', axis=1, reverse=True} : f32[4, 8]", _F, {"r": "f32[4, 8]"}),
+    "scan.max": tiles("scan", "%r = scan %a {kind='max', axis=0, reverse=False} : i32[4, 8]", {"a": "i32[4, 8]"},
+                      {"r": "i32[4, 8]"}),
+    "scan.custom": tiles("scan", """
 %r = scan %a {kind='custom', axis=1, reverse=False} : i32[4, 8] (%p: i32, %q: i32) {
   %m = add %p, %q : i32
   yield %m
 }""", {"a": "i32[4, 8]"}, {"r": "i32[4, 8]"}),
-    "sort": _tiles("sort", "%r, %s = sort %a {axis=1, descending=False} : f32[4, 8], i32[4, 8]", _F,
+    "sort": tiles("sort", "%r, %s = sort %a {axis=1, descending=False} : f32[4, 8], i32[4, 8]", _F,
                    {"r": "f32[4, 8]", "s": "i32[4, 8]"}),
-    "sort.descending": _tiles("sort", "%r, %s = sort %a {axis=0, descending=True} : i8[8], i32[8]", {"a": "i8[8]"},
-                              {"r": "i8[8]", "s": "i32[8]"}),
-    "dot": _tiles("dot", "%r = dot %a, %b, %c {dtype=f32} : f32[4, 3]",
+    "sort.descending": tiles("sort", "%r, %s = sort %a {axis=0, descending=True} : i8[8], i32[8]", {"a": "i8[8]"},
+                             {"r": "i8[8]", "s": "i32[8]"}),
+    "dot": tiles("dot", "%r = dot %a, %b, %c {dtype=f32} : f32[4, 3]",
                   {"a": "f16[4, 8]", "b": "f16[8, 3]", "c": "f32[4, 3]"}, {"r": "f32[4, 3]"}),
-    "dot.batched": _tiles("dot", "%r = dot %a, %b {dtype=f32} : f32[2, 4, 3]",
-                          {"a": "f32[2, 4, 8]", "b": "f32[2, 8, 3]"}, {"r": "f32[2, 4, 3]"}),
-    "dot.i8": _tiles("dot", "%r = dot %a, %b {dtype=i32} : i32[4, 3]", {"a": "i8[4, 8]", "b": "u4[8, 3]"},
-                     {"r": "i32[4, 3]"}),
+    "dot.batched": tiles("dot", "%r = dot %a, %b {dtype=f32} : f32[2, 4, 3]",
+                         {"a": "f32[2, 4, 8]", "b": "f32[2, 8, 3]"}, {"r": "f32[2, 4, 3]"}),
+    "dot.i8": tiles("dot", "%r = dot %a, %b {dtype=i32} : i32[4, 3]", {"a": "i8[4, 8]", "b": "u4[8, 3]"},
+                    {"r": "i32[4, 3]"}),
     # -- memory ------------------------------------------------------------------------------------------------------
-    "dim": _tiles("dim", "%r = dim %a_in {axis=1} : i32", _F, {"r": "i32"}),
+    "dim": tiles("dim", "%r = dim %a_in {axis=1} : i32", _F, {"r": "i32"}),
     "load": """
 func @load(%x: tensor<in f32, A, B, C:1>, %y: tensor<out f32, M, N:1>, %i: i32, %j: i32) tile {
   %zero = const {value=0, dtype=i32} : i32
@@ -237,8 +237,8 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %r = exp %t : f32
   store %y, %lane, %r {axes=()}
 }""",
-    "num_workers": _tiles("num_workers", "%r = num_workers : i32", {}, {"r": "i32"}),
-    "for": _tiles("for", """
+    "num_workers": tiles("num_workers", "%r = num_workers : i32", {}, {"r": "i32"}),
+    "for": tiles("for", """
 %lo = const {value=1, dtype=i32} : i32
 %two = const {value=2, dtype=i32} : i32
 %r, %s = for %lo, %n, %two, %a, %zero {stages=2} : f32[4, 8], i32 (%i: i32, %acc: f32[4, 8], %sum: i32) {
@@ -246,7 +246,7 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %total = add %sum, %i : i32
   yield %next, %total
 }""", {"a": "f32[4, 8]", "b": "f32[4, 8]", "n": "i32"}, {"r": "f32[4, 8]", "s": "i32"}),
-    "while": _tiles("while", """
+    "while": tiles("while", """
 %one = const {value=1, dtype=i32} : i32
 %r = while %zero : i32 (%i: i32) {
   %more = lt %i, %n : i1
@@ -255,7 +255,7 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %next = add %j, %one : i32
   yield %next
 }""", {"n": "i32"}, {"r": "i32"}),
-    "if": _tiles("if", """
+    "if": tiles("if", """
 %c = gt %n, %zero : i1
 %r = if %c : f32[4, 8] () {
   %double = add %a, %a : f32[4, 8]
@@ -263,17 +263,17 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
 } () {
   yield %a
 }""", {"a": "f32[4, 8]", "n": "i32"}, {"r": "f32[4, 8]"}),
-    "print": _tiles("print", "print %a, %zero {text='it\\'s \"a\"'}", {"a": "i32[4]"}, {}),
-    "assert": _tiles("assert", "%ok = eq %a, %a : i1[4]\nassert %ok {message='a equals itself'}", {"a": "i32[4]"}, {}),
+    "print": tiles("print", "print %a, %zero {text='it\\'s \"a\"'}", {"a": "i32[4]"}, {}),
+    "assert": tiles("assert", "%ok = eq %a, %a : i1[4]\nassert %ok {message='a equals itself'}", {"a": "i32[4]"}, {}),
     # -- placed ------------------------------------------------------------------------------------------------------
-    "nest": _tiles("nest", """
+    "nest": tiles("nest", """
 %r, %s = nest {shape=(4, 8)} : f32[4, 8], f32[4] () {
   %e = exp %a : f32[4, 8]
   %t = reduce %e {kind='sum', axis=1} : f32[4]
   yield %e, %t
 }""", _F, {"r": "f32[4, 8]", "s": "f32[4]"}, "placed"),
-    "convert_layout": _tiles("convert_layout", "%r = convert_layout %a {layout=<local(2, 2).column_spatial(2, 4)>} : "
-                             "f32[4, 8]@<local(2, 2).column_spatial(2, 4)>", _F, {"r": "f32[4, 8]"}, "placed"),
+    "convert_layout": tiles("convert_layout", "%r = convert_layout %a {layout=<local(2, 2).column_spatial(2, 4)>} : "
+                            "f32[4, 8]@<local(2, 2).column_spatial(2, 4)>", _F, {"r": "f32[4, 8]"}, "placed"),
     # -- thread ------------------------------------------------------------------------------------------------------
     "stride": """
 func @stride(%x: tensor<in f32, 4, 8:1>, %y: tensor<out f32, 4:1>) thread {

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks` prints one table, ours beside torch in the same run."""

@@ -1,0 +1,85 @@
+"""What is measured: each case is ours and torch's on the same data, with its floor in operations or bytes."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tilelang import ops
+from tilelang.ops.activation import gelu_kernel
+from tilelang.ops.norm import layer_norm_kernel, rms_norm_kernel
+from tilelang.ops.softmax import softmax_kernel
+
+
+@dataclass
+class Case:
+    """`work` counts floating-point (or integer) operations of a "flop" case, bytes of a "byte" case."""
+
+    name: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    kind: str
+    work: float
+    goal: float
+    tolerance: float
+
+
+def matmuls() -> Iterator[Case]:
+    for m, n, k in ((512,) * 3, (1024,) * 3, (2048,) * 3, (1000, 1023, 777)):
+        a, b, c, d = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n), torch.empty(m, n)
+        yield Case(f"f32 matmul {m}x{n}x{k}", functools.partial(ops.matmul, a, b, c),
+                   functools.partial(torch.mm, a, b, out=d), "flop", 2 * m * n * k, 1.05, 1e-3)
+    n = 1024
+    for dt in (torch.float16, torch.bfloat16):
+        a, b = torch.randn(n, n).to(dt), torch.randn(n, n).to(dt)
+        c, x, y, d = torch.empty(n, n, dtype=dt), a.float(), b.float(), torch.empty(n, n)
+        name = str(dt).removeprefix("torch.")
+        yield Case(f"{name} matmul 1024^3 (beside torch f32)", functools.partial(ops.matmul, a, b, c),
+                   functools.partial(torch.mm, x, y, out=d), "flop", 2 * n ** 3, 0.9, 1.0)
+    ia, ib = (torch.randint(-128, 128, (n, n), dtype=torch.int8) for _ in range(2))
+    ic, ix, iy, id_ = torch.empty(n, n, dtype=torch.int32), ia.float(), ib.float(), torch.empty(n, n)
+    yield Case("int8 dot 1024^3 (beside torch f32)", functools.partial(ops.matmul, ia, ib, ic),
+               functools.partial(torch.mm, ix, iy, out=id_), "flop", 2 * n ** 3, 1.0, 64.0)
+
+
+def rowwise() -> Iterator[Case]:
+    """4096 x 4096 f32; outputs are written into existing memory on both sides where torch can."""
+    n = 4096
+    x, y, z = torch.randn(n, n), torch.empty(n, n), torch.empty(n, n)
+    w, b = torch.randn(n), torch.randn(n)
+    stats, stats2 = torch.empty(n, 1), torch.empty(n, 1)
+    nbytes = 2 * x.numel() * 4
+    yield Case("copy (the floor)", lambda: z.copy_(x), lambda: z.copy_(x), "byte", nbytes, 0.0, 0.0)
+    yield Case("softmax 4096x4096", lambda: softmax_kernel(x, y, BM=1, BN=n), lambda: torch.softmax(x, -1, out=z),
+               "byte", nbytes, 1.0, 1e-6)
+    yield Case("layer norm 4096x4096", lambda: layer_norm_kernel(x, w, b, y, 1e-5, BM=1, BN=n),
+               lambda: torch.ops.aten.native_layer_norm.out(x, (n,), w, b, 1e-5, out0=z, out1=stats, out2=stats2),
+               "byte", nbytes, 1.0, 1e-4)
+    yield Case("rms norm 4096x4096", lambda: rms_norm_kernel(x, w, y, 1e-6, BM=1, BN=n),
+               lambda: F.rms_norm(x, (n,), w, 1e-6), "byte", nbytes, 1.0, 1e-4)
+    flat, out = x.view(-1), y.view(-1)
+    yield Case("gelu 4096x4096", lambda: gelu_kernel(flat, out), lambda: torch._C._nn.gelu(x, out=z), "byte", nbytes, 1.0,
+               1e-5)
+
+
+def attentions() -> Iterator[Case]:
+    for d in (64, 128):
+        for causal in (False, True):
+            q, k, v = (torch.randn(1, 8, 1024, d) for _ in range(3))
+            yield Case(f"attention S1024 D{d} {'causal' if causal else 'full'}",
+                       functools.partial(ops.attention, q, k, v, causal),
+                       functools.partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal), "flop",
+                       4 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.0, 1e-4)
+
+
+def cases() -> Iterator[Case]:
+    """Every case, made when it is reached."""
+    yield from matmuls()
+    yield from rowwise()
+    yield from attentions()
+
+

@@ -1,0 +1,25 @@
+"""Medians of runs by turns, so that both sides see the same machine."""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+PAUSE = 0.02
+"""Seconds between turns: thread pools spin for a while after their last loop and would steal the other side's core."""
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 1.0) -> tuple[float, float]:
+    """Median seconds of one call of each; they take turns of up to five calls for about `seconds` in all."""
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 10:
+        for fn, out in zip((ours, theirs), times, strict=True):
+            time.sleep(PAUSE)
+            fn()
+            for _ in range(5):
+                start = time.perf_counter()
+                fn()
+                out.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
