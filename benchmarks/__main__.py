@@ -15,8 +15,10 @@ from tilelang.backends.cpu.machine import host
 
 def main(pattern: str = "") -> None:
     """Prints the table. A case whose results differ from torch's by more than its tolerance is marked."""
-    print(f"{platform.machine()} {host().cpu}, {host().vector_bytes}-byte vectors, Python {platform.python_version()}, "
-          f"torch {torch.__version__}, tilelang {tilelang.__version__}, {datetime.date.today()}\n")
+    print(
+        f"{platform.machine()} {host().cpu}, {host().vector_bytes}-byte vectors, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, tilelang {tilelang.__version__}, {datetime.date.today()}\n"
+    )
     print("| case | threads | ours | torch | ratio | goal | rate |\n|---|---|---|---|---|---|---|")
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -62,8 +62,15 @@ def rowwise() -> Iterator[Case]:
     yield Case("rms norm 4096x4096", lambda: rms_norm_kernel(x, w, y, 1e-6, BM=1, BN=n),
                lambda: F.rms_norm(x, (n,), w, 1e-6), "byte", nbytes, 1.0, 1e-4)
     flat, out = x.view(-1), y.view(-1)
-    yield Case("gelu 4096x4096", lambda: gelu_kernel(flat, out), lambda: torch._C._nn.gelu(x, out=z), "byte", nbytes, 1.0,
-               1e-5)
+    yield Case(
+        "gelu 4096x4096",
+        lambda: gelu_kernel(flat, out),
+        lambda: torch._C._nn.gelu(x, out=z),
+        "byte",
+        nbytes,
+        1.0,
+        1e-5,
+    )
 
 
 def attentions() -> Iterator[Case]:

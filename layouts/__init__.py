@@ -1,7 +1,14 @@
-"""The layout algebra: which thread holds which element, and where elements lie in memory. Pure; imports nothing else."""
+"""The layout algebra: which thread holds which element, and where elements lie in memory."""
 from tilelang.layouts.draw import ascii, svg
-from tilelang.layouts.register import (LayoutError, RegisterLayout, column_local, column_spatial, local, replicated,
-                                       spatial)
+from tilelang.layouts.register import (
+                                       LayoutError,
+                                       RegisterLayout,
+                                       column_local,
+                                       column_spatial,
+                                       local,
+                                       replicated,
+                                       spatial,
+)
 from tilelang.layouts.shared import Banks, SharedLayout, Swizzle, conflicts, derive_swizzle, shared
 from tilelang.layouts.text import parse
 

@@ -13,7 +13,7 @@ def _cells(layout: RegisterLayout | SharedLayout) -> tuple[int, int, dict[tuple[
     cells: dict[tuple[int, int], tuple[str, int]] = {}
     if isinstance(layout, RegisterLayout):
         for at, owners in layout.inverse().items():
-            key = at if layout.rank == 2 else (0, at[0])
+            key = (at[0], at[1]) if layout.rank == 2 else (0, at[0])
             cells[key] = "T" + ",".join(str(t) for t, _ in owners) + f":{owners[0][1]}", owners[0][0]
     else:
         table = layout.table().reshape(shape)

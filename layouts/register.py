@@ -180,7 +180,10 @@ class RegisterLayout:
 
     def reduce(self, dims: Sequence[int], keepdims: bool = False) -> RegisterLayout:
         """The layout of a reduction over `dims`: their thread digits become copies, their local digits vanish."""
-        gone, number, modes, old = set(), {}, [], 0
+        gone: set[int] = set()
+        number: dict[int, int] = {}
+        modes: list[tuple[int, ...]] = []
+        old = 0
         for d, dim in enumerate(self.modes):
             for _ in dim:
                 if d in dims:

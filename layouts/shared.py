@@ -91,7 +91,8 @@ def shared(shape: Sequence[int], strides: Sequence[Any] | None = None,
     """
     nested = [e if isinstance(e, tuple) else (e,) for e in shape]
     if strides is None:
-        flat, step = [], 1
+        flat: list[int] = []
+        step = 1
         for e in reversed([x for dim in nested for x in dim]):
             flat.insert(0, step)
             step *= e

@@ -2,18 +2,31 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
-from tilelang.layouts.register import (LayoutError, RegisterLayout, column_local, column_spatial, local, replicated,
-                                       spatial)
+from tilelang.layouts.register import (
+    LayoutError,
+    RegisterLayout,
+    column_local,
+    column_spatial,
+    local,
+    replicated,
+    spatial,
+)
 from tilelang.layouts.shared import SharedLayout, shared
 
-_ATOMS = {"local": local, "spatial": spatial, "column_local": column_local, "column_spatial": column_spatial,
-          "replicated": replicated}
+_ATOMS: dict[str, Callable[..., RegisterLayout]] = {
+    "local": local,
+    "spatial": spatial,
+    "column_local": column_local,
+    "column_spatial": column_spatial,
+    "replicated": replicated,
+}
 
 
 def format_register(f: RegisterLayout) -> str:
-    """A chain `local(2, 1).spatial(8, 4).local(1, 2)` where one exists, otherwise `register(modes, spatial, local)`."""
+    """A chain `local(2, 1).spatial(8, 4).local(1, 2)` where one exists, else `register(modes, …)`."""
     chain = _chain(f)
     return ".".join(chain) if chain is not None else \
         f"register({_list(f.canonical.modes)}, {list(f.canonical.spatial)}, {list(f.canonical.local)})"
@@ -25,7 +38,8 @@ def _list(modes: Any) -> str:
 
 def _chain(f: RegisterLayout) -> list[str] | None:
     """Peels atoms off the minor end; None where the digits interleave otherwise."""
-    rest, out = f.canonical, []
+    rest = f.canonical
+    out: list[str] = []
     while rest.extents or rest.spatial:
         ends, count = {}, 0
         for d, dim in enumerate(rest.modes):
@@ -38,7 +52,8 @@ def _chain(f: RegisterLayout) -> list[str] | None:
             if rest.rank == 0:
                 return None
         else:
-            for kind, side in (("local", rest.local), ("spatial", rest.spatial)):
+            for kind, side in (  # noqa: B007 - `kind` names the side found
+                ("local", rest.local), ("spatial", rest.spatial)):
                 run: list[int] = []
                 for m in reversed(side):
                     if m not in ends or any(ends[m] == ends[r] for r in run):
@@ -79,13 +94,16 @@ def parse(text: str) -> RegisterLayout | SharedLayout:
                           f"'local(2, 1).spatial(8, 4)' or 'shared([128, 32], [32, 1])'") from error
 
 
-def _eval(node: ast.expr) -> Any:
+def _eval(node: ast.expr) -> RegisterLayout | SharedLayout:
     if not isinstance(node, ast.Call):
         raise ValueError("expected a call")
     args = [ast.literal_eval(a) for a in node.args]
     kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
     if isinstance(node.func, ast.Attribute):
-        return _eval(node.func.value) * _ATOMS[node.func.attr](*args)
+        outer = _eval(node.func.value)
+        if not isinstance(outer, RegisterLayout):
+            raise ValueError("only register layouts are chained")
+        return outer * _ATOMS[node.func.attr](*args)
     if not isinstance(node.func, ast.Name):
         raise ValueError("expected a name")
     if node.func.id == "shared":

@@ -16,7 +16,7 @@ def gelu_exact(x):
 
 
 @tile.kernel
-def gelu_kernel(x: tile.Tensor["T", "N"], y: tile.Out["T", "N"], BN: tile.Const = 8192):
+def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], BN: tile.Const = 8192):
     """Works in f32."""
     n = tile.grid(tile.cdiv(x.shape[0], BN))
     tile.store(y, (n * BN,), gelu_exact(tile.load(x, (n * BN,), (BN,)).to(tile.f32)).to(y.dtype))

@@ -11,9 +11,18 @@ from tilelang.ops.common import block
 
 
 @tile.kernel
-def attention_kernel(q: tile.Tensor["T", "B H S D"], k: tile.Tensor["T", "B G L D"], v: tile.Tensor["T", "B G L E"],
-                     o: tile.Out["T", "B H S E"], scale: tile.f32, CAUSAL: tile.Const, BM: tile.Const, BN: tile.Const,
-                     BD: tile.Const, BE: tile.Const):
+def attention_kernel(
+    q: tile.Tensor[tile.T, "B H S D"],
+    k: tile.Tensor[tile.T, "B G L D"],
+    v: tile.Tensor[tile.T, "B G L E"],
+    o: tile.Out[tile.T, "B H S E"],
+    scale: tile.f32,
+    CAUSAL: tile.Const,
+    BM: tile.Const,
+    BN: tile.Const,
+    BD: tile.Const,
+    BE: tile.Const,
+):
     """One block of BM queries of one head for each program; BD >= D, BE >= E. Exponentials are taken to base 2."""
     B, H, S, _ = q.shape
     G, L = k.shape[1], k.shape[2]

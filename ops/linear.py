@@ -12,8 +12,8 @@ from tilelang.ops.matmul import blocks
 
 
 @tile.kernel
-def linear_kernel(x: tile.Tensor["T", "M K"], w: tile.Tensor["T", "N K"], bias: tile.Tensor["T", "N"],
-                  y: tile.Out["T", "M N"], BM: tile.Const, BN: tile.Const, BK: tile.Const, GELU: tile.Const):
+def linear_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], bias: tile.Tensor[tile.T, "N"],
+                  y: tile.Out[tile.T, "M N"], BM: tile.Const, BN: tile.Const, BK: tile.Const, GELU: tile.Const):
     """One block of y for each program; weights are stored by output feature, as torch stores them."""
     (M, K), N = x.shape, w.shape[0]
     m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))

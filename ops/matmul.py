@@ -10,7 +10,7 @@ from tilelang.ops.common import block
 
 
 @tile.kernel
-def matmul_kernel(a: tile.Tensor["T", "M K"], b: tile.Tensor["T", "K N"], c: tile.Out["U", "M N"],
+def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.U, "M N"],
                   BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const):
     """c = a @ b, one block of c for each program."""
     (M, K), N = a.shape, b.shape[1]

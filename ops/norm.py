@@ -10,9 +10,9 @@ from tilelang.ops.common import block, rows
 
 
 @tile.kernel
-def layer_norm_kernel(x: tile.Tensor["T", "M N"], weight: tile.Tensor["T", "N"], bias: tile.Tensor["T", "N"],
-                      y: tile.Out["T", "M N"], eps: tile.f32, BM: tile.Const, BN: tile.Const):
-    """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al., 2016); BN >= N. The variance is taken about the mean."""
+def layer_norm_kernel(x: tile.Tensor[tile.T, "M N"], weight: tile.Tensor[tile.T, "N"], bias: tile.Tensor[tile.T, "N"],
+                      y: tile.Out[tile.T, "M N"], eps: tile.f32, BM: tile.Const, BN: tile.Const):
+    """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al., 2016); BN >= N."""
     (M, N) = x.shape
     m = tile.grid(tile.cdiv(M, BM))
     v = tile.load(x, (m * BM, 0), (BM, BN)).to(tile.f32)
@@ -25,8 +25,14 @@ def layer_norm_kernel(x: tile.Tensor["T", "M N"], weight: tile.Tensor["T", "N"],
 
 
 @tile.kernel
-def rms_norm_kernel(x: tile.Tensor["T", "M N"], weight: tile.Tensor["T", "N"], y: tile.Out["T", "M N"], eps: tile.f32,
-                    BM: tile.Const, BN: tile.Const):
+def rms_norm_kernel(
+    x: tile.Tensor[tile.T, "M N"],
+    weight: tile.Tensor[tile.T, "N"],
+    y: tile.Out[tile.T, "M N"],
+    eps: tile.f32,
+    BM: tile.Const,
+    BN: tile.Const,
+):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019); BN >= N."""
     (M, N) = x.shape
     m = tile.grid(tile.cdiv(M, BM))

@@ -13,7 +13,7 @@ WIDEST = 16384
 
 
 @tile.kernel
-def softmax_kernel(x: tile.Tensor["T", "M N"], y: tile.Out["T", "M N"], BM: tile.Const, BN: tile.Const):
+def softmax_kernel(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M N"], BM: tile.Const, BN: tile.Const):
     """BN >= N: whole rows in a tile."""
     m = tile.grid(tile.cdiv(x.shape[0], BM))
     v = tile.load(x, (m * BM, 0), (BM, BN), fill=float("-inf")).to(tile.f32)
@@ -22,7 +22,7 @@ def softmax_kernel(x: tile.Tensor["T", "M N"], y: tile.Out["T", "M N"], BM: tile
 
 
 @tile.kernel
-def softmax_blocks_kernel(x: tile.Tensor["T", "M N"], y: tile.Out["T", "M N"], BN: tile.Const):
+def softmax_blocks_kernel(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M N"], BN: tile.Const):
     """One row for each program, read twice (online softmax, Milakov and Gimelshein, 2018)."""
     m = tile.grid(x.shape[0])
     top = tile.full((1,), float("-inf"), tile.f32)

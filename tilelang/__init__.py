@@ -3,21 +3,21 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0.dev0"
-
 from tilelang.ir.dtypes import DType, codebook, dtype
+from tilelang.ir.packed import Packed
+from tilelang.jit import Kernel, get_num_threads, kernel, set_num_threads, target
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
 from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
-from tilelang.ir.packed import Packed
-from tilelang.jit import Kernel, get_num_threads, kernel, set_num_threads, target
-
+from tilelang.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of the language and the number types of `tilelang.ir.dtypes`, by name."""
+    """The functions of the language, the number types of `tilelang.ir.dtypes`, and type variables T, U, …, by name."""
     if name in _PUBLIC:
         return _PUBLIC[name]
+    if len(name) == 1 and name.isupper():
+        return name  # a type variable of annotations, as in tile.Tensor[tile.T, "M N"]
     try:
         return dtype(name)
     except ValueError:

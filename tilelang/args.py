@@ -98,8 +98,13 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
             raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="a tensor on the CPU",
                                  got=str(x.device), try_=f"{name}.cpu()")
         if x.layout is not sys.modules["torch"].strided or x.is_conj() or x.is_neg():
-            raise ArgumentLayout(f"parameter `{name}` is not a plain strided tensor", loc=loc,
-                                 needs="dense strided memory", got=str(x.layout), try_=f"{name}.to_dense().resolve_conj()")
+            raise ArgumentLayout(
+                f"parameter `{name}` is not a plain strided tensor",
+                loc=loc,
+                needs="dense strided memory",
+                got=str(x.layout),
+                try_=f"{name}.to_dense().resolve_conj()",
+            )
         return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch")
     if not isinstance(x, np.ndarray):
         if not hasattr(x, "__dlpack__"):

@@ -30,7 +30,10 @@ class Loc:
             start = max(self.col - shift, 0)
             end = self.end_col - shift if self.end_col is not None and self.end_col > self.col else len(body)
             margin = " " * len(str(self.line))
-            out += [f"  {self.line} | {body}", f"  {margin} | {' ' * start}{'^' * max(min(end, len(body)) - start, 1)}"]
+            out += [
+                f"  {self.line} | {body}",
+                f"  {margin} | {' ' * start}{'^' * max(min(end, len(body)) - start, 1)}",
+            ]
         if self.caller is not None:
             out += ["  called from", *self.caller.render()]
         return out

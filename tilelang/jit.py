@@ -15,8 +15,15 @@ import tilelang
 from tilelang import cache
 from tilelang.args import Argument, check_layout, describe, empty_like, is_tensor
 from tilelang.config import config
-from tilelang.errors import (ArgumentCount, ArgumentDType, ArgumentLayout, ArgumentRank, AssertFailed, DimMismatch,
-                             TargetError)
+from tilelang.errors import (
+    ArgumentCount,
+    ArgumentDType,
+    ArgumentLayout,
+    ArgumentRank,
+    AssertFailed,
+    DimMismatch,
+    TargetError,
+)
 from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType, TileType, Type
 from tilelang.ir.dtypes import DType
@@ -77,7 +84,9 @@ class Bound:
         self.dtypes: dict[str, DType] = {}
         self.dims: dict[str, tuple[int, str]] = {}
         self.tensors: dict[str, Argument] = {}
-        self.model: Any = next((values[p.name] for p in kernel.params if p.kind == "tensor" and p.name in values), None)
+        self.model: Any = next(
+            (values[p.name] for p in kernel.params if p.kind == "tensor" and p.name in values), None
+        )
         for p in kernel.params:
             if p.kind == "tensor" and p.name in values:
                 self._tensor(p, describe(p.name, values[p.name], loc))
@@ -124,9 +133,13 @@ class Bound:
                                 got=str(a.dtype), try_="convert the argument, or annotate with a type variable "
                                 "such as tile.Tensor[\"T\", ...]")
         if len(a.shape) != len(spec.dims):
-            raise ArgumentRank(f"parameter `{p.name}` of `{self.kernel.name}` has the wrong rank", loc=loc,
-                               needs=f"{len(spec.dims)} dimensions \"{' '.join(map(str, spec.dims))}\"",
-                               got=f"{len(a.shape)} of shape {list(a.shape)}", try_="reshape or unsqueeze the argument")
+            raise ArgumentRank(
+                f"parameter `{p.name}` of `{self.kernel.name}` has the wrong rank",
+                loc=loc,
+                needs=f'{len(spec.dims)} dimensions "{" ".join(map(str, spec.dims))}"',
+                got=f"{len(a.shape)} of shape {list(a.shape)}",
+                try_="reshape or unsqueeze the argument",
+            )
         for dim, extent in zip(spec.dims, a.shape, strict=True):
             known, where = (dim, "the annotation") if isinstance(dim, int) else self.dims.setdefault(
                 dim, (extent, p.name))
@@ -177,7 +190,7 @@ class Bound:
                 copy = a.array.clone() if a.kind == "torch" else a.array.copy()
                 self.tensors[name] = describe(name, copy, self.kernel.source.loc)
 
-    # -- what follows --------------------------------------------------------------------------------------------------
+    # -- what follows -------------------------------------------------------------------------------------------------
     def types(self) -> dict[str, Type]:
         out: dict[str, Type] = {}
         for p in self.kernel.params:

@@ -1,4 +1,4 @@
-"""LLVM code for memory access: vectors, masks, gathers, bit streams of sub-byte elements, atomics, dot instructions."""
+"""LLVM code for memory access: vectors, masks, gathers, bit streams of sub-byte elements, atomics, dots."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Access:
     def __init__(self, builder: ir.IRBuilder, target: Any) -> None:
         self.b, self.target = builder, target
 
-    # -- types in memory -----------------------------------------------------------------------------------------------
+    # -- types in memory ----------------------------------------------------------------------------------------------
     def _memory_type(self, dt: DType) -> ir.Type:
         return I8 if dt.kind == "bool" else storage_type(dt)
 
@@ -37,7 +37,7 @@ class Access:
             fn = ir.Function(module, ir.FunctionType(result, [a.type for a in args]), name)
         return self.b.call(fn, list(args))
 
-    # -- elements next to each other -------------------------------------------------------------------------------------
+    # -- elements next to each other ----------------------------------------------------------------------------------
     def load(self, dt: DType, packed: bool, base: ir.Value, offset: ir.Value, lanes: int | None,
              mask: ir.Value | None) -> ir.Value:
         if packed:
@@ -80,7 +80,7 @@ class Access:
             return
         self._intrinsic(f"llvm.masked.store.{type_name(value.type)}.p0", ir.VoidType(), [value, at, I32(1), mask])
 
-    # -- elements anywhere -----------------------------------------------------------------------------------------------
+    # -- elements anywhere --------------------------------------------------------------------------------------------
     def gather(self, dt: DType, packed: bool, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:
         if packed:
             return self._gather_bits(dt, base, offsets, mask)
@@ -117,7 +117,7 @@ class Access:
         self._intrinsic(f"llvm.masked.scatter.{type_name(value.type)}.v{value.type.count}p0", ir.VoidType(),
                         [value, self._pointers(base, offsets, value.type.element), I32(1), every])
 
-    # -- bit streams -----------------------------------------------------------------------------------------------------
+    # -- bit streams --------------------------------------------------------------------------------------------------
     def _load_bits(self, dt: DType, base: ir.Value, offset: ir.Value, lanes: int | None,
                    mask: ir.Value | None) -> ir.Value:
         count = lanes or 1
@@ -177,7 +177,7 @@ class Access:
                 with b.if_then(on):
                     write()
 
-    # -- atomics ---------------------------------------------------------------------------------------------------------
+    # -- atomics ------------------------------------------------------------------------------------------------------
     def atomic(self, dt: DType, kind: str, base: ir.Value, offset: ir.Value, args: Sequence[ir.Value]) -> ir.Value:
         """One update with sequential consistency; floats go through compare and swap of their bits."""
         b, t = self.b, storage_type(dt)
@@ -205,7 +205,7 @@ class Access:
         b.position_at_end(done)
         return old
 
-    # -- dot instructions ------------------------------------------------------------------------------------------------
+    # -- dot instructions ---------------------------------------------------------------------------------------------
     def dot_groups(self, acc: ir.Value, x: ir.Value, y: ir.Value, a: DType, b_type: DType) -> ir.Value:
         """acc + grouped products by the machine's instruction for these types (see `dots.ROWS`)."""
         lanes = acc.type.count
@@ -218,7 +218,9 @@ class Access:
         bits = 8 * self.target.vector_bytes
         if a.bits == 8:
             t = ir.VectorType(I8, 4 * full)
-            return self._intrinsic(f"llvm.x86.avx512.vpdpbusd.{bits}", acc.type, [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)])
+            return self._intrinsic(
+                f"llvm.x86.avx512.vpdpbusd.{bits}", acc.type, [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)]
+            )
         name = "llvm.x86.avx512.pmaddw.d.512" if bits == 512 else "llvm.x86.avx2.pmadd.wd"
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tilelang.errors import Loc
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
@@ -11,7 +12,6 @@ from tilelang.ir import thread as th
 from tilelang.ir.control import For, If, Yield
 from tilelang.ir.core import Op, Region, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.errors import Loc
 
 I1, I32, I64 = dtype("i1"), dtype("i32"), dtype("i64")
 Index = Value | int
@@ -74,7 +74,7 @@ class ThreadBuilder:
         """An operation that stays where it is."""
         return self._place(cls, operands, attrs, len(self.levels) - 1, regions)
 
-    # -- loops and branches --------------------------------------------------------------------------------------------
+    # -- loops and branches -------------------------------------------------------------------------------------------
     def open(self, args: Sequence[Value] = ()) -> Region:
         region = Region(args)
         self.levels.append(Level(region))
@@ -138,7 +138,8 @@ class ThreadBuilder:
         if isinstance(a, int):
             a, b = b, a
         if not isinstance(b, int):
-            return self.pure(ew.Mul, a, b) if not isinstance(a, int) else a * b
+            assert isinstance(a, Value)
+            return self.pure(ew.Mul, a, b)
         x, constant = self._split(a)
         if b == 0 or isinstance(x, int):
             return constant * b

@@ -12,6 +12,7 @@ from tilelang.backends.cpu.numbers import I8, I32, I64, Numbers, constant, full_
 from tilelang.errors import TargetError
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
+from tilelang.ir.interpreter import Frame
 
 PTR = ir.PointerType()
 _ARITHMETIC = {"add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv")}
@@ -63,6 +64,11 @@ def _size(op: Op) -> int:
     return -(-size // 64) * 64
 
 
+def evaluate(op: Op) -> Any:
+    """The value of a constant operation."""
+    return op.eval(Frame((), 1, print))
+
+
 class _Generator:
     def __init__(self, fn: Function, function: ir.Function, target: Any) -> None:
         self.fn, self.function, self.target = fn, function, target
@@ -75,7 +81,7 @@ class _Generator:
         self.extents: list[ir.Value] = []
         self.scratch_at = 0
 
-    # -- the two functions ---------------------------------------------------------------------------------------------
+    # -- the two functions --------------------------------------------------------------------------------------------
     def _load_context(self) -> None:
         ctx = self.function.args[0]
         for key, at in self.slots.items():
@@ -132,7 +138,7 @@ class _Generator:
         self.b.position_at_end(done)
         self.b.ret(I32(0))
 
-    # -- operations ----------------------------------------------------------------------------------------------------
+    # -- operations ---------------------------------------------------------------------------------------------------
     def run(self, region: Region) -> list[ir.Value]:
         """Emits the operations of a region; gives what it yields."""
         for op in region.ops:
@@ -159,7 +165,7 @@ class _Generator:
         element = storage_type(t.dtype)
         return ir.VectorType(element, t.shape[0]) if t.shape else element
 
-    # -- elementwise ---------------------------------------------------------------------------------------------------
+    # -- elementwise --------------------------------------------------------------------------------------------------
     def _elementwise(self, op: Op) -> ir.Value:
         numbers, dt = Numbers(self.b), op.operands[0].dtype if op.operands else None
         args = self.args(op)
@@ -219,8 +225,13 @@ class _Generator:
             return b.call(fn, [bits])
         if name in ("floordiv", "mod"):
             return self._divide(name, args, signed)
-        raise TargetError(f"`{name}` of {dt} cannot be compiled for the CPU yet", loc=op.loc, needs="floats", got=str(dt),
-                          try_="cast to tile.f32 first")
+        raise TargetError(
+            f"`{name}` of {dt} cannot be compiled for the CPU yet",
+            loc=op.loc,
+            needs="floats",
+            got=str(dt),
+            try_="cast to tile.f32 first",
+        )
 
     def _shift(self, name: str, args: list[ir.Value], dt: DType) -> ir.Value:
         b, (x, count) = self.b, args
@@ -272,16 +283,16 @@ class _Generator:
         masked = self.b.and_(x, full_like(x, (1 << src.bits) - 1))
         return numbers.wrap(masked, dst)
 
-    # -- constants and vectors -------------------------------------------------------------------------------------------
+    # -- constants and vectors ----------------------------------------------------------------------------------------
     def op_const(self, op: Op) -> ir.Value:
-        return constant(storage_type(op.attrs["dtype"]), self._number(op.eval(None), op.attrs["dtype"]))
+        return constant(storage_type(op.attrs["dtype"]), self._number(evaluate(op), op.attrs["dtype"]))
 
     def _number(self, value: Any, dt: DType) -> Any:
         return float(value) if dt.name in ("f16", "f32", "f64") else int(value)
 
     def op_const_tile(self, op: Op) -> ir.Value:
         return ir.Constant(self.type_of(op.result.type),
-                           [self._number(v, op.attrs["dtype"]) for v in op.eval(None)])
+                           [self._number(v, op.attrs["dtype"]) for v in evaluate(op)])
 
     def op_arange(self, op: Op) -> ir.Value:
         start, size = op.attrs["start"], op.attrs["size"]
@@ -406,7 +417,7 @@ class _Generator:
         acc, x, y = self.args(op)
         return Access(self.b, self.target).dot_groups(acc, x, y, op.operands[1].dtype, op.operands[2].dtype)
 
-    # -- memory --------------------------------------------------------------------------------------------------------
+    # -- memory -------------------------------------------------------------------------------------------------------
     def op_dim(self, op: Op) -> ir.Value:
         memory, axis = op.operands[0], op.attrs["axis"]
         if isinstance(memory.type, BufferType):
@@ -441,7 +452,7 @@ class _Generator:
         access, dt, _, args = self._access(op)
         return access.atomic(dt, op.attrs["kind"], args[0], args[1], args[2:])
 
-    # -- control -------------------------------------------------------------------------------------------------------
+    # -- control ------------------------------------------------------------------------------------------------------
     def op_grid(self, op: Op) -> list[ir.Value]:
         assert self.linear is not None
         rest: ir.Value = self.linear

@@ -45,7 +45,7 @@ def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: i
 def width(v: Value) -> int:
     """How many tvm-ffi arguments a parameter takes: a packed tensor comes as bytes, extents and strides in bits."""
     packed = isinstance(v.type, TensorType) and v.type.dtype.bits % 8
-    return 1 + 2 * v.type.rank if packed else 1  # type: ignore[union-attr]
+    return 1 + 2 * v.type.rank if packed else 1
 
 
 class _Entry:
@@ -104,7 +104,9 @@ class _Entry:
 
     def throw(self, kind: str, message: ir.Value) -> None:
         name = "TVMFFIErrorSetRaisedFromCStr"
-        fn = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, PTR]), name)
+        fn = self.module.globals.get(name) or ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [PTR, PTR]), name
+        )
         self.b.call(fn, [self.text(kind), message])
         self.b.ret(I32(-1))
 
@@ -152,7 +154,9 @@ class _Entry:
         payload = self.b.load(self.b.gep(any_, [I32(0), I32(2)], source_etype=_ANY), typ=I64)
         return self.b.load(any_, typ=I32), payload
 
-    def header(self, t: TensorType, kind: ir.Value, payload: ir.Value, rank: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def header(
+        self, t: TensorType, kind: ir.Value, payload: ir.Value, rank: int
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """(address, shape, strides) of a DLPack tensor on the CPU with the element type and rank asked for."""
         b = self.b
         is_object = b.icmp_signed("==", kind, I32(_OBJECT))

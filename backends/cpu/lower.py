@@ -19,7 +19,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import For, If, While
-from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, used_values
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, used_values
 
 
 def lower(fn: Function, target: Any) -> Function:
@@ -43,7 +43,7 @@ class _Lowering:
         self.home: dict[Value, Value] = {}  # a value -> the carried argument whose buffer it is written to
         self.nest_of: dict[Value, th.Nest] = {}
 
-    # -- in-place updates ----------------------------------------------------------------------------------------------
+    # -- in-place updates ---------------------------------------------------------------------------------------------
     def plan(self, region: Region, _: dict[Value, Value]) -> None:
         """Finds carried tiles whose next value can be written over the old one."""
         for op in region.ops:
@@ -89,7 +89,7 @@ class _Lowering:
         arg = self.home.get(v)
         return self.stored[arg] if arg is not None else None
 
-    # -- regions -------------------------------------------------------------------------------------------------------
+    # -- regions ------------------------------------------------------------------------------------------------------
     def region(self, region: Region) -> None:
         for op in region.ops:
             self.b.loc = op.loc
@@ -120,12 +120,10 @@ class _Lowering:
         size = 1
         for e in op.attrs["shape"]:
             size *= e
-        buffer = Value(op.result.type, op.result.name)
-        flat = self.b.alloc(op.attrs["dtype"], size)
-        buffer = flat
-        buffer.type = type(op.result.type)(op.attrs["dtype"], tuple(op.attrs["shape"]), "scratch")
-        assert flat.owner is not None
-        flat.owner.attrs["shape"] = tuple(op.attrs["shape"])
+        buffer = self.b.alloc(op.attrs["dtype"], size)
+        buffer.type = BufferType(op.attrs["dtype"], tuple(op.attrs["shape"]), "scratch")
+        assert buffer.owner is not None
+        buffer.owner.attrs["shape"] = tuple(op.attrs["shape"])
         self.scalars[op.result] = buffer
 
     def _lower_const_tile(self, op: Op) -> None:
@@ -141,8 +139,13 @@ class _Lowering:
     def _lower_reshape(self, op: Op) -> None:
         source = self.stored[op.operands[0]]
         if not source.row_major:
-            raise TargetError("a packed tile is reshaped", loc=op.loc, needs="a row-major tile", got=str(source.layout),
-                              try_="report this: the CPU backend placed it wrongly")
+            raise TargetError(
+                "a packed tile is reshaped",
+                loc=op.loc,
+                needs="a row-major tile",
+                got=str(source.layout),
+                try_="report this: the CPU backend placed it wrongly",
+            )
         self.stored[op.result] = source.reshaped(op.result.shape)
 
     def _lower_concat(self, op: Op) -> None:
@@ -176,7 +179,7 @@ class _Lowering:
                 move(Ix(full, dims[0] - full))
         over(source.shape, ())
 
-    # -- dot -----------------------------------------------------------------------------------------------------------
+    # -- dot ----------------------------------------------------------------------------------------------------------
     def _lower_dot(self, op: Op) -> None:
         b = self.b
         a, p = self.stored[op.operands[0]], self.stored[op.operands[1]]
@@ -205,7 +208,7 @@ class _Lowering:
         depth = b.pure(ew.Max, b.index(limits[0]), b.index(limits[1]))
         return b.mul(b.div(b.add(b.clamp(depth, 0, k), group - 1), group), group)
 
-    # -- scans ---------------------------------------------------------------------------------------------------------
+    # -- scans --------------------------------------------------------------------------------------------------------
     def _lower_scan(self, op: Op) -> None:
         """Sequential along the axis; vectors along the last dimension where that is another one."""
         b, axis, shape = self.b, op.attrs["axis"], op.operands[0].shape
@@ -249,7 +252,7 @@ class _Lowering:
                     over(dims[1:], {**at, dims[0]: Ix(loop.i)})
         over([d for d in range(len(shape)) if d != axis], {})
 
-    # -- control flow --------------------------------------------------------------------------------------------------
+    # -- control flow -------------------------------------------------------------------------------------------------
     def _split(self, values: Sequence[Value]) -> tuple[list[int], list[int]]:
         """Positions of the tiles and of the scalars."""
         tiles = [i for i, v in enumerate(values) if is_tile(v)]
@@ -379,8 +382,14 @@ def _packed(v: Value, nest_of: dict[Value, th.Nest]) -> Value:
 def _biased(v: Value, nest_of: dict[Value, th.Nest]) -> bool:
     """Whether `pack_dots` added a bias: u8 out of i16 sums of a signed operand."""
     cast = _packed(v, nest_of).owner
-    return cast is not None and cast.name == "cast" and cast.operands[0].dtype.name == "i16" and \
-        cast.operands[0].owner is not None and cast.operands[0].owner.name == "add" and cast.attrs["dtype"].name == "u8"
+    return (
+        cast is not None
+        and cast.name == "cast"
+        and cast.operands[0].dtype.name == "i16"
+        and cast.operands[0].owner is not None
+        and cast.operands[0].owner.name == "add"
+        and cast.attrs["dtype"].name == "u8"
+    )
 
 
 def _zero_beyond(v: Value, dim: int, nest_of: dict[Value, th.Nest]) -> tuple[Value, Value, int] | None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import llvmlite
@@ -32,7 +32,9 @@ class CpuTarget:
     @property
     def key(self) -> str:
         """Everything that can change the generated code."""
-        return f"{self.name}|{self.cpu}|{self.attributes}|{self.triple}|{llvm.llvm_version_info}|{llvmlite.__version__}"
+        return (
+            f"{self.name}|{self.cpu}|{self.attributes}|{self.triple}|{llvm.llvm_version_info}|{llvmlite.__version__}"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -41,7 +43,7 @@ def _initialise() -> None:
     llvm.initialize_native_asmprinter()
 
 
-@lru_cache(maxsize=None)
+@cache
 def host() -> CpuTarget:
     """The processor this process runs on."""
     _initialise()
@@ -61,7 +63,7 @@ def host() -> CpuTarget:
                      vector_bytes, registers, frozenset(names))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _machine(cpu: str, attributes: str) -> Any:
     _initialise()
     # Wide vectors are what the code generator asks for; the processor's own preference is for scalar code.

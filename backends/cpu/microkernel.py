@@ -14,7 +14,7 @@ from tilelang.ir.dtypes import dtype
 
 def emit_dot(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool,
              depth: Index) -> None:
-    """c = a @ p (+ c where `add`) over the first `depth` k, for packed `a` and `p` of [*batch, M, K], [*batch, K, N]."""
+    """c = a @ p (+ c where `add`) over the first `depth` k, for packed a [*batch, M, K] and p [*batch, K, N]."""
     *batch, m, _ = a.shape
     n = p.shape[-1]
 

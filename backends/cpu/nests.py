@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import control
@@ -17,7 +16,14 @@ from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, Region, TensorType, TileType, Value
 from tilelang.ir.reduction import Reduce, identity
 
-COMBINE: dict[str, type[Op]] = {"sum": ew.Add, "prod": ew.Mul, "max": ew.Max, "min": ew.Min, "any": ew.Or, "all": ew.And}
+COMBINE: dict[str, type[Op]] = {
+    "sum": ew.Add,
+    "prod": ew.Mul,
+    "max": ew.Max,
+    "min": ew.Min,
+    "any": ew.Or,
+    "all": ew.And,
+}
 Position = tuple[Ix, ...]
 
 
@@ -46,7 +52,7 @@ class NestLowering:
             if t.shape:
                 stored[outer] = self.targets[inner]
 
-    # -- shape of the loops --------------------------------------------------------------------------------------------
+    # -- shape of the loops -------------------------------------------------------------------------------------------
     def run(self) -> None:
         b = self.b
         b.epoch += 1
@@ -117,7 +123,7 @@ class NestLowering:
 
     def _unit_dim(self, op: Op, dims: tuple[int | None, ...], out: set[int]) -> None:
         t = op.operands[0].type
-        last = t.rank - 1  # type: ignore[union-attr]
+        last = t.rank - 1
         unit = isinstance(t, BufferType) or (isinstance(t, TensorType) and len(t.unit) > last and t.unit[last])
         axes = list(op.attrs["axes"])
         if unit and last in axes:
@@ -223,7 +229,7 @@ class NestLowering:
         if extent > full:
             body({**at, d: Ix(full, extent - full)})
 
-    # -- roots ---------------------------------------------------------------------------------------------------------
+    # -- roots --------------------------------------------------------------------------------------------------------
     def _body(self, at: dict[int, Ix]) -> None:
         """Everything at one position: values to store, then effects."""
         where = self._position(at)
@@ -295,7 +301,7 @@ class NestLowering:
             branch.otherwise()
             self.store(target, where, b.const(0, old.dtype))
 
-    # -- reductions ----------------------------------------------------------------------------------------------------
+    # -- reductions ---------------------------------------------------------------------------------------------------
     def _init(self, op: Op, lanes: int | None) -> Value:
         dt = op.result.dtype
         return self.b.full(identity(op.attrs["kind"], dt), dt, lanes)
@@ -366,7 +372,7 @@ class NestLowering:
                          inline_region(b, op.regions[0], [*loop.carried, *elements(loop.i)], self.scalars)])
         self._reduced(op, self._position(at), loop.results)
 
-    # -- values --------------------------------------------------------------------------------------------------------
+    # -- values -------------------------------------------------------------------------------------------------------
     def scalar(self, v: Value) -> Value:
         """A scalar from outside the nest (or a constant inside it)."""
         if v in self.local and v.owner is not None:
@@ -383,7 +389,7 @@ class NestLowering:
         assert op is not None
         rule = getattr(self, f"_at_{op.name}", None)
         if rule is not None:
-            return rule(op, where)  # type: ignore[no-any-return]
+            return rule(op, where)
         return self.b.apply(type(op), [self.at(o, where) for o in op.operands], op.attrs)
 
     def _at_convert_layout(self, op: Op, where: Position) -> Value:

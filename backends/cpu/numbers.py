@@ -57,7 +57,7 @@ class Numbers:
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.b = builder
 
-    # -- integers ------------------------------------------------------------------------------------------------------
+    # -- integers -----------------------------------------------------------------------------------------------------
     def wrap(self, x: ir.Value, dt: DType) -> ir.Value:
         """Brings an integer computed in storage width back to the type's own width."""
         width = 8 * dt.storage.itemsize
@@ -76,7 +76,7 @@ class Numbers:
             return self.b.trunc(x, t)
         return self.b.sext(x, t) if signed else self.b.zext(x, t)
 
-    # -- to and from arithmetic types ------------------------------------------------------------------------------------
+    # -- to and from arithmetic types ---------------------------------------------------------------------------------
     def to_float(self, x: ir.Value, dt: DType, wide: bool) -> ir.Value:
         """Exact value of any type as f32 (f64 where `wide`, or where f32 cannot hold it: integers round)."""
         target = F64 if wide else F32
@@ -255,13 +255,15 @@ class Numbers:
         signed = b.or_(code, b.shl(sign, c(shift)))
         if dt.nonfinite == "fnuz":
             signed = b.select(b.icmp_unsigned("==", code, c(0)), c(0), signed)
-        nan = {"ieee": inf | (1 << m - 1 if m else 0), "fn": top, "fnuz": 1 << (dt.bits - 1), "none": top}[dt.nonfinite]
+        nan = {"ieee": inf | (1 << m - 1 if m else 0), "fn": top, "fnuz": 1 << (dt.bits - 1), "none": top}[
+            dt.nonfinite
+        ]
         signed = b.select(b.icmp_unsigned(">", size, c(0x7F800000)), c(nan), signed)
         if dt.name == "tf32":
             signed = b.shl(signed, c(13))
         return self._resize(signed, 8 * dt.storage.itemsize, False)
 
-    # -- casts ---------------------------------------------------------------------------------------------------------
+    # -- casts --------------------------------------------------------------------------------------------------------
     def cast(self, x: ir.Value, src: DType, dst: DType) -> ir.Value:
         """`codec.cast`."""
         if src is dst:
@@ -289,7 +291,9 @@ class Numbers:
         negative = b.icmp_signed("<", x, full_like(x, 0)) if signed else None
         size = b.select(negative, b.neg(x), x) if negative is not None else x
         lost = b.icmp_unsigned("!=", b.and_(size, full_like(x, 0x7FF)), full_like(x, 0))
-        marked = b.or_(b.and_(size, full_like(x, ~0x7FF & (1 << 64) - 1)), b.shl(b.zext(lost, x.type), full_like(x, 11)))
+        marked = b.or_(
+            b.and_(size, full_like(x, ~0x7FF & (1 << 64) - 1)), b.shl(b.zext(lost, x.type), full_like(x, 11))
+        )
         big = b.icmp_unsigned(">=", size, full_like(x, 1 << 53))
         value = b.uitofp(b.select(big, marked, size), t)
         return b.select(negative, b.fneg(value), value) if negative is not None else value

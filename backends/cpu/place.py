@@ -155,7 +155,9 @@ class _Placer:
     def must_store(self, v: Value) -> bool:
         """Whether some use needs the tile in memory."""
         for user, depth in self.users.get(v, []):
-            if user.name in ("yield", "for", "while", "if", "print") or (user.name == "lookup" and user.operands[0] is v):
+            if user.name in ("yield", "for", "while", "if", "print") or (
+                user.name == "lookup" and user.operands[0] is v
+            ):
                 return True
             if user.name == "reshape" and not unit_reshape(user) or user.name == "view":
                 return True

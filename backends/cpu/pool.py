@@ -224,7 +224,9 @@ class Pool:
         target = machine.host()
         x86 = "x86" in target.triple
         spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
-        text = _IR.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + ("declare void @llvm.x86.sse2.pause()\n" if x86 else "")
+        text = _IR.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
+            "declare void @llvm.x86.sse2.pause()\n" if x86 else ""
+        )
         self._code = machine.Loaded(machine.object_code(text, target))
         for name in ("tl_parallel", "tl_workers"):
             machine.define(name, self._code.address(name))

@@ -49,6 +49,11 @@ def test_constants(text: str, result: str) -> None:
     assert line.startswith(f"%r = const {{{result}}}")
 
 
+def test_one_spelling_of_a_float() -> None:
+    (line,) = folded(const("r", 3, "f16"), {}, "f16")
+    assert line == "%r = const {value=3.0, dtype=f16} : f16"
+
+
 def test_a_nan_with_a_payload_is_kept() -> None:
     text = const("a", 0x7FC00001, "u32") + "%r = bitcast %a {dtype=f32} : f32"
     assert len(folded(text, {}, "f32")) == 2
@@ -81,7 +86,8 @@ def test_what_is_no_identity_stays(op: str, value: object, dt: str, left: int) -
 
 
 @pytest.mark.parametrize("text, dt, value", [
-    (_binary("mul", 0, "i32"), "i32", 0), (_binary("and", 0, "i32", True), "i32", 0), (_binary("mod", 1, "u8"), "u8", 0),
+    (_binary("mul", 0, "i32"), "i32", 0), (_binary("and", 0, "i32", True), "i32", 0),
+    (_binary("mod", 1, "u8"), "u8", 0),
     (_binary("or", -1, "i8"), "i8", -1), (_binary("or", True, "i1"), "i1", True),
     ("%r = sub %x, %x : i32[4]", "i32", 0), ("%r = xor %x, %x : u4[4]", "u4", 0),
 ])
@@ -224,5 +230,5 @@ def test_number_reads_back(name: str) -> None:
     for code in range(3 if name == "ternary" else min(1 << dt.bits, 256)):
         stored = codec.from_bits(np.asarray(code, np.uint64), dt)
         value = number(stored, dt)
-        again = Const([], {"value": value, "dtype": dt}).eval(None)  # type: ignore[arg-type]
+        again = Const([], {"value": value, "dtype": dt}).eval(None)
         assert isinstance(value, float) and math.isnan(value) or codec.to_bits(again, dt) == codec.to_bits(stored, dt)

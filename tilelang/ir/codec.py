@@ -7,7 +7,7 @@ saturates; integer to integer wraps modulo 2**bits.
 """
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def from_bits(codes: Any, dt: DType) -> Any:
     return codes.astype(unsigned).view(dt.storage)
 
 
-@lru_cache(maxsize=None)
+@cache
 def values_of(dt: DType) -> Any:
     """f64 value of every code of a type of at most 16 bits."""
     codes = np.arange(1 << dt.bits, dtype=np.int64)
@@ -177,7 +177,9 @@ def _encode_float(real: Any, dt: DType) -> Any:
         e = e + carry
         quotient = np.where(carry, quotient / 2, quotient).astype(np.int64)
         normal = quotient >= 1 << m_bits
-        code = np.where(normal, ((e + dt.bias).astype(np.int64) << m_bits) | (quotient & ((1 << m_bits) - 1)), quotient)
+        code = np.where(
+            normal, ((e + dt.bias).astype(np.int64) << m_bits) | (quotient & ((1 << m_bits) - 1)), quotient
+        )
     top = (1 << e_bits + m_bits) - 1
     inf = ((1 << e_bits) - 1) << m_bits
     largest = {"ieee": inf - 1, "fn": top - 1, "fnuz": top, "none": top}[dt.nonfinite]

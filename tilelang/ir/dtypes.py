@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -141,8 +141,20 @@ class DType:
         return float(2.0 ** (1 - self.bias - self.mantissa_bits))
 
 
-_NUMPY = {"i1": "?", "i8": "i1", "i16": "i2", "i32": "i4", "i64": "i8", "u8": "u1", "u16": "u2", "u32": "u4", "u64": "u8",
-          "f16": "f2", "f32": "f4", "f64": "f8"}
+_NUMPY = {
+    "i1": "?",
+    "i8": "i1",
+    "i16": "i2",
+    "i32": "i4",
+    "i64": "i8",
+    "u8": "u1",
+    "u16": "u2",
+    "u32": "u4",
+    "u64": "u8",
+    "f16": "f2",
+    "f32": "f4",
+    "f64": "f8",
+}
 _FLOATS = {  # name: (bits, exponent bits, mantissa bits, bias, non-finite values)
     "f16": (16, 5, 10, 15, "ieee"), "bf16": (16, 8, 7, 127, "ieee"), "tf32": (32, 8, 10, 127, "ieee"),
     "f32": (32, 8, 23, 127, "ieee"), "f64": (64, 11, 52, 1023, "ieee"),
@@ -155,7 +167,7 @@ _ALIASES = {"bool": "i1", "bool_": "i1", "float16": "f16", "bfloat16": "bf16", "
             "float6_e2m3fn": "f6e2m3", "float4_e2m1fn": "f4e2m1"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def dtype(name: str) -> DType:
     """The type of that name. Raises ValueError for an unknown one."""
     name = _ALIASES.get(name, name)
@@ -193,7 +205,7 @@ def codebook(bits: int, table: Any) -> DType:
     return _codebook(bits, values)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _codebook(bits: int, values: tuple[float, ...]) -> DType:
     return DType(f"codebook({bits}, [{', '.join(map(repr, values))}])", bits, "codebook", table=values)
 

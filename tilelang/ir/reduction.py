@@ -73,7 +73,7 @@ class Reduce(_Combine):
     def eval(self, frame: Any, *args: Any) -> Any:
         axis, kind = self.attrs["axis"], self.attrs["kind"]
         if kind == "custom":
-            parts = [[a.take(i, axis) for a in args] for i in range(args[0].shape[axis])]
+            parts: list[Sequence[Any]] = [[a.take(i, axis) for a in args] for i in range(args[0].shape[axis])]
             while len(parts) > 1:  # a balanced tree, as every backend may use
                 joined = [self.combine(frame, parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
                 parts = [*joined, *parts[len(parts) & ~1:]]

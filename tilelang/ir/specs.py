@@ -115,7 +115,7 @@ class _Verifier:
         self.attributes(op)
         for v in op.operands:
             if v not in visible:
-                why = "it is defined later, in another region" if v not in self.defined else \
+                why = "it is defined later, in a region beside this one, or not at all" if v not in self.defined else \
                     "it is defined in a region that does not enclose this one"
                 raise self.fail(op, "uses a value that is not defined here", "a definition above, in this region or "
                                 "around it", repr(v), why)

@@ -44,10 +44,10 @@ def _spec(mode: str, item: Any) -> TensorSpec:
 
 
 if TYPE_CHECKING:
-    # To a type checker the annotations are the values a kernel's body sees.
-    from typing import Any as Tensor
-    from typing import Any as Out
-    from typing import Any as InOut
+    # To a type checker a parameter is whatever the body makes of it: Annotated ignores the dimension names.
+    from typing import Annotated as InOut
+    from typing import Annotated as Out
+    from typing import Annotated as Tensor
     from typing import Any as Const
 else:
     class Tensor:
@@ -69,3 +69,5 @@ else:
             return _spec("inout", item)
 
     Const = ConstSpec
+
+__all__ = ["Const", "ConstSpec", "InOut", "Out", "Tensor", "TensorSpec"]

@@ -88,11 +88,22 @@ class Expressions:
             if error.loc is None:
                 error.loc = self.at(node)
             raise
-        except (TypeError, ValueError, ZeroDivisionError, AttributeError, IndexError, KeyError, OverflowError) as error:
-            raise UnsupportedSyntax(f"this expression cannot be evaluated: {error}", loc=self.at(node),
-                                    needs="operands that fit the operation",
-                                    got=", ".join(describe(a) for a in args) or "nothing",
-                                    try_="check the arguments") from error
+        except (
+            TypeError,
+            ValueError,
+            ZeroDivisionError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+        ) as error:
+            raise UnsupportedSyntax(
+                f"this expression cannot be evaluated: {error}",
+                loc=self.at(node),
+                needs="operands that fit the operation",
+                got=", ".join(describe(a) for a in args) or "nothing",
+                try_="check the arguments",
+            ) from error
 
     # -- leaves ------------------------------------------------------------------------------------------------------
     def eval_Constant(self, node: ast.Constant) -> Any:

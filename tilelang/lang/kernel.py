@@ -72,7 +72,9 @@ class KernelDef:
                                 "float or bool", got=repr(annotation) if annotation is not None else "none",
                                 try_=f"{p.name}: tile.Tensor[tile.f32, \"N\"]")
 
-    def types(self, dtypes: Mapping[str, DType], unit: Mapping[str, tuple[bool, ...]] | None = None) -> dict[str, Type]:
+    def types(
+        self, dtypes: Mapping[str, DType], unit: Mapping[str, tuple[bool, ...]] | None = None
+    ) -> dict[str, Type]:
         """Parameter types where type variables have the given dtypes."""
         out: dict[str, Type] = {}
         for p in self.params:

@@ -80,7 +80,8 @@ def logical_not(x: Any) -> Any:
 
 def isnan(x: Any) -> Tile:
     """Whether x is NaN."""
-    return as_tile(x) != x
+    tile = as_tile(x)
+    return binary(ew.Ne, tile, tile)
 
 
 def cast(x: Any, dt: DType) -> Tile:
@@ -100,7 +101,7 @@ def cdiv(a: Any, b: Any) -> Any:
     return -(-a // b)
 
 
-# -- random numbers ----------------------------------------------------------------------------------------------------
+# -- random numbers ---------------------------------------------------------------------------------------------------
 def philox(seed: Any, counter: Any) -> tuple[Tile, Tile, Tile, Tile]:
     """Four tiles of random u32 words from Philox4x32-10 (Salmon et al., SC 2011): a pure function of the seed (u64)
     and the counter (an integer tile, taken modulo 2**32)."""
@@ -110,7 +111,7 @@ def philox(seed: Any, counter: Any) -> tuple[Tile, Tile, Tile, Tile]:
 
 
 def _unit(words: Tile) -> Tile:
-    return (words >> 8).to(_F32) * 2.0 ** -24
+    return (words >> 8).to(_F32) * 5.9604644775390625e-08  # 2**-24
 
 
 def rand(seed: Any, counter: Any) -> Tile:

@@ -14,8 +14,6 @@ from tilelang.lang.math import maximum, minimum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extent, extents, offset
 
 
-
-
 class Loop:
     """What `tile.range` and `tile.persistent` return: the front end turns `for x in loop` into a loop."""
 
@@ -58,7 +56,7 @@ def persistent(*counts: Any) -> Loop:
     return Loop(pid, total, num_workers(), unravel=tuple(counts))
 
 
-# -- blocks ------------------------------------------------------------------------------------------------------------
+# -- blocks -----------------------------------------------------------------------------------------------------------
 def _place(memory: Memory, offsets: Any, shape: Any) -> tuple[list[Value], tuple[int, ...], tuple[int, ...]]:
     """(offsets of every dimension, block shape, the dimension each block extent walks)."""
     if not isinstance(memory, Memory):
@@ -139,7 +137,7 @@ def atomic_cas(memory: Any, indices: Any, compare: Any, value: Any, mask: Any = 
     return _atomic("cas", memory, indices, [compare, value], mask)
 
 
-# -- tier 2 ------------------------------------------------------------------------------------------------------------
+# -- tier 2 -----------------------------------------------------------------------------------------------------------
 def shared(shape: Any, dt: DType, layout: Any = None) -> Any:
     """Memory of this program, uninitialised, optionally with a `tilelang.layouts.SharedLayout`."""
     return Memory(emit(mem.Alloc, dtype=dt, shape=extents(shape), layout=layout).result)
@@ -183,7 +181,7 @@ def barrier() -> None:
     emit(mem.Barrier)
 
 
-# -- debugging ---------------------------------------------------------------------------------------------------------
+# -- debugging --------------------------------------------------------------------------------------------------------
 def print(*values: Any) -> None:
     """Prints constants and tiles, one line for each program."""
     text = " ".join(str(v) for v in values if not isinstance(v, Tile))

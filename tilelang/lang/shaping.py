@@ -16,7 +16,7 @@ from tilelang.lang.values import Tile, as_tile, axis_of, broadcast, common_shape
 _I32, _U32, _F32 = dtype("i32"), dtype("u32"), dtype("f32")
 
 
-# -- making ------------------------------------------------------------------------------------------------------------
+# -- making -----------------------------------------------------------------------------------------------------------
 def arange(start: int, stop: int | None = None) -> Tile:
     """i32 tile of start, start + 1, … stop - 1 (0 … start - 1 with one argument)."""
     lo, hi = (0, start) if stop is None else (start, stop)
@@ -55,7 +55,7 @@ def constant(values: Sequence[float], dt: DType) -> Tile:
     return Tile(emit(sh.ConstTile, values=tuple(values), dtype=dt).result)
 
 
-# -- rearranging -------------------------------------------------------------------------------------------------------
+# -- rearranging ------------------------------------------------------------------------------------------------------
 def reshape(x: Tile, shape: Any) -> Tile:
     """The same elements in row-major order; one extent may be -1."""
     return x.reshape(shape)
@@ -113,7 +113,7 @@ def view(x: Tile, dt: DType, source: Any, layout: Any) -> Tile:
     return Tile(emit(sh.View, x.value, dtype=dt, source=source, layout=layout).result)
 
 
-# -- reductions --------------------------------------------------------------------------------------------------------
+# -- reductions -------------------------------------------------------------------------------------------------------
 def _accumulate(x: Tile, kind: str) -> tuple[Tile, DType | None]:
     """(operand in the dtype the reduction runs in, dtype to round the result to)."""
     dt = x.dtype

@@ -6,8 +6,15 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from tilelang.errors import (ArgumentCount, DTypeMismatch, Loc, NonConstantExtent, ShapeMismatch, TileError,
-                             UnsupportedSyntax)
+from tilelang.errors import (
+    ArgumentCount,
+    DTypeMismatch,
+    Loc,
+    NonConstantExtent,
+    ShapeMismatch,
+    TileError,
+    UnsupportedSyntax,
+)
 from tilelang.ir import control
 from tilelang.ir.core import Region, Value
 from tilelang.lang import memory

@@ -4,8 +4,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tilelang.errors import (DTypeMismatch, IndexOutOfRange, MissingAxis, NonConstantExtent, ShapeMismatch,
-                             UnsupportedSyntax)
+from tilelang.errors import (
+    DTypeMismatch,
+    IndexOutOfRange,
+    MissingAxis,
+    NonConstantExtent,
+    ShapeMismatch,
+    UnsupportedSyntax,
+)
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction
 from tilelang.ir import shape as sh
@@ -242,7 +248,7 @@ class Memory:
         return Memory(self.value, (*self.prefix, *(offset(i) for i in items)))
 
 
-# -- conversions -------------------------------------------------------------------------------------------------------
+# -- conversions ------------------------------------------------------------------------------------------------------
 def as_tile(x: Any, dt: DType | None = None) -> Tile:
     """A tile from a tile or a Python number."""
     if isinstance(x, Tile):

@@ -96,6 +96,8 @@ class _Folder:
             if [v.type for v in region.yields] == [r.type for r in op.results]:
                 self.out += [o for o in region.ops if o.name != "yield"]
                 return list(region.yields)
+        if op.name == "const" and op.attrs["dtype"].is_float:
+            op.attrs["value"] = float(op.attrs["value"])  # one spelling, so that `cse` sees that 0 and 0.0 are equal
         if op.effects or op.regions or not op.operands:
             return None
         if all(v.owner is not None and v.owner.name == "const" for v in op.operands):

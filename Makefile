@@ -1,0 +1,34 @@
+# Two commands on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+SECONDS ?= 60
+
+.PHONY: demo test lint fuzz bench clean
+
+demo: .venv/examples
+	$(BIN)/python examples/minilm.py
+
+test: .venv/dev
+	$(BIN)/python -m pytest -q
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fuzz: .venv/dev
+	$(BIN)/python -m tests.fuzz $(SECONDS)
+
+bench: .venv/examples
+	$(BIN)/python -m benchmarks
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch comes first and alone: with it installed, no other package asks for another build of it.
+.venv/%: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,6 @@
+"""`python -m tilelang`."""
+import sys
+
+from tilelang.cli import main
+
+sys.exit(main())
