@@ -6,20 +6,15 @@ from typing import Any
 
 from llvmlite import ir
 
-from tilelang.backends.cpu import math
 from tilelang.backends.cpu.access import Access
-from tilelang.backends.cpu.numbers import I8, I32, I64, Numbers, constant, full_like, intrinsic, storage_type
+from tilelang.backends.cpu.arithmetic import Arithmetic
+from tilelang.backends.cpu.numbers import I8, I32, I64, Numbers, constant, full_like, storage_type
 from tilelang.errors import TargetError
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.interpreter import Frame
 
 PTR = ir.PointerType()
-_ARITHMETIC = {"add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv")}
-_COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_LOGIC = {"and": "and_", "or": "or_", "xor": "xor"}
-_REDUCE = {"sum": ("add", "fadd"), "prod": ("mul", "fmul"), "max": ("max", "fmaximum"), "min": ("min", "fminimum"),
-           "any": ("or", ""), "all": ("and", "")}
 
 
 def slots(params: Sequence[Value]) -> dict[Any, int]:
@@ -69,7 +64,7 @@ def evaluate(op: Op) -> Any:
     return op.eval(Frame((), 1, print))
 
 
-class _Generator:
+class _Generator(Arithmetic):
     def __init__(self, fn: Function, function: ir.Function, target: Any) -> None:
         self.fn, self.function, self.target = fn, function, target
         self.b = ir.IRBuilder(function.append_basic_block("entry"))
@@ -182,89 +177,6 @@ class _Generator:
         return numbers.wrap(self._integer(op, args, dt), dt) if op.result.dtype.kind != "bool" \
             else self._integer(op, args, dt)
 
-    def _float(self, op: Op, args: list[ir.Value]) -> ir.Value:
-        b, name = self.b, op.name
-        if name in _ARITHMETIC:
-            return getattr(b, _ARITHMETIC[name][1])(*args)
-        if name in _COMPARE:
-            compare = b.fcmp_unordered if name == "ne" else b.fcmp_ordered
-            return compare(_COMPARE[name], *args)
-        if name == "neg":
-            return b.fneg(args[0])
-        if name in ("floordiv", "mod"):
-            quotient = math.emit(b, "floor", [b.fdiv(*args)])
-            return quotient if name == "floordiv" else b.fsub(args[0], b.fmul(args[1], quotient))
-        return math.emit(b, name, args)
-
-    def _integer(self, op: Op, args: list[ir.Value], dt: DType) -> ir.Value:
-        b, name, signed = self.b, op.name, dt.kind == "int"
-        if name in _ARITHMETIC:
-            return getattr(b, _ARITHMETIC[name][0])(*args)
-        if name in _LOGIC:
-            return getattr(b, _LOGIC[name])(*args)
-        if name in _COMPARE:
-            return (b.icmp_signed if signed else b.icmp_unsigned)(_COMPARE[name], *args)
-        if name in ("min", "max"):
-            less = (b.icmp_signed if signed else b.icmp_unsigned)("<", *args)
-            first, second = args if name == "min" else args[::-1]
-            return b.select(less, first, second)
-        zero = full_like(args[0], 0)
-        if name == "neg":
-            return b.neg(args[0])
-        if name == "not":
-            return b.not_(args[0])
-        if name == "abs":
-            return b.select(b.icmp_signed("<", args[0], zero), b.neg(args[0]), args[0]) if signed else args[0]
-        if name == "fma":
-            return b.add(b.mul(args[0], args[1]), args[2])
-        if name in ("shl", "shr"):
-            return self._shift(name, args, dt)
-        if name == "popcount":
-            bits = args[0] if dt.bits == 1 else b.and_(args[0], full_like(args[0], (1 << dt.bits) - 1))
-            fn = intrinsic(b.module, "llvm.ctpop", [bits.type], ir.FunctionType(bits.type, [bits.type]))
-            return b.call(fn, [bits])
-        if name in ("floordiv", "mod"):
-            return self._divide(name, args, signed)
-        raise TargetError(
-            f"`{name}` of {dt} cannot be compiled for the CPU yet",
-            loc=op.loc,
-            needs="floats",
-            got=str(dt),
-            try_="cast to tile.f32 first",
-        )
-
-    def _shift(self, name: str, args: list[ir.Value], dt: DType) -> ir.Value:
-        b, (x, count) = self.b, args
-        inside = b.icmp_unsigned("<", count, full_like(count, dt.bits)) if dt.bits > 1 else \
-            b.icmp_unsigned("==", count, full_like(count, 0))
-        safe = b.select(inside, count, full_like(count, 0))
-        zero = full_like(x, 0)
-        if name == "shl":
-            return b.select(inside, b.shl(x, safe), zero)
-        if dt.kind != "int":
-            return b.select(inside, b.lshr(x, safe), zero)
-        fill = b.select(b.icmp_signed("<", x, zero), full_like(x, -1), zero)
-        return b.select(inside, b.ashr(x, safe), fill)
-
-    def _divide(self, name: str, args: list[ir.Value], signed: bool) -> ir.Value:
-        """Floor division without traps: x // 0 and x % 0 are 0, the most negative // -1 wraps."""
-        b, (x, y) = self.b, args
-        zero, one = full_like(x, 0), full_like(x, 1)
-        none = b.icmp_signed("==", y, zero)
-        if not signed:
-            safe = b.select(none, one, y)
-            return b.select(none, zero, b.udiv(x, safe) if name == "floordiv" else b.urem(x, safe))
-        minus = b.icmp_signed("==", y, full_like(y, -1))
-        safe = b.select(b.or_(none, minus), one, y)
-        quotient, rest = b.sdiv(x, safe), b.srem(x, safe)
-        differ = b.and_(b.icmp_signed("!=", rest, zero),
-                        b.icmp_signed("<", b.xor(rest, safe), zero))
-        if name == "floordiv":
-            out = b.select(minus, b.neg(x), b.sub(quotient, b.zext(differ, x.type)))
-        else:
-            out = b.select(minus, zero, b.select(differ, b.add(rest, safe), rest))
-        return b.select(none, zero, out)
-
     def op_where(self, op: Op) -> ir.Value:
         return self.b.select(*self.args(op))
 
@@ -312,10 +224,6 @@ class _Generator:
             return ir.Constant(t, [x.constant] * lanes)
         first = self.b.insert_element(ir.Constant(t, ir.Undefined), x, I32(0))
         return self.b.shuffle_vector(first, ir.Constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
-
-    def shuffle(self, x: ir.Value, y: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
-        mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
-        return self.b.shuffle_vector(x, y if y is not None else ir.Constant(x.type, ir.Undefined), mask)
 
     def op_extract(self, op: Op) -> ir.Value:
         return self.b.extract_element(self.args(op)[0], I32(op.attrs["lane"]))
@@ -382,36 +290,6 @@ class _Generator:
             return numbers.from_float(self._fold(numbers.to_float(x, dt, wide=False), kind, "float"), dt)
         out = self._fold(x, kind, dt.kind)
         return numbers.wrap(out, dt) if dt.kind in ("int", "uint") else out
-
-    def _fold(self, x: ir.Value, kind: str, number: str) -> ir.Value:
-        """Halves a vector by lane-wise combination, a fixed order; odd lanes are combined last."""
-        integer, floating = _REDUCE[kind]
-        rest: list[ir.Value] = []
-        element = x.type.element
-        while x.type.count > 1:
-            n = x.type.count
-            if n % 2:
-                rest.append(self.b.extract_element(x, I32(n - 1)))
-                n -= 1
-                if n == 0:
-                    break
-            x = self._pair(self.shuffle(x, None, range(n // 2)), self.shuffle(x, None, range(n // 2, n)), integer,
-                           floating, number)
-        out = self.b.extract_element(x, I32(0))
-        for value in rest:
-            out = self._pair(out, value, integer, floating, number)
-        assert out.type == element
-        return out
-
-    def _pair(self, x: ir.Value, y: ir.Value, integer: str, floating: str, number: str) -> ir.Value:
-        b = self.b
-        if number == "float":
-            return b.fadd(x, y) if floating == "fadd" else b.fmul(x, y) if floating == "fmul" else \
-                math.emit(b, floating[1:4], [x, y])
-        if integer in ("min", "max"):
-            compare = b.icmp_signed if number == "int" else b.icmp_unsigned
-            return b.select(compare("<" if integer == "min" else ">", x, y), x, y)
-        return {"add": b.add, "mul": b.mul, "or": b.or_, "and": b.and_}[integer](x, y)
 
     def op_dot_groups(self, op: Op) -> ir.Value:
         acc, x, y = self.args(op)

@@ -92,3 +92,15 @@ def test_chains_and_many_results() -> None:
             "%u = add %s, %q : i32[4]\n%v = sub %t, %u : i32[4]\nprint %v {text=''}\n")
     fn = apply(HEAD + text + "}", cse, dce)
     assert names(fn) == ["load", "sort", "add", "sub", "print"]
+
+
+def test_carried_buffers_may_be_the_same() -> None:
+    alloc = "alloc {dtype=f32, shape=(4,), space='shared', layout=None} : buffer<shared f32, 4>\n"
+    read = "load %p, %zero {shape=(4,), axes=(0,), fill=0} : f32[4]\n"
+    text = ("%zero = const {value=0, dtype=i32} : i32\n%one = const {value=1, dtype=i32} : i32\n%a = " + LOAD
+            + "%s = " + alloc + "%t = " + alloc + "store %s, %zero, %a {axes=(0,)}\nstore %t, %zero, %a {axes=(0,)}\n"
+            + "%u, %v = for %zero, %n, %one, %s, %t {stages=1} : buffer<shared f32, 4>, buffer<shared f32, 4> "
+              "(%i: i32, %p: buffer<shared f32, 4>, %q: buffer<shared f32, 4>) {\n%b = " + read
+            + "%c = exp %b : f32[4]\nstore %q, %zero, %c {axes=(0,)}\n%d = " + read
+            + "store %y, %i, %d {axes=(0,)}\nyield %q, %p\n}\n")
+    assert count(text, "load") == 3

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilelang.errors import Loc, TileError, VerifyError
-from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Type, Value
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.text import format_attribute
 
@@ -20,10 +20,12 @@ class Spec:
 
 
 def _layout_objection(t: Type) -> str:
-    layout = getattr(t, "layout", None)
-    if layout is not None and tuple(layout.shape) != t.shape:  # type: ignore[union-attr]
-        return f"a layout of shape {list(t.shape)}"  # type: ignore[union-attr]
-    return ""
+    layout = None if isinstance(t, TensorType) else t.layout
+    # A layout may hold more than the tile: packing pads to whole vectors.
+    if isinstance(t, TensorType) or layout is None or (
+            layout.rank == t.rank and all(a >= b for a, b in zip(layout.shape, t.shape, strict=True))):
+        return ""
+    return f"a layout that covers {list(t.shape)}"
 
 
 def _thread_objection(t: Type) -> str:

@@ -1,0 +1,212 @@
+"""Values of a nest at one position: each operation computed where it is used, vectors along one dimension."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
+from tilelang.backends.cpu.builder import I32, I64, Index, ThreadBuilder
+from tilelang.ir import elementwise as ew
+from tilelang.ir import shape as sh
+from tilelang.ir import thread as th
+from tilelang.ir.core import BufferType, Op, Region, TensorType, Value
+
+Position = tuple[Ix, ...]
+
+
+class Elements:
+    """Emits the values of a region; `stored` maps values in memory to buffers, `scalars` the others."""
+
+    def __init__(self, b: ThreadBuilder, stored: dict[Value, Buffer], scalars: dict[Value, Value],
+                 local: set[Value]) -> None:
+        self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
+        self.masked = False
+
+    def dim(self, memory: Value, axis: int) -> Index:
+        """Extent of a memory's dimension."""
+        t = memory.type
+        assert isinstance(t, TensorType | BufferType)
+        if isinstance(t, BufferType):
+            return t.shape[axis]
+        dim = t.dims[axis]
+        return dim if isinstance(dim, int) else self.b.to_index(self.b.pure(Op.registry["dim"], memory, axis=axis))
+
+    def scalar(self, v: Value) -> Value:
+        """A scalar from outside the nest (or a constant inside it)."""
+        if v in self.local and v.owner is not None:
+            return self.b.apply(type(v.owner), [self.scalar(o) for o in v.owner.operands], v.owner.attrs)
+        return self.scalars.get(v, v)
+
+    def at(self, v: Value, where: Position) -> Value:
+        """The value at a position: a vector where the position has one, or a scalar where it does not matter."""
+        if not v.shape:
+            return self.scalar(v)
+        if v not in self.local:
+            return self.stored[v].load(self.b, where)
+        op = v.owner
+        assert op is not None
+        rule = getattr(self, f"_at_{op.name}", None)
+        if rule is not None:
+            return rule(op, where)
+        return self.b.apply(type(op), [self.at(o, where) for o in op.operands], op.attrs)
+
+    def _at_convert_layout(self, op: Op, where: Position) -> Value:
+        return self.at(op.operands[0], where)
+
+    def _at_broadcast(self, op: Op, where: Position) -> Value:
+        src = op.operands[0]
+        tail = where[len(where) - len(src.shape):]
+        return self.at(src, tuple(ZERO if e == 1 else ix for e, ix in zip(src.shape, tail, strict=True)))
+
+    def _at_permute(self, op: Op, where: Position) -> Value:
+        inner = [ZERO] * len(where)
+        for i, ix in zip(op.attrs["order"], where, strict=True):
+            inner[i] = ix
+        return self.at(op.operands[0], tuple(inner))
+
+    def _at_reshape(self, op: Op, where: Position) -> Value:
+        it = iter([ix for ix, e in zip(where, op.result.shape, strict=True) if e != 1])
+        return self.at(op.operands[0], tuple(ZERO if e == 1 else next(it) for e in op.operands[0].shape))
+
+    def _at_slice(self, op: Op, where: Position) -> Value:
+        full = where if where or not op.operands[0].shape else (ZERO,) * len(op.operands[0].shape)
+        return self.at(op.operands[0], tuple(ix.shifted(self.b, s, t) for ix, s, t in
+                                             zip(full, op.attrs["starts"], op.attrs["steps"], strict=True)))
+
+    def _at_arange(self, op: Op, where: Position) -> Value:
+        b, (ix,) = self.b, where
+        base = b.index(b.add(ix.base, op.attrs["start"]))
+        first = b.pure(ew.Cast, base, dtype=I32) if not isinstance(base.owner, sh.Const) else \
+            b.const(base.owner.attrs["value"], I32)
+        if ix.lanes is None:
+            return first
+        lane = b.iota(ix.lanes)
+        if ix.step != 1:
+            lane = b.pure(ew.Mul, lane, b.full(ix.step, I32, ix.lanes))
+        return b.pure(ew.Add, lane, b.splat(first, ix.lanes))
+
+    def _at_lookup(self, op: Op, where: Position) -> Value:
+        b, table = self.b, self.stored[op.operands[0]]
+        index = self.at(op.operands[1], where)
+        lanes = index.shape[0] if index.shape else None
+        wide = b.apply(ew.Cast, [index], {"dtype": I64})
+        limit = b.full(table.shape[0], I64, lanes)
+        inside = b.pure(ew.And, b.pure(ew.Ge, wide, b.full(0, I64, lanes)), b.pure(ew.Lt, wide, limit))
+        if lanes is None:
+            return b.load(table.memory, wide, None, 1, inside)
+        return b.read(th.LdGather, table.memory, wide, inside)
+
+    def _at_load(self, op: Op, where: Position) -> Value:
+        b, lanes = self.b, lanes_of(where)
+        offset, stride, mask = self._window(op, op.operands[1:], where)
+        mask = self._as_mask(mask, lanes)
+        value = b.load(op.operands[0], offset, lanes, stride, mask)
+        return self._filled(op, value, mask, lanes)
+
+    def _at_gather(self, op: Op, where: Position) -> Value:
+        b, lanes = self.b, lanes_of(where)
+        _, indices, _, extra = op.split()  # type: ignore[attr-defined]
+        offsets, mask = self._element(op.operands[0], indices, extra, where)
+        if lanes is None:
+            value = b.load(op.operands[0], offsets, None, 1, mask)
+        else:
+            mask = b.splat(mask, lanes)
+            value = b.read(th.LdGather, op.operands[0], b.splat(offsets, lanes), mask)
+        return self._filled(op, value, mask, lanes)
+
+    def _filled(self, op: Op, value: Value, mask: Value | None, lanes: int | None) -> Value:
+        fill = op.attrs["fill"]
+        if mask is None or (fill == 0 and value.dtype.kind in ("int", "uint", "float", "bool")):
+            return value
+        return self.b.pure(ew.Where, mask, value, self.b.full(fill, value.dtype, lanes))
+
+    def _as_mask(self, mask: Value | None, lanes: int | None) -> Value | None:
+        return None if mask is None else self.b.splat(mask, lanes)
+
+    def _stride(self, memory: Value, axis: int) -> Index:
+        t = memory.type
+        if isinstance(t, BufferType):
+            step = 1
+            for e in t.shape[axis + 1:]:
+                step *= e
+            return step
+        assert isinstance(t, TensorType)
+        bits = t.dtype.bits
+        if axis < len(t.unit) and t.unit[axis]:
+            return bits if bits % 8 else 1
+        return self.b.pure(th.StrideOf, memory, axis=axis)
+
+    def _window(self, op: Op, offsets: Sequence[Value], where: Position) -> tuple[Index, Index, Value | None]:
+        """(offset, stride between lanes, mask or None) of a block access at a position."""
+        b, memory, axes = self.b, op.operands[0], list(op.attrs["axes"])
+        offset: Index = 0
+        lane_stride: Index = 1
+        scalars: list[Value] = []
+        mask: Value | None = None
+        for a, off in enumerate(offsets):
+            ix = where[axes.index(a)] if a in axes else ZERO
+            at = b.add(b.to_index(self.scalar(off)), ix.base)
+            stride = self._stride(memory, a)
+            offset = b.add(offset, b.mul(at, stride))
+            dim = self.dim(memory, a)
+            if ix.lanes is not None:
+                lane_stride = b.mul(stride, ix.step)
+                if self.masked:
+                    mask = self._lane_mask(at, dim, ix)
+            elif self.masked:
+                scalars += [b.pure(ew.Ge, b.index(at), b.index(0)), b.pure(ew.Lt, b.index(at), b.index(dim))]
+        if scalars:
+            every = b.all_of(scalars)
+            mask = every if mask is None else b.pure(ew.And, mask, b.splat(every, mask.shape[0]))
+        return offset, self._element_stride(memory, lane_stride), mask
+
+    def _element_stride(self, memory: Value, stride: Index) -> Index:
+        """1 for neighbours in a sub-byte tensor, whose strides count bits."""
+        t = memory.type
+        packed = isinstance(t, TensorType) and t.dtype.bits % 8
+        return 1 if packed and isinstance(stride, int) and stride == t.dtype.bits else stride
+
+    def _lane_mask(self, at: Index, dim: Index, ix: Ix) -> Value:
+        b, lanes = self.b, ix.lanes
+        assert lanes is not None
+        if ix.step != 1:
+            position = b.offsets(at, lanes, ix.step)
+            return b.pure(ew.And, b.pure(ew.Ge, position, b.full(0, I64, lanes)),
+                          b.pure(ew.Lt, position, b.splat(b.index(dim), lanes)))
+        lane = b.iota(lanes)
+        low = b.pure(ew.Cast, b.index(b.clamp(b.mul(at, -1), 0, lanes)), dtype=I32)
+        high = b.pure(ew.Cast, b.index(b.clamp(b.sub(b.index(dim), b.index(at)), 0, lanes)), dtype=I32)
+        return b.pure(ew.And, b.pure(ew.Ge, lane, b.splat(low, lanes)), b.pure(ew.Lt, lane, b.splat(high, lanes)))
+
+    def _element(self, memory: Value, indices: Sequence[Value], extra: Value | None, where: Position) -> \
+            tuple[Value, Value]:
+        """(offsets, mask) of element accesses at index tiles."""
+        b = self.b
+        values = [b.apply(ew.Cast, [self.at(i, where)], {"dtype": I64}) for i in indices]
+        mask = self.at(extra, where) if extra is not None else None
+        total: Value | None = None
+        for a, v in enumerate(values):
+            width = v.shape[0] if v.shape else None
+            inside = b.pure(ew.And, b.pure(ew.Ge, v, b.full(0, I64, width)),
+                            b.pure(ew.Lt, v, b.splat(b.index(self.dim(memory, a)), width)))
+            mask = inside if mask is None else b.apply(ew.And, [mask, inside], {})
+            term = b.pure(ew.Mul, v, b.splat(b.index(self._stride(memory, a)), width))
+            total = term if total is None else b.apply(ew.Add, [total, term], {})
+        assert total is not None and mask is not None
+        if total.shape and not mask.shape:
+            mask = b.splat(mask, total.shape[0])
+        elif mask.shape and not total.shape:
+            total = b.splat(total, mask.shape[0])
+        return total, mask
+
+
+def inline_region(b: ThreadBuilder, region: Region, args: Sequence[Value], scalars: dict[Value, Value]) -> list[Value]:
+    """A user's combine on vectors: its scalar operations applied lane by lane."""
+    known = dict(zip(region.args, args, strict=True))
+    for op in region.ops:
+        if op.name == "yield":
+            return [known.get(v, scalars.get(v, v)) for v in op.operands]
+        operands = [known.get(v, scalars.get(v, v)) for v in op.operands]
+        known[op.result] = b.apply(type(op), operands, op.attrs)
+    raise AssertionError("a combine region yields")
+
+
