@@ -149,7 +149,7 @@ def check_layout(argument: Argument, t: TensorType, loc: Loc | None) -> None:
 
 def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
     """A new output of the kind of an input: torch, NumPy, or packed for sub-byte dtypes."""
-    if dt.bits % 8 and dt.kind != "bool":
+    if dt.packed:
         return Packed.empty(shape, dt)
     if is_torch(model):
         import torch

@@ -307,7 +307,7 @@ class _Generator(Arithmetic):
 
     def _access(self, op: Op) -> tuple[Access, DType, bool, list[ir.Value]]:
         memory = op.operands[0]
-        packed = isinstance(memory.type, TensorType) and memory.dtype.bits % 8 != 0
+        packed = isinstance(memory.type, TensorType) and memory.dtype.packed
         return Access(self.b, self.target), memory.dtype, packed, self.args(op)
 
     def op_ld(self, op: Op) -> ir.Value:

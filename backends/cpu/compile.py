@@ -1,10 +1,8 @@
 """The CPU pipeline: a literal list of passes, then LLVM."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from tilelang.backends.cpu import machine
 from tilelang.backends.cpu.codegen import generate, scratch_bytes
@@ -12,9 +10,14 @@ from tilelang.backends.cpu.launch import emit_entry
 from tilelang.backends.cpu.lower import lower
 from tilelang.backends.cpu.place import place
 from tilelang.ir.core import Function
+from tilelang.passes.cse import cse
+from tilelang.passes.dce import dce
 from tilelang.passes.decompose import decompose
+from tilelang.passes.driver import Pass, run_passes
+from tilelang.passes.fold import fold
+from tilelang.passes.licm import licm
 
-TILE_PASSES: tuple[Callable[[Function, Any], Function], ...] = (decompose,)
+TILE_PASSES: tuple[Pass, ...] = (fold, cse, licm, dce, decompose, fold, cse)
 
 
 @dataclass
@@ -27,15 +30,12 @@ class Lowered:
     @cached_property
     def placed(self) -> Function:
         """Loop nests and stored tiles."""
-        fn = self.tile.clone()
-        for step in TILE_PASSES:
-            fn = step(fn, self.target)
-        return place(fn, self.target)
+        return run_passes(self.tile, self.target, (*TILE_PASSES, place))
 
     @cached_property
     def thread(self) -> Function:
         """Scalars, vectors and loops."""
-        return lower(self.placed, self.target)
+        return run_passes(self.placed, self.target, (lower,))
 
     @cached_property
     def source(self) -> str:

@@ -31,22 +31,23 @@ class Elements:
         return dim if isinstance(dim, int) else self.b.to_index(self.b.pure(Op.registry["dim"], memory, axis=axis))
 
     def scalar(self, v: Value) -> Value:
-        """A scalar from outside the nest (or a constant inside it)."""
-        if v in self.local and v.owner is not None:
-            return self.b.apply(type(v.owner), [self.scalar(o) for o in v.owner.operands], v.owner.attrs)
-        return self.scalars.get(v, v)
+        """A scalar, from outside the nest or computed in it."""
+        return self.at(v, ()) if v in self.local else self.scalars.get(v, v)
+
+    def memory(self, op: Op) -> Value:
+        """The tensor or buffer an operation accesses."""
+        return self.scalars.get(op.operands[0], op.operands[0])
 
     def at(self, v: Value, where: Position) -> Value:
         """The value at a position: a vector where the position has one, or a scalar where it does not matter."""
-        if not v.shape:
-            return self.scalar(v)
         if v not in self.local:
-            return self.stored[v].load(self.b, where)
+            return self.stored[v].load(self.b, where) if v.shape else self.scalar(v)
         op = v.owner
         assert op is not None
+        where = where if v.shape else ()
         rule = getattr(self, f"_at_{op.name}", None)
         if rule is not None:
-            return rule(op, where)
+            return rule(op, where)  # type: ignore[no-any-return]
         return self.b.apply(type(op), [self.at(o, where) for o in op.operands], op.attrs)
 
     def _at_convert_layout(self, op: Op, where: Position) -> Value:
@@ -99,18 +100,18 @@ class Elements:
         b, lanes = self.b, lanes_of(where)
         offset, stride, mask = self._window(op, op.operands[1:], where)
         mask = self._as_mask(mask, lanes)
-        value = b.load(op.operands[0], offset, lanes, stride, mask)
+        value = b.load(self.memory(op), offset, lanes, stride, mask)
         return self._filled(op, value, mask, lanes)
 
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)
         _, indices, _, extra = op.split()  # type: ignore[attr-defined]
-        offsets, mask = self._element(op.operands[0], indices, extra, where)
+        offsets, mask = self._element(self.memory(op), indices, extra, where)
         if lanes is None:
-            value = b.load(op.operands[0], offsets, None, 1, mask)
+            value = b.load(self.memory(op), offsets, None, 1, mask)
         else:
             mask = b.splat(mask, lanes)
-            value = b.read(th.LdGather, op.operands[0], b.splat(offsets, lanes), mask)
+            value = b.read(th.LdGather, self.memory(op), b.splat(offsets, lanes), mask)
         return self._filled(op, value, mask, lanes)
 
     def _filled(self, op: Op, value: Value, mask: Value | None, lanes: int | None) -> Value:
@@ -132,12 +133,12 @@ class Elements:
         assert isinstance(t, TensorType)
         bits = t.dtype.bits
         if axis < len(t.unit) and t.unit[axis]:
-            return bits if bits % 8 else 1
+            return bits if t.dtype.packed else 1
         return self.b.pure(th.StrideOf, memory, axis=axis)
 
     def _window(self, op: Op, offsets: Sequence[Value], where: Position) -> tuple[Index, Index, Value | None]:
         """(offset, stride between lanes, mask or None) of a block access at a position."""
-        b, memory, axes = self.b, op.operands[0], list(op.attrs["axes"])
+        b, memory, axes = self.b, self.memory(op), list(op.attrs["axes"])
         offset: Index = 0
         lane_stride: Index = 1
         scalars: list[Value] = []
@@ -162,7 +163,7 @@ class Elements:
     def _element_stride(self, memory: Value, stride: Index) -> Index:
         """1 for neighbours in a sub-byte tensor, whose strides count bits."""
         t = memory.type
-        packed = isinstance(t, TensorType) and t.dtype.bits % 8
+        packed = isinstance(t, TensorType) and t.dtype.packed
         return 1 if packed and isinstance(stride, int) and stride == t.dtype.bits else stride
 
     def _lane_mask(self, at: Index, dim: Index, ix: Ix) -> Value:

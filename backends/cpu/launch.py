@@ -44,7 +44,7 @@ def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: i
 
 def width(v: Value) -> int:
     """How many tvm-ffi arguments a parameter takes: a packed tensor comes as bytes, extents and strides in bits."""
-    packed = isinstance(v.type, TensorType) and v.type.dtype.bits % 8
+    packed = isinstance(v.type, TensorType) and v.type.dtype.packed
     return 1 + 2 * v.type.rank if packed else 1
 
 

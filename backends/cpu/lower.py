@@ -185,7 +185,7 @@ class _Lowering:
         b = self.b
         a, p = self.stored[op.operands[0]], self.stored[op.operands[1]]
         row = next(r for r in dots.ROWS if (r.a, r.b, r.acc) == (a.dtype.name, p.dtype.name, op.attrs["dtype"].name)
-                   and bool(r.bias) == _biased(op.operands[0], self.nest_of))
+                   and r.bias == op.attrs["bias"])
         target = self.wanted(op.result) or new_buffer(b, op.result.shape, op.result.dtype)
         if len(op.operands) == 3 and self.stored[op.operands[2]] != target:
             self._copy(self.stored[op.operands[2]], target)
@@ -378,19 +378,6 @@ def _packed(v: Value, nest_of: dict[Value, th.Nest]) -> Value:
     inner = nest.regions[0].yields[nest.results.index(v)]
     assert inner.owner is not None
     return inner.owner.operands[0]
-
-
-def _biased(v: Value, nest_of: dict[Value, th.Nest]) -> bool:
-    """Whether `pack_dots` added a bias: u8 out of i16 sums of a signed operand."""
-    cast = _packed(v, nest_of).owner
-    return (
-        cast is not None
-        and cast.name == "cast"
-        and cast.operands[0].dtype.name == "i16"
-        and cast.operands[0].owner is not None
-        and cast.operands[0].owner.name == "add"
-        and cast.attrs["dtype"].name == "u8"
-    )
 
 
 def _zero_beyond(v: Value, dim: int, nest_of: dict[Value, th.Nest]) -> tuple[Value, Value, int] | None:

@@ -1,6 +1,13 @@
-"""Elementary functions on f32 vectors as polynomials, on f64 and for sine and cosine through the C library.
+"""Elementary functions of f32 and f64 scalars and vectors of any length, as LLVM IR.
 
-The polynomials interpolate at Chebyshev nodes on the reduced range, computed with 40 digits. They assume hardware FMA.
+f32 is computed lane by lane without branches: reduce the argument, evaluate a polynomial, undo the reduction. Only
+sin and cos branch, when some |x| > 2**20. f64 calls the C library for each lane, in a loop. The IR names no target:
+AVX2, AVX-512 and NEON are all served, but `llvm.fma` must be an instruction there (a call otherwise: right, and slow).
+Nothing here is fast-math, so no compiler may drop the handling of infinities, NaN, signed zeros and subnormals.
+
+Coefficients are weighted minimax fits: least squares in a Chebyshev basis of the reduced range, reweighted by the
+errors until these level out (Lawson's iteration), the function in 40 digits, then rounded to f32. Each comment gives
+the largest relative error the fit itself (before rounding in f32) causes in the function; half an f32 ulp is 6e-8.
 """
 from __future__ import annotations
 
@@ -9,204 +16,321 @@ from typing import Any
 
 from llvmlite import ir
 
-from tilelang.backends.cpu.numbers import intrinsic
+from tilelang.backends.cpu.numbers import F32, F64, I1, I32, constant, intrinsic, type_name, with_lanes
+from tilelang.errors import TargetError
 
-ULP = {"exp": 2.0, "exp2": 2.0, "log": 2.0, "log2": 3.0, "tanh": 4.0, "erf": 4.0, "sigmoid": 4.0, "rsqrt": 1.5,
-       "sqrt": 0.5, "sin": 1.0, "cos": 1.0}
-"""Largest error of the f32 functions in units in the last place, as the tests measure it."""
+ULP: dict[str, float] = {
+    "exp": 1.25, "exp2": 1.0, "log": 1.0, "log2": 1.25, "sqrt": 0.5, "rsqrt": 1.5, "sin": 2.0, "cos": 2.0,
+    "tanh": 2.75, "erf": 1.5, "sigmoid": 2.5}
+"""Largest error of the f32 functions in units in the last place of the exact result, over all f32."""
 
-I32, F32, F64 = ir.IntType(32), ir.FloatType(), ir.DoubleType()
-_LN2_HI, _LN2_LO = 0.693145751953125, 1.4286068203094172e-06  # ln 2 split so that n * _LN2_HI is exact
-_EXP = (0.5, 0.1666657702559799, 0.041666554662050534, 0.008363173074513711, 0.001392617611993558)
-_LOG = (0.33333331180030046, -0.24999996957950882, 0.200007157488921, -0.16667802319501254, 0.1424905764569748,
-        -0.12425687331451106, 0.1168541992348674, -0.11479733846637635, 0.06971611471451178)
-_TANH = (-0.3333333317214009, 0.13333303556902035, -0.053959259575253854, 0.021768918639675394,
-         -0.008343945486897208, 0.002292744789325476)
-_ERF = (1.1283791670615435, -0.3761263846802871, 0.11283782495236828, -0.026865430727669472, 0.005221031807856146,
-        -0.0008484080405510591, 0.00011265959025443484, -9.66704457105271e-06)
-_LOG_ERFC = (0.00040298877368102225, -1.1306188758306144, -0.6310554274385524, -0.11094937800496762,
-             0.027031343866818647, -0.005036356984221061, 0.0006780351655822, -6.0960429780364616e-05,
-             3.1906371163040378e-06, -7.023312594831478e-08)
-_MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds an f32 to an integer in its low bits
+ULP_F64: dict[str, float] = {
+    "exp": 1.0, "exp2": 1.0, "log": 1.0, "log2": 1.0, "sqrt": 0.5, "rsqrt": 1.5, "sin": 1.0, "cos": 1.0, "tanh": 2.5,
+    "erf": 1.5, "sigmoid": 3.0}
+"""The same of the f64 functions: the bounds documented for glibc, and what sigmoid and rsqrt add to them."""
 
-
-class Vec:
-    """Short names for f32 arithmetic on one vector (or scalar) type."""
-
-    def __init__(self, builder: ir.IRBuilder, like: ir.Value) -> None:
-        self.b, self.type = builder, like.type
-        self.lanes = like.type.count if isinstance(like.type, ir.VectorType) else None
-
-    def itype(self) -> ir.Type:
-        return ir.VectorType(I32, self.lanes) if self.lanes else I32
-
-    def c(self, value: float) -> ir.Value:
-        return ir.Constant(self.type, [value] * self.lanes if self.lanes else value)
-
-    def i(self, value: int) -> ir.Value:
-        return ir.Constant(self.itype(), [value] * self.lanes if self.lanes else value)
-
-    def call(self, name: str, *args: ir.Value) -> ir.Value:
-        fn = intrinsic(self.b.module, name, [self.type], ir.FunctionType(self.type, [self.type] * len(args)))
-        return self.b.call(fn, args)
-
-    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        return self.call("llvm.fma", a, b, c)
-
-    def poly(self, x: ir.Value, coefficients: Sequence[float]) -> ir.Value:
-        """Horner's rule, the constant first."""
-        acc = self.c(coefficients[-1])
-        for value in reversed(coefficients[:-1]):
-            acc = self.fma(acc, x, self.c(value))
-        return acc
-
-    def bits(self, x: ir.Value) -> ir.Value:
-        return self.b.bitcast(x, self.itype())
-
-    def float(self, x: ir.Value) -> ir.Value:
-        return self.b.bitcast(x, self.type)
-
-    def less(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.b.fcmp_ordered("<", a, b)
-
-
-def _exp_of(v: Vec, n: ir.Value, r: ir.Value) -> ir.Value:
-    """2**n * exp(r) for n + _MAGIC in f32 and |r| <= ln(2) / 2; the scale goes in two steps to reach subnormals."""
-    b = v.b
-    p = v.fma(v.b.fmul(r, r), v.poly(r, _EXP), r)
-    p = b.fadd(p, v.c(1.0))
-    k = b.sub(v.bits(n), v.i(0x4B400000))
-    half = b.ashr(k, v.i(1))
-    for part in (half, b.sub(k, half)):
-        p = b.fmul(p, v.float(b.shl(b.add(part, v.i(127)), v.i(23))))
-    return p
-
-
-def _bounded(v: Vec, x: ir.Value, lo: float, hi: float) -> ir.Value:
-    """x limited to [lo, hi]; NaN stays."""
-    x = v.b.select(v.less(v.c(hi), x), v.c(hi), x)
-    return v.b.select(v.less(x, v.c(lo)), v.c(lo), x)
-
-
-def _exp(v: Vec, x: ir.Value) -> ir.Value:
-    b, x = v.b, _bounded(v, x, -105.0, 89.0)
-    n = v.fma(x, v.c(1.4426950408889634), v.c(_MAGIC))
-    whole = b.fsub(n, v.c(_MAGIC))
-    r = v.fma(whole, v.c(-_LN2_HI), x)
-    return _exp_of(v, n, v.fma(whole, v.c(-_LN2_LO), r))
-
-
-def _exp2(v: Vec, x: ir.Value) -> ir.Value:
-    b, x = v.b, _bounded(v, x, -151.0, 129.0)
-    n = b.fadd(x, v.c(_MAGIC))
-    return _exp_of(v, n, b.fmul(b.fsub(x, b.fsub(n, v.c(_MAGIC))), v.c(0.6931471805599453)))
-
-
-def _log_parts(v: Vec, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """(e, f, log(1 + f) - f) with x = 2**e * (1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
-    b = v.b
-    tiny = v.less(x, v.c(1.1754943508222875e-38))
-    x = b.select(tiny, b.fmul(x, v.c(8388608.0)), x)
-    shifted = b.sub(v.bits(x), v.i(0x3F3504F3))  # sqrt(1/2)
-    e = b.sitofp(b.ashr(shifted, v.i(23)), v.type)
-    e = b.fsub(e, b.select(tiny, v.c(23.0), v.c(0.0)))
-    m = v.float(b.add(b.and_(shifted, v.i(0x7FFFFF)), v.i(0x3F3504F3)))
-    f = b.fsub(m, v.c(1.0))
-    square = b.fmul(f, f)
-    tail = v.fma(b.fmul(square, f), v.poly(f, _LOG), b.fmul(square, v.c(-0.5)))
-    return e, f, tail
-
-
-def _log_edges(v: Vec, x: ir.Value, y: ir.Value) -> ir.Value:
-    b = v.b
-    inf, nan = v.c(float("inf")), v.c(float("nan"))
-    y = b.select(b.fcmp_ordered("==", x, inf), inf, y)
-    y = b.select(b.fcmp_ordered("==", x, v.c(0.0)), v.c(float("-inf")), y)
-    return b.select(b.fcmp_unordered("<", x, v.c(0.0)), nan, y)
-
-
-def _log(v: Vec, x: ir.Value) -> ir.Value:
-    e, f, tail = _log_parts(v, x)
-    low = v.fma(e, v.c(_LN2_LO), tail)
-    return _log_edges(v, x, v.fma(e, v.c(_LN2_HI), v.b.fadd(f, low)))
-
-
-def _log2(v: Vec, x: ir.Value) -> ir.Value:
-    e, f, tail = _log_parts(v, x)
-    hi, lo = 1.44269502162933349609, 1.92596299112661746887e-08  # 1 / ln 2 in two f32 parts
-    y = v.fma(f, v.c(lo), v.fma(tail, v.c(hi), v.fma(f, v.c(hi), v.c(0.0))))
-    return _log_edges(v, x, v.b.fadd(e, y))
-
-
-def _tanh(v: Vec, x: ir.Value) -> ir.Value:
-    b = v.b
-    size = v.call("llvm.fabs", x)
-    u = b.fmul(x, x)
-    small = v.fma(b.fmul(x, u), v.poly(u, _TANH), x)
-    e = _exp(v, b.fmul(size, v.c(2.0)))
-    large = b.fsub(v.c(1.0), b.fdiv(v.c(2.0), b.fadd(e, v.c(1.0))))
-    return b.select(v.less(size, v.c(0.625)), small, _signed(v, large, x))
-
-
-def _signed(v: Vec, size: ir.Value, sign: ir.Value) -> ir.Value:
-    fn = intrinsic(v.b.module, "llvm.copysign", [v.type], ir.FunctionType(v.type, [v.type] * 2))
-    return v.b.call(fn, [size, sign])
-
-
-def _erf(v: Vec, x: ir.Value) -> ir.Value:
-    b = v.b
-    size = v.call("llvm.fabs", x)
-    small = b.fmul(x, v.poly(b.fmul(x, x), _ERF))
-    bounded = b.select(v.less(v.c(4.0), size), v.c(4.0), size)
-    large = b.fsub(v.c(1.0), _exp(v, v.poly(bounded, _LOG_ERFC)))
-    return b.select(v.less(size, v.c(1.0)), small, _signed(v, large, x))
-
-
-def _sigmoid(v: Vec, x: ir.Value) -> ir.Value:
-    return v.b.fdiv(v.c(1.0), v.b.fadd(v.c(1.0), _exp(v, v.b.fneg(x))))
-
-
-def _rsqrt(v: Vec, x: ir.Value) -> ir.Value:
-    return v.b.fdiv(v.c(1.0), v.call("llvm.sqrt", x))
-
-
-_F32: dict[str, Callable[[Vec, ir.Value], ir.Value]] = {
-    "exp": _exp, "exp2": _exp2, "log": _log, "log2": _log2, "tanh": _tanh, "erf": _erf, "sigmoid": _sigmoid,
-    "rsqrt": _rsqrt}
 _INTRINSICS = {"sqrt": "llvm.sqrt", "floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.roundeven",
                "trunc": "llvm.trunc", "abs": "llvm.fabs", "fma": "llvm.fma", "min": "llvm.minimum",
                "max": "llvm.maximum"}
-LIBM = ("exp", "exp2", "log", "log2", "sin", "cos", "tanh", "erf")
+
+# Adding 1.5 * 2**23 to an f32 rounds it to an integer n, which the low bits of the sum then hold. Adding _MAGIC + k
+# leaves n + k there, so with k = 127 a shift by 23 gives the bits of 2**n.
+_MAGIC = 12582912.0
+_LOG2E_HI, _LOG2E_LO = 1.4426950216293335, 1.925963033500011e-08  # log2(e) in two f32, as all pairs here
+_LN2_HI, _LN2_LO = 0.6931471824645996, -1.904654323148236e-09  # ln 2
+_PIO2 = (1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15)  # pi / 2 in three f32
+_TWO_OVER_PI = 0.6366197466850281
+_SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2)
+_SIN_LIMIT = 1048576.0  # up to here |x - n pi/2| stays below the range of the fits of sin and cos
+
+# 2**f = 1 + f P(f), |f| <= 1/2; error 2.0e-9.
+_EXP2 = (1.0, 0.693147203, 0.240226479, 0.0555033247, 0.00961843737, 0.00133988749, 0.000153533606)
+# (exp(2 r) - 1) / 2 = r + r**2 P(r), |r| <= ln(2) / 4; error 1.3e-8.
+_EXPM1 = (0.999999963, 0.666661727, 0.333337615, 0.133865288, 0.0444240243)
+# log(1 + f) = f + f**2 P(f), sqrt(1/2) <= 1 + f <= sqrt(2); error 4.1e-9.
+_LOG = (-0.499999883, 0.333333255, -0.250015848, 0.200019846, -0.166090567, 0.141816349, -0.132429811, 0.12905503,
+        -0.0762306077)
+# log2(1 + f) = f log2(e) + f**2 P(f), same range; error 4.1e-9. The constant in front is the low part of log2(e).
+_LOG2 = (_LOG2E_LO, -0.721347352, 0.480898234, -0.360696624, 0.28856764, -0.239618037, 0.204597744, -0.191055832,
+         0.186187053, -0.10997752)
+# erf(x) = x + x P(x**2), |x| <= 0.9; error 1.2e-8.
+_ERF = (0.128379154, -0.376125232, 0.1128214, -0.0267788793, 0.00501191645, -0.000609010824)
+# log2(1 - erf(x)) = x P(x), 0.89 <= x <= 4; error 3.1e-9.
+_LOG2_ERFC = (-1.6281136, -0.917108511, -0.151912522, 0.0330565623, -0.00464862918, 0.000309984281)
+# sin(r) = r + r**3 P(r**2), |r| <= 1.06 pi / 4; error 6.1e-9.
+_SIN = (-0.166666495, 0.00833185216, -0.000194750613)
+# cos(r) = 1 - r**2 / 2 + r**4 P(r**2), same range; error 2.1e-10.
+_COS = (1.0, -0.5, 0.0416666367, -0.00138868965, 2.43871327e-05)
+
+
+class _Lanes:
+    """Short names for arithmetic on one float type: a scalar or a vector."""
+
+    def __init__(self, builder: ir.IRBuilder, x: ir.Value) -> None:
+        self.b, self.type = builder, x.type
+        self.element = x.type.element if isinstance(x.type, ir.VectorType) else x.type
+        self.integer = with_lanes(I32, x)
+
+    def c(self, value: float) -> ir.Constant:
+        return constant(self.type, value)
+
+    def i(self, value: int) -> ir.Constant:
+        return constant(self.integer, value)
+
+    def call(self, name: str, *args: ir.Value) -> ir.Value:
+        signature = ir.FunctionType(self.type, [self.type] * len(args))
+        return self.b.call(intrinsic(self.b.module, name, [self.type], signature), args)
+
+    def fma(self, x: ir.Value, y: ir.Value | float, z: ir.Value | float) -> ir.Value:
+        """x * y + z, rounded once."""
+        return self.call("llvm.fma", x, *(self.c(v) if isinstance(v, float) else v for v in (y, z)))
+
+    def poly(self, x: ir.Value, coefficients: Sequence[float]) -> ir.Value:
+        """Horner's rule, the constant first."""
+        out = self.c(coefficients[-1])
+        for value in reversed(coefficients[:-1]):
+            out = self.fma(out, x, value)
+        return out
+
+    def at_least(self, x: ir.Value, low: float) -> ir.Value:
+        """max(x, low), NaN for NaN: this operand order is one x86 instruction."""
+        return self.b.select(self.b.fcmp_ordered(">", self.c(low), x), self.c(low), x)
+
+    def at_most(self, x: ir.Value, high: float) -> ir.Value:
+        """min(x, high), NaN for NaN."""
+        return self.b.select(self.b.fcmp_ordered("<", self.c(high), x), self.c(high), x)
+
+    def bits(self, x: ir.Value) -> ir.Value:
+        return self.b.bitcast(x, self.integer)
+
+    def from_bits(self, bits: ir.Value) -> ir.Value:
+        return self.b.bitcast(bits, self.type)
+
+    def less(self, x: ir.Value, y: float) -> ir.Value:
+        return self.b.fcmp_ordered("<", x, self.c(y))
+
+    def is_equal(self, x: ir.Value, y: float) -> ir.Value:
+        return self.b.fcmp_ordered("==", x, self.c(y))
+
+
+# -- exponentials -----------------------------------------------------------------------------------------------------
+def _power(v: _Lanes, n: ir.Value) -> ir.Value:
+    """2**n from n + _MAGIC + 127, for the exponents of normal numbers."""
+    return v.from_bits(v.b.shl(v.bits(n), v.i(23)))
+
+
+def _exp2_scaled(v: _Lanes, f: ir.Value, n: ir.Value) -> ir.Value:
+    """2**(f + n) from n + _MAGIC + 254. Two factors reach from the subnormals to infinity: 254 = 127 + 127."""
+    b, bits = v.b, v.bits(n)
+    half = b.shl(b.lshr(bits, v.i(1)), v.i(23))
+    rest = b.sub(b.shl(bits, v.i(23)), half)
+    return b.fmul(b.fmul(v.poly(f, _EXP2), v.from_bits(half)), v.from_bits(rest))
+
+
+def _exp2(v: _Lanes, x: ir.Value) -> ir.Value:
+    x = v.at_most(v.at_least(x, -151.0), 129.0)
+    n = v.b.fadd(x, v.c(_MAGIC + 254))
+    return _exp2_scaled(v, v.b.fsub(x, v.b.fsub(n, v.c(_MAGIC + 254))), n)
+
+
+def _times_log2e(v: _Lanes, x: ir.Value, sign: float, offset: float) -> tuple[ir.Value, ir.Value]:
+    """sign * x * log2(e) as (fraction, integer + _MAGIC + offset), the fraction within [-1/2, 1/2]."""
+    n = v.fma(x, sign * _LOG2E_HI, _MAGIC + offset)
+    whole = v.b.fsub(n, v.c(_MAGIC + offset))
+    return v.fma(x, sign * _LOG2E_LO, v.fma(x, sign * _LOG2E_HI, v.b.fneg(whole))), n
+
+
+def _exp(v: _Lanes, x: ir.Value) -> ir.Value:
+    return _exp2_scaled(v, *_times_log2e(v, v.at_most(v.at_least(x, -105.0), 89.0), 1.0, 254))
+
+
+def _sigmoid(v: _Lanes, x: ir.Value) -> ir.Value:
+    """1 / (1 + exp(-x)) as c / (c + c exp(-x)): c = 2**-32 keeps exp(-x) finite where the result is subnormal."""
+    f, n = _times_log2e(v, v.at_most(v.at_least(x, -104.0), 40.0), -1.0, 127 - 32)
+    return v.b.fdiv(v.c(2.0**-32), v.fma(v.poly(f, _EXP2), _power(v, n), 2.0**-32))
+
+
+def _tanh(v: _Lanes, x: ir.Value) -> ir.Value:
+    """m / (m + 1) with m = (exp(2 x) - 1) / 2, which keeps the relative accuracy of small x.
+
+    m = 2**n (exp(2 r) - 1) / 2 + (2**n - 1) / 2 with r = x - n ln(2) / 2, for x >= 0. At 10 the quotient is exactly 1.
+    """
+    b, size = v.b, v.at_most(v.call("llvm.fabs", x), 10.0)
+    n = v.fma(size, 2 * _LOG2E_HI, _MAGIC + 127)
+    r = v.fma(b.fsub(n, v.c(_MAGIC + 127)), -_LN2_HI / 2, size)
+    m = v.fma(b.fmul(r, r), v.poly(r, _EXPM1), r)
+    scale = _power(v, n)
+    m = v.fma(m, scale, v.fma(scale, 0.5, -0.5))
+    return v.call("llvm.copysign", b.fdiv(m, b.fadd(m, v.c(1.0))), x)
+
+
+def _erf(v: _Lanes, x: ir.Value) -> ir.Value:
+    b, size = v.b, v.call("llvm.fabs", x)
+    small = v.fma(x, v.poly(b.fmul(x, x), _ERF), x)
+    t = v.at_most(size, 4.0)  # 1 - erf(4) < 2**-25
+    log2_erfc = b.fmul(t, v.poly(t, _LOG2_ERFC))
+    n = b.fadd(log2_erfc, v.c(_MAGIC + 127 + 256))  # 256 sets the sign: the power is -2**n
+    f = b.fsub(log2_erfc, b.fsub(n, v.c(_MAGIC + 127 + 256)))
+    large = v.fma(v.poly(f, _EXP2), _power(v, n), 1.0)
+    return b.select(v.less(size, 0.9), small, v.call("llvm.copysign", large, x))
+
+
+# -- logarithms -------------------------------------------------------------------------------------------------------
+def _log_parts(v: _Lanes, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(e, f) with x = 2**e (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for positive finite x."""
+    b, tiny = v.b, v.less(x, 2.0**-126)
+    bits = v.bits(b.select(tiny, b.fmul(x, v.c(2.0**23)), x))
+    shifted = b.sub(bits, v.i(_SQRT_HALF))
+    e = b.sitofp(b.ashr(shifted, v.i(23)), v.type)
+    m = v.from_bits(b.add(b.and_(shifted, v.i(0x7FFFFF)), v.i(_SQRT_HALF)))
+    return b.select(tiny, b.fsub(e, v.c(23.0)), e), b.fsub(m, v.c(1.0))
+
+
+def _log_edges(v: _Lanes, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The logarithm y, or what belongs to infinity, zero, and negative x or NaN."""
+    b, inf = v.b, float("inf")
+    y = b.select(v.is_equal(x, inf), v.c(inf), y)
+    pole = b.select(v.is_equal(x, 0.0), v.c(-inf), v.c(float("nan")))
+    return b.select(b.fcmp_ordered(">", x, v.c(0.0)), y, pole)
+
+
+def _log(v: _Lanes, x: ir.Value) -> ir.Value:
+    b, (e, f) = v.b, _log_parts(v, x)
+    tail = v.fma(f, b.fmul(f, v.poly(f, _LOG)), b.fmul(e, v.c(_LN2_LO)))
+    return _log_edges(v, x, v.fma(e, _LN2_HI, b.fadd(f, tail)))
+
+
+def _log2(v: _Lanes, x: ir.Value) -> ir.Value:
+    b, (e, f) = v.b, _log_parts(v, x)
+    return _log_edges(v, x, b.fadd(e, v.fma(f, _LOG2E_HI, b.fmul(f, v.poly(f, _LOG2)))))
+
+
+# -- sine and cosine --------------------------------------------------------------------------------------------------
+def _sin(v: _Lanes, x: ir.Value) -> ir.Value:
+    b, size = v.b, v.call("llvm.fabs", x)
+    y = _sin_of_quadrant(v, size, 0)
+    sign = b.and_(v.bits(x), v.i(-2**31))
+    return _far(v, "sin", x, size, v.from_bits(b.xor(v.bits(y), sign)))
+
+
+def _cos(v: _Lanes, x: ir.Value) -> ir.Value:
+    size = v.call("llvm.fabs", x)
+    return _far(v, "cos", x, size, _sin_of_quadrant(v, size, 1))
+
+
+def _sin_of_quadrant(v: _Lanes, x: ir.Value, ahead: int) -> ir.Value:
+    """sin(x + ahead * pi / 2) for 0 <= x <= _SIN_LIMIT, by the reduction of Cody and Waite with fused products.
+
+    The first difference is exact (a multiple of 2**-23, or of ulp(x), below 1), the others are rounded once each.
+    """
+    b, n = v.b, v.fma(x, _TWO_OVER_PI, _MAGIC + ahead)
+    whole = b.fsub(n, v.c(_MAGIC + ahead))
+    r = x
+    for part in _PIO2:
+        r = v.fma(whole, -part, r)
+    square = b.fmul(r, r)
+    sine, cosine = v.fma(b.fmul(r, square), v.poly(square, _SIN), r), v.poly(square, _COS)
+    quadrant = v.bits(n)
+    even = b.icmp_signed("==", b.and_(quadrant, v.i(1)), v.i(0))
+    sign = b.shl(b.and_(quadrant, v.i(2)), v.i(30))
+    return v.from_bits(b.xor(v.bits(b.select(even, sine, cosine)), sign))
+
+
+def _far(v: _Lanes, name: str, x: ir.Value, size: ir.Value, near: ir.Value) -> ir.Value:
+    """`near`, except the C library's result in lanes beyond the reduction's range: a branch that is rarely taken."""
+    b = v.b
+    far = b.fcmp_ordered(">", size, v.c(_SIN_LIMIT))
+    some = far
+    if far.type != I1:
+        some = b.call(intrinsic(b.module, "llvm.vector.reduce.or", [far.type], ir.FunctionType(I1, [far.type])), [far])
+    start = b.block
+    with b.if_then(some, likely=False):
+        exact = b.select(far, _library(v, name, x), near)
+        branch = b.block
+    out = b.phi(v.type)
+    out.add_incoming(near, start)
+    out.add_incoming(exact, branch)
+    return out
+
+
+# -- both widths ------------------------------------------------------------------------------------------------------
+def _rsqrt(v: _Lanes, x: ir.Value) -> ir.Value:
+    return v.b.fdiv(v.c(1.0), v.call("llvm.sqrt", x))
+
+
+def _sigmoid_f64(v: _Lanes, x: ir.Value) -> ir.Value:
+    """1 / (1 + e) or e / (1 + e), whichever has e = exp(-|x|) <= 1."""
+    b, one = v.b, v.c(1.0)
+    e = _library(v, "exp", b.fneg(v.call("llvm.fabs", x)))
+    return b.fdiv(b.select(v.less(x, 0.0), e, one), b.fadd(one, e))
+
+
+def _library(v: _Lanes, name: str, x: ir.Value) -> ir.Value:
+    """The C library's f64 function of every lane. Vectors go through one loop for each module, name and type."""
+    module: Any = v.b.module
+    scalar = module.globals.get(name) or ir.Function(module, ir.FunctionType(F64, [F64]), name)
+
+    def one(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+        return b.call(scalar, [value]) if v.element == F64 else \
+            b.fptrunc(b.call(scalar, [b.fpext(value, F64)]), F32)
+    if not isinstance(v.type, ir.VectorType):
+        return one(v.b, x)
+    full = f"tl.{name}.{type_name(v.type)}"
+    return v.b.call(module.globals.get(full) or _lane_loop(module, full, v.type, one), [x])
+
+
+def _lane_loop(module: ir.Module, name: str, t: ir.VectorType, one: Callable[[ir.IRBuilder, ir.Value], ir.Value]
+               ) -> ir.Function:
+    """A function of the module that applies `one` to the lanes in turn, in memory."""
+    fn = ir.Function(module, ir.FunctionType(t, [t]), name)
+    fn.linkage = "internal"
+    fn.attributes.add("noinline")
+    entry, loop, done = (fn.append_basic_block(block) for block in ("entry", "lane", "done"))
+    b = ir.IRBuilder(entry)
+    lanes = b.alloca(t)
+    lanes.type = ir.PointerType()  # llvmlite gives a typed pointer; everything here is opaque
+    b.store(fn.args[0], lanes)
+    b.branch(loop)
+    b.position_at_end(loop)
+    lane = b.phi(I32)
+    lane.add_incoming(I32(0), entry)
+    at = b.gep(lanes, [lane], source_etype=t.element)
+    b.store(one(b, b.load(at, typ=t.element)), at)
+    following = b.add(lane, I32(1))
+    lane.add_incoming(following, loop)
+    b.cbranch(b.icmp_unsigned("<", following, I32(t.count)), loop, done)
+    b.position_at_end(done)
+    b.ret(b.load(lanes, typ=t))
+    return fn
+
+
+def _by_library(name: str) -> Callable[[_Lanes, ir.Value], ir.Value]:
+    return lambda v, x: _library(v, name, x)
+
+
+_FUNCTIONS: dict[ir.Type, dict[str, Callable[[_Lanes, ir.Value], ir.Value]]] = {
+    F32: {"exp": _exp, "exp2": _exp2, "log": _log, "log2": _log2, "sin": _sin, "cos": _cos, "tanh": _tanh,
+          "erf": _erf, "sigmoid": _sigmoid, "rsqrt": _rsqrt},
+    F64: {**{name: _by_library(name) for name in ("exp", "exp2", "log", "log2", "sin", "cos", "tanh", "erf")},
+          "sigmoid": _sigmoid_f64, "rsqrt": _rsqrt}}
 
 
 def emit(builder: ir.IRBuilder, name: str, args: Sequence[ir.Value]) -> ir.Value:
-    """The function `name` of f32 or f64 scalars or vectors."""
-    v = Vec(builder, args[0])
-    element = args[0].type.element if v.lanes else args[0].type
+    """Emits the function `name` of f32 or f64 scalars, or of vectors lane by lane; gives the result, of their type.
+
+    Names: the keys of `ULP`, whose bounds hold, and the exact floor, ceil, round (ties to even), trunc, abs, fma, min
+    and max (NaN if either is NaN). A lane's result does not depend on the number of lanes or on its neighbours.
+    sin and cos of f32 end the current block; the builder continues in the block after.
+    Raises TargetError for another name or element type.
+    """
+    v = _Lanes(builder, args[0])
+    functions = _FUNCTIONS.get(v.element)
+    if functions is None:
+        raise TargetError(f"`{name}` of {v.element} has no CPU code", needs="f32 or f64", got=str(v.element),
+                          try_="cast to f32 first")
     if name in _INTRINSICS:
         return v.call(_INTRINSICS[name], *args)
-    if element == F32 and name in _F32:
-        return _F32[name](v, args[0])
-    if name == "sigmoid":
-        one = v.c(1.0)
-        return builder.fdiv(one, builder.fadd(one, emit(builder, "exp", [builder.fneg(args[0])])))
-    if name == "rsqrt":
-        return _rsqrt(v, args[0])
-    return _per_lane(builder, name, args[0], v.lanes)
-
-
-def _per_lane(b: ir.IRBuilder, name: str, x: ir.Value, lanes: int | None) -> ir.Value:
-    """The C library's f64 function on every element (f32 results are rounded once more)."""
-    module: Any = b.module
-    fn = module.globals.get(name) or ir.Function(module, ir.FunctionType(F64, [F64]), name)
-
-    def one(value: ir.Value) -> ir.Value:
-        if value.type == F64:
-            return b.call(fn, [value])
-        return b.fptrunc(b.call(fn, [b.fpext(value, F64)]), F32)
-    if lanes is None:
-        return one(x)
-    out = ir.Constant(x.type, ir.Undefined)
-    for i in range(lanes):
-        out = b.insert_element(out, one(b.extract_element(x, I32(i))), I32(i))
-    return out
+    if name not in functions:
+        raise TargetError(f"`{name}` is not an elementary function of the CPU backend",
+                          needs=", ".join(sorted({*ULP, *_INTRINSICS})), got=name, try_="compose it from these")
+    return functions[name](v, args[0])

@@ -148,7 +148,7 @@ class NestLowering(Elements):
                   for d in [t.layout.dims] if len(d) == len(self.shape) and len(d[self.vector]) > 1]
         if panels:
             return min(extent, *panels)
-        widest = max((o.result.dtype.storage.itemsize for o in self.region.ops
+        widest = max((o.results[0].dtype.storage.itemsize for o in self.region.ops
                       if o.results and isinstance(o.results[0].type, TileType)), default=4)
         heavy = any(o.name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "sigmoid")
                     for o in self.region.ops)
@@ -262,7 +262,7 @@ class NestLowering(Elements):
         outer([x for x, e in enumerate(self.shape) if x not in (along, d) and e > 1], {})
 
     def _effect(self, op: Op, where: Position) -> None:
-        b, memory, lanes = self.b, op.operands[0], lanes_of(where)
+        b, memory, lanes = self.b, self.memory(op), lanes_of(where)
         if op.name == "assert":
             ok = self.at(op.operands[0], where)
             b.effect(control.Assert, b.pure(Reduce, ok, kind="all", axis=0) if ok.shape else ok, **op.attrs)

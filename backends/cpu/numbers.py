@@ -230,7 +230,7 @@ class Numbers:
         size, sign = b.and_(bits, c(0x7FFFFFFF)), b.lshr(bits, c(31))
         if dt.exponent_bits == 8 and bias == 127:  # bf16, tf32: the same exponent, subnormals round alike
             cut = 23 - m
-            odd = b.and_(b.lshr(size, c(cut)), c(1))
+            odd = b.and_(b.lshr(size, c(cut)), c(1)) if m else c(1)  # without a mantissa a tie goes up
             code = b.lshr(b.add(size, b.add(odd, c((1 << cut - 1) - 1))), c(cut))
         else:
             smallest = 2.0 ** (1 - bias)  # below this the quantum is constant: let an f32 addition round
@@ -239,7 +239,7 @@ class Numbers:
             low = b.sub(b.bitcast(b.fadd(value, full_like(x, anchor)), bits.type),
                         b.bitcast(full_like(x, anchor), bits.type))
             cut = 23 - m
-            odd = b.and_(b.lshr(size, c(cut)), c(1))
+            odd = b.and_(b.lshr(size, c(cut)), c(1)) if m else c(1)  # without a mantissa a tie goes up
             rounded = b.add(size, b.add(odd, c((1 << cut - 1) - 1)))
             high = b.lshr(b.sub(rounded, c((127 - bias) << 23)), c(cut))
             code = b.select(b.fcmp_ordered("<", value, full_like(x, smallest)), low, high)

@@ -13,7 +13,7 @@ from typing import Any
 from tilelang.backends.cpu import dots
 from tilelang.ir import elementwise as ew
 from tilelang.ir.control import Yield
-from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, clone_region
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, clone_region, map_regions
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.thread import ConvertLayout, Nest
 
@@ -32,12 +32,30 @@ def unit_reshape(op: Op) -> bool:
 
 def place(fn: Function, target: Any) -> Function:
     """A new function at level PLACED."""
-    fn = fn.clone()
+    fn = synchronous(fn.clone())
     pack_dots(fn, target)
     placer = _Placer(fn)
     out = Function(fn.name, fn.params, Region(), "placed", fn.loc)
     placer.region(fn.body, out.body)
     return out
+
+
+def synchronous(fn: Function) -> Function:
+    """One worker runs a whole program, so a copy that may finish later may as well finish now."""
+    def step(region: Region) -> None:
+        for op in list(region.ops):
+            if op.name == "copy_async":
+                *source, buffer = op.operands
+                assert isinstance(buffer.type, BufferType)
+                axes = tuple(range(buffer.type.rank))
+                block = Op.registry["load"](source, {"shape": buffer.type.shape, "axes": op.attrs["axes"]}, loc=op.loc)
+                zero = Op.registry["const"]([], {"value": 0, "dtype": dtype("i32")}, loc=op.loc)
+                write = Op.registry["store"]([buffer, *[zero.result] * len(axes), block.result], {"axes": axes},
+                                             loc=op.loc)
+                at = region.ops.index(op)
+                region.ops[at:at + 1] = [block, zero, write]
+    map_regions(fn, step)
+    return fn
 
 
 def pack_dots(fn: Function, target: Any) -> None:
@@ -75,6 +93,7 @@ def pack_dots(fn: Function, target: Any) -> None:
                 at = region.ops.index(op) if where is region or after is None else where.ops.index(after) + 1
                 (where if after is not None else region).ops[at:at] = new
                 op.operands[i] = new[-1].result
+            op.attrs["bias"] = row.bias
     visit(fn.body)
 
 
@@ -185,7 +204,6 @@ class _Placer:
         self.regions[-1].ops.append(op)
 
     def op(self, op: Op) -> None:
-        tiles = [r for r in op.results if isinstance(r.type, TileType) and r.shape]
         if self.inline(op):
             v = op.results[0]
             if self.must_store(v) or (len(self.roots_of(v)) > 1 and self.cost(v) >= COSTLY):
@@ -193,9 +211,9 @@ class _Placer:
             return
         if op.name == "reduce":
             self.root(op, None, op.operands[0].shape, op.attrs["axis"])
-        elif op.name in ("store", "scatter", "atomic") and op.operands[-1].shape:
+        elif op.name in ("store", "scatter", "atomic"):
             self.root(op, op.results[0] if op.results else None, op.operands[-1].shape)
-        elif op.name in ("load", "gather") and tiles:
+        elif op.name in ("load", "gather"):
             self.root(op, op.result, op.result.shape)
         elif op.name == "convert_layout":
             self.root(op, op.result, op.result.shape)
@@ -209,8 +227,7 @@ class _Placer:
     def whole(self, op: Op) -> None:
         """An operation that stands on its own: scalars, control flow, dot, scans, …"""
         scalar = all(not (isinstance(v.type, TileType) and v.shape) for v in [*op.operands, *op.results])
-        reads = op.name in ("load", "gather") and op.operands[0] in self.written
-        if not (scalar and not op.effects and not op.regions) or reads or self._waits(op.operands):
+        if not (scalar and not op.effects and not op.regions) or self._waits(op.operands):
             self.close()
         for v in op.operands:
             if isinstance(v.type, TileType) and v.shape and v not in self.stored:

@@ -86,6 +86,13 @@ def test_regions_see_outwards_only() -> None:
     assert "\n".join(lines).count("neg") == 1 and "\n".join(lines).count("mul %m, %m") == 3
 
 
+def test_reads_of_a_region_end_with_it() -> None:
+    branch = ("%c = eq %n, %n : i1\nif %c () {\n  %a = " + LOAD + "  print %a {text=''}\n  yield\n} () {\n"
+              + "  %b = " + LOAD + "  print %b {text='b'}\n  yield\n}\n%d = " + LOAD + "print %d {text='d'}\n")
+    assert count(branch, "load") == 3
+    assert count("%e = " + LOAD + "print %e {text='e'}\n" + branch, "load") == 1
+
+
 def test_chains_and_many_results() -> None:
     sort = "sort %a {axis=0, descending=False} : f32[4], i32[4]\n"
     text = ("%a = " + LOAD + "%p, %q = " + sort + "%r, %s = " + sort + "%t = add %q, %s : i32[4]\n"

@@ -152,6 +152,11 @@ def test_conversions_that_do_something_stay(text: str) -> None:
     assert len(folded(text, {"x": "f32[4]"}, "f32[4]")) == 2
 
 
+def test_a_reversal_stays() -> None:
+    text = "%r = slice %x {starts=(3,), shape=(4,), steps=(-1,)} : f32[4]"
+    assert folded(text, {"x": "f32[4]"}, "f32[4]") == [text]
+
+
 def test_integer_casts_through_floats_stay() -> None:
     text = "%n = cast %x {dtype=f64} : f64[4]\n%r = cast %n {dtype=i8} : i8[4]"
     assert len(folded(text, {"x": "i16[4]"}, "i8[4]")) == 2  # a float saturates, an integer wraps
@@ -207,7 +212,8 @@ def test_chosen_layouts_are_not_lost() -> None:
 
 SMALL = [dtype(n) for n in ("i1", "i3", "u3", "i8", "u8", "i16", "u16", "f4e2m1", "f6e3m2", "f8e4m3", "f8e5m2",
                             "f8e4m3fnuz", "f8e5m2fnuz", "f16", "bf16")]
-WIDE = [dtype(n) for n in ("i8", "u8", "i16", "i32", "u32", "f8e5m2", "f16", "bf16", "f32", "f64")]
+WIDE = [dtype(n) for n in ("i8", "u8", "i16", "i32", "u32", "f8e4m3", "f8e4m3fnuz", "f8e5m2", "f16", "bf16",
+                           "f32", "f64")]
 
 
 def test_widening_casts_are_transparent() -> None:

@@ -123,7 +123,7 @@ class If(Op):
 
 class Print(Op):
     """Prints `text` and the operands' values, one line for each program."""
-    name, effects, attributes = "print", "control", {"text": ""}
+    name, levels, effects, attributes = "print", ALL_LEVELS, "control", {"text": ""}
 
     def infer(self) -> Sequence[Type]:
         return []
@@ -136,7 +136,7 @@ class Print(Op):
 
 class Assert(Op):
     """Stops the kernel with `AssertFailed` where any element of the i1 tile is false."""
-    name, effects, attributes = "assert", "control", {"message": ""}
+    name, levels, effects, attributes = "assert", ALL_LEVELS, "control", {"message": ""}
 
     def infer(self) -> Sequence[Type]:
         if self.operands[0].dtype != I1:

@@ -65,6 +65,11 @@ class DType:
         return self.kind in ("int", "uint", "bool") or self.name in ("f16", "bf16", "f32", "f64")
 
     @property
+    def packed(self) -> bool:
+        """Whether tensors of the type are bit streams; i1 is stored by bytes, as NumPy and torch do."""
+        return self.bits % 8 != 0 and self.kind != "bool"
+
+    @property
     def native(self) -> bool:
         """Whether NumPy has the type."""
         return self.name in _NUMPY

@@ -159,8 +159,9 @@ class Dot(Op):
     """acc + a @ b over the last two dimensions, leading ones batched: [*B, M, K] x [*B, K, N] -> [*B, M, N].
 
     Operand values are exact; products accumulate in `dtype` (integers modulo 2**bits, floats in unspecified order).
+    At PLACED the stored `a` may be `bias` too large, as some instructions want it; the product is that of a - bias.
     """
-    name, attributes = "dot", {"dtype": ...}
+    name, attributes = "dot", {"dtype": ..., "bias": 0}
 
     def infer(self) -> Sequence[Type]:
         a, b, dt = self.operands[0].tile, self.operands[1].tile, self.attrs["dtype"]
@@ -185,7 +186,7 @@ class Dot(Op):
         dt = self.attrs["dtype"]
         wide = np.int64 if dt.kind == "int" else np.float64
         a, b = (codec.decode(x, v.dtype).astype(wide) for x, v in zip(args[:2], self.operands[:2], strict=True))
-        out = a @ b
+        out = (a - self.attrs["bias"]) @ b
         if len(args) == 3:
             out = out + args[2].astype(wide)
         return from_compute(out, dt)

@@ -63,7 +63,7 @@ class StrideOf(Op):
 def _unit(op: Op, index: int) -> int:
     """What one element counts in an offset: 1, or the element's bits in a tensor of a sub-byte dtype."""
     t = op.operands[index].type
-    return t.dtype.bits if isinstance(t, TensorType) and t.dtype.bits % 8 else 1
+    return t.dtype.bits if isinstance(t, TensorType) and t.dtype.packed else 1
 
 
 def _strides(array: Any) -> list[int]:

@@ -112,6 +112,14 @@ def _run(fn: Function, args: list[Any]) -> _Outcome:
     return _Outcome(copies, lines)
 
 
+def _run_any(code: Function | Callable[[list[Any]], None], args: list[Any]) -> _Outcome:
+    if isinstance(code, Function):
+        return _run(code, args)
+    copies = [_copied(a) if isinstance(a, np.ndarray) else a for a in args]
+    code(copies)
+    return _Outcome(copies, [])
+
+
 def _copied(a: Any) -> Any:
     """A copy with the same strides, which `ndarray.copy` does not keep."""
     root = a if a.base is None else a.base
@@ -159,9 +167,10 @@ def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, 
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
-def difference(before: Function, after: Function, rng: np.random.Generator, exact: bool = False,
-               trials: int = 4) -> str:
-    """What shows that `after` means something else than `before`; empty if nothing does. Neither is changed. Inputs
+def difference(before: Function, after: Function | Callable[[list[Any]], None], rng: np.random.Generator,
+               exact: bool = False, trials: int = 4) -> str:
+    """What shows that `after` (a function, or compiled code that takes NumPy arguments in storage form) means
+    something else than `before`; empty if nothing does. Neither is changed. Inputs
     that `before` rejects (a failed assertion, a read of memory never written) say nothing: others are drawn."""
     for _ in range(8 * trials):
         args = random_inputs(before, rng, full=trials % 2 == 0, special=exact and trials == 1)
@@ -172,7 +181,7 @@ def difference(before: Function, after: Function, rng: np.random.Generator, exac
         sizes = ", ".join(f"{p.name}: {list(a.shape) if isinstance(p.type, TensorType) else a}"
                           for p, a in zip(before.params, args, strict=True))
         try:
-            found = _compare(before, args, wanted, _run(after, args), None if exact else rng)
+            found = _compare(before, args, wanted, _run_any(after, args), None if exact else rng)
         except Exception as error:  # whatever it raises, the function before did not
             found = f"{type(error).__name__}: {error}"
         if found:

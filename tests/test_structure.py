@@ -1,0 +1,59 @@
+"""Who may import whom, and how long a file may be."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("layouts", "backends", "ops", "tilelang")
+FILES = [p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py")) if not any(q.is_symlink() for q in p.parents)]
+ALLOWED = {  # package: what it may import of ours, besides itself
+    "layouts": (),
+    "tilelang.errors": (), "tilelang.version": (), "tilelang.config": (),
+    "tilelang.ir": ("tilelang.layouts", "tilelang.errors"),
+    "tilelang.passes": ("tilelang.ir", "tilelang.errors", "tilelang.config", "tilelang.layouts"),
+    "tilelang.lang": ("tilelang.ir", "tilelang.errors", "tilelang.layouts"),
+    "backends": ("tilelang.ir", "tilelang.passes", "tilelang.errors", "tilelang.config", "tilelang.layouts"),
+    "ops": ("tilelang",),
+}
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(path: Path) -> list[str]:
+    out = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            out += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            out += [f"{node.module}.{a.name}" for a in node.names]
+    return [name for name in out if name.split(".")[0] in FOLDERS]
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    module = _module(path)
+    for package, allowed in ALLOWED.items():
+        if module == package or module.startswith(package + "."):
+            own = package if package.startswith("tilelang") else f"tilelang.{package}"
+            for name in _imports(path):
+                assert any(name == a or name.startswith(a + ".") for a in (own, *allowed)), f"{module} imports {name}"
+                if package == "ops":
+                    assert not name.startswith("tilelang.backends"), f"{module} imports a backend"
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=_module)
+def test_files_stay_readable(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 500
+    assert max(map(len, lines), default=0) < 120
+
+
+def test_the_links_are_relative() -> None:
+    for name in ("layouts", "backends", "ops"):
+        assert (ROOT / "tilelang" / name).readlink() == Path("..") / name
