@@ -36,9 +36,9 @@ _INTRINSICS = {"sqrt": "llvm.sqrt", "floor": "llvm.floor", "ceil": "llvm.ceil", 
 # Adding 1.5 * 2**23 to an f32 rounds it to an integer n, which the low bits of the sum then hold. Adding _MAGIC + k
 # leaves n + k there, so with k = 127 a shift by 23 gives the bits of 2**n.
 _MAGIC = 12582912.0
-_LOG2E_HI, _LOG2E_LO = 1.4426950216293335, 1.925963033500011e-08  # log2(e) in two f32, as all pairs here
-_LN2_HI, _LN2_LO = 0.6931471824645996, -1.904654323148236e-09  # ln 2
-_PIO2 = (1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15)  # pi / 2 in three f32
+_LOG2E_HI, _LOG2E_LO = 1.4426950216293335, 1.925963033500011e-08  # log2(e) as the sum of two f32
+_LN2_HI, _LN2_LO = 0.6931471824645996, -1.904654323148236e-09  # ln 2 likewise
+_PIO2 = (1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15)  # pi / 2 as the sum of three
 _TWO_OVER_PI = 0.6366197466850281
 _SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2)
 _SIN_LIMIT = 1048576.0  # up to here |x - n pi/2| stays below the range of the fits of sin and cos

@@ -96,7 +96,11 @@ def decode(array: Any, dt: DType) -> Any:
 
 def encode(values: Any, dt: DType) -> Any:
     """Stored elements nearest to real (or integer) values; see the module's rules."""
-    values = np.asarray(values)
+    with np.errstate(all="ignore"):  # overflow and NaN are values here, not mishaps
+        return _encode(np.asarray(values), dt)
+
+
+def _encode(values: Any, dt: DType) -> Any:
     if dt.kind in ("int", "uint", "bool"):
         if values.dtype.kind in "iub":
             return wrap(values, dt) if dt.kind != "bool" else values != 0

@@ -175,7 +175,8 @@ _ALIASES = {"bool": "i1", "bool_": "i1", "float16": "f16", "bfloat16": "bf16", "
 @cache
 def dtype(name: str) -> DType:
     """The type of that name. Raises ValueError for an unknown one."""
-    name = _ALIASES.get(name, name)
+    if name in _ALIASES:
+        return dtype(_ALIASES[name])  # types are compared by identity: an alias is the same object
     if name == "i1":
         return DType(name, 1, "bool")
     if m := re.fullmatch(r"([ius])(\d+)", name):

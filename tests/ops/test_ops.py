@@ -1,0 +1,88 @@
+"""The library against its references, on ragged shapes."""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tilelang import ops
+from tilelang.ops import norm
+
+activation, attention, linear, matmul, softmax = (import_module(f"tilelang.ops.{n}") for n in (
+    "activation", "attention", "linear", "matmul", "softmax"))
+
+EPS = {torch.float32: 2.0 ** -23, torch.float16: 2.0 ** -10, torch.bfloat16: 2.0 ** -7}
+FLOATS = list(EPS)
+
+
+def close(got: torch.Tensor, want: Any, bound: Any) -> None:
+    """|got - want| <= bound, elementwise."""
+    error = np.abs(got.double().numpy() - want)
+    assert (error <= bound).all(), f"error {error.max()} over {np.max(bound)}"
+
+
+@pytest.mark.parametrize("dt", FLOATS)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (17, 33, 65), (200, 70, 300), (3, 257, 40)])
+def test_matmul(dt: torch.dtype, m: int, n: int, k: int) -> None:
+    a, b = torch.randn(m, k).to(dt), torch.randn(k, n).to(dt)
+    x, y = a.double().numpy(), b.double().numpy()
+    want = matmul.reference(x, y)
+    close(ops.matmul(a, b), want, k * 2.0 ** -23 * (abs(x) @ abs(y)) + EPS[dt] * abs(want) + 1e-30)
+
+
+@pytest.mark.parametrize("dt", [torch.int8, torch.uint8, torch.int16])
+def test_integer_matmul_is_exact(dt: torch.dtype) -> None:
+    info = torch.iinfo(dt)
+    for k in (1, 4, 63, 256):
+        a, b = (torch.randint(info.min, info.max + 1, s, dtype=dt) for s in ((33, k), (k, 65)))
+        a[0], b[:, 0] = info.min, info.min  # the extremes, where saturating instructions break
+        want = a.numpy().astype(np.int64) @ b.numpy().astype(np.int64)
+        np.testing.assert_array_equal(ops.matmul(a, b).numpy(), want.astype(np.int32))
+
+
+@pytest.mark.parametrize("dt", FLOATS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 100), (2, 1000), (1, 20000)])
+def test_rowwise(dt: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).to(dt)
+    w, b = torch.randn(shape[-1]).to(dt), torch.randn(shape[-1]).to(dt)
+    v, n = x.double().numpy(), shape[-1]
+    want = softmax.reference(v)
+    close(ops.softmax(x), want, (n + 16) * 2.0 ** -23 * want + EPS[dt] * want + 2.0 ** -24)
+    want = activation.reference(v)
+    close(ops.gelu(x), want, (8 * 2.0 ** -23 + EPS[dt]) * (abs(v) + 1e-6))
+    want = norm.rms_norm_reference(v, w.double().numpy())
+    close(ops.rms_norm(x, w), want, (n * 2.0 ** -23 + EPS[dt]) * (abs(want) + 1e-6))
+    if n > 1:
+        want = norm.layer_norm_reference(v, w.double().numpy(), b.double().numpy())
+        size = abs(want - b.double().numpy()) + abs(w.double().numpy()) + abs(b.double().numpy())
+        close(ops.layer_norm(x, w, b), want, (n * 2.0 ** -22 + EPS[dt]) * (size + 1e-6))
+
+
+def test_linear() -> None:
+    x, w, b = torch.randn(2, 19, 70), torch.randn(45, 70), torch.randn(45)
+    want = linear.reference(x.numpy(), w.numpy(), b.numpy())
+    bound = 72 * 2.0 ** -23 * (abs(x.double().numpy()) @ abs(w.double().numpy()).T + abs(b.double().numpy()))
+    close(ops.linear(x, w, b), want, bound)
+    close(ops.linear(x, w, b, "gelu"), activation.reference(want), 2 * bound + 1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("h", "g", "s", "length", "d", "e"), [
+    (1, 1, 1, 1, 8, 8), (4, 2, 33, 70, 32, 40), (2, 2, 100, 30, 16, 16), (3, 1, 50, 0, 16, 16),
+    (2, 1, 130, 130, 64, 64)])
+@pytest.mark.parametrize("dt", FLOATS)
+def test_attention(dt: torch.dtype, h: int, g: int, s: int, length: int, d: int, e: int, causal: bool) -> None:
+    q, k, v = (torch.randn(2, n, m, c).to(dt) for n, m, c in ((h, s, d), (g, length, d), (g, length, e)))
+    want = attention.reference(*(x.double().numpy() for x in (q, k, v)), causal)
+    close(ops.attention(q, k, v, causal), want, 64 * 2.0 ** -23 * (d ** 0.5 + 4) + EPS[dt] * (abs(want) + 2.0 ** -10))
+
+
+def test_attention_ignores_what_lies_beyond_the_keys() -> None:
+    store = torch.full((1, 1, 64, 16), float("nan"))
+    store[:, :, :20] = torch.randn(1, 1, 20, 16)
+    q = torch.randn(1, 1, 5, 16)
+    got = ops.attention(q, store[:, :, :20], store[:, :, :20])
+    assert torch.isfinite(got).all()

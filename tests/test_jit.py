@@ -1,0 +1,145 @@
+"""Calling kernels: what is accepted, what is refused and with which words."""
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tilelang as tile
+from tilelang import errors
+
+
+@tile.kernel
+def scale(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M N"], by: tile.f32, BM: tile.Const = 4,
+          BN: tile.Const = 32):
+    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(x.shape[1], BN))
+    v = tile.load(x, (m * BM, n * BN), (BM, BN)).to(tile.f32)
+    tile.store(y, (m * BM, n * BN), (v * by).to(y.dtype))
+
+
+@tile.kernel
+def widen(x: tile.Tensor[tile.u3, "M N"], y: tile.Out[tile.i32, "M N"], z: tile.Out[tile.u3, "M N"]):
+    v = tile.load(x, (0, 0), (4, 16))
+    tile.store(y, (0, 0), v.to(tile.i32))
+    tile.store(z, (0, 0), v + 1)
+
+
+@tile.kernel
+def positive(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+    n = tile.grid(tile.cdiv(x.shape[0], 8))
+    v = tile.load(x, (n * 8,), (8,))
+    assert v >= 0.0, "x is negative"
+    tile.store(y, (n * 8,), v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (0, 7), (7, 0), (64, 64)])
+def test_torch_tensors(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = torch.randn(shape).to(dtype)
+    got = scale(x, by=2.0)
+    assert got.dtype == dtype and torch.equal(got.float(), (x.float() * 2).to(dtype).float())
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: x.T.contiguous().T, lambda x: x[:, ::2], lambda x: x[::3, 1:], lambda x: x[:1].expand(9, -1),
+    lambda x: torch.flip(x, [0])], ids=["transposed", "columns", "rows", "expanded", "flipped"])
+def test_strided_inputs(make: Any) -> None:
+    x = make(torch.randn(12, 20))
+    assert torch.equal(scale(x, by=3.0), x * 3)
+    assert torch.equal(scale.reference(x, by=3.0), x * 3)
+
+
+def test_numpy_arrays_also_read_only_and_negative_strides() -> None:
+    x = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
+    x.flags.writeable = False
+    np.testing.assert_array_equal(scale(x, by=2.0), x * 2)
+    np.testing.assert_array_equal(scale(x[::-1, ::-1], by=2.0), x[::-1, ::-1] * 2)
+
+
+def test_outputs_may_be_given_by_name_and_place() -> None:
+    x, y = torch.randn(5, 7), torch.empty(5, 7)
+    assert scale(x, y=y, by=2.0) is y and scale(x, y, 2.0) is y and torch.equal(y, x * 2)
+
+
+def test_misaligned_memory_is_fine() -> None:
+    raw = np.zeros(4 * 64 + 1, np.uint8)
+    x = raw[1:].view(np.float32).reshape(8, 8)
+    x[...] = np.arange(64).reshape(8, 8)
+    np.testing.assert_array_equal(scale(x, by=2.0), x * 2)
+
+
+def test_an_input_that_overlaps_the_output_is_read_from_a_copy() -> None:
+    x = torch.arange(40.0)
+    want = x[:32].reshape(4, 8) * 2
+    scale(x[:32].reshape(4, 8), x[4:36].reshape(4, 8), 2.0)
+    assert torch.equal(x[4:36].reshape(4, 8), want)
+
+
+def test_packed_tensors_of_rows_that_begin_within_bytes() -> None:
+    codes = np.arange(4 * 9).reshape(4, 9) % 8
+    for row_bits in (27, 28, 32, 29):
+        x = tile.Packed.from_codes(codes, tile.u3, row_bits)
+        for call in (widen, widen.reference):
+            y, z = call(x)
+            np.testing.assert_array_equal(y, codes)
+            np.testing.assert_array_equal(z.values(), (codes + 1) % 8)
+
+
+def test_assertions_name_the_line() -> None:
+    with pytest.raises(errors.AssertFailed, match="x is negative"):
+        positive(torch.tensor([1.0, -1.0]))
+    with pytest.raises(errors.AssertFailed, match="x is negative"):
+        positive.reference(torch.tensor([1.0, -1.0]))
+    assert positive(torch.ones(20)).sum() == 20
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [
+    (lambda x: scale(), errors.ArgumentCount, "`scale` lacks an argument"),
+    (lambda x: scale(x, by=1.0, color=3), errors.ArgumentCount, "`scale` has no parameter 'color'"),
+    (lambda x: scale(x, by=1.0, x=x), errors.ArgumentCount, "got `x` twice"),
+    (lambda x: scale(x[0], by=1.0), errors.ArgumentRank, "2 dimensions \"M N\""),
+    (lambda x: scale(x, torch.empty(3, 4).double(), 1.0), errors.ArgumentDType, "f32 (as 'T' of an earlier argument)"),
+    (lambda x: scale(x, torch.empty(3, 5), 1.0), errors.DimMismatch, "N = 4 (from x)"),
+    (lambda x: scale(x, by="two"), errors.ArgumentDType, "str 'two'"),
+    (lambda x: scale([[1.0]], by=1.0), errors.ArgumentDType, "a torch tensor, a NumPy array"),
+    (lambda x: scale(x.to("meta"), by=1.0), errors.ArgumentDevice, "a tensor on the CPU"),
+    (lambda x: scale(x, torch.empty(1, 4).expand(3, 4), 1.0), errors.ArgumentLayout, "output `y` overlaps itself"),
+    (lambda x: scale(x.to(torch.complex64), by=1.0), errors.ArgumentDType, "has a dtype without a counterpart"),
+])
+def test_wrong_arguments_are_explained(call: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        call(torch.randn(3, 4))
+    assert text in str(caught.value) and "test_jit.py" in str(caught.value)
+
+
+def test_calls_from_many_threads() -> None:
+    x = torch.randn(64, 64)
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            if not torch.equal(scale(x, by=float(i)), x * i):
+                wrong.append(i)
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_targets() -> None:
+    x = torch.randn(3, 4)
+    with tile.target("reference"):
+        assert torch.equal(scale(x, by=2.0), x * 2)
+    with pytest.raises(errors.TargetError, match="unknown target 'tpu'"), tile.target("tpu"):
+        pass
+
+
+def test_every_level_is_text() -> None:
+    lowered = scale.lower(torch.randn(3, 4), by=1.0)
+    assert "func @scale" in str(lowered.tile) and "nest" in str(lowered.placed) and "ld " in str(lowered.thread)
+    assert "define i32" in lowered.source and "tl_entry" in lowered.assembly and lowered.report["code_bytes"] > 0
