@@ -21,6 +21,7 @@ def add(x: tile.Tensor[tile.f32, "N"], y: tile.Tensor[tile.f32, "N"], z: tile.Ou
 
 
 def main() -> None:
+    torch.manual_seed(0)
     x, y = torch.randn(1000), torch.randn(1000)
     z = add(x, y)
     assert torch.equal(z, x + y)  # one rounded addition for each element, here and there: the same bits

@@ -23,6 +23,7 @@ def cumsum(x: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M N"], BM: ti
 
 
 def main() -> None:
+    torch.manual_seed(0)
     x = torch.randn(10, 1000)
     y = cumsum(x)
     # A sum of n terms in any order is off by at most n roundings (2**-24) of the sum of their sizes.

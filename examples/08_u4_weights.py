@@ -24,6 +24,7 @@ def linear_u4(x: tile.Tensor[tile.f32, "M K"], w: tile.Tensor[tile.u4, "N K"], s
 
 
 def main() -> None:
+    torch.manual_seed(0)
     x, weight = torch.randn(20, 256), torch.randn(100, 256)
     scale = weight.abs().amax(1) / 7
     codes = (torch.round(weight / scale[:, None]) + 8).clamp(0, 15)

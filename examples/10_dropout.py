@@ -21,6 +21,7 @@ def dropout(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], seed: til
 
 
 def main() -> None:
+    torch.manual_seed(0)
     x = torch.randn(100_000)
     y = dropout(x, seed=1, p=0.25)
     kept = y != 0

@@ -72,8 +72,9 @@ class Elementwise(Op):
         kinds, wanted = _DOMAINS[self.domain]
         dt = first.dtype
         if dt.kind not in kinds or (dt.kind == "float" and not dt.arithmetic):
+            suitable = "i32" if self.domain == "integer" else "f32"
             raise DTypeMismatch(f"`{self.name}` is not defined on {dt}", loc=self.loc, needs=wanted, got=str(dt),
-                                try_="cast first, for example x.to(tile.f32)")
+                                try_=f"cast first, for example x.to(tile.{suitable})")
         return [TileType(first.shape, I1 if self.predicate else dt)]
 
     def eval(self, frame: Any, *args: Any) -> Any:

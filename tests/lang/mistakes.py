@@ -1,0 +1,83 @@
+"""One kernel for each mistake; tests/lang/test_errors.py holds the full text of every report."""
+# ruff: noqa: F841, B007
+from __future__ import annotations
+
+import tilelang as tile
+
+X = tile.Tensor[tile.f32, "N"]
+Y = tile.Out[tile.f32, "N"]
+
+
+@tile.kernel
+def syntax(x: X, y: Y):
+    with x:
+        pass
+
+
+@tile.kernel
+def shapes(x: X, y: Y):
+    a = tile.load(x, (0,), (8,)) + tile.load(x, (0,), (4,))
+
+
+@tile.kernel
+def dtypes(x: X, y: Y):
+    a = tile.load(x, (0,), (8,)) & 1
+
+
+@tile.kernel
+def undefined(x: X, y: Y):
+    if x.shape[0] > 4:
+        a = tile.load(x, (0,), (8,))
+    tile.store(y, (0,), a)
+
+
+@tile.kernel
+def extents(x: X, y: Y):
+    a = tile.zeros((x.shape[0],))
+
+
+@tile.kernel
+def index(x: X, y: Y):
+    a = tile.load(x, (0,), (8,))[8]
+
+
+@tile.kernel
+def axis(x: X, y: Y):
+    a = tile.load(x, (0,), (8,)).sum(axis=1)
+
+
+@tile.function
+def again(a):
+    return again(a)
+
+
+@tile.kernel
+def recursion(x: X, y: Y):
+    a = again(tile.load(x, (0,), (8,)))
+
+
+@tile.function
+def inner(a, b):
+    return a + b
+
+
+@tile.kernel
+def chain(x: X, y: Y):
+    a = inner(tile.load(x, (0,), (8,)), tile.zeros((3,)))
+
+
+@tile.kernel
+def carried(x: X, y: Y):
+    a = tile.zeros((8,))
+    for i in tile.range(0, 4):
+        a = tile.zeros((4,))
+
+
+@tile.kernel
+def callee(x: X, y: Y):
+    a = open("f")
+
+
+@tile.kernel
+def writes(x: X, y: Y):
+    tile.store(x, (0,), tile.zeros((8,)))

@@ -1,0 +1,133 @@
+"""The full text of what a user reads for each mistake."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.lang import mistakes
+from tilelang import errors
+
+REPORTS = {
+    "syntax": (errors.UnsupportedSyntax, """\
+`with` is not supported in a kernel
+  --> FILE:13 in syntax
+  13 | with x:
+     | ^^^^^^^
+  needs: assignments, for, while, if, return, assert and calls
+  got:   with x:
+  try:   call the functions directly"""),
+    "shapes": (errors.ShapeMismatch, """\
+tiles whose shapes do not broadcast
+  --> FILE:19 in shapes
+  19 | a = tile.load(x, (0,), (8,)) + tile.load(x, (0,), (4,))
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: extents that are equal or 1, aligned at the last dimension
+  got:   [8] and [4]
+  try:   insert an axis with x[:, None], or check the block sizes"""),
+    "dtypes": (errors.DTypeMismatch, """\
+`and` is not defined on f32
+  --> FILE:24 in dtypes
+  24 | a = tile.load(x, (0,), (8,)) & 1
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: an integer or i1
+  got:   f32
+  try:   cast first, for example x.to(tile.i32)"""),
+    "undefined": (errors.UndefinedTile, """\
+`a` may have no value here
+  --> FILE:31 in undefined
+  31 | tile.store(y, (0,), a)
+     |                     ^
+  needs: a value on every path
+  got:   a value in only one branch of the `if` in line 29
+  try:   give `a` a value before"""),
+    "extents": (errors.NonConstantExtent, """\
+a tile extent must be known when the kernel is compiled
+  --> FILE:36 in extents
+  36 | a = tile.zeros((x.shape[0],))
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: a Python int or a tile.Const parameter
+  got:   a run-time i32
+  try:   use a constant block size with tile.cdiv for the grid, or make it a tile.Const"""),
+    "index": (errors.IndexOutOfRange, """\
+a constant index outside the tile
+  --> FILE:41 in index
+  41 | a = tile.load(x, (0,), (8,))[8]
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: -8 to 7
+  got:   8
+  try:   the tile's shape is [8]"""),
+    "axis": (errors.MissingAxis, """\
+axis 1 of a tile of rank 1
+  --> FILE:46 in axis
+  46 | a = tile.load(x, (0,), (8,)).sum(axis=1)
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: an axis from -1 to 0
+  got:   1
+  try:   the tile's shape is [8]"""),
+    "recursion": (errors.RecursionRefused, """\
+`again` calls itself
+  --> FILE:51 in again
+  51 | return again(a)
+     |        ^^^^^^^^
+  called from
+  --> FILE:56 in recursion
+  56 | a = again(tile.load(x, (0,), (8,)))
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: tile functions without recursion
+  got:   again -> again
+  why:   tile functions are inlined where they are called
+  try:   write a loop"""),
+    "chain": (errors.ShapeMismatch, """\
+tiles whose shapes do not broadcast
+  --> FILE:61 in inner
+  61 | return a + b
+     |        ^^^^^
+  called from
+  --> FILE:66 in chain
+  66 | a = inner(tile.load(x, (0,), (8,)), tile.zeros((3,)))
+     |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: extents that are equal or 1, aligned at the last dimension
+  got:   [8] and [3]
+  try:   insert an axis with x[:, None], or check the block sizes"""),
+    "carried": (errors.ShapeMismatch, """\
+`a` changes its type
+  --> FILE:72 in carried
+  72 | for i in tile.range(0, 4):
+     | ^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: f32[8]
+  got:   f32[4]
+  why:   a variable keeps its shape and dtype on every path and every turn of a loop
+  try:   start it as that type, or cast: a.to(...)"""),
+    "callee": (errors.UnsupportedSyntax, """\
+`open` cannot be called in a kernel
+  --> FILE:78 in callee
+  78 | a = open("f")
+     |     ^^^^^^^^^
+  needs: functions of tile.*, functions marked @tile.function, or Python functions of constants
+  got:   io.open
+  try:   mark it @tile.function if it works on tiles"""),
+    "writes": (errors.DTypeMismatch, """\
+`store` writes an input tensor
+  --> FILE:83 in writes
+  83 | tile.store(x, (0,), tile.zeros((8,)))
+     | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: tile.Out or tile.InOut
+  got:   tile.Tensor
+  try:   annotate the parameter as tile.Out[...] or tile.InOut[...]"""),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_report_is_complete(name: str) -> None:
+    kernel = getattr(mistakes, name)
+    error, text = REPORTS[name]
+    with pytest.raises(error) as caught:
+        kernel.trace(kernel.types({}), {})
+    assert str(caught.value).replace(mistakes.__file__, "FILE") == text
+
+
+def test_a_kernel_without_source_is_refused() -> None:
+    scope: dict[str, object] = {}
+    exec("import tilelang as tile\ndef k(x: tile.Tensor[tile.f32, 'N']): pass\nk = tile.kernel(k)", scope)
+    with pytest.raises(errors.MissingSource, match="the source of `k` cannot be read"):
+        scope["k"](np.zeros(3, np.float32))  # type: ignore[operator]
