@@ -1,7 +1,8 @@
 """A real sentence encoder, all-MiniLM-L6-v2 (Reimers and Gurevych, 2019), on kernels written in tilelang.
 
-Six transformer layers turn a text into 384 numbers; texts that mean alike get vectors that point alike. Every step from
-token ids to the vector is a kernel of ours: linear layers and attention from `tilelang.ops`, the rest is written below.
+Six transformer layers turn a text into 384 numbers; texts that mean alike get vectors that point alike. Every step
+from token ids to the vector is a kernel of ours: linear layers and attention from `tilelang.ops`, the rest is written
+below.
 The same model in plain torch runs beside it, as the check and for comparison of speed.
 """
 from __future__ import annotations
@@ -30,10 +31,12 @@ SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove
 PUBLISHED = {(0, 1): 0.6660, (0, 2): 0.1046, (1, 2): 0.1411}
 """Similarities of the first three, as the sentence-transformers documentation gives them for this model."""
 QUERY = "I forgot my login and cannot get into my account."
-LONG = ("The old lighthouse stood at the end of the pier, where the tide came in twice a day. Its keeper wrote down the "
-        "weather every morning: the wind, the clouds, the height of the waves and the ships that passed. After forty "
-        "years the notebooks filled a room, and a student from the city came to read them. She found that storms had "
-        "grown more frequent, that fog had become rare, and that herring boats no longer came in the autumn. ") * 2
+LONG = (
+    "The old lighthouse stood at the end of the pier, where the tide came in twice a day. Its keeper wrote down "
+    "the weather every morning: the wind, the clouds, the height of the waves and the ships that passed. After forty "
+    "years the notebooks filled a room, and a student from the city came to read them. She found that storms had "
+    "grown more frequent, that fog had become rare, and that herring boats no longer came in the autumn. "
+) * 2
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -109,7 +112,7 @@ class Encoder:
         return torch.tensor([e.ids for e in self.tokenizer.encode_batch(list(texts))])
 
     def tile(self, ids: torch.Tensor) -> torch.Tensor:
-        # Every call is given its output: that is the quickest way to call a kernel.
+        # Calls that are given their output skip the work of finding its shape.
         x = torch.empty(*ids.shape, WIDTH)
         embed(ids, self.words, self.places, *self.norm, x)
         for qkv, out, norm1, up, down, norm2 in self.layers:
@@ -118,7 +121,7 @@ class Encoder:
             mixed = torch.empty_like(x)
             attend(q, k, v, mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
             x = add_norm(x, ops.linear(mixed, *out), *norm1, torch.empty_like(x))
-            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2, mixed)
+            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2, torch.empty_like(x))
         return pool(x)
 
     def torch(self, ids: torch.Tensor) -> torch.Tensor:

@@ -244,7 +244,7 @@ class Kernel(KernelDef):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == len(self._runtime):  # the common case: native code checks the arguments itself
-            fn = self._fast.get(tuple(kwargs.items()) if kwargs else None)
+            fn = self._fast.get(_identities(kwargs))
             if fn is not None and not _target.get():
                 try:
                     fn(*args)
@@ -268,7 +268,7 @@ class Kernel(KernelDef):
         except _Failed as error:
             raise self._failure(error, bound) from None
         if self._plain and len(args) == len(self._runtime) and all(map(_is_constant, kwargs.values())):
-            self._fast[tuple(kwargs.items()) if kwargs else None] = fn
+            self._fast[_identities(kwargs)] = fn
         return bound.outputs()
 
     def _specialise(self, bound: Bound) -> tuple[Any, Function]:
@@ -337,6 +337,10 @@ def _identity(x: Any) -> Any:
     except TypeError:
         return id(x)
     return type(x), x, repr(x)
+
+
+def _identities(kwargs: dict[str, Any]) -> Any:
+    return tuple((name, _identity(x)) for name, x in kwargs.items()) if kwargs else None
 
 
 def _lowered(tile: Function) -> Any:

@@ -47,7 +47,7 @@ class Elements:
         where = where if v.shape else ()
         rule = getattr(self, f"_at_{op.name}", None)
         if rule is not None:
-            return rule(op, where)  # type: ignore[no-any-return]
+            return rule(op, where)
         return self.b.apply(type(op), [self.at(o, where) for o in op.operands], op.attrs)
 
     def _at_convert_layout(self, op: Op, where: Position) -> Value:

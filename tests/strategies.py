@@ -1,0 +1,202 @@
+"""Random TILE functions over the op and dtype tables, with ragged blocks: what the differential fuzzer runs."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tilelang.ir import control, memory, reduction
+from tilelang.ir.core import Builder, Function, Op, Region, TensorType, Value
+from tilelang.ir.dtypes import DType, dtype
+
+EXTENTS = (1, 2, 3, 5, 8, 16, 17, 33)
+STORED = [
+    dtype(n)
+    for n in "i1 u3 i4 u4 i8 u8 i16 i32 u32 i64 s2 ternary f4e2m1 f6e3m2 f8e4m3 f8e5m2 e8m0 f16 bf16 f32 f64".split()
+]
+COMPUTED = [d for d in STORED if d.arithmetic and d.kind != "bool"]
+UNARY_FLOAT = (
+    "exp",
+    "exp2",
+    "log",
+    "log2",
+    "sqrt",
+    "rsqrt",
+    "sin",
+    "cos",
+    "tanh",
+    "erf",
+    "sigmoid",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+)
+BINARY = ("add", "sub", "mul", "min", "max")
+BINARY_INTEGER = ("and", "or", "xor", "shl", "shr", "floordiv", "mod")
+COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+I32 = dtype("i32")
+
+
+@dataclass
+class Maker:
+    """Grows one function; `values` are the tiles made so far."""
+
+    draw: Any
+    body: Region = field(default_factory=Region)
+    params: list[Value] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.b = Builder(self.body)
+
+    def emit(self, name: str, *operands: Value, **attrs: Any) -> Value:
+        return self.b.emit(Op.registry[name], *operands, **attrs)
+
+    def pick(self, *kinds: str) -> Value:
+        """A tile of one of the kinds; where there is none, a cast of any."""
+        good = [v for v in self.values if v.dtype.kind in kinds and v.dtype.arithmetic]
+        if good:
+            return self.draw(st.sampled_from(good))
+        target = "f32" if "float" in kinds else "i32" if "int" in kinds else "i1"
+        return self.emit("cast", self.draw(st.sampled_from(self.values)), dtype=dtype(target))
+
+    def like(self, v: Value) -> Value:
+        """Another tile of the same shape and dtype: an existing one, or a constant."""
+        good = [w for w in self.values if w.type == v.type]
+        if self.draw(st.booleans()):
+            return self.draw(st.sampled_from(good)) if good else v
+        value = self.draw(st.integers(0, 3))
+        return self.emit("broadcast", self.emit("const", value=value, dtype=v.dtype), shape=v.shape)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+    def unary(self) -> Value:
+        return self.emit(self.draw(st.sampled_from(UNARY_FLOAT)), self.pick("float"))
+
+    def sign(self) -> Value:
+        return self.emit(self.draw(st.sampled_from(("neg", "abs"))), self.pick("float", "int"))
+
+    def binary(self) -> Value:
+        v = self.pick("float", "int", "uint")
+        return self.emit(self.draw(st.sampled_from(BINARY)), v, self.like(v))
+
+    def integer(self) -> Value:
+        v = self.pick("int", "uint")
+        return self.emit(self.draw(st.sampled_from(BINARY_INTEGER)), v, self.like(v))
+
+    def bits(self) -> Value:
+        return self.emit(self.draw(st.sampled_from(("not", "popcount"))), self.pick("int", "uint"))
+
+    def select(self) -> Value:
+        v = self.pick("float", "int", "uint")
+        test = self.emit(self.draw(st.sampled_from(COMPARE)), v, self.like(v))
+        return self.emit("where", test, v, self.like(v))
+
+    def cast(self) -> Value:
+        v = self.draw(st.sampled_from(self.values))
+        return self.emit("cast", v, dtype=self.draw(st.sampled_from(STORED)))
+
+    def reduce(self) -> Value:
+        v = self.pick("float", "int", "uint")
+        if not v.shape or v.dtype.bits < 32:
+            return self.sign()
+        kind = self.draw(st.sampled_from(("sum", "max", "min")))
+        axis = self.draw(st.integers(0, len(v.shape) - 1))
+        out = self.emit("reduce", v, kind=kind, axis=axis)
+        kept = self.emit("reshape", out, shape=tuple(1 if i == axis else e for i, e in enumerate(v.shape)))
+        return self.emit("broadcast", kept, shape=v.shape)
+
+    def position(self) -> Value:
+        v = self.pick("float", "int", "uint")
+        if not v.shape:
+            return v
+        axis = self.draw(st.integers(0, len(v.shape) - 1))
+        return self.emit("arg_reduce", v, kind=self.draw(st.sampled_from(("max", "min"))), axis=axis)
+
+    def scan(self) -> Value:
+        v = self.pick("float", "int")
+        if not v.shape or v.dtype.bits < 32:
+            return v
+        return self.emit("scan", v, kind=self.draw(st.sampled_from(("sum", "max"))),
+                         axis=self.draw(st.integers(0, len(v.shape) - 1)), reverse=self.draw(st.booleans()))
+
+    def rearrange(self) -> Value:
+        v = self.draw(st.sampled_from(self.values))
+        if not v.shape:
+            return v
+        match self.draw(st.integers(0, 3)):
+            case 0:
+                return self.emit("permute", v, order=tuple(self.draw(st.permutations(range(len(v.shape))))))
+            case 1:
+                return self.emit("reshape", v, shape=(v.tile.size,))
+            case 2:
+                starts = tuple(self.draw(st.integers(0, e - 1)) for e in v.shape)
+                sizes = tuple(self.draw(st.integers(1, e - s)) for e, s in zip(v.shape, starts, strict=True))
+                return self.emit("slice", v, starts=starts, shape=sizes, steps=(1,) * len(sizes))
+            case _:
+                return self.emit("concat", v, v, axis=self.draw(st.integers(0, len(v.shape) - 1)))
+
+    def sort(self) -> Value:
+        v = self.pick("float", "int", "uint")
+        if not v.shape or max(v.shape) > 17:
+            return v
+        op = self.b.add(reduction.Sort, v, axis=self.draw(st.integers(0, len(v.shape) - 1)),
+                        descending=self.draw(st.booleans()))
+        return op.results[self.draw(st.integers(0, 1))]
+
+    def dot(self) -> Value:
+        a = self.draw(st.sampled_from([v for v in self.values if len(v.shape) == 2] or self.values))
+        if len(a.shape) != 2 or a.dtype.kind in ("codebook", "scale") or a.dtype.name in ("f64", "i64", "u32"):
+            return a
+        same = [v for v in self.values if len(v.shape) == 2 and v.dtype.kind not in ("codebook", "scale")
+                and v.dtype.name not in ("f64", "i64", "u32") and v.shape[0] == a.shape[1]]
+        other = self.draw(st.sampled_from(same)) if same else self.emit("permute", a, order=(1, 0))
+        return self.emit("dot", a, other, dtype=dtype(reduction.dot_dtype(a.dtype, other.dtype)))
+
+    def loop(self) -> Value:
+        """A few turns of x = f(x), with the original read inside."""
+        v = self.pick("float", "int", "uint")
+        i, x = Value(self.emit("const", value=0, dtype=I32).type), Value(v.type)
+        inner = Builder(Region([i, x]))
+        op = self.draw(st.sampled_from(("add", "min", "max")))
+        inner.add(control.Yield, inner.emit(Op.registry[op], x, v))
+        bounds = [self.emit("const", value=n, dtype=I32) for n in (0, self.draw(st.integers(0, 3)), 1)]
+        return self.b.add(control.For, *bounds, v, regions=[inner.region]).result
+
+    STEPS = ("unary", "sign", "binary", "integer", "bits", "select", "cast", "reduce", "position", "scan", "rearrange",
+             "sort", "dot", "loop")
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+    def tensor(self, name: str, dt: DType, rank: int, mode: str) -> Value:
+        dims = tuple(f"{name}{d}" for d in range(rank))
+        unit = (False,) * (rank - 1) + (dt.packed or self.draw(st.booleans()),)
+        param = Value(TensorType(dt, dims, mode, unit), name)
+        self.params.append(param)
+        return param
+
+    def zeros(self, rank: int) -> list[Value]:
+        return [self.emit("const", value=0, dtype=I32)] * rank
+
+
+@st.composite
+def functions(draw: Any, steps: int = 8) -> Function:
+    """A function that loads one or two tiles, computes, and stores up to three results."""
+    m = Maker(draw)
+    for i in range(draw(st.integers(1, 2))):
+        shape = tuple(draw(st.lists(st.sampled_from(EXTENTS), min_size=1, max_size=2)))
+        memory_ = m.tensor(f"x{i}", draw(st.sampled_from(STORED)), len(shape), "in")
+        m.values.append(m.b.emit(memory.Load, memory_, *m.zeros(len(shape)), shape=shape,
+                                 axes=tuple(range(len(shape)))))
+    for _ in range(draw(st.integers(1, steps))):
+        v = getattr(m, draw(st.sampled_from(Maker.STEPS)))()
+        if v.tile.size <= 4096 and v not in m.values:
+            m.values.append(v)
+    results = [v for v in m.values if v.shape]
+    for i in range(draw(st.integers(1, 3))):
+        v = results[-1 - i % len(results)]
+        out = m.tensor(f"y{i}", v.dtype, len(v.shape), "out")
+        m.b.add(memory.Store, out, *m.zeros(len(v.shape)), v, axes=tuple(range(len(v.shape))))
+    return Function("fuzzed", m.params, m.body)
+
+
