@@ -7,6 +7,7 @@ The same model in plain torch runs beside it, as the check and for comparison of
 """
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -160,6 +161,8 @@ def main() -> None:
              "batch of 8 long texts": [encoder.ids([LONG] * 8)]}
     tile.set_num_threads(torch.get_num_threads())
     print(f"all-MiniLM-L6-v2 in f32 on {tile.get_num_threads()} threads; medians of 15 runs, ours and torch in turns")
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
+        print("Other programs keep this machine busy: do not trust the times.")
     print(f"{'what':<30}{'texts':>6}{'tokens':>8}{'tilelang':>12}{'torch':>12}{'speed-up':>10}{'cosine':>12}")
     for name, batches in cases.items():
         start = time.perf_counter()

@@ -22,6 +22,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """A failure must show again: torch draws the same numbers in every run."""
+    import torch
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def fresh_config() -> Iterator[None]:
     """Lets a test change the environment: the configuration is read again before and after."""

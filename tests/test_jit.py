@@ -143,3 +143,22 @@ def test_every_level_is_text() -> None:
     lowered = scale.lower(torch.randn(3, 4), by=1.0)
     assert "func @scale" in str(lowered.tile) and "nest" in str(lowered.placed) and "ld " in str(lowered.thread)
     assert "define i32" in lowered.source and "tl_entry" in lowered.assembly and lowered.report["code_bytes"] > 0
+
+
+@tile.kernel
+def times(x: tile.Tensor[tile.i32, "N"], y: tile.Out[tile.f32, "N"], C: tile.Const):
+    tile.store(y, (0,), (tile.load(x, (0,), (4,)) * C).to(tile.f32))
+
+
+def test_equal_constants_of_other_types_are_other_kernels() -> None:
+    x, y = torch.full((4,), 1 << 30, dtype=torch.int32), torch.empty(4)
+    for c, wanted in ((3, float(3 * (1 << 30) - (1 << 32))), (3.0, float(3 * (1 << 30)))) * 2:
+        assert times(x, y, C=c)[0] == wanted
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16", "f32", "f64", "i8", "u8", "i64"])
+def test_a_named_dtype_accepts_torch_numpy_and_long_names(name: str) -> None:
+    dt = tile.dtype(name)
+    long = {"bf16": "bfloat16"}.get(name) or {"f": "float", "i": "int", "u": "uint"}[name[0]] + name[1:]
+    assert tile.dtype(long) is dt and getattr(tile, long) is dt
+    assert tile.args.describe("x", torch.zeros(2, dtype=getattr(torch, long)), None).dtype is dt

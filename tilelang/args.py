@@ -138,7 +138,7 @@ def check_layout(argument: Argument, t: TensorType, loc: Loc | None) -> None:
             raise ArgumentLayout(f"parameter `{argument.name}` is too long", loc=loc,
                                  needs=f"extents up to {MAX_EXTENT}", got=str(extent), why="indices are 32 bits",
                                  try_="split the tensor")
-        if t.writable and extent > 1 and stride == 0:
+        if t.writable and extent > 1 and stride == 0 and 0 not in argument.shape:
             raise ArgumentLayout(f"output `{argument.name}` overlaps itself", loc=loc, needs="distinct elements",
                                  got=f"shape {argument.shape}, strides {argument.strides}",
                                  try_="pass a tensor that is not expanded")
@@ -157,4 +157,18 @@ def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
                  "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu"}
         name = names.get(dt.name) or {"i": "int", "u": "uint", "f": "float"}[dt.name[0]] + str(dt.bits)
         return torch.empty(shape, dtype=getattr(torch, name))
-    return np.empty(shape, dt.storage)
+    return np.empty(shape, numpy_dtype(dt))
+
+
+def numpy_dtype(dt: DType) -> Any:
+    """The NumPy dtype of a tensor of `dt`, from the package ml_dtypes where NumPy has none. Raises ArgumentDType."""
+    if dt.native:
+        return dt.storage
+    names = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "e8m0": "float8_e8m0fnu",
+             "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz"}
+    try:
+        import ml_dtypes
+        return np.dtype(getattr(ml_dtypes, names[dt.name]))
+    except (ImportError, KeyError):
+        raise ArgumentDType(f"NumPy has no {dt}", needs="the package ml_dtypes, or torch tensors", got="neither",
+                            try_="pip install ml_dtypes, or use tile.Packed") from None

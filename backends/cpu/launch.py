@@ -200,14 +200,15 @@ class _Entry:
         low: ir.Value = I64(0)
         high: ir.Value = I64(0)
         empty: ir.Value = I1(0)
+        repeats: ir.Value = I1(0)
         for axis, (extent, stride) in enumerate(sizes):
             self.require(b.icmp_unsigned("<=", extent, I64(MAX_EXTENT)))
             single = b.icmp_signed("<=", extent, I64(1))
             if axis < len(t.unit) and t.unit[axis]:
                 unit = t.dtype.bits if bits == 1 else 1
                 self.require(b.or_(b.icmp_signed("==", stride, I64(unit)), single))
-            if t.writable:
-                self.require(b.or_(b.icmp_signed("!=", stride, I64(0)), single))
+            still = b.and_(b.icmp_signed("==", stride, I64(0)), b.not_(single))
+            repeats = b.or_(repeats, still)
             dim = t.dims[axis]
             known = I64(dim) if isinstance(dim, int) else self.dims.setdefault(dim, extent)
             if known is not extent:
@@ -219,6 +220,8 @@ class _Entry:
             low = b.add(low, b.select(back, reach, I64(0)))
             high = b.add(high, b.select(back, I64(0), reach))
             empty = b.or_(empty, b.icmp_signed("==", extent, I64(0)))
+        if t.writable:  # no element stands twice
+            self.require(b.or_(b.not_(repeats), empty))
         element = t.dtype.bits if bits == 1 else bits
         first = b.add(address, b.ashr(b.mul(low, I64(bits)), I64(3)))
         end = b.add(b.mul(high, I64(bits)), I64(element + 7))

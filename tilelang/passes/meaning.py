@@ -166,6 +166,11 @@ def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, 
     return np.asarray(codec.encode(np.where(np.isfinite(real), moved, real), dt))
 
 
+def noise(fn: Function, args: list[Any], rng: np.random.Generator) -> list[list[Any]]:
+    """Arguments after several disturbed runs of `fn`: how far rounding may move its results."""
+    return [_run(_disturbed(fn, rng), args).tensors for _ in range(_SAMPLES)]
+
+
 # -- comparing --------------------------------------------------------------------------------------------------------
 def difference(before: Function, after: Function | Callable[[list[Any]], None], rng: np.random.Generator,
                exact: bool = False, trials: int = 4) -> str:
@@ -194,15 +199,15 @@ def difference(before: Function, after: Function | Callable[[list[Any]], None], 
 
 def _compare(fn: Function, args: list[Any], wanted: _Outcome, got: _Outcome, rng: np.random.Generator | None) -> str:
     """The first difference in the tensors, and in what was printed; `rng` disturbs the floats, None asks for bits."""
-    noisy: list[_Outcome] = []
+    noisy: list[list[Any]] = []
     for i, p in enumerate(fn.params):
         if not isinstance(p.type, TensorType):
             continue
         w, g, dt = wanted.tensors[i], got.tensors[i], p.type.dtype
-        bad = ~_same_bits(w, g, dt)
+        bad = ~same_bits(w, g, dt)
         if bad.any() and rng is not None:
-            noisy = noisy or [_run(_disturbed(fn, rng), args) for _ in range(_SAMPLES)]
-            bad &= ~_explained(w, g, [n.tensors[i] for n in noisy], dt)
+            noisy = noisy or noise(fn, args, rng)
+            bad &= ~explained(w, g, [n[i] for n in noisy], dt)
         if bad.any():
             at = tuple(int(x) for x in np.argwhere(bad)[0])
             return (f"%{p.name}{list(at)} was {codec.decode(w, dt)[at]} and is {codec.decode(g, dt)[at]}; "
@@ -212,7 +217,7 @@ def _compare(fn: Function, args: list[Any], wanted: _Outcome, got: _Outcome, rng
     return ""
 
 
-def _same_bits(a: Any, b: Any, dt: DType) -> Any:
+def same_bits(a: Any, b: Any, dt: DType) -> Any:
     """Which elements are equal to the bit, or both NaN."""
     same = np.asarray(codec.to_bits(a, dt) == codec.to_bits(b, dt))
     if dt.kind in ("float", "scale"):
@@ -220,13 +225,15 @@ def _same_bits(a: Any, b: Any, dt: DType) -> Any:
     return same
 
 
-def _explained(wanted: Any, got: Any, samples: list[Any], dt: DType) -> Any:
-    """Which elements of `got` are no further from `wanted` than the disturbed samples are."""
-    w, g, *noisy = (codec.decode(x, dt).astype(np.float64) for x in (wanted, got, *samples))
+def explained(wanted: Any, got: Any, samples: list[Any], dt: DType, centre: Any = None) -> Any:
+    """Which elements of `got` are no further from `wanted` than the disturbed samples are from the undisturbed
+    result, `centre` (`wanted` itself where None)."""
+    w, g, c, *noisy = (codec.decode(x, dt).astype(np.float64)
+                       for x in (wanted, got, wanted if centre is None else centre, *samples))
     with np.errstate(all="ignore"):
-        moved = np.max([np.where(s == w, 0.0, np.abs(s - w)) for s in noisy], 0)
+        moved = np.max([np.where(s == c, 0.0, np.abs(s - c)) for s in noisy], 0)
         near = (np.abs(w - g) <= moved) & (moved > 0)
         if dt.kind == "float":
             near = np.abs(w - g) <= _SLACK * moved + 2.0 ** -dt.mantissa_bits * np.abs(w) + dt.smallest_subnormal
-        loose = np.any([np.isfinite(s) != np.isfinite(w) for s in noisy], 0)
+        loose = np.any([np.isfinite(s) != np.isfinite(c) for s in noisy], 0)
     return near | loose

@@ -1,0 +1,137 @@
+"""Fuzzing a kernel against a NumPy reference: `fuzz` draws the arguments from the kernel's own signature."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.args import numpy_dtype
+from tilelang.ir import codec
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.interpreter import run
+from tilelang.ir.packed import Packed
+from tilelang.jit import Bound, Kernel
+from tilelang.lang.kernel import Param
+from tilelang.passes.meaning import explained, noise, same_bits
+
+SPECIAL = (0.0, -0.0, 1.0, np.inf, -np.inf, np.nan)
+
+
+def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, Sequence[Any]] | None = None,
+         dtypes: Mapping[str, Sequence[DType]] | None = None, extents: Mapping[str, Sequence[int]] | None = None,
+         scalars: Mapping[str, Sequence[Any]] | None = None, special: bool = False) -> None:
+    """Compares `kernel(*inputs)` with `reference(*inputs)` on random arguments; raises AssertionError with a runnable
+    call, shrunk to the smallest that fails, on the first difference.
+
+    The reference takes the inputs and scalars in the kernel's order, tensors as f64 (or integer) NumPy arrays of the
+    exact values, and gives the output array, or a tuple of them. Dimension names get ragged extents, zero included
+    (`extents` limits them); tensors get random strides; `dtypes` lists choices for type variables (f32 by default),
+    `consts` for constants (their defaults by default), `scalars` for scalars. `special` mixes infinities, NaN and
+    signed zeros into floats. Integers must be equal; floats may differ by what rounding can do, which is derived by
+    running the kernel's interpreter with every operation disturbed by its largest error.
+
+    How many examples are tried follows the active hypothesis profile. Needs the package hypothesis."""
+    from hypothesis import given, note
+    from hypothesis import strategies as st
+
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        types = {p.tensor.dtype: data.draw(st.sampled_from(list((dtypes or {}).get(p.tensor.dtype, [dtype("f32")]))),
+                                           label=f"dtype {p.tensor.dtype}")
+                 for p in kernel.params if p.kind == "tensor" and isinstance(p.tensor.dtype, str)}
+        sizes = {d: data.draw(st.sampled_from(list((extents or {}).get(d, (0, 1, 2, 3, 7, 16, 33, 100)))), label=d)
+                 for d in dict.fromkeys(d for p in kernel.params if p.kind == "tensor" for d in p.tensor.dims
+                                        if isinstance(d, str))}
+        chosen = {p.name: data.draw(st.sampled_from(list((consts or {})[p.name])), label=p.name)
+                  for p in kernel.params if p.kind == "const" and p.name in (consts or {})}
+        seed = data.draw(st.integers(0, 2**16), label="seed")
+        gaps = data.draw(st.booleans(), label="gaps")
+        rng = np.random.default_rng(seed)
+        inputs: dict[str, Any] = {}
+        for p in kernel.params:
+            if p.kind == "tensor" and p.tensor.mode != "out":
+                dt = types[p.tensor.dtype] if isinstance(p.tensor.dtype, str) else p.tensor.dtype
+                shape = tuple(sizes[d] if isinstance(d, str) else d for d in p.tensor.dims)
+                inputs[p.name] = _tensor(rng, dt, shape, gaps, special)
+            elif p.kind == "scalar":
+                inputs[p.name] = data.draw(st.sampled_from(list((scalars or {}).get(p.name, _numbers(p)))),
+                                           label=p.name)
+        note(f"{kernel.name}: {types}, {sizes}, {chosen}, seed {seed}, gaps {gaps}")
+        _compare(kernel, reference, inputs, chosen, rng)
+    check()
+
+
+def _numbers(p: Param) -> list[Any]:
+    assert isinstance(p.spec, DType)
+    return [0, 1, 2] if p.spec.kind != "float" else [0.5, 1.0, -2.0]
+
+
+def _tensor(rng: np.random.Generator, dt: DType, shape: tuple[int, ...], gaps: bool, special: bool) -> Any:
+    """Random values of a dtype, with unused elements between its rows where `gaps`."""
+    wide = (*shape[:-1], shape[-1] + 3 if shape else 0) if gaps and shape else shape
+    if dt.kind in ("float", "scale", "codebook"):
+        real = rng.standard_normal(wide)
+        if special:
+            real = np.where(rng.random(wide) < 0.1, rng.choice(SPECIAL, wide), real)
+        array = codec.encode(np.abs(real) if dt.kind == "scale" else real, dt)
+    else:
+        array = codec.from_bits(rng.integers(0, 3 if dt.kind == "ternary" else 1 << min(dt.bits, 62), wide), dt)
+    view = array[..., :shape[-1]] if shape else array
+    if not dt.native and not dt.packed:
+        return view.view(numpy_dtype(dt))
+    return Packed.from_codes(codec.to_bits(view, dt), dt, view.shape[-1] * dt.bits) if dt.packed else view
+
+
+def _exact(x: Any, dt: DType | None = None) -> Any:
+    if isinstance(x, Packed):
+        return x.values()
+    values = codec.decode(x.view(dt.storage), dt) if dt is not None and not dt.native else x
+    return np.asarray(values, np.float64) if np.asarray(values).dtype.kind == "f" else values
+
+
+def _compare(kernel: Kernel, reference: Callable[..., Any], inputs: dict[str, Any], consts: dict[str, Any],
+             rng: np.random.Generator) -> None:
+    bound = Bound(kernel, (), {**inputs, **consts})
+    before = [bound.tensors[p.name].storage().copy() if p.kind == "tensor" else
+              codec.encode(np.asarray(bound.scalars[p.name]), p.spec)  # type: ignore[arg-type]
+              for p in kernel.params if p.kind != "const"]
+    want = reference(*(_exact(x, bound.tensors[n].dtype if n in bound.tensors else None) for n, x in inputs.items()))
+    want = want if isinstance(want, tuple) else (want,)
+    kernel(**inputs, **consts, **{n: bound.tensors[n].array for n in bound.allocated})
+    runtime = [p for p in kernel.params if p.kind != "const"]
+    outs = [i for i, p in enumerate(runtime) if p.kind == "tensor" and p.tensor.mode == "out"]
+    samples: list[list[Any]] = []
+    for i, expected in zip(outs, want, strict=True):
+        argument = bound.tensors[runtime[i].name]
+        dt, got = argument.dtype, argument.storage()
+        wanted = codec.encode(np.asarray(expected), dt).reshape(got.shape)
+        bad = ~same_bits(wanted, got, dt)
+        if bad.any() and dt.kind == "float":
+            samples = samples or noise(kernel.trace(bound.types(), bound.consts), before, rng)
+            centre = [a.copy() if isinstance(a, np.ndarray) else a for a in before]
+            run(kernel.trace(bound.types(), bound.consts), centre)
+            bad &= ~explained(wanted, got, [s[i] for s in samples], dt, centre[i])
+        if bad.any():
+            at = tuple(int(x) for x in np.argwhere(bad)[0])
+            raise AssertionError(
+                f"`{kernel.name}`: {runtime[i].name}{list(at)} is {codec.decode(got, dt)[at]}, the reference gives "
+                f"{codec.decode(wanted, dt)[at]}; {int(bad.sum())} of {bad.size} elements differ.\nTo repeat it:\n"
+                f"{_call(kernel, inputs, consts)}")
+
+
+def _call(kernel: Kernel, inputs: dict[str, Any], consts: dict[str, Any]) -> str:
+    """A runnable call with these arguments."""
+    lines = ["import numpy as np", "import tilelang as tile", f"from {kernel.fn.__module__} import {kernel.name}"]
+    for name, x in inputs.items():
+        if isinstance(x, Packed):
+            lines.append(f"{name} = tile.Packed.from_codes(np.array({x.codes().tolist()}), tile.dtype('{x.dtype}'), "
+                         f"{x.row_bits})")
+        elif isinstance(x, np.ndarray):
+            small = np.array2string(x, separator=", ", threshold=64)
+            lines.append(f"{name} = np.array({x.tolist()}, '{x.dtype}').reshape({x.shape})" if x.size <= 256 else
+                         f"# {name}: {x.dtype} {x.shape}, {small}")
+        else:
+            lines.append(f"{name} = {x!r}")
+    names = [*inputs, *(f"{k}={v!r}" for k, v in consts.items())]
+    return "\n".join([*lines, f"print({kernel.name}({', '.join(n if '=' in n else f'{n}={n}' for n in names)}))"])
