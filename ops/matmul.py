@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
+from tilelang.args import empty_like
 from tilelang.ops.common import block
 
 
@@ -37,7 +38,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
     dt = tile.dtype(str(a.dtype).removeprefix("torch."))
     acc = tile.dtype("i32") if dt.is_integer else tile.dtype("f64" if dt.name == "f64" else "f32")
     if out is None:
-        result = tile.args.empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
+        result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
     else:
         result = out
     bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1])

@@ -30,8 +30,8 @@ ULP_F64: dict[str, float] = {
 """The same of the f64 functions: the bounds documented for glibc, and what sigmoid and rsqrt add to them."""
 
 _INTRINSICS = {"sqrt": "llvm.sqrt", "floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.roundeven",
-               "trunc": "llvm.trunc", "abs": "llvm.fabs", "fma": "llvm.fma", "min": "llvm.minimum",
-               "max": "llvm.maximum"}
+               "trunc": "llvm.trunc", "abs": "llvm.fabs", "fma": "llvm.fma"}
+_SELECTS = {"min": "<", "max": ">"}
 
 # Adding 1.5 * 2**23 to an f32 rounds it to an integer n, which the low bits of the sum then hold. Adding _MAGIC + k
 # leaves n + k there, so with k = 127 a shift by 23 gives the bits of 2**n.
@@ -330,7 +330,16 @@ def emit(builder: ir.IRBuilder, name: str, args: Sequence[ir.Value]) -> ir.Value
                           try_="cast to f32 first")
     if name in _INTRINSICS:
         return v.call(_INTRINSICS[name], *args)
+    if name in _SELECTS:
+        # Three instructions; llvm.minimum also orders signed zeros, which NumPy does not, at twice the cost.
+        x, y = args
+        chosen = builder.select(builder.fcmp_ordered(_SELECTS[name], x, y), x, y)
+        return builder.select(builder.fcmp_unordered("uno", x, x), x, chosen)
     if name not in functions:
-        raise TargetError(f"`{name}` is not an elementary function of the CPU backend",
-                          needs=", ".join(sorted({*ULP, *_INTRINSICS})), got=name, try_="compose it from these")
+        raise TargetError(
+            f"`{name}` is not an elementary function of the CPU backend",
+            needs=", ".join(sorted({*ULP, *_INTRINSICS, *_SELECTS})),
+            got=name,
+            try_="compose it from these",
+        )
     return functions[name](v, args[0])

@@ -1,0 +1,96 @@
+"""The compile cache: atomic, private, capped, and never the reason for a failure."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tilelang.cache import Cache, key
+from tilelang.cli import main
+from tilelang.config import read
+
+
+def test_keys_separate_their_parts() -> None:
+    assert key("ab", "c") != key("a", "bc") and key("a") == key(b"a")
+
+
+def test_what_is_stored_comes_back_and_is_private(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 1 << 20)
+    name = key("x")
+    assert cache.get(name) is None
+    cache.put(name, b"body")
+    assert cache.get(name) == b"body" and [e.path.name for e in cache.entries()] == [name]
+    assert (tmp_path / "c").stat().st_mode & 0o077 == 0
+    assert next(cache.entries()).path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:20], lambda b: b[:-1] + b"?", lambda b: b""])
+def test_damage_is_a_miss(tmp_path: Path, damage: object) -> None:
+    cache = Cache(tmp_path / "c", 1 << 20)
+    cache.put(key("x"), b"body")
+    path = next(cache.entries()).path
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    assert cache.get(key("x")) is None and not path.exists()
+
+
+def test_the_oldest_entries_go_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 1 << 20)
+    for i in range(4):
+        cache.put(key(str(i)), bytes(100))
+        os.utime(next(e.path for e in cache.entries() if e.path.name == key(str(i))), (i, i))
+    cache.get(key("0"))  # used now
+    assert cache.prune(2 * 150) == 2
+    assert {e.path.name for e in cache.entries()} == {key("0"), key("3")}
+
+
+def test_a_directory_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c").chmod(0o777)
+    cache = Cache(tmp_path / "c", 1 << 20)
+    cache.put(key("x"), b"body")
+    assert cache.get(key("x")) is None and not list(cache.entries())
+
+
+def test_an_unusable_place_only_slows_down(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file" / "c", 1 << 20)
+    cache.put(key("x"), b"body")
+    assert cache.get(key("x")) is None
+
+
+def test_many_writers_and_readers(tmp_path: Path) -> None:
+    program = ("import sys; from pathlib import Path; from tilelang.cache import Cache, key\n"
+               "c = Cache(Path(sys.argv[1]), 4000)\n"
+               "for i in range(60):\n"
+               "    c.put(key(str(i % 7)), bytes([i % 7]) * 500)\n"
+               "    got = c.get(key(str(i % 7)))\n"
+               "    assert got is None or got == bytes([i % 7]) * 500\n")
+    with ThreadPoolExecutor(3) as pool:
+        runs = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", program, str(tmp_path / "c")],
+                                                      capture_output=True, text=True), range(3)))
+    assert [r.returncode for r in runs] == [0, 0, 0], runs[0].stderr
+    assert sum(e.size for e in Cache(tmp_path / "c", 4000).entries()) <= 4000 + 3 * 600
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(__file__).parent.parent / "examples" / "01_vector_add.py"
+    source = file.read_text()
+    name = source[source.index("def ") + 4:source.index("(", source.index("def "))]
+    for level, text in (("tile", "func @"), ("thread", "thread {"), ("llvm", "define i32"), ("asm", ".text")):
+        assert main(["compile", f"{file}:{name}", "--emit", level]) == 0
+        assert text in capsys.readouterr().out
+    assert main(["compile", f"{file}:nothing"]) == 2
+    assert main(["cache", "size"]) == 0 and main(["cache", "verify"]) == 0
+    assert "0 damaged" in capsys.readouterr().out
+
+
+def test_bad_environment_variables_are_named() -> None:
+    with pytest.raises(ValueError, match="TILELANG_CHECK needs 0, 1 or 2, got 7"):
+        read({"TILELANG_CHECK": "7"})
+    with pytest.raises(ValueError, match="TILELANG_THREADS needs a number, got 'many'"):
+        read({"TILELANG_THREADS": "many"})
+    assert read({"TILELANG_THREADS": "3"}).threads == 3
