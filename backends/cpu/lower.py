@@ -231,12 +231,14 @@ class _Lowering:
             first = [s.load(b, where(0)) for s in sources]
             for t, v in zip(targets, first, strict=True):
                 t.store(b, where(0), v)
+            floor = b.floor
             with b.loop(1, n, 1, first) as loop:
                 b.floor = len(b.levels) - 1
                 out = step(loop.carried, [s.load(b, where(loop.i)) for s in sources])
                 for t, v in zip(targets, out, strict=True):
                     t.store(b, where(loop.i), v)
                 loop.yield_(out)
+            b.floor = floor
 
         def over(dims: Sequence[int], at: dict[int, Ix]) -> None:
             if not dims:

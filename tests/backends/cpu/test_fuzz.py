@@ -10,7 +10,7 @@ from tilelang.backends.cpu import arithmetic
 from tilelang.ir.core import Function
 
 
-@settings(max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(functions())
 def test_machine_code_equals_the_interpreter(fn: Function) -> None:
     assert check(fn) == ""
