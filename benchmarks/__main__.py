@@ -8,6 +8,7 @@ import sys
 import torch
 
 import tilelang
+from benchmarks import latency
 from benchmarks.cases import cases
 from benchmarks.timing import compare
 from tilelang.backends.cpu.machine import host
@@ -19,6 +20,8 @@ def main(pattern: str = "") -> None:
         f"{platform.machine()} {host().cpu}, {host().vector_bytes}-byte vectors, Python {platform.python_version()}, "
         f"torch {torch.__version__}, tilelang {tilelang.__version__}, {datetime.date.today()}\n"
     )
+    if not pattern:
+        latency.main()
     print("| case | threads | ours | torch | ratio | goal | rate |\n|---|---|---|---|---|---|---|")
     for threads in (1, 2):
         torch.set_num_threads(threads)

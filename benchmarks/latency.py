@@ -1,0 +1,85 @@
+"""Times that are not throughput: a call, a cold compile, a warm start from the disk cache."""
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+
+import tilelang as tile
+
+
+@tile.kernel
+def add(a: tile.Tensor[tile.f32, "N"], b: tile.Tensor[tile.f32, "N"], c: tile.Out[tile.f32, "N"], B: tile.Const = 64):
+    n = tile.grid(tile.cdiv(a.shape[0], B))
+    tile.store(c, (n * B,), tile.load(a, (n * B,), (B,)) + tile.load(b, (n * B,), (B,)))
+
+
+@tile.kernel
+def matmul(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"],
+           BM: tile.Const = 128, BN: tile.Const = 128, BK: tile.Const = 32):
+    """The example of the README."""
+    (M, K), N = a.shape, b.shape[1]
+    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
+    acc = tile.zeros((BM, BN), tile.f32)
+    for k in tile.range(0, K, BK, stages=3):
+        acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))
+    tile.store(c, (m * BM, n * BN), acc.to(tile.f16))
+
+
+def call_microseconds() -> float:
+    """One call with three torch tensors of 64 elements; median of 9 times 20,000."""
+    a, b, c = (torch.randn(64) for _ in range(3))
+    add(a, b, c)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        for _ in range(20_000):
+            add(a, b, c)
+        times.append((time.perf_counter() - start) / 20_000)
+    return statistics.median(times) * 1e6
+
+
+def first_call() -> float:
+    """Seconds from having imported everything (pool started, LLVM loaded) to the first result of `matmul`."""
+    a, b, c = (torch.randn(8, 8).half() for _ in range(3))
+    tile.get_num_threads()
+    add(torch.ones(1), torch.ones(1), torch.ones(1))
+    start = time.perf_counter()
+    matmul(a, b, c)
+    return time.perf_counter() - start
+
+
+def starts() -> tuple[float, float]:
+    """(cold, warm) seconds of the first call in new processes: medians of 5, with an empty, then a filled cache."""
+    cold, warm = [], []
+    program = "from benchmarks.latency import first_call; print(first_call())"
+    for _ in range(5):
+        with tempfile.TemporaryDirectory() as cache:
+            for out in (cold, warm):
+                run = subprocess.run(
+                    [sys.executable, "-c", program],
+                    env={**os.environ, "TILELANG_CACHE_DIR": f"{cache}/c"},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                out.append(float(run.stdout))
+    return statistics.median(cold), statistics.median(warm)
+
+
+def main() -> None:
+    """Prints a small table with the goals."""
+    cold, warm = starts()
+    print("| what | measured | goal |\n|---|---|---|")
+    print(f"| call with three torch tensors | {call_microseconds():.2f} us | 3 us |")
+    print(f"| first call of the README's matmul, empty cache | {cold * 1e3:.0f} ms | 1500 ms |")
+    print(f"| the same in a new process, filled cache | {warm * 1e3:.1f} ms | 30 ms |\n")
+
+
+if __name__ == "__main__":
+    main()
