@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-settings.register_profile("tilelang", deadline=None)
+settings.register_profile("tilelang", deadline=None, derandomize=True)  # `make fuzz` draws new ones
 settings.load_profile("tilelang")
 os.environ.setdefault("TILELANG_CHECK", "1")
 _cache = tempfile.TemporaryDirectory(prefix="tilelang-test-")
