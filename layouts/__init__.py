@@ -1,4 +1,5 @@
 """The layout algebra: which thread holds which element, and where elements lie in memory."""
+from tilelang.layouts.conversion import Conversion, blocked, conversion, flat_table
 from tilelang.layouts.draw import ascii, svg
 from tilelang.layouts.register import (
                                        LayoutError,
@@ -12,5 +13,5 @@ from tilelang.layouts.register import (
 from tilelang.layouts.shared import Banks, SharedLayout, Swizzle, conflicts, derive_swizzle, shared
 from tilelang.layouts.text import parse
 
-__all__ = ["Banks", "LayoutError", "RegisterLayout", "SharedLayout", "Swizzle", "ascii", "column_local",
-           "column_spatial", "conflicts", "derive_swizzle", "local", "parse", "replicated", "shared", "spatial", "svg"]
+__all__ = ["Banks", "Conversion", "LayoutError", "RegisterLayout", "SharedLayout", "Swizzle", "ascii", "blocked", "column_local",
+           "column_spatial", "conflicts", "conversion", "derive_swizzle", "flat_table", "local", "parse", "replicated", "shared", "spatial", "svg"]

@@ -56,13 +56,15 @@ class TensorType:
     """A tensor argument in global memory.
 
     `mode` is "in", "out" (allocated by the caller where absent) or "inout". `unit[i]` records that the stride of
-    dimension i is known to be one element.
+    dimension i is known to be one element. The address, every other stride and the extent of that dimension are
+    known to be multiples of `align` bytes.
     """
 
     dtype: DType
     dims: tuple[Dim, ...]
     mode: str = "in"
     unit: tuple[bool, ...] = ()
+    align: int = 1
 
     @property
     def rank(self) -> int:
@@ -75,7 +77,8 @@ class TensorType:
     def __str__(self) -> str:
         dims = "".join(f", {d}" + (":1" if i < len(self.unit) and self.unit[i] else "")
                        for i, d in enumerate(self.dims))
-        return f"tensor<{self.mode} {self.dtype}{dims}>"
+        align = f" align {self.align}" if self.align > 1 else ""
+        return f"tensor<{self.mode} {self.dtype}{align}{dims}>"
 
 
 @dataclass(frozen=True)

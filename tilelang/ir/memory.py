@@ -233,9 +233,10 @@ class Atomic(_Indexed):
 
 # -- memory of a program (tier 2) -------------------------------------------------------------------------------------
 class Alloc(Op):
-    """Memory of this program, uninitialised; reading an element never written is an error in the interpreter."""
+    """Memory of this program, uninitialised; reading an element never written is an error in the interpreter.
+    `offset` is its place in bytes, once a pass has chosen one."""
     name, levels = "alloc", ALL_LEVELS
-    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None}
+    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None, "offset": None}
 
     def infer(self) -> Sequence[Type]:
         return [BufferType(self.attrs["dtype"], tuple(self.attrs["shape"]), self.attrs["space"],
@@ -268,7 +269,7 @@ class CopyAsync(Op):
 
 class Commit(Op):
     """Closes the group of asynchronous copies started since the last `commit`."""
-    name, effects = "commit", "control"
+    name, levels, effects = "commit", ALL_LEVELS, "control"
 
     def infer(self) -> Sequence[Type]:
         return []
@@ -280,7 +281,7 @@ class Commit(Op):
 
 class Wait(Op):
     """Waits until at most `pending` of the latest groups are unfinished."""
-    name, effects, attributes = "wait", "control", {"pending": 0}
+    name, levels, effects, attributes = "wait", ALL_LEVELS, "control", {"pending": 0}
 
     def infer(self) -> Sequence[Type]:
         return []
@@ -292,7 +293,7 @@ class Wait(Op):
 
 class Barrier(Op):
     """Every thread of the program reaches this point before any goes on; shared memory written before is visible."""
-    name, effects = "barrier", "control"
+    name, levels, effects = "barrier", ALL_LEVELS, "control"
 
     def infer(self) -> Sequence[Type]:
         return []

@@ -163,13 +163,13 @@ class _Reader:
     def type(self, node: Node) -> Type:
         match node.data:
             case "tensor":
-                mode, dt, *dims = node.children
+                mode, dt, align, *dims = node.children
                 if mode not in ("in", "out", "inout"):
                     raise self.fail(mode, "unknown mode of a tensor", "in, out or inout", str(mode), "pick one")
                 pairs = [d.children for d in dims]
                 unit = tuple(one is not None for _, one in pairs)
                 names: list[Dim] = [int(d) if d.type == "INT" else str(d) for d, _ in pairs]
-                return TensorType(self.dtype(dt), tuple(names), str(mode), unit if any(unit) else ())
+                return TensorType(self.dtype(dt), tuple(names), str(mode), unit if any(unit) else (), int(align or 1))
             case "buffer":
                 space, dt, *rest = node.children
                 layout = self.layout(rest.pop())

@@ -160,8 +160,9 @@ class Dot(Op):
 
     Operand values are exact; products accumulate in `dtype` (integers modulo 2**bits, floats in unspecified order).
     At PLACED the stored `a` may be `bias` too large, as some instructions want it; the product is that of a - bias.
+    `instruction` names the row of the target's table that computes it, "" for the ordinary one.
     """
-    name, attributes = "dot", {"dtype": ..., "bias": 0}
+    name, attributes = "dot", {"dtype": ..., "bias": 0, "instruction": ""}
 
     def infer(self) -> Sequence[Type]:
         a, b, dt = self.operands[0].tile, self.operands[1].tile, self.attrs["dtype"]

@@ -92,7 +92,7 @@ class _Access(Op):
         return np.asarray(offset) if lanes is None else int(offset) + unit * np.arange(lanes)
 
     def read(self, args: Sequence[Any], positions: Any, dt: Any) -> Any:
-        mask = args[2] if len(args) > 2 else np.ones(positions.shape, bool)
+        mask = np.broadcast_to(args[2] if len(args) > 2 else True, positions.shape)
         out = np.zeros(positions.shape, dt.storage)
         if np.any(mask):
             view, at = flat(args[0], positions[mask], _unit(self, 0))
@@ -100,7 +100,7 @@ class _Access(Op):
         return out
 
     def write(self, args: Sequence[Any], positions: Any) -> None:
-        mask = args[3] if len(args) > 3 else np.ones(positions.shape, bool)
+        mask = np.broadcast_to(args[3] if len(args) > 3 else True, positions.shape)
         if np.any(mask):
             view, at = flat(args[0], positions[mask], _unit(self, 0))
             view[at] = np.asarray(args[2])[mask]
@@ -108,8 +108,9 @@ class _Access(Op):
 
 class Ld(_Access):
     """`lanes` consecutive elements (a scalar where None) from an offset; lanes whose mask is false are 0 and are not
-    touched. Operands (memory, offset, [mask])."""
-    name, effects, attributes = "ld", "read", {"lanes": None}
+    touched; one mask may stand for all lanes. Operands (memory, offset, [mask]). Accesses to shared
+    memory of one non-zero `phase` never touch the same element from two threads, unless all of them read."""
+    name, effects, attributes = "ld", "read", {"lanes": None, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         lanes = self.attrs["lanes"]
@@ -132,8 +133,8 @@ class LdGather(_Access):
 
 class St(_Access):
     """Writes consecutive elements from an offset. Operands (memory, offset, value, [mask]). `stream` hints that the
-    data will not be read again soon."""
-    name, effects, attributes = "st", "write", {"stream": False}
+    data will not be read again soon; `phase` as in `ld`."""
+    name, effects, attributes = "st", "write", {"stream": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         return []
@@ -157,14 +158,16 @@ class StScatter(_Access):
 
 
 class AtomicRmw(_Access):
-    """One atomic update of one element, giving its old value: (memory, offset, value) with `kind` add, max or min;
-    (memory, offset, compare, value) with cas."""
-    name, effects, attributes = "atomic_rmw", "write", {"kind": ...}
+    """One atomic update of one element, giving its old value: (memory, offset, value, [mask]) with `kind` add, max or
+    min; (memory, offset, compare, value, [mask]) with cas. Where the mask is false nothing happens and 0 is given."""
+    name, effects, attributes = "atomic_rmw", "write", {"kind": ..., "masked": False}
 
     def infer(self) -> Sequence[Type]:
         return [TileType((), memory_type(self, self.operands[0]).dtype)]
 
     def eval(self, frame: Any, *args: Any) -> Any:
+        if self.attrs["masked"] and not args[-1]:
+            return np.zeros((), self.result.dtype.storage)
         view, at = flat(args[0], args[1], 1)
         old, dt, kind = view[at].copy(), self.result.dtype, self.attrs["kind"]
         if kind == "cas":

@@ -1,0 +1,1 @@
+"""The renderer of C-family text that CUDA and HIP share."""

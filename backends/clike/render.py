@@ -1,0 +1,437 @@
+"""THREAD to C-family text: the kernel that CUDA, HIP and the emulator compile.
+
+The text includes one header, `tl.h`, and uses nothing but its `tl::` functions and TL_ macros. Every operation that
+touches memory or other threads carries its number, `tl::op(n)`; `Rendered.ops` tells which operation that is.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilelang.backends.clike.expressions import c_type, literal, unary_or_infix
+from tilelang.errors import Loc, TargetError
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.interpreter import Frame
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the C function: `kind` is "data", "shape", "stride", "value" or "workers"; `index` numbers the
+    kernel's parameter, `axis` its dimension."""
+
+    kind: str
+    index: int = 0
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The text, its parameters, and the operations it numbers."""
+
+    text: str
+    name: str
+    threads: int
+    shared_bytes: int
+    parameters: tuple[Parameter, ...]
+    ops: tuple[Op, ...]
+
+
+def parameters(fn: Function) -> tuple[Parameter, ...]:
+    """Every parameter a kernel takes, whether it uses it or not: callers need not look at the code."""
+    out: list[Parameter] = []
+    for i, p in enumerate(fn.params):
+        if isinstance(p.type, TensorType):
+            out.append(Parameter("data", i))
+            out += [Parameter("shape", i, axis) for axis in range(p.type.rank)]
+            out += [Parameter("stride", i, axis) for axis in range(p.type.rank)]
+        else:
+            out.append(Parameter("value", i))
+    return (*out, Parameter("workers"))
+
+
+def render(fn: Function, title: str, shared_bytes: int) -> Rendered:
+    """The text of a THREAD function. Raises TargetError for an operation without a form."""
+    return _Renderer(fn).run(title, shared_bytes)
+
+
+class _Renderer:
+    def __init__(self, fn: Function) -> None:
+        self.fn = fn
+        self.lines: list[str] = []
+        self.indent = "  "
+        self.names: dict[Value, str] = {}
+        self.taken: set[str] = set()
+        self.ops: list[Op] = []
+        self.loc: Loc | None = None
+
+    # -- names --------------------------------------------------------------------------------------------------------
+    def name(self, v: Value) -> str:
+        if v not in self.names:
+            base = re.sub(r"\W", "_", v.name) if v.name else ""
+            base = base if base and not base[0].isdigit() else f"x{len(self.names)}"
+            name, n = base, 1
+            while name in self.taken or name in _RESERVED:
+                name, n = f"{base}_{n}", n + 1
+            self.taken.add(name)
+            self.names[v] = name
+        return self.names[v]
+
+    def scalar(self, v: Value) -> str:
+        """A scalar as an expression: constants stand for themselves."""
+        op = v.owner
+        if op is not None and op.name == "const":
+            return literal(op.eval(Frame((), 1, print)), v.dtype)
+        return self.name(v)
+
+    def lane(self, v: Value, i: str) -> str:
+        """Lane i of a vector, or a scalar; a broadcast scalar is not stored."""
+        if not v.shape:
+            return self.scalar(v)
+        op = v.owner
+        if op is not None and op.name == "broadcast":
+            return self.scalar(op.operands[0]) if not op.operands[0].shape else f"{self.name(op.operands[0])}[0]"
+        return f"{self.name(v)}[{i}]"
+
+    def vector(self, v: Value) -> str:
+        """The name of a vector that must lie in registers."""
+        op = v.owner
+        if op is not None and op.name == "broadcast" and v not in self.names:
+            return f"tl::full<{c_type(v.dtype)}, {v.shape[0]}>({self.lane(v, '0')})"
+        return self.name(v)
+
+    def type(self, v: Value) -> str:
+        t = c_type(v.dtype)
+        return f"tl::vec<{t}, {v.shape[0]}>" if v.shape else t
+
+    def line(self, text: str) -> None:
+        self.lines.append(self.indent + text)
+
+    def number(self, op: Op) -> str:
+        self.ops.append(op)
+        return f"tl::op({len(self.ops) - 1})"
+
+    # -- the function -------------------------------------------------------------------------------------------------
+    def run(self, title: str, shared_bytes: int) -> Rendered:
+        threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
+        args = []
+        for p in parameters(self.fn):
+            if p.kind == "workers":
+                args.append("tl::i32 workers")
+                continue
+            v = self.fn.params[p.index]
+            name = self.name(v)
+            if p.kind == "data":
+                assert isinstance(v.type, TensorType)
+                const = "" if v.type.writable else "const "
+                args.append(f"tl::gptr<{const}{memory_type(v)}> {name}")
+            elif p.kind == "value":
+                args.append(f"{c_type(v.dtype)} {name}")
+            else:
+                args.append(f"tl::i64 {name}_{'n' if p.kind == 'shape' else 's'}{p.axis}")
+        name = f"{self.fn.name}_kernel"
+        self.region(self.fn.body)
+        head = [f"// {title}", '#include "tl.h"', "", f"TL_KERNEL({name}, {threads})({_wrap(args)}) {{"]
+        if shared_bytes:
+            head.append(f"  TL_SHARED(smem, {shared_bytes});")
+        text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
+        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops))
+
+    def region(self, region: Region) -> None:
+        for op in region.ops:
+            if op.name == "yield":
+                continue
+            if op.loc is not None and op.loc != self.loc and op.name not in ("const", "const_tile", "alloc"):
+                source = op.loc.source_line().strip()
+                if self.loc is None or (op.loc.file, op.loc.line) != (self.loc.file, self.loc.line):
+                    self.line(f"// {op.loc.file.rsplit('/', 1)[-1]}:{op.loc.line}  {source}".rstrip("\\"))
+                self.loc = op.loc
+            rule = getattr(self, f"_{op.name}", None)
+            if rule is not None:
+                rule(op)
+            elif isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
+                self._elementwise(op)
+            else:
+                raise TargetError(f"`{op.name}` has no form in C text", loc=op.loc, needs="a lowered operation",
+                                  got=op.name, try_="report this: a pass should have rewritten it")
+
+    def define(self, v: Value, text: str) -> None:
+        self.line(f"const {self.type(v)} {self.name(v)} = {text};")
+
+    def declare(self, v: Value) -> str:
+        name = self.name(v)
+        self.line(f"{self.type(v)} {name};")
+        return name
+
+    def _elementwise(self, op: Op) -> None:
+        if not op.result.shape:
+            self.define(op.result, unary_or_infix(op, [self.scalar(v) for v in op.operands]))
+            return
+        name = self.declare(op.result)
+        value = unary_or_infix(op, [self.lane(v, "i") for v in op.operands])
+        self.each(op.result.shape[0], f"{name}[i] = {value};")
+
+    def each(self, n: int, body: str) -> None:
+        self.line(f"TL_UNROLL for (int i = 0; i < {n}; ++i) {body}")
+
+    # -- values -------------------------------------------------------------------------------------------------------
+    def _const(self, op: Op) -> None:
+        """Constants stand where they are used."""
+
+    def _const_tile(self, op: Op) -> None:
+        values = op.eval(Frame((), 1, print))
+        items = ", ".join(literal(v, op.result.dtype) for v in values)
+        self.define(op.result, f"{{{items}}}")
+
+    def _arange(self, op: Op) -> None:
+        name, start = self.declare(op.result), op.attrs["start"]
+        self.each(op.result.shape[0], f"{name}[i] = i + {start};" if start else f"{name}[i] = i;")
+
+    def _broadcast(self, op: Op) -> None:
+        """Used lane by lane, never stored."""
+
+    def _extract(self, op: Op) -> None:
+        self.define(op.result, self.lane(op.operands[0], str(op.attrs["lane"])))
+
+    def _take(self, op: Op) -> None:
+        items = ", ".join(self.lane(op.operands[0], str(i)) for i in op.attrs["lanes"])
+        self.define(op.result, f"{{{items}}}")
+
+    def _slice(self, op: Op) -> None:
+        (start,), (n,), (step,) = op.attrs["starts"], op.attrs["shape"], op.attrs["steps"]
+        items = ", ".join(self.lane(op.operands[0], str(start + i * step)) for i in range(n))
+        self.define(op.result, f"{{{items}}}")
+
+    def _concat(self, op: Op) -> None:
+        items = ", ".join(self.lane(v, str(i)) for v in op.operands for i in range(v.shape[0]))
+        self.define(op.result, f"{{{items}}}")
+
+    def _reduce(self, op: Op) -> None:
+        (x,), kind = op.operands, op.attrs["kind"]
+        join = {"all": "&", "any": "|"}[kind]
+        self.define(op.result, f" {join} ".join(self.lane(x, str(i)) for i in range(x.shape[0])))
+
+    def _thread_id(self, op: Op) -> None:
+        self.define(op.result, "tl::thread()")
+
+    def _num_workers(self, op: Op) -> None:
+        self.define(op.result, "workers")
+
+    def _grid(self, op: Op) -> None:
+        rest = "tl::program()"
+        for i in reversed(range(len(op.results))):
+            extent = self.scalar(op.operands[i])
+            if i == 0:
+                self.define(op.results[0], f"(tl::i32)({rest})")
+                continue
+            following = f"grid_{i}"
+            self.taken.add(following)
+            self.define(op.results[i], f"(tl::i32)({rest} % {extent})")
+            self.line(f"const tl::i64 {following} = {rest} / {extent};")
+            rest = following
+
+    def _dim(self, op: Op) -> None:
+        memory, axis = op.operands[0], op.attrs["axis"]
+        text = str(memory.type.shape[axis]) if isinstance(memory.type, BufferType) else \
+            f"(tl::i32){self.name(memory)}_n{axis}"
+        self.define(op.result, text)
+
+    def _stride(self, op: Op) -> None:
+        self.define(op.result, f"{self.name(op.operands[0])}_s{op.attrs['axis']}")
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+    def _alloc(self, op: Op) -> None:
+        t, size = memory_type(op.result), 1
+        for e in op.attrs["shape"]:
+            size *= e
+        self.line(f"const tl::sptr<{t}> {self.name(op.result)} = tl::shared<{t}>(smem, {op.attrs['offset']}, {size});")
+
+    def address(self, memory: Value, offset: Value) -> str:
+        at = self.scalar(offset)
+        return f"{self.name(memory)}, {at if isinstance(memory.type, TensorType) else f'(int){at}'}"
+
+    def _ld(self, op: Op) -> None:
+        memory, offset, *mask = op.operands
+        lanes, dt = op.attrs["lanes"], op.result.dtype
+        extra = "".join(f", {self.scalar(m)}" for m in mask)
+        where = f"{self.address(memory, offset)}{extra}, {self.number(op)}"
+        if isinstance(memory.type, TensorType) and dt.packed:
+            where = f"{self.address(memory, offset)}{extra or ', true'}, {self.number(op)}"
+            self.ops.pop()
+            self.define(op.result, self._code(f"tl::ld_bits<{dt.bits}>({where})", dt))
+        elif lanes is None:
+            value = f"tl::ld<1>({where})[0]"
+            self.define(op.result, f"{value} != 0" if dt.kind == "bool" else value)
+        elif dt.kind == "bool":
+            raw = f"{self.name(op.result)}_raw"
+            self.line(f"const tl::vec<tl::u8, {lanes}> {raw} = tl::ld<{lanes}>({where});")
+            self.each(lanes, f"{self.declare(op.result)}[i] = {raw}[i] != 0;")
+        else:
+            self.define(op.result, f"tl::ld<{lanes}>({where})")
+
+    def _code(self, bits: str, dt: Any) -> str:
+        return f"tl::wrap<{c_type(dt)}, {dt.bits}>({bits})"
+
+    def _st(self, op: Op) -> None:
+        memory, offset, value, *mask = op.operands
+        extra = "".join(f", {self.scalar(m)}" for m in mask)
+        dt, n = value.dtype, value.shape[0] if value.shape else 1
+        t = memory_type(memory)
+        if isinstance(memory.type, TensorType) and dt.packed:
+            for i in range(n):
+                at = self.scalar(offset) + (f" + {i * dt.bits}" if i else "")
+                self.line(f"tl::st_bits<{dt.bits}>({self.name(memory)}, {at}, (tl::u32){self.lane(value, str(i))}"
+                          f"{extra or ', true'}, {self.number(op)});")
+            return
+        items = ", ".join(f"({t}){self.lane(value, str(i))}" if dt.kind == "bool" else self.lane(value, str(i))
+                          for i in range(n))
+        whole = self.vector(value) if value.shape and dt.kind != "bool" else f"tl::vec<{t}, {n}>{{{items}}}"
+        self.line(f"tl::st<{n}>({self.address(memory, offset)}, {whole}{extra}, {self.number(op)});")
+
+    def _atomic_rmw(self, op: Op) -> None:
+        memory, offset, *args = op.operands
+        values = ", ".join(map(self.scalar, args)) + ("" if op.attrs["masked"] else ", true")
+        self.define(op.result, f"tl::atomic_{op.attrs['kind']}({self.address(memory, offset)}, {values}, "
+                               f"{self.number(op)})")
+
+    def _st_async(self, op: Op) -> None:
+        buffer, at, tensor, offset, *mask = op.operands
+        extra = self.scalar(mask[0]) if mask else "true"
+        self.line(f"tl::cp_async<{op.attrs['lanes']}>({self.address(buffer, at)}, {self.address(tensor, offset)}, "
+                  f"{extra}, {self.number(op)});")
+
+    def _commit(self, op: Op) -> None:
+        self.line(f"tl::cp_commit({self.number(op)});")
+
+    def _wait(self, op: Op) -> None:
+        self.line(f"tl::cp_wait<{op.attrs['pending']}>({self.number(op)});")
+
+    def _barrier(self, op: Op) -> None:
+        self.line(f"tl::barrier({self.number(op)});")
+
+    # -- warps --------------------------------------------------------------------------------------------------------
+    def _shuffle(self, op: Op) -> None:
+        (v,), number = op.operands, self.number(op)
+        if not v.shape:
+            self.define(op.result, f"tl::shfl_xor({self.scalar(v)}, {op.attrs['by']}, {number})")
+            return
+        name = self.declare(op.result)
+        self.each(v.shape[0], f"{name}[i] = tl::shfl_xor({self.lane(v, 'i')}, {op.attrs['by']}, {number});")
+
+    def _ldmatrix(self, op: Op) -> None:
+        name, count = self.declare(op.result), op.attrs["count"]
+        trans = "true" if op.attrs["trans"] else "false"
+        self.line(f"tl::ldmatrix<{count}, {trans}>({name}, 0, {self.address(*op.operands)}, {self.number(op)});")
+
+    def _mma(self, op: Op) -> None:
+        acc, a, b = (self.vector(v) for v in op.operands)
+        for v in op.operands[1:]:
+            if v.owner is not None and v.owner.name == "broadcast":
+                temporary = f"{self.name(v)}"
+                self.line(f"const {self.type(v)} {temporary} = {self.vector(v)};")
+        a, b = self.vector(op.operands[1]), self.vector(op.operands[2])
+        self.line(f"{self.type(op.result)} {self.name(op.result)} = {acc};")
+        number, out = self.number(op), self.name(op.result)
+        for i, j, k in op.attrs["steps"]:
+            self.line(f"tl::{op.attrs['row']}({out}, {i}, {a}, {j}, {b}, {k}, {number});")
+
+    # -- control ------------------------------------------------------------------------------------------------------
+    def _assert(self, op: Op) -> None:
+        self.line(f"tl::check({self.scalar(op.operands[0])}, {self.number(op)});")
+
+    def nested(self, region: Region) -> None:
+        self.indent += "  "
+        self.region(region)
+
+    def close(self) -> None:
+        self.indent = self.indent[:-2]
+        self.line("}")
+
+    def carry(self, args: Sequence[Value], inits: Sequence[Value]) -> None:
+        for a, v in zip(args, inits, strict=True):
+            self.line(f"{self.type(a)} {self.name(a)} = {self.vector(v) if v.shape else self.scalar(v)};")
+
+    def assign(self, targets: Sequence[Value], values: Sequence[Value]) -> None:
+        """All at once: a target that another value still needs is read first."""
+        moves = [(t, v) for t, v in zip(targets, values, strict=True) if t is not v]
+        late = {}
+        for _, v in moves:
+            if any(v is t for t, _ in moves):
+                late[v] = f"{self.name(v)}_old"
+                self.line(f"const {self.type(v)} {late[v]} = {self.name(v)};")
+        for t, v in moves:
+            text = late.get(v) or (self.vector(v) if v.shape else self.scalar(v))
+            self.line(f"{self.name(t)} = {text};")
+
+    def _for(self, op: Op) -> None:
+        index, *args = op.regions[0].args
+        lo, hi, step = (self.scalar(v) for v in op.operands[:3])
+        self.carry(args, op.operands[3:])
+        i = self.name(index)
+        self.line(f"for ({c_type(index.dtype)} {i} = {lo}; {i} < {hi}; {i} += {step}) {{")
+        self.nested(op.regions[0])
+        self.assign(args, op.regions[0].yields)
+        self.close()
+        for r, a in zip(op.results, args, strict=True):
+            self.names[r] = self.names[a]
+
+    def _while(self, op: Op) -> None:
+        test, body = op.regions
+        self.carry(test.args, op.operands)
+        for a, b in zip(test.args, body.args, strict=True):
+            self.names[b] = self.names[a]
+        self.line("while (true) {")
+        self.nested(test)
+        self.line(f"if (!{self.scalar(test.yields[0])}) break;")
+        self.region(body)
+        self.assign(test.args, body.yields)
+        self.close()
+        for r, a in zip(op.results, test.args, strict=True):
+            self.names[r] = self.names[a]
+
+    def _if(self, op: Op) -> None:
+        for r in op.results:
+            self.declare(r)
+        self.line(f"if ({self.scalar(op.operands[0])}) {{")
+        for n, region in enumerate(op.regions):
+            if n and not (region.ops[:-1] or op.results):
+                break
+            if n:
+                self.indent = self.indent[:-2]
+                self.line("} else {")
+            self.nested(region)
+            self.assign(op.results, region.yields)
+        self.close()
+
+
+_RESERVED = {"smem", "workers", "tl", "i", "int", "float", "double", "bool", "char", "short", "long", "for", "while", "if",
+             "else", "do", "return", "const", "auto", "new", "delete", "this", "class", "struct", "union", "enum",
+             "template", "typename", "operator", "switch", "case", "default", "break", "continue", "goto", "static",
+             "signed", "unsigned", "void", "volatile", "true", "false", "register", "extern", "inline", "namespace",
+             "using", "public", "private", "and", "or", "not", "xor", "asm", "sizeof", "try", "catch", "throw"}
+
+
+def memory_type(v: Value) -> str:
+    """The element type of a tensor or buffer in memory: booleans take a byte, sub-byte tensors are byte streams."""
+    assert isinstance(v.type, TensorType | BufferType)
+    dt = v.dtype
+    if dt.kind == "bool" or isinstance(v.type, TensorType) and dt.packed:
+        return "tl::u8"
+    return c_type(dt)
+
+
+def _wrap(args: Sequence[str]) -> str:
+    """Parameters, several to a line."""
+    lines, current = [], ""
+    for a in args:
+        if len(current) + len(a) > 100:
+            lines.append(current)
+            current = ""
+        current += (", " if current else "") + a
+    return ",\n    ".join([*lines, current])
+
+
+__all__ = ["Parameter", "Rendered", "TileType", "dtype", "parameters", "render"]

@@ -1,0 +1,1 @@
+"""The CUDA backend: instructions, text, compilation to cubin."""

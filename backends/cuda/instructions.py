@@ -1,0 +1,37 @@
+"""NVIDIA's matrix instructions, one row each (PTX ISA 8.7, section 9.7.14: fragments of `mma.sync`).
+
+A lane l of a warp has group g = l / 4 and position t = l % 4. Elements of one 32-bit register are neighbours along k
+in `a` and `b`, along n in the accumulator.
+"""
+from __future__ import annotations
+
+from tilelang.backends.simt.instructions import MmaRow
+from tilelang.layouts import RegisterLayout, local, spatial
+
+_EVER = 999
+_ACC = local(2, 1) * spatial(8, 4) * local(1, 2)
+
+
+def _a(halves: int, group: int) -> RegisterLayout:
+    """[16, halves * 4 * group]: row g and g + 8, then the next half of k."""
+    return RegisterLayout(((2, 8), (halves, 4, group)), (1, 3), (2, 0, 4))
+
+
+def _b(halves: int, group: int) -> RegisterLayout:
+    """[halves * 4 * group, 8]: column g."""
+    return RegisterLayout(((halves, 4, group), (8,)), (3, 1), (0, 2))
+
+
+def _row(name: str, a: str, b: str, acc: str, halves: int, group: int, archs: tuple[int, int]) -> MmaRow:
+    return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs)
+
+
+ROWS = (
+    _row("mma_m16n8k16_f16", "f16", "f16", "f32", 2, 2, (80, _EVER)),
+    _row("mma_m16n8k16_bf16", "bf16", "bf16", "f32", 2, 2, (80, _EVER)),
+    _row("mma_m16n8k8_f16", "f16", "f16", "f32", 1, 2, (75, 79)),
+    _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
+    _row("mma_m16n8k32_e5m2", "f8e5m2", "f8e5m2", "f32", 2, 4, (89, _EVER)),
+    _row("mma_m16n8k32_s8", "i8", "i8", "i32", 2, 4, (80, _EVER)),
+    _row("mma_m16n8k32_u8", "u8", "u8", "i32", 2, 4, (80, _EVER)),
+)

@@ -1,0 +1,1 @@
+"""What CUDA and HIP share: layout inference, placement and lowering to threads."""

@@ -1,0 +1,100 @@
+"""insert_barriers: makes what threads write to shared memory visible before other threads touch it.
+
+requires: THREAD with allocated shared memory
+ensures: between two accesses of different phases that may touch the same byte, one of them a write, stands a barrier
+on every path; each barrier stands as late as it can, which gives the fewest in straight-line code
+example: `st %s …{phase=1}`, `ld %s …{phase=2}` get a barrier between them
+
+Accesses of phase 0 are the user's, who places barriers himself. A `wait` makes the asynchronous copies of a thread
+arrive: it counts as the write.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tilelang.backends.simt.shared_memory import size_of
+from tilelang.ir.core import BufferType, Function, Op, Region, Value
+from tilelang.ir.memory import Barrier
+
+
+@dataclass(frozen=True)
+class Touch:
+    """An access since the last barrier: bytes [lo, hi), by a write or a read, in a phase."""
+
+    lo: int
+    hi: int
+    writes: bool
+    phase: int
+
+    def conflicts(self, other: Touch) -> bool:
+        return (self.writes or other.writes) and self.phase != other.phase and \
+            self.lo < other.hi and other.lo < self.hi
+
+
+State = frozenset[Touch]
+
+
+def insert_barriers(fn: Function, target: Any = None) -> Function:
+    """Inserts them, in place."""
+    scan = _Scan(fn)
+    before: set[Op] = set()
+    scan.region(fn.body, frozenset(), before)
+    _insert(fn.body, before)
+    return fn
+
+
+def _insert(region: Region, before: set[Op]) -> None:
+    ops, region.ops = region.ops, []
+    for op in ops:
+        if op in before:
+            region.ops.append(Barrier([], loc=op.loc))
+        region.ops.append(op)
+        for inner in op.regions:
+            _insert(inner, before)
+
+
+class _Scan:
+    def __init__(self, fn: Function) -> None:
+        self.place: dict[Value, tuple[int, int]] = {}
+        for op in fn.walk():
+            if op.name == "alloc" and op.attrs["offset"] is not None:
+                start = op.attrs["offset"]
+                self.place[op.result] = start, start + size_of(op)
+        self.copied = {op.operands[0] for op in fn.walk() if op.name == "st_async" and op.attrs["phase"]}
+
+    def touches(self, op: Op) -> list[Touch]:
+        if op.name == "wait":  # its own thread's copies only: others see them after a barrier
+            return [Touch(*self.place[v], True, -1) for v in self.copied]
+        phase = op.attrs.get("phase", 0)
+        return [Touch(*self.place[v], op.effects == "write", phase) for v in op.operands[:1]
+                if phase and isinstance(v.type, BufferType)]
+
+    def region(self, region: Region, state: State, before: set[Op]) -> State:
+        """The accesses pending after the region; `before` collects operations that need a barrier in front."""
+        for op in region.ops:
+            if op.name == "barrier":
+                state = frozenset()
+            elif op.name in ("for", "while"):
+                state = self.loop(op, state, before)
+            elif op.regions:
+                state = frozenset().union(*(self.region(r, state, before) for r in op.regions))
+            else:
+                mine = self.touches(op)
+                if op.name != "wait" and any(t.conflicts(o) for t in mine for o in state):
+                    before.add(op)
+                    state = frozenset()
+                state = state | frozenset(mine)
+        return state
+
+    def loop(self, op: Op, state: State, before: set[Op]) -> State:
+        """A body is entered from before the loop and from its own end: grows the state until it holds both."""
+        while True:
+            trial: set[Op] = set()
+            out = state
+            for r in op.regions:
+                out = self.region(r, out, trial)
+            if out <= state:
+                before |= trial
+                return state
+            state = state | out

@@ -1,0 +1,116 @@
+"""Lowers `dot`: by matrix instructions on registers, or by multiply-adds on operands in shared memory."""
+from __future__ import annotations
+
+from math import prod
+
+from tilelang.backends.cpu.builder import Index, ThreadBuilder
+from tilelang.backends.simt.access import join
+from tilelang.backends.simt.exchange import Exchange
+from tilelang.backends.simt.instructions import MmaRow
+from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.ir import elementwise as ew
+from tilelang.ir import simt
+from tilelang.ir import thread as th
+from tilelang.ir.core import Op, Value
+from tilelang.layouts import RegisterLayout, shared
+
+
+class Dots:
+    """`of` maps PLACED values to THREAD values."""
+
+    def __init__(self, b: ThreadBuilder, threads: Threads, exchange: Exchange, of: dict[Value, Value],
+                 target: SimtTarget) -> None:
+        self.b, self.threads, self.exchange, self.of, self.target = b, threads, exchange, of, target
+
+    def lower(self, op: Op) -> Value:
+        layout = op.result.tile.layout
+        assert isinstance(layout, RegisterLayout)
+        acc = self.of[op.operands[2]] if len(op.operands) == 3 else \
+            self.b.full(0, op.result.dtype, layout.local_size)
+        if not op.attrs["instruction"]:
+            return self._multiply_add(op, layout, acc)
+        row = next(r for r in self.target.mma if r.name == op.attrs["instruction"])
+        return self._mma(op, row, layout, acc)
+
+    # -- matrix instructions ------------------------------------------------------------------------------------------
+    def _mma(self, op: Op, row: MmaRow, layout: RegisterLayout, acc: Value) -> Value:
+        b = self.b
+        (va, vb), k = op.operands[:2], op.operands[0].shape[-1]
+        la, lb = va.tile.layout, vb.tile.layout
+        assert isinstance(la, RegisterLayout) and isinstance(lb, RegisterLayout)
+        a = self._zeroed(self.of[va], la, la.rank - 1, k)
+        p = self._zeroed(self.of[vb], lb, lb.rank - 2, k)
+        sizes = tuple(f.local_size for f in (row.acc_atom, row.a_atom, row.b_atom))
+        batches = prod(layout.shape[:-2])
+        ni, nj = (layout.local_size // (sizes[0] * batches * self._steps(layout, row.n, 1, row)),
+                  self._steps(layout, row.n, 1, row))
+        nk = la.shape[-1] // row.k
+        steps = []
+        for batch in range(batches):
+            for kk in range(nk):
+                for i in range(ni):
+                    for j in range(nj):
+                        steps.append((((batch * ni + i) * nj + j) * sizes[0],
+                                      ((batch * ni + i) * nk + kk) * sizes[1],
+                                      ((batch * nk + kk) * nj + j) * sizes[2]))
+        return b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, row=row.name, sizes=sizes,
+                        steps=tuple(steps)).result
+
+    @staticmethod
+    def _steps(layout: RegisterLayout, unit: int, _: int, row: MmaRow) -> int:
+        """How many instructions a warp needs along n."""
+        offsets = local_offsets(layout)[:, -1]
+        return len({int(x) // unit for x in offsets})
+
+    def _zeroed(self, value: Value, layout: RegisterLayout, dim: int, extent: int) -> Value:
+        """The operand with zeros where the layout goes beyond the tile along k."""
+        b = self.b
+        if layout.shape[dim] == extent:
+            return value
+        n = layout.local_size
+        inside = b.pure(ew.Lt, self.threads.index(layout, dim), b.full(extent, simt.I32, n))
+        return b.pure(ew.Where, inside, value, b.full(0, value.dtype, n))
+
+    # -- multiply and add ---------------------------------------------------------------------------------------------
+    def _multiply_add(self, op: Op, layout: RegisterLayout, acc: Value) -> Value:
+        """Every thread runs over k; rows of `a` and columns of `b` come from shared memory."""
+        b, x, threads = self.b, self.exchange, self.threads
+        (va, vb), dt = op.operands[:2], op.result.dtype
+        k, rank = va.shape[-1], layout.rank
+        places, memories = [], []
+        for v in (va, vb):
+            places.append(shared(v.shape))
+            memories.append(x.alloc(v.dtype, prod(v.shape)))
+        x.begin()
+        for v, place, memory in zip((va, vb), places, memories, strict=True):
+            source = v.tile.layout
+            assert isinstance(source, RegisterLayout)
+            x.write(self.of[v], v.dtype, source, v.shape, memory, place)
+        x.begin()
+        local = local_offsets(layout)
+
+        def column(side: int, at: Index) -> Value:
+            """The elements of one operand this thread needs for one k, one for each accumulator."""
+            free = rank - 2 + side
+            keys = [(*(int(o) for o in local[i][:-2]), int(local[i][free])) for i in range(layout.local_size)]
+            distinct = list(dict.fromkeys(keys))
+            loaded = []
+            for key in distinct:
+                index = [b.add(threads.part(layout, d), key[d]) for d in range(rank - 2)]
+                own = b.clamp(b.add(threads.part(layout, free), key[-1]), 0, (va, vb)[side].shape[rank - 2 + side] - 1)
+                index += [own, at] if side == 0 else [at, own]
+                index = [b.clamp(i, 0, (va, vb)[side].shape[d] - 1) if d < rank - 2 else i
+                         for d, i in enumerate(index)]
+                offset = b.index(x.address(places[side], index))
+                loaded.append(x.note(b.effect(th.Ld, memories[side], offset, lanes=None)).result)
+            row = join(b, loaded)
+            lanes = tuple(distinct.index(key) for key in keys)
+            return row if lanes == tuple(range(len(distinct))) else b.pure(simt.Take, row, lanes=lanes)
+        with b.loop(0, k, 1, [b.splat(acc, layout.local_size)]) as loop:
+            p, q = column(0, loop.i), column(1, loop.i)
+            if dt.kind == "float":
+                loop.yield_([b.pure(ew.Fma, p, q, loop.carried[0])])
+            else:
+                loop.yield_([b.pure(ew.Add, loop.carried[0], b.pure(ew.Mul, p, q))])
+        return loop.results[0]

@@ -1,0 +1,185 @@
+"""Moving tiles between threads: through shared memory, one write phase and one read phase.
+
+A staging buffer holds a tile under a `SharedLayout`. Everything that rearranges a tile across threads (a conversion
+of layout, `reshape`, `concat`, `slice`, `lookup`, the last steps of reductions) writes it there and reads it back in
+another way. Barriers are inserted later, by `barriers`, from the phases recorded here.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from tilelang.backends.cpu.builder import Index, ThreadBuilder
+from tilelang.backends.simt.access import join, lanes_of
+from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.ir import elementwise as ew
+from tilelang.ir import thread as th
+from tilelang.ir.core import Op, Value
+from tilelang.ir.dtypes import DType
+from tilelang.ir.memory import Alloc
+from tilelang.layouts import RegisterLayout, SharedLayout, Swizzle, shared
+
+Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
+
+
+def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[int, int]:
+    """(dimension, registers) of the widest access that a register layout makes to a shared one."""
+    best = (0, 1)
+    for d in range(layout.rank):
+        digits = place.dims[d]
+        if not digits or digits[-1][1] != 1:
+            continue
+        width = min(layout.contiguous(d), 16 // size)
+        limit = 1 << place.swizzle.base if place.swizzle else 1 << 30
+        while width > 1 and (width & (width - 1) or digits[-1][0] % width or width > limit
+                             or layout.local_size % width):
+            width -= 1
+        if width > best[1]:
+            best = (d, width)
+    return best
+
+
+@lru_cache(maxsize=1024)
+def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int) -> int:
+    """Cycles by which the accesses of one warp exceed the fewest possible (32 banks of 4 bytes)."""
+    _, width = vector_width(layout, place, size)
+    table = layout.table()[:32]
+    nbytes = width * size
+    lanes = max(1, min(32, 128 // max(nbytes, 4)))
+    extra = 0
+    for i in range(0, layout.local_size, width):
+        address = place.offset(tuple(np.minimum(table[:, i, d], place.shape[d] - 1) for d in range(layout.rank)))
+        address = np.broadcast_to(address, (len(table),)) * size
+        for start in range(0, len(table), lanes):
+            words = address[start:start + lanes, None] // 4 + np.arange(max(nbytes // 4, 1))
+            unique = np.unique(words)
+            extra += int(np.bincount(unique % 32, minlength=32).max()) - max(1, -(-len(unique) // 32))
+    return extra
+
+
+@lru_cache(maxsize=1024)
+def staging(shape: tuple[int, ...], size: int, users: tuple[RegisterLayout, ...],
+            order: tuple[int, ...] | None = None) -> SharedLayout:
+    """A layout of a staging buffer under which all `users` access it with the fewest bank conflicts; row-major, or
+    with the last of `order` contiguous."""
+    order = order or tuple(range(len(shape)))
+    steps = [1] * len(shape)
+    for i in reversed(range(len(order) - 1)):
+        steps[order[i]] = steps[order[i + 1]] * shape[order[i + 1]]
+    plain = shared(shape, steps)
+    best, cost = plain, sum(wavefronts(u, plain, size) for u in users)
+    base = max(1, *(vector_width(u, plain, size)[1] for u in users)).bit_length() - 1
+    top = (prod(shape) - 1).bit_length()
+    for bits in (1, 2, 3, 4, 5):
+        for shift in range(bits, top - base - bits + 1):
+            if cost == 0:
+                return best
+            candidate = plain.with_swizzle(Swizzle(bits, base, shift))
+            found = sum(wavefronts(u, candidate, size) for u in users)
+            if found < cost:
+                best, cost = candidate, found
+    return best
+
+
+class Exchange:
+    """Staging buffers of one function; every access to one carries the number of its phase."""
+
+    def __init__(self, b: ThreadBuilder, threads: Threads) -> None:
+        self.b, self.threads = b, threads
+        self.phase = 0
+
+    def begin(self) -> None:
+        """Opens a phase."""
+        self.phase += 1
+
+    def alloc(self, dt: DType, size: int, name: str = "") -> Value:
+        b = self.b
+        op = Alloc([], {"dtype": dt, "shape": (size,), "space": "shared"}, loc=b.loc)
+        op.result.name = name
+        b.levels[0].region.ops.insert(0, op)
+        b.level_of[op.result] = 0
+        return op.result
+
+    def note(self, op: Op) -> Op:
+        op.attrs["phase"] = self.phase
+        return op
+
+    def address(self, place: SharedLayout, index: Sequence[Index]) -> Index:
+        """The element offset of an index."""
+        b, total = self.b, 0
+        out: Index = total
+        for at, digits in zip(index, place.dims, strict=True):
+            rest = at
+            for extent, step in reversed(digits[1:]):
+                out = b.add(out, b.mul(b.mod(rest, extent), step))
+                rest = b.div(rest, extent)
+            if digits:
+                out = b.add(out, b.mul(rest, digits[0][1]))
+        if place.swizzle is None:
+            return out
+        s = place.swizzle
+        if isinstance(out, int):
+            return int(s(out))
+        mask = ((1 << s.bits) - 1) << s.base
+        moved = b.pure(ew.And, b.pure(ew.Shr, out, b.index(s.shift)), b.index(mask))
+        return b.pure(ew.Xor, out, moved)
+
+    def _index(self, layout: RegisterLayout, register: int) -> tuple[Index, ...]:
+        """The tile index of a register."""
+        local = local_offsets(layout)[register]
+        return tuple(self.b.add(self.threads.part(layout, d), int(local[d])) for d in range(layout.rank))
+
+    def _clip(self, index: tuple[Index, ...], layout: RegisterLayout, shape: Sequence[int]) -> list[Value]:
+        """Conditions for an index to lie in the tile, where the layout is larger."""
+        b = self.b
+        return [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
+                if layout.shape[d] > shape[d]]
+
+    def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
+              place: SharedLayout, where: Where = lambda i: i) -> None:
+        """Writes a tile, each element once, at `where` its index goes."""
+        b = self.b
+        _, width = vector_width(layout, place, dt.storage.itemsize)
+        leader = self.threads.leader(layout)
+        width = width if layout.shape == tuple(shape) else 1
+        for first in range(0, layout.local_size, width):
+            index = self._index(layout, first)
+            conditions = self._clip(index, layout, shape) + ([leader] if leader is not None else [])
+            offset = self.address(place, where(index))
+            self.note(b.effect(th.St, memory, b.index(offset), lanes_of(b, value, first, width),
+                               *([b.all_of(conditions)] if conditions else [])))
+
+    def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
+             where: Where = lambda i: i) -> Value:
+        """Reads a tile into registers; those outside the tile are 0."""
+        b = self.b
+        size = dt.storage.itemsize
+        _, width = vector_width(layout, place, size)
+        width = width if layout.shape == tuple(shape) else 1
+        parts = []
+        for first in range(0, layout.local_size, width):
+            index = self._index(layout, first)
+            conditions = self._clip(index, layout, shape)
+            offset = self.address(place, where(index))
+            parts.append(self.note(b.effect(th.Ld, memory, b.index(offset),
+                                            *([b.all_of(conditions)] if conditions else []),
+                                            lanes=width if width > 1 else None)).result)
+        return join(b, parts)
+
+    def read_one(self, memory: Value, offset: Index) -> Value:
+        """One element, the same for all threads."""
+        return self.note(self.b.effect(th.Ld, memory, self.b.index(offset), lanes=None)).result
+
+    def pass_through(self, value: Value, dt: DType, src: RegisterLayout, dst: RegisterLayout,
+                     shape: tuple[int, ...]) -> Value:
+        """A conversion of layout by way of memory."""
+        size = dt.storage.itemsize
+        place = staging(shape, size, (src, dst))
+        memory = self.alloc(dt, place.size)
+        self.begin()
+        self.write(value, dt, src, shape, memory, place)
+        self.begin()
+        return self.read(dt, dst, shape, memory, place)

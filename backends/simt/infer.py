@@ -1,0 +1,317 @@
+"""Layout inference: a search for the assignment of register layouts to tiles that moves the fewest bytes.
+
+Tiles that must agree (operands and results of elementwise operations, carried values) form *groups*. Where groups
+meet (a broadcast, a reduction, the operands of a `dot`) one layout is *had* and another *wanted*: an edge, which costs
+what the conversion between the two costs. Loads and stores cost sectors and instructions. The search starts from each
+arrangement of the warps over the dots, improves one group at a time until nothing gets cheaper, and keeps the best.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from tilelang.backends.simt.instructions import DotPlan, choose, plan
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
+from tilelang.layouts import LayoutError, RegisterLayout, blocked, conversion, flat_table
+
+LOOP_WEIGHT = 8
+"""How often a loop's body is assumed to run."""
+EXCHANGE = 2048
+"""Cost, in bytes, of going through shared memory once: two barriers and the latency."""
+Map = Callable[[RegisterLayout], RegisterLayout | None]
+
+
+@dataclass(eq=False)
+class Group:
+    """Tiles of one shape in one layout."""
+
+    shape: tuple[int, ...]
+    bytes: int = 1
+    accesses: list[tuple[int | None, int, int, int]] = field(default_factory=list)
+    """(tile dimension along which the memory is contiguous, element bytes, widest vector in bytes, weight)."""
+    edges: list[Edge] = field(default_factory=list)
+    layout: RegisterLayout | None = None
+
+
+@dataclass(eq=False)
+class Edge:
+    """`src` is had as `have(layout)` and wanted as `want(layout of dst)`."""
+
+    src: Group
+    dst: Group
+    have: Map
+    want: Map
+    shape: tuple[int, ...]
+    bytes: int
+    weight: int
+
+
+@dataclass(eq=False)
+class DotSite:
+    """A `dot` by matrix instructions; `plans` maps each accumulator layout to its plan."""
+
+    op: Op
+    acc: Group
+    plans: dict[RegisterLayout, DotPlan]
+
+
+def same(layout: RegisterLayout) -> RegisterLayout | None:
+    return layout
+
+
+def before_broadcast(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[int, ...]) -> RegisterLayout:
+    """What the operand of a broadcast must be for the result to have `layout` without moving anything."""
+    lead = len(dst) - len(src)
+    single = [d for d in range(lead, len(dst)) if src[d - lead] == 1]
+    return layout.reduce(single, keepdims=True).reduce(range(lead)) if lead else layout.reduce(single, keepdims=True)
+
+
+def reshaped(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[int, ...]) -> RegisterLayout | None:
+    """The layout of `dst` elements when a tile of shape `src` in `layout` is reshaped in place."""
+    if layout.shape != src:
+        return None
+    try:
+        return layout.reshape(dst)
+    except LayoutError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None, size: int, width: int,
+                warp: int) -> int:
+    """Bytes of the 32-byte sectors that a block access touches, plus 32 for every instruction of every warp."""
+    table = flat_table(layout, shape)[:warp]
+    vector = 1
+    if axis is not None:
+        vector = min(layout.contiguous(axis), max(width // size, 1))
+        while shape[axis] % vector or layout.local_size % vector:
+            vector //= 2
+    first = table[:, ::vector]
+    warps = max(layout.num_threads // warp, 1)
+    if axis is None:
+        sectors = int(np.count_nonzero(first >= 0))
+    else:
+        row = prod(shape[axis + 1:])
+        inner = first // row % shape[axis]
+        other = first // (row * shape[axis]) * row + first % row
+        sector = np.where(first >= 0, other * (1 << 40) + inner * size // 32, -1)
+        sectors = sum(len(np.unique(sector[:, i][sector[:, i] >= 0])) for i in range(sector.shape[1]))
+    return warps * (32 * sectors + 32 * first.shape[1])
+
+
+def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...],
+                    size: int) -> int:
+    """Bytes written and read, the fixed cost of an exchange included."""
+    if have is not None and want is not None:
+        kind = conversion(have, want, shape).kind
+        if kind != "shared":
+            return 0 if kind == "none" else prod(shape) * size // 8
+    reads = want.num_threads * want.local_size if want is not None else prod(shape)
+    return EXCHANGE + (prod(shape) + reads) * size
+
+
+class Inference:
+    """Groups and edges of a function, and the search over them."""
+
+    def __init__(self, fn: Function, target: SimtTarget, threads: int) -> None:
+        self.target, self.threads = target, threads
+        self.parent: dict[Value, Value] = {}
+        self.groups: dict[Value, Group] = {}
+        self.dots: list[DotSite] = []
+        self._unite(fn.body)
+        for v in list(self.parent):
+            root = self.find(v)
+            group = self.groups.setdefault(root, Group(v.shape))
+            group.bytes = max(group.bytes, v.dtype.storage.itemsize)
+        self._survey(fn.body, 1)
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+    def find(self, v: Value) -> Value:
+        self.parent.setdefault(v, v)
+        while self.parent[v] is not v:
+            self.parent[v] = v = self.parent[self.parent[v]]
+        return v
+
+    def union(self, *values: Value) -> None:
+        tiles = [v for v in values if isinstance(v.type, TileType) and v.type.shape]
+        for v in tiles:
+            self.parent[self.find(v)] = self.find(tiles[0])
+
+    def group(self, v: Value) -> Group:
+        return self.groups[self.find(v)]
+
+    def _unite(self, region: Region) -> None:
+        for op in region.ops:
+            for v in [*op.operands, *op.results]:
+                self.union(v)
+            if isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
+                self.union(*op.operands, *op.results)
+            elif op.name in ("gather", "scatter", "atomic"):
+                self.union(*op.operands[1:], *op.results)
+            elif op.name == "dot" and len(op.operands) == 3:
+                self.union(op.operands[2], op.result)
+            elif op.name == "scan" or op.name == "reduce":
+                self.union(*op.operands)
+                self.union(*op.results)
+                if op.name == "scan":
+                    self.union(op.operands[0], op.results[0])
+            elif op.name == "for":
+                for i, init in enumerate(op.operands[3:]):
+                    self.union(init, op.regions[0].args[i + 1], op.regions[0].yields[i], op.results[i])
+            elif op.name == "while":
+                for i, init in enumerate(op.operands):
+                    self.union(init, op.regions[0].args[i], op.regions[1].args[i], op.regions[1].yields[i],
+                               op.results[i])
+            elif op.name == "if":
+                for i, r in enumerate(op.results):
+                    self.union(r, op.regions[0].yields[i], op.regions[1].yields[i])
+            if op.name not in ("reduce", "scan"):
+                for inner in op.regions:
+                    self._unite(inner)
+
+    # -- edges --------------------------------------------------------------------------------------------------------
+    def _edge(self, src: Value, dst: Value, have: Map, want: Map, shape: tuple[int, ...], weight: int) -> None:
+        a, b = self.group(src), self.group(dst)
+        edge = Edge(a, b, have, want, shape, src.dtype.storage.itemsize, weight)
+        a.edges.append(edge)
+        if b is not a:
+            b.edges.append(edge)
+
+    def _survey(self, region: Region, weight: int) -> None:
+        for op in region.ops:
+            rule = getattr(self, f"_survey_{op.name}", None)
+            if rule is not None:
+                rule(op, weight)
+            if op.name not in ("reduce", "scan"):
+                inside = weight * LOOP_WEIGHT if op.name in ("for", "while") else weight
+                for inner in op.regions:
+                    self._survey(inner, inside)
+
+    def _access(self, op: Op, tile: Value, weight: int) -> None:
+        t = op.operands[0].type
+        assert isinstance(t, TensorType | BufferType)
+        axis, width = None, t.dtype.storage.itemsize
+        if not t.dtype.packed and "axes" in op.attrs:
+            unit = t.rank - 1 if isinstance(t, BufferType) else next((i for i, u in enumerate(t.unit) if u), None)
+            axes = list(op.attrs["axes"])
+            axis = axes.index(unit) if unit in axes else None
+            width = 16 if isinstance(t, BufferType) else min(t.align, 16)
+        self.group(tile).accesses.append((axis, t.dtype.storage.itemsize, width, weight))
+
+    def _survey_load(self, op: Op, weight: int) -> None:
+        if op.result.shape:
+            self._access(op, op.result, weight)
+
+    def _survey_store(self, op: Op, weight: int) -> None:
+        if op.operands[-1].shape:
+            self._access(op, op.operands[-1], weight)
+
+    def _survey_broadcast(self, op: Op, weight: int) -> None:
+        src, dst = op.operands[0], op.result
+        if src.shape:
+            self._edge(src, dst, same, lambda f: before_broadcast(f, src.shape, dst.shape), src.shape, weight)
+
+    def _survey_permute(self, op: Op, weight: int) -> None:
+        src, order = op.operands[0], op.attrs["order"]
+        inverse = [order.index(d) for d in range(len(order))]
+        self._edge(src, op.result, same, lambda f: f.permute(inverse), src.shape, weight)
+
+    def _survey_reshape(self, op: Op, weight: int) -> None:
+        src, dst = op.operands[0], op.result
+        if src.shape and dst.shape:
+            self._edge(src, dst, same, lambda f: reshaped(f, dst.shape, src.shape), src.shape, weight)
+
+    def _survey_reduce(self, op: Op, weight: int) -> None:
+        axis = op.attrs["axis"]
+        for src, dst in zip(op.operands, op.results, strict=True):
+            if dst.shape:
+                self._edge(src, dst, lambda f: f.reduce([axis]), same, dst.shape, weight)
+
+    def _survey_dot(self, op: Op, weight: int) -> None:
+        a, b = op.operands[:2]
+        row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"])
+        if row is None:
+            return
+        *batch, m, k = a.shape
+        warps = self.threads // self.target.warp
+        plans: dict[RegisterLayout, DotPlan] = {}
+        wm = 1
+        while wm <= warps:
+            p = plan(row, m, b.shape[-1], k, wm, warps // wm, tuple(batch))
+            plans.setdefault(p.acc, p)
+            wm *= 2
+        site = DotSite(op, self.group(op.result), plans)
+        self.dots.append(site)
+        for operand, side in ((a, "a"), (b, "b")):
+            def want(f: RegisterLayout, side: str = side) -> RegisterLayout | None:
+                return getattr(plans[f], side) if f in plans else None
+            self._edge(operand, op.result, same, want, operand.shape, weight)
+
+    # -- search -------------------------------------------------------------------------------------------------------
+    def _candidates(self, g: Group) -> Iterator[RegisterLayout]:
+        rank = len(g.shape)
+        for axis, size, width, _ in g.accesses:
+            if axis is not None:
+                order = [axis, *(d for d in reversed(range(rank)) if d != axis)]
+                yield blocked(g.shape, self.threads, order, max(width // size, 1))
+        for site in self.dots:
+            if site.acc is g:
+                yield from site.plans
+        for e in g.edges:
+            other = e.dst if e.src is g else e.src
+            if other.layout is None:
+                continue
+            mapped = e.want(other.layout) if e.src is g else e.have(other.layout)
+            if mapped is not None and mapped.rank == rank:
+                yield mapped
+        yield blocked(g.shape, self.threads, list(reversed(range(rank))), max(16 // g.bytes, 1))
+        yield blocked(g.shape, self.threads, list(reversed(range(rank))), 1)
+
+    def _cost(self, g: Group, layout: RegisterLayout) -> int:
+        total = layout.local_size * layout.num_threads  # registers, and copies of the same work
+        for axis, size, width, weight in g.accesses:
+            total += weight * access_cost(layout, g.shape, axis, size, width, self.target.warp)
+        for e in g.edges:
+            src = layout if e.src is g else e.src.layout
+            dst = layout if e.dst is g else e.dst.layout
+            if src is not None and dst is not None:
+                total += e.weight * conversion_cost(e.have(src), e.want(dst), e.shape, e.bytes)
+        if any(site.acc is g and layout not in site.plans for site in self.dots):
+            total += 1 << 40  # the instruction needs its accumulator
+        return total
+
+    def _descend(self) -> int:
+        """Improves one group at a time, the largest first; gives the cost of the whole."""
+        order = sorted(self.groups.values(), key=lambda g: -prod(g.shape))
+        for _ in range(8):
+            changed = False
+            for g in order:
+                best = min(dict.fromkeys(self._candidates(g)), key=lambda f: self._cost(g, f))
+                if g.layout is None or self._cost(g, best) < self._cost(g, g.layout):
+                    g.layout, changed = best, True
+            if not changed:
+                break
+        return sum(self._cost(g, g.layout) for g in order if g.layout is not None)
+
+    def solve(self) -> dict[Group, RegisterLayout]:
+        """Layouts of all groups."""
+        best: tuple[int, dict[Group, RegisterLayout]] | None = None
+        count = max((len(site.plans) for site in self.dots), default=1)
+        for start in range(count):
+            for g in self.groups.values():
+                g.layout = None
+            for site in self.dots:
+                site.acc.layout = list(site.plans)[min(start, len(site.plans) - 1)]
+            cost = self._descend()
+            if best is None or cost < best[0]:
+                best = cost, {g: g.layout for g in self.groups.values() if g.layout is not None}
+        assert best is not None
+        for g, f in best[1].items():
+            g.layout = f
+        return best[1]

@@ -1,0 +1,104 @@
+"""The form of a row in a target's table of matrix instructions."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilelang.ir import codec
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.layouts import LayoutError, RegisterLayout, local, spatial
+
+
+@dataclass(frozen=True)
+class MmaRow:
+    """acc[m, n] += a[m, k] @ b[k, n] by one warp.
+
+    `name` spells it in the prelude; `a`, `b`, `acc` are dtypes in registers and `a_atom`, `b_atom`, `acc_atom` say
+    which lane holds which element in which register: the row is read by inference, selection and printing. `archs`
+    bounds the architectures that have it.
+    """
+
+    name: str
+    a: str
+    b: str
+    acc: str
+    a_atom: RegisterLayout
+    b_atom: RegisterLayout
+    acc_atom: RegisterLayout
+    archs: tuple[int, int]
+
+    @property
+    def m(self) -> int:
+        return self.acc_atom.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.acc_atom.shape[1]
+
+    @property
+    def k(self) -> int:
+        return self.a_atom.shape[1]
+
+
+@dataclass(frozen=True)
+class DotPlan:
+    """A dot of [*batch, M, K] x [*batch, K, N] by `row`, with `wm` x `wn` warps over the result.
+
+    Layouts cover at least the tiles. The batch is repeated in every warp.
+    """
+
+    row: MmaRow
+    wm: int
+    wn: int
+    acc: RegisterLayout
+    a: RegisterLayout
+    b: RegisterLayout
+
+
+def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = ()) -> DotPlan:
+    """The layouts of the three operands."""
+    def steps(extent: int, unit: int) -> int:
+        return -(-extent // unit)
+    rm, rn, rk = steps(m, row.m * wm), steps(n, row.n * wn), steps(k, row.k)
+    lead = local(*batch) if batch else None
+
+    def batched(f: RegisterLayout) -> RegisterLayout:
+        return f if lead is None else lead.concat(f)
+    acc = spatial(wm, wn) * local(rm, rn) * row.acc_atom
+    a = RegisterLayout(((wm,), ()), (0, -wn), ()) * local(rm, rk) * row.a_atom
+    b = RegisterLayout(((), (wn,)), (-wm, 0), ()) * local(rk, rn) * row.b_atom
+    return DotPlan(row, wm, wn, batched(acc), batched(a), batched(b))
+
+
+def holds(wide: DType, narrow: DType) -> bool:
+    """Whether `wide` has every value of `narrow`."""
+    if wide is narrow:
+        return True
+    if narrow.kind in ("int", "uint", "bool", "bipolar", "ternary"):
+        if wide.kind == "float":
+            return narrow.bits <= wide.mantissa_bits + 1
+        return bool(wide.min <= narrow.min and narrow.max <= wide.max)
+    if narrow.bits > 8 or wide.kind != "float" or wide.bits <= 8:
+        return False
+    values = codec.values_of(narrow)
+    there = codec.decode(codec.encode(values, wide), wide)
+    return bool(np.array_equal(np.asarray(values, np.float64), np.asarray(there, np.float64), equal_nan=True))
+
+
+def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType) -> MmaRow | None:
+    """The first row that computes the product exactly."""
+    for row in rows:
+        if row.acc == acc.name and holds(dtype(row.a), a) and holds(dtype(row.b), b):
+            return row
+    return None
+
+
+def divides(layout: RegisterLayout, atom: RegisterLayout) -> bool:
+    """Whether an instruction with this operand applies to a tile of this layout."""
+    try:
+        layout / atom
+    except LayoutError:
+        return False
+    return True

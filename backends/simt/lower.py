@@ -1,0 +1,310 @@
+"""lower: turns tiles in registers into the code of one thread.
+
+requires: PLACED as `backends.simt.place` makes it
+ensures: THREAD: one vector per tile and thread, shared buffers, shuffles, matrix instructions; no barriers yet
+example: a tile of 128 elements of 32 threads is a vector of 4 lanes
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilelang.backends.cpu.builder import ThreadBuilder
+from tilelang.backends.simt.access import Access, join
+from tilelang.backends.simt.collect import Collect
+from tilelang.backends.simt.dots import Dots
+from tilelang.backends.simt.exchange import Exchange
+from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.registers import Threads
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.errors import TargetError
+from tilelang.ir import elementwise as ew
+from tilelang.ir import reduction, simt
+from tilelang.ir import shape as sh
+from tilelang.ir import thread as th
+from tilelang.ir.control import Assert, For, If, While
+from tilelang.ir.core import Function, Op, Region, TileType, Value
+from tilelang.layouts import RegisterLayout, conversion, shared
+
+
+def lower(fn: Function, target: SimtTarget) -> Function:
+    """A new function at level THREAD."""
+    out = Function(fn.name, fn.params, Region(), "thread", fn.loc)
+    _Lowering(fn, ThreadBuilder(out.body), target).region(fn.body)
+    return out
+
+
+def is_tile(v: Value) -> bool:
+    return isinstance(v.type, TileType) and bool(v.type.shape)
+
+
+def layout_of(v: Value) -> RegisterLayout:
+    layout = v.tile.layout
+    assert isinstance(layout, RegisterLayout), v
+    return layout
+
+
+def thread_count(fn: Function, target: SimtTarget) -> int:
+    """Threads of a program: those of its layouts; one warp where it has no tiles."""
+    for op in fn.walk():
+        for v in op.results:
+            if is_tile(v):
+                return layout_of(v).num_threads
+    return target.warp
+
+
+class _Lowering:
+    def __init__(self, fn: Function, b: ThreadBuilder, target: SimtTarget) -> None:
+        self.b, self.target = b, target
+        self.of: dict[Value, Value] = {}
+        count = thread_count(fn, target)
+        self.threads = Threads(b, b.pure(simt.ThreadId, count=count), count)
+        self.exchange = Exchange(b, self.threads)
+        self.facts = Facts({op.regions[0].args[0]: (op.operands[0], op.operands[2])
+                            for op in fn.walk() if op.name == "for"})
+        self.access = Access(b, self.threads, self.facts, self.of)
+        self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
+        self.dots = Dots(b, self.threads, self.exchange, self.of, target)
+
+    def region(self, region: Region) -> None:
+        for op in region.ops:
+            self.b.loc = op.loc
+            rule = getattr(self, f"_lower_{op.name}", None)
+            if rule is not None:
+                rule(op)
+            elif not any(map(is_tile, [*op.operands, *op.results])) or \
+                    isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
+                self._plain(op)
+            else:
+                raise TargetError(f"`{op.name}` cannot be compiled for {self.target.name} yet", loc=op.loc,
+                                  needs="an operation this target lowers", got=op.name,
+                                  try_='run the kernel with tile.target("cpu")')
+
+    def _plain(self, op: Op) -> None:
+        """An operation on scalars, or the same on every register."""
+        operands = [self.of.get(v, v) for v in op.operands]
+        if op.effects or op.name == "alloc":
+            results = self.b.effect(type(op), *operands, **op.attrs).results
+        else:
+            results = self.b.pure_op(type(op), *operands, **op.attrs).results
+        self.of.update(zip(op.results, results, strict=True))
+
+    # -- making tiles -------------------------------------------------------------------------------------------------
+    def _lower_arange(self, op: Op) -> None:
+        layout = layout_of(op.result)
+        index, start = self.threads.index(layout, 0), op.attrs["start"]
+        full = self.b.full(start, index.dtype, layout.local_size)
+        self.of[op.result] = self.b.pure(ew.Add, index, full) if start else index
+
+    def _lower_broadcast(self, op: Op) -> None:
+        (src,), layout = op.operands, layout_of(op.result)
+        value = self.of.get(src, src)
+        if not src.shape:
+            self.of[op.result] = self.b.splat(value, layout.local_size)
+            return
+        # Registers of the result that differ only along broadcast dimensions come from one register.
+        from tilelang.backends.simt.registers import local_offsets
+        source = layout_of(src)
+        lead = layout.rank - source.rank
+        have = {tuple(map(int, o)): i for i, o in enumerate(local_offsets(source))}
+        lanes = []
+        for o in local_offsets(layout):
+            key = tuple(0 if src.shape[d] == 1 and op.result.shape[lead + d] != 1 else int(o[lead + d])
+                        for d in range(source.rank))
+            lanes.append(have[key])
+        self.of[op.result] = value if lanes == list(range(source.local_size)) else \
+            self.b.pure(simt.Take, value, lanes=tuple(lanes))
+
+    def _lower_const_tile(self, op: Op) -> None:
+        """A table: every thread writes its part, then reads its elements."""
+        x, b, layout, n = self.exchange, self.b, layout_of(op.result), len(op.attrs["values"])
+        memory = x.alloc(op.result.dtype, n)
+        x.begin()
+        values = op.attrs["values"]
+        count = self.threads.count
+        thread = b.to_index(self.threads.thread)
+        for first in range(0, n, count):
+            chunk = values[first:first + count]
+            at = b.add(thread, first)
+            value = b.const(chunk[0], op.result.dtype)
+            for i, v in enumerate(chunk[1:], 1):  # a thread selects its own constant
+                mine = b.pure(ew.Eq, self.threads.thread, b.const(i, simt.I32))
+                value = b.pure(ew.Where, mine, b.const(v, op.result.dtype), value)
+            inside = b.pure(ew.Lt, self.threads.thread, b.const(len(chunk), simt.I32))
+            x.note(b.effect(th.St, memory, b.index(at), value, inside))
+        x.begin()
+        self.of[op.result] = x.read(op.result.dtype, layout, (n,), memory, shared((n,)))
+
+    # -- rearranging --------------------------------------------------------------------------------------------------
+    def _lower_convert_layout(self, op: Op) -> None:
+        (v,), dst = op.operands, layout_of(op.result)
+        src = layout_of(v)
+        how = conversion(src, dst, v.shape)
+        if how.kind == "shared":
+            self.of[op.result] = self.exchange.pass_through(self.of[v], v.dtype, src, dst, v.shape)
+        elif how.kind == "registers":
+            self.of[op.result] = self.b.pure(simt.Take, self.of[v], lanes=how.take)
+        else:
+            self.of[op.result] = self.of[v]
+
+    def _lower_permute(self, op: Op) -> None:
+        self.of[op.result] = self.of[op.operands[0]]
+
+    def _stage(self, v: Value) -> Value:
+        """A tile in shared memory, row-major; opens the phase of its readers."""
+        x = self.exchange
+        memory = x.alloc(v.dtype, v.tile.size)
+        x.begin()
+        x.write(self.of[v], v.dtype, layout_of(v), v.shape, memory, shared(v.shape))
+        x.begin()
+        return memory
+
+    def _lower_reshape(self, op: Op) -> None:
+        (v,), out = op.operands, op.result
+        if not v.shape:
+            self.of[out] = self.b.splat(self.of.get(v, v), layout_of(out).local_size) if out.shape else self.of[v]
+        elif not out.shape:
+            self.of[out] = self.exchange.read_one(self._stage(v), 0)
+        else:
+            src, dst = layout_of(v), layout_of(out)
+            if dst.shape == out.shape and src.shape == v.shape and _reshapes(dst, v.shape, src):
+                how = conversion(dst.reshape(v.shape), src, v.shape)
+                inverse = {r: i for i, r in enumerate(how.take)}
+                lanes = tuple(inverse[i] for i in range(dst.local_size))
+                self.of[out] = self.of[v] if how.kind == "none" else \
+                    self.b.pure(simt.Take, self.of[v], lanes=lanes)
+                return
+            self.of[out] = self.exchange.read(v.dtype, dst, out.shape, self._stage(v), shared(out.shape))
+
+    def _lower_slice(self, op: Op) -> None:
+        (v,), out, b = op.operands, op.result, self.b
+        starts, steps, place = op.attrs["starts"], op.attrs["steps"], shared(v.shape)
+        memory = self._stage(v)
+        if not out.shape:
+            self.of[out] = self.exchange.read_one(memory, self.exchange.address(place, starts))
+            return
+        self.of[out] = self.exchange.read(
+            v.dtype, layout_of(out), out.shape, memory, place,
+            lambda i: tuple(b.add(b.mul(at, step), start) for at, step, start in zip(i, steps, starts, strict=True)))
+
+    def _lower_concat(self, op: Op) -> None:
+        x, b, out, axis = self.exchange, self.b, op.result, op.attrs["axis"]
+        place, start = shared(out.shape), 0
+        memory = x.alloc(out.dtype, out.tile.size)
+        x.begin()
+        for v in op.operands:
+            def moved(i: tuple[Value | int, ...], start: int = start) -> tuple[Value | int, ...]:
+                return tuple(b.add(at, start) if d == axis else at for d, at in enumerate(i))
+            x.write(self.of[v], v.dtype, layout_of(v), v.shape, memory, place, moved)
+            start += v.shape[axis]
+        x.begin()
+        self.of[out] = x.read(out.dtype, layout_of(out), out.shape, memory, place)
+
+    def _lower_lookup(self, op: Op) -> None:
+        table, index = op.operands
+        b, x = self.b, self.exchange
+        memory = self._stage(table)
+        value = self.of.get(index, index)
+        parts = []
+        for i in range(value.shape[0] if value.shape else 1):
+            at = b.pure(th.Extract, value, lane=i) if value.shape else value
+            wide = b.index(b.to_index(at))
+            inside = b.pure(ew.And, b.pure(ew.Ge, wide, b.index(0)), b.pure(ew.Lt, wide, b.index(table.shape[0])))
+            parts.append(x.note(b.effect(th.Ld, memory, wide, inside, lanes=None)).result)
+        self.of[op.result] = join(b, parts) if index.shape else parts[0]
+
+    # -- collecting ---------------------------------------------------------------------------------------------------
+    def _lower_reduce(self, op: Op) -> None:
+        for r, value in zip(op.results, self.collect.reduce(op), strict=True):
+            self.of[r] = value if r.shape else self.b.pure(th.Extract, value, lane=0)
+
+    def _lower_scan(self, op: Op) -> None:
+        self.of.update(zip(op.results, self.collect.scan(op), strict=True))
+
+    def _lower_dot(self, op: Op) -> None:
+        self.of[op.result] = self.dots.lower(op)
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+    def _lower_load(self, op: Op) -> None:
+        self.of[op.result] = self.access.load(op)
+
+    def _lower_store(self, op: Op) -> None:
+        self.access.store(op)
+
+    def _lower_gather(self, op: Op) -> None:
+        values = self.access.elements(op)
+        self.of[op.result] = join(self.b, values) if op.result.shape else values[0]
+
+    def _lower_scatter(self, op: Op) -> None:
+        self.access.elements(op)
+
+    def _lower_atomic(self, op: Op) -> None:
+        values, x = self.access.elements(op), self.exchange
+        value = join(self.b, values) if op.result.shape else values[0]
+        if not op.result.shape:
+            memory = x.alloc(value.dtype, 1)
+            x.begin()
+            first = self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))
+            x.note(self.b.effect(th.St, memory, self.b.index(0), value, first))
+            x.begin()
+            value = x.read_one(memory, 0)
+        elif self.threads.leader(layout_of(op.result)) is not None:  # the copies learn what the leader got
+            layout = layout_of(op.result)
+            value = x.pass_through(value, value.dtype, layout, layout, op.result.shape)
+        self.of[op.result] = value
+
+    def _lower_assert(self, op: Op) -> None:
+        (v,), b = op.operands, self.b
+        ok = self.of.get(v, v)
+        if v.shape:
+            inside = self.threads.inside(layout_of(v), v.shape)
+            if inside is not None:
+                ok = b.pure(ew.Or, ok, b.pure(ew.Not, inside))
+            ok = b.pure(reduction.Reduce, ok, kind="all", axis=0)
+        b.effect(Assert, ok, **op.attrs)
+
+    # -- control flow -------------------------------------------------------------------------------------------------
+    def _args(self, args: Sequence[Value]) -> list[Value]:
+        out = []
+        for a in args:
+            t = a.tile
+            new = Value(TileType((layout_of(a).local_size,) if t.shape else (), t.dtype), a.name)
+            self.of[a] = new
+            out.append(new)
+        return out
+
+    def _values(self, values: Sequence[Value]) -> list[Value]:
+        return [self.b.splat(self.of.get(v, v), layout_of(v).local_size if v.shape else None) for v in values]
+
+    def _block(self, region: Region) -> Region:
+        opened = self.b.open(self._args(region.args))
+        self.region(Region([], [op for op in region.ops if op.name != "yield"]))
+        self.b.close(self._values(region.yields))
+        return opened
+
+    def _lower_for(self, op: Op) -> None:
+        starts = [*(self.of.get(v, v) for v in op.operands[:3]), *self._values(op.operands[3:])]
+        body = self._block(op.regions[0])
+        self.b.loc = op.loc
+        self.of.update(zip(op.results, self.b.effect(For, *starts, regions=[body], **op.attrs).results, strict=True))
+
+    def _lower_while(self, op: Op) -> None:
+        starts = self._values(op.operands)
+        regions = [self._block(r) for r in op.regions]
+        self.of.update(zip(op.results, self.b.effect(While, *starts, regions=regions).results, strict=True))
+
+    def _lower_if(self, op: Op) -> None:
+        condition = self.of.get(op.operands[0], op.operands[0])
+        regions = [self._block(r) for r in op.regions]
+        self.of.update(zip(op.results, self.b.effect(If, condition, regions=regions).results, strict=True))
+
+
+def _reshapes(layout: RegisterLayout, shape: tuple[int, ...], wanted: RegisterLayout) -> bool:
+    """Whether a tile in `layout`, reshaped, has its elements in the threads of `wanted`."""
+    from tilelang.layouts import LayoutError
+    try:
+        return conversion(layout.reshape(shape), wanted, shape).kind != "shared"
+    except LayoutError:
+        return False
+
+
+__all__ = ["layout_of", "lower", "sh", "thread_count"]

@@ -1,0 +1,165 @@
+"""place: gives every tile a register layout, chooses the instructions of dots, makes conversions explicit.
+
+requires: TILE without `sort`, `arg_reduce`, `philox`
+ensures: PLACED: every tile has a layout; an operation whose operands must be laid out otherwise than they are is
+preceded by `convert_layout`; every `dot` names its instruction or has none
+example: `store` of the result of `dot` is preceded by `convert_layout` where the accumulator's layout would write
+slowly
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.thread import ConvertLayout
+from tilelang.layouts import RegisterLayout
+
+ELEMENTS_PER_THREAD = 32
+"""How many elements of the largest tile a thread should hold."""
+MAX_WARPS = 8
+
+
+def warps_for(fn: Function) -> int:
+    """How many warps a program gets: enough for its largest tile, a power of two."""
+    largest = max((v.tile.size for op in fn.walk() for v in op.results if isinstance(v.type, TileType)), default=1)
+    warps = 1
+    while warps < MAX_WARPS and warps * 32 * ELEMENTS_PER_THREAD < largest:
+        warps *= 2
+    return warps
+
+
+def place(fn: Function, target: SimtTarget) -> Function:
+    """A new function at level PLACED."""
+    inference = Inference(fn, target, target.warp * warps_for(fn))
+    inference.solve()
+    out = Function(fn.name, fn.params, Region(), "placed", fn.loc)
+    _Placer(inference).region(fn.body, out.body)
+    return out
+
+
+class _Placer:
+    def __init__(self, inference: Inference) -> None:
+        self.inference = inference
+        self.sites = {site.op: site for site in inference.dots}
+        self.mapping: dict[Value, Value] = {}
+        self.regions: list[Region] = []
+        self.converted: list[dict[tuple[Value, RegisterLayout], Value]] = []
+
+    def region(self, old: Region, new: Region) -> None:
+        self.regions.append(new)
+        self.converted.append({})
+        for a in old.args:
+            self.mapping[a] = Value(self.typed(a), a.name)
+        new.args = [self.mapping[a] for a in old.args]
+        for op in old.ops:
+            self.op(op)
+        self.regions.pop()
+        self.converted.pop()
+
+    def layout(self, v: Value) -> RegisterLayout:
+        layout = self.inference.group(v).layout
+        assert layout is not None
+        return layout
+
+    def typed(self, v: Value) -> TileType:
+        t = v.tile
+        return TileType(t.shape, t.dtype, self.layout(v)) if t.shape else t
+
+    def emit(self, cls: type[Op], operands: Sequence[Value], attrs: dict[str, object], like: Op,
+             layout: RegisterLayout | None, regions: Sequence[Region] = ()) -> Op:
+        op = cls(operands, attrs, regions, like.loc)
+        for r in op.results:
+            if isinstance(r.type, TileType) and r.type.shape:
+                r.type = TileType(r.type.shape, r.type.dtype, layout)
+        self.regions[-1].ops.append(op)
+        return op
+
+    def convert(self, v: Value, layout: RegisterLayout, like: Op) -> Value:
+        """`v`, already placed, in another layout."""
+        if v.tile.layout == layout:
+            return v
+        known = self.converted[-1]
+        if (v, layout) not in known:
+            known[v, layout] = self.emit(ConvertLayout, [v], {"layout": layout}, like, layout).result
+        return known[v, layout]
+
+    def op(self, op: Op) -> None:
+        rule = getattr(self, f"_place_{op.name}", None)
+        operands = [self.mapping.get(v, v) for v in op.operands]
+        if rule is not None:
+            rule(op, operands)
+            return
+        self.finish(op, operands)
+
+    def finish(self, op: Op, operands: Sequence[Value], attrs: dict[str, object] | None = None) -> Op:
+        """The operation on placed operands, its results in the layouts of their groups."""
+        if op.name in ("reduce", "scan"):
+            regions = [clone_region(r, dict(self.mapping)) for r in op.regions]
+        else:
+            regions = []
+            for inner in op.regions:
+                regions.append(Region())
+                self.region(inner, regions[-1])
+        new = self.emit(type(op), operands, attrs or op.attrs, op, None, regions)
+        for old, value in zip(op.results, new.results, strict=True):
+            value.name = old.name
+            if isinstance(old.type, TileType):
+                value.type = self.typed(old)
+            self.mapping[old] = value
+        return new
+
+    def _place_broadcast(self, op: Op, operands: Sequence[Value]) -> None:
+        (src,) = operands
+        if src.shape:
+            src = self.convert(src, before_broadcast(self.layout(op.result), src.shape, op.result.shape), op)
+        self.finish(op, [src])
+
+    def _place_permute(self, op: Op, operands: Sequence[Value]) -> None:
+        order = op.attrs["order"]
+        inverse = [order.index(d) for d in range(len(order))]
+        self.finish(op, [self.convert(operands[0], self.layout(op.result).permute(inverse), op)])
+
+    def _place_reshape(self, op: Op, operands: Sequence[Value]) -> None:
+        (src,) = operands
+        if src.shape and op.result.shape:
+            wanted = reshaped(self.layout(op.result), op.result.shape, src.shape)
+            if wanted is not None:
+                src = self.convert(src, wanted, op)
+        self.finish(op, [src])
+
+    def _place_reduce(self, op: Op, operands: Sequence[Value]) -> None:
+        new = self.finish(op, operands)
+        for old, value in zip(op.results, new.results, strict=True):
+            if value.shape:
+                source = operands[0].tile.layout
+                assert isinstance(source, RegisterLayout)
+                value.type = TileType(value.shape, value.dtype, source.reduce([op.attrs["axis"]]))
+                self.mapping[old] = self.convert(value, self.layout(old), op)
+
+    def _place_dot(self, op: Op, operands: Sequence[Value]) -> None:
+        site = self.sites.get(op)
+        acc = op.attrs["dtype"]
+        if site is None or site.acc.layout not in site.plans:
+            self.finish(op, [*(self.cast(v, acc, op) for v in operands[:2]), *operands[2:]])
+            return
+        plan = site.plans[site.acc.layout]
+        a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in
+                zip(operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True))
+        self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name})
+
+    def operand(self, v: Value, dt: DType, layout: RegisterLayout, like: Op) -> Value:
+        """Cast and converted; the conversion moves the narrower of the two types."""
+        if dt.storage.itemsize < v.dtype.storage.itemsize:
+            return self.convert(self.cast(v, dt, like), layout, like)
+        return self.cast(self.convert(v, layout, like), dt, like)
+
+    def cast(self, v: Value, dt: DType, like: Op) -> Value:
+        if v.dtype is dt:
+            return v
+        layout = v.tile.layout
+        assert isinstance(layout, RegisterLayout)
+        return self.emit(ew.Cast, [v], {"dtype": dt}, like, layout).result

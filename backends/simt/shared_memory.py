@@ -1,0 +1,88 @@
+"""allocate_shared: gives every buffer in shared memory its place.
+
+requires: THREAD
+ensures: every `alloc` in shared memory has an `offset`; buffers alive at the same time do not overlap
+example: two conversions of layout, one after the other, use the same bytes
+"""
+from __future__ import annotations
+
+from math import prod
+
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.errors import TargetError
+from tilelang.ir.core import BufferType, Function, Op, Region, Value
+
+ALIGN = 128
+"""Bytes a buffer's offset is a multiple of: swizzles count on it."""
+_Span = tuple[int, int]
+
+
+def size_of(op: Op) -> int:
+    """Bytes of a buffer, whole units of `ALIGN`."""
+    return -(-prod(op.attrs["shape"]) * op.attrs["dtype"].storage.itemsize // ALIGN) * ALIGN
+
+
+def shared_allocs(fn: Function) -> list[Op]:
+    """The shared buffers; they stand at the top level."""
+    return [op for op in fn.body.ops if op.name == "alloc" and op.attrs["space"] == "shared"]
+
+
+def shared_bytes(fn: Function) -> int:
+    """Shared memory of one program."""
+    return max((op.attrs["offset"] + size_of(op) for op in shared_allocs(fn)), default=0)
+
+
+def allocate_shared(fn: Function, target: SimtTarget) -> Function:
+    """Fills in the offsets, in place; first fit over lifetimes, the largest first."""
+    spans = _spans(fn)
+    placed: list[tuple[int, int, _Span]] = []
+    for op in sorted(shared_allocs(fn), key=lambda o: -size_of(o)):
+        span, size = spans.get(op.result, (0, 0)), size_of(op)
+        offset = 0
+        for start, end, other in sorted(placed):
+            if span[0] <= other[1] and other[0] <= span[1] and offset < end and start < offset + size:
+                offset = end
+        op.attrs["offset"] = offset
+        placed.append((offset, offset + size, span))
+    used = shared_bytes(fn)
+    if used > target.shared_bytes:
+        raise TargetError(f"`{fn.name}` needs more shared memory than {target.name} has", loc=fn.loc,
+                          needs=f"at most {target.shared_bytes} bytes", got=f"{used} bytes",
+                          try_="use smaller tiles or fewer stages")
+    return fn
+
+
+def _spans(fn: Function) -> dict[Value, _Span]:
+    """First and last position at which a buffer holds something: from its first to its last use, or, where these lie
+    in different regions, all of the operations around them. Memory the user manages lives throughout."""
+    uses: dict[Value, list[tuple[_Span, ...]]] = {}
+    managed: set[Value] = set()
+    clock = 0
+
+    def visit(region: Region, around: tuple[_Span, ...]) -> int:
+        nonlocal clock
+        for op in region.ops:
+            clock += 1
+            start, buffers = clock, [v for v in op.operands if isinstance(v.type, BufferType)]
+            inner_uses = [(v, uses.setdefault(v, [])) for v in buffers]
+            managed.update(v for v in buffers if op.attrs.get("phase", 0) == 0)
+            # The span of an operation with regions is known once they have been walked.
+            places = [_length(r) for r in op.regions]
+            here = (*around, (start, start + sum(places)))
+            for _, paths in inner_uses:
+                paths.append(here)
+            for inner in op.regions:
+                visit(inner, here)
+        return clock
+    end = visit(fn.body, ())
+    out = {}
+    for v, paths in uses.items():
+        depth = 0
+        while all(len(p) > depth + 1 and p[depth] == paths[0][depth] for p in paths):
+            depth += 1
+        out[v] = (0, end) if v in managed else (min(p[depth][0] for p in paths), max(p[depth][1] for p in paths))
+    return out
+
+
+def _length(region: Region) -> int:
+    return sum(1 for _ in region.walk())

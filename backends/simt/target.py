@@ -1,0 +1,20 @@
+"""What the SIMT half of the compiler must know about a machine."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilelang.backends.simt.instructions import MmaRow
+
+
+@dataclass(frozen=True)
+class SimtTarget:
+    """A machine of warps. `shared_bytes` is the largest shared memory of a block."""
+
+    name: str
+    arch: int
+    warp: int
+    shared_bytes: int
+    mma: tuple[MmaRow, ...]
+    async_copy: bool
+    ldmatrix: bool
+    native_casts: frozenset[tuple[str, str]] = frozenset()

@@ -1,0 +1,88 @@
+"""Operations of threads that work together: ids, shuffles, registers, asynchronous copies, matrix instructions.
+
+THREAD level of targets with warps. A value belongs to one thread; `eval` takes arrays whose first axis is the thread.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.errors import VerifyError
+from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.memory import memory_type
+from tilelang.ir.thread import THREAD
+
+I32 = dtype("i32")
+
+
+class ThreadId(Op):
+    """Number of this thread in its program, one of `count`."""
+    name, levels, attributes = "thread_id", THREAD, {"count": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.arange(self.attrs["count"], dtype=np.int32)
+
+
+class Take(Op):
+    """Lanes of a vector in the given order: result lane i is operand lane `lanes[i]`."""
+    name, levels, attributes = "take", THREAD, {"lanes": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src = self.operands[0].tile
+        if any(not 0 <= i < src.shape[0] for i in self.attrs["lanes"]):
+            raise VerifyError("`take` of a lane the vector lacks", op=self.name, loc=self.loc,
+                              needs=f"lanes below {src.shape[0]}", got=str(self.attrs["lanes"]), try_="check the table")
+        return [TileType((len(self.attrs["lanes"]),), src.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0][..., list(self.attrs["lanes"])]
+
+
+class Shuffle(Op):
+    """The value of another thread of the warp: of thread t ^ `by` ("xor"). All threads of the warp take part."""
+    name, levels, effects, attributes = "shuffle", THREAD, "control", {"kind": "xor", "by": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0][np.arange(len(args[0])) ^ self.attrs["by"]]
+
+
+class StAsync(Op):
+    """Starts copying `lanes` neighbouring elements into shared memory: (buffer, offset, tensor, offset, [mask]); where
+    the mask is false zeros are written. The data is there after the `wait` that covers its group."""
+    name, levels, effects, attributes = "st_async", THREAD, "write", {"lanes": ..., "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        memory_type(self, self.operands[2])
+        return []
+
+
+class LdMatrix(Op):
+    """`count` 8 x 8 matrices of 16-bit elements from shared memory (PTX `ldmatrix`): (buffer, offset); lane l gives the
+    address of row l % 8 of matrix l / 8, and gets two neighbours of each; `trans` transposes the matrices."""
+    name, levels, effects, attributes = "ldmatrix", THREAD, "read", {"count": ..., "trans": False, "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        memory = memory_type(self, self.operands[0])
+        return [TileType((self.attrs["count"] * 4 // memory.dtype.storage.itemsize,), memory.dtype)]
+
+
+class Mma(Op):
+    """A row of the target's matrix instructions over the registers of a tile: operands (acc, a, b), whole tiles.
+
+    `steps` lists (acc, a, b) start registers, one instruction each; `row` names the instruction and `sizes` says how
+    many registers of each operand it takes.
+    """
+    name, levels, effects, attributes = "mma", THREAD, "control", {"row": ..., "sizes": ..., "steps": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
