@@ -18,6 +18,13 @@ _REDUCE = {"sum": ("add", "fadd"), "prod": ("mul", "fmul"), "max": ("max", "fmax
            "any": ("or", ""), "all": ("and", "")}
 
 
+def _all_below(x: ir.Constant, limit: int) -> bool:
+    """Whether an integer constant, every lane of a vector, lies in [0, limit)."""
+    if isinstance(x.type, ir.VectorType):
+        return all(_all_below(lane, limit) for lane in x.constant)
+    return bool(0 <= x.constant < limit)
+
+
 class Arithmetic:
     """Needs a builder `b`."""
 
@@ -76,6 +83,8 @@ class Arithmetic:
 
     def _shift(self, name: str, args: list[ir.Value], dt: DType) -> ir.Value:
         b, (x, count) = self.b, args
+        if isinstance(count, ir.Constant) and _all_below(count, dt.bits):
+            return (b.shl if name == "shl" else b.ashr if dt.kind == "int" else b.lshr)(x, count)
         inside = b.icmp_unsigned("<", count, full_like(count, dt.bits)) if dt.bits > 1 else \
             b.icmp_unsigned("==", count, full_like(count, 0))
         safe = b.select(inside, count, full_like(count, 0))

@@ -10,9 +10,12 @@ from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
 from tilelang.backends.cpu.numbers import I8, I32, I64, Numbers, constant, full_like, storage_type
 from tilelang.errors import TargetError
+from tilelang.ir.control import Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
+from tilelang.ir.elementwise import Cast
 from tilelang.ir.interpreter import Frame
+from tilelang.passes.expand_casts import expand_casts
 
 PTR = ir.PointerType()
 
@@ -39,12 +42,27 @@ def generate(fn: Function, target: Any) -> ir.Module:
     module = ir.Module(fn.name)
     module.triple, module.data_layout = target.triple, target.data_layout
     count = ir.Function(module, ir.FunctionType(I64, [PTR]), "tl_count")
-    _Generator(fn, count, target).count()
+    _Generator(fn, _begin(count), target).count()
     body = ir.Function(module, ir.FunctionType(I32, [PTR, I64, I64, PTR]), "tl_body")
     for argument in (0, 3):
         body.args[argument].add_attribute("noalias")
-    _Generator(fn, body, target).body()
+    _Generator(fn, _begin(body), target).body()
     return module
+
+
+def _begin(function: ir.Function) -> ir.IRBuilder:
+    return ir.IRBuilder(function.append_basic_block("entry"))
+
+
+def emit_cast(builder: ir.IRBuilder, x: ir.Value, src: DType, dst: DType, target: Any) -> ir.Value:
+    """A scalar of type `src` as `dst`, outside of a kernel."""
+    value = Value(TileType((), src))
+    cast = Cast([value], {"dtype": dst})
+    fn = expand_casts(Function("cast", [value], Region([], [cast, Yield([cast.result])]), "thread"), target)
+    generator = _Generator(fn, builder, target)
+    generator.values[value] = x
+    (out,) = generator.run(fn.body)
+    return out
 
 
 def scratch_bytes(fn: Function) -> int:
@@ -65,9 +83,8 @@ def evaluate(op: Op) -> Any:
 
 
 class _Generator(Arithmetic):
-    def __init__(self, fn: Function, function: ir.Function, target: Any) -> None:
-        self.fn, self.function, self.target = fn, function, target
-        self.b = ir.IRBuilder(function.append_basic_block("entry"))
+    def __init__(self, fn: Function, builder: ir.IRBuilder, target: Any) -> None:
+        self.fn, self.b, self.function, self.target = fn, builder, builder.function, target
         self.slots = slots(fn.params)
         self.values: dict[Value, ir.Value] = {}
         self.params = {v: i for i, v in enumerate(fn.params)}
@@ -168,10 +185,6 @@ class _Generator(Arithmetic):
             raise TargetError(f"`{op.name}` cannot be compiled for the CPU yet", loc=op.loc,
                               needs="an operation with a CPU form", got=op.name,
                               try_="run the kernel with kernel.reference(...)")
-        if dt.name in ("f16", "bf16"):
-            wide = [numbers.to_float(a, dt, wide=False) for a in args]
-            out = self._float(op, wide)
-            return out if op.result.dtype.kind == "bool" else numbers.from_float(out, dt)
         if dt.kind == "float":
             return self._float(op, args)
         return numbers.wrap(self._integer(op, args, dt), dt) if op.result.dtype.kind != "bool" \
@@ -184,16 +197,14 @@ class _Generator(Arithmetic):
         return Numbers(self.b).cast(self.args(op)[0], op.operands[0].dtype, op.attrs["dtype"])
 
     def op_bitcast(self, op: Op) -> ir.Value:
-        numbers, (x,), src, dst = Numbers(self.b), self.args(op), op.operands[0].dtype, op.attrs["dtype"]
-        t = self.type_of(op.result.type)
-        if x.type == t and src.bits == 8 * src.storage.itemsize:
-            return x
-        if src.bits == 8 * src.storage.itemsize and src.kind != "bool":
-            return self.b.bitcast(x, t)
-        if src.kind == "bool" or dst.kind == "bool":
-            return numbers.cast(x, src, dst)
-        masked = self.b.and_(x, full_like(x, (1 << src.bits) - 1))
-        return numbers.wrap(masked, dst)
+        (x,), src, dst, t = self.args(op), op.operands[0].dtype, op.attrs["dtype"], self.type_of(op.result.type)
+        if dst.kind == "bool":
+            return self.b.icmp_unsigned("!=", self.b.and_(x, full_like(x, 1)), full_like(x, 0))
+        if src.kind == "bool":
+            return self.b.zext(x, t)
+        if src.kind == "int" and src.bits < 8 * src.storage.itemsize:
+            x = self.b.and_(x, full_like(x, (1 << src.bits) - 1))
+        return Numbers(self.b).wrap(x if x.type == t else self.b.bitcast(x, t), dst)
 
     # -- constants and vectors ----------------------------------------------------------------------------------------
     def op_const(self, op: Op) -> ir.Value:
@@ -285,11 +296,8 @@ class _Generator(Arithmetic):
         (x,), kind, dt = self.args(op), op.attrs["kind"], op.operands[0].dtype
         if not isinstance(x.type, ir.VectorType):
             return x
-        numbers = Numbers(self.b)
-        if dt.name in ("f16", "bf16"):
-            return numbers.from_float(self._fold(numbers.to_float(x, dt, wide=False), kind, "float"), dt)
         out = self._fold(x, kind, dt.kind)
-        return numbers.wrap(out, dt) if dt.kind in ("int", "uint") else out
+        return Numbers(self.b).wrap(out, dt) if dt.kind in ("int", "uint") else out
 
     def op_dot_groups(self, op: Op) -> ir.Value:
         acc, x, y = self.args(op)

@@ -14,6 +14,7 @@ from tilelang.passes.cse import cse
 from tilelang.passes.dce import dce
 from tilelang.passes.decompose import decompose
 from tilelang.passes.driver import Pass, run_passes
+from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.fold import fold
 from tilelang.passes.licm import licm
 
@@ -35,13 +36,13 @@ class Lowered:
     @cached_property
     def thread(self) -> Function:
         """Scalars, vectors and loops."""
-        return run_passes(self.placed, self.target, (lower,))
+        return run_passes(self.placed, self.target, (lower, expand_casts))
 
     @cached_property
     def source(self) -> str:
         """LLVM IR."""
         module = generate(self.thread, self.target)
-        emit_entry(module, "tl_entry", self.thread.params, scratch_bytes(self.thread))
+        emit_entry(module, "tl_entry", self.thread.params, scratch_bytes(self.thread), self.target)
         return str(module)
 
     @cached_property

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from tilelang.backends.cpu.codegen import slots
+from tilelang.backends.cpu.codegen import emit_cast, slots
+from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.numbers import F64, I1, I8, I32, I64
 from tilelang.ir.core import TensorType, TileType, Value
-from tilelang.ir.dtypes import DType
+from tilelang.ir.dtypes import DType, dtype
 
 GUARD, FAILED = "TilelangGuard", "TilelangFailed"
 MAX_EXTENT = (1 << 31) - (1 << 16)
@@ -37,9 +38,9 @@ def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
     return (1,), 8 * dt.storage.itemsize if dt.bits % 8 == 0 else 8
 
 
-def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int) -> None:
+def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int, target: CpuTarget) -> None:
     """Adds the tvm-ffi entry `name`, which runs `tl_body` through the pool with `scratch` bytes for each worker."""
-    _Entry(module, name, params).emit(scratch)
+    _Entry(module, name, params, target).emit(scratch)
 
 
 def width(v: Value) -> int:
@@ -49,8 +50,8 @@ def width(v: Value) -> int:
 
 
 class _Entry:
-    def __init__(self, module: ir.Module, name: str, params: Sequence[Value]) -> None:
-        self.module, self.params, self.slots = module, params, slots(params)
+    def __init__(self, module: ir.Module, name: str, params: Sequence[Value], target: CpuTarget) -> None:
+        self.module, self.params, self.slots, self.target = module, params, slots(params), target
         fn = ir.Function(module, ir.FunctionType(I32, [PTR, PTR, I32, PTR]), name)
         self.fn, self.b = fn, ir.IRBuilder(fn.append_basic_block("entry"))
         self.guard = fn.append_basic_block("guard")
@@ -143,8 +144,7 @@ class _Entry:
         if dt.name == "f64":
             bits = b.bitcast(value, I64)
         else:
-            from tilelang.backends.cpu.numbers import Numbers
-            code = Numbers(b).from_float(value, dt)
+            code = emit_cast(b, value, dtype("f64"), dt, self.target)
             bits = b.zext(b.bitcast(code, ir.IntType(dt.bits)), I64)
         self.put(ctx, ("value", i), bits)
 

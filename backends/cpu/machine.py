@@ -25,6 +25,8 @@ class CpuTarget:
     vector_bytes: int
     registers: int
     features: frozenset[str]
+    native_casts: frozenset[tuple[str, str]] = frozenset()
+    """See `tilelang.passes.expand_casts`."""
 
     def __str__(self) -> str:
         return self.name
@@ -59,8 +61,10 @@ def host() -> CpuTarget:
         if "avx512vnni" in have:
             names.add("vnni")
     machine = _machine(llvm.get_host_cpu_name(), features.flatten())
+    has_half = "f16c" in have or machine.triple.startswith(("aarch64", "arm64"))
+    half = {("f16", "f32"), ("f32", "f16")} if has_half else ()  # from f64 LLVM calls a library
     return CpuTarget("cpu", llvm.get_host_cpu_name(), features.flatten(), machine.triple, str(machine.target_data),
-                     vector_bytes, registers, frozenset(names))
+                     vector_bytes, registers, frozenset(names), frozenset(half))
 
 
 @cache

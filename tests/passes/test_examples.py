@@ -9,10 +9,11 @@ from tilelang.ir.text import print_function
 from tilelang.passes.cse import cse
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
+from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.fold import fold
 from tilelang.passes.licm import licm
 
-PASSES: dict[str, Pass] = {"fold": fold, "cse": cse, "dce": dce, "licm": licm}
+PASSES: dict[str, Pass] = {"fold": fold, "cse": cse, "dce": dce, "licm": licm, "expand_casts": expand_casts}
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -28,5 +29,7 @@ def test_documented_example(name: str) -> None:
 def test_passes_keep_every_operation(key: str) -> None:
     fn = example(key)
     pipeline = (fold, cse, licm, dce) if fn.level == "tile" else (cse, dce)
+    if fn.level == "thread":
+        pipeline = (*pipeline, expand_casts)
     run_passes(fn, None, pipeline, check=2, dump="")
     assert print_function(fn) == print_function(example(key))  # the pipeline works on a copy

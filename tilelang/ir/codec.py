@@ -122,7 +122,8 @@ def _encode(values: Any, dt: DType) -> Any:
         return (np.clip(np.rint(np.nan_to_num(np.clip(real, -1, 1), nan=0.0)), -1, 1) + 1).astype(dt.storage)
     if dt.kind == "codebook":
         table = np.asarray(dt.table)
-        bounded = np.nan_to_num(real, nan=table[0], posinf=1e300, neginf=-1e300)
+        # Within the table's range: far outside it all distances round to the same number.
+        bounded = np.clip(np.where(np.isnan(real), table[0], real), table.min(), table.max())
         return np.argmin(np.abs(bounded[..., None] - table), -1).astype(dt.storage)
     if dt.kind == "scale":
         return _encode_scale(real, dt)

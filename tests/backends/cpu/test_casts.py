@@ -9,12 +9,12 @@ import pytest
 from tests.backends.cpu.native import native
 from tests.ir.op_examples import tiles
 from tilelang.ir import codec
-from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.dtypes import DType, codebook, dtype
 from tilelang.ir.parser import parse
 
-TYPES = [dtype(n) for n in (
+TYPES = [*(dtype(n) for n in (
     "i1 u1 u3 i4 i8 u8 i16 i32 u32 i64 u64 s4 ternary f3e1m1 f4e2m1 f6e3m2 f6e2m3 f8e4m3 f8e5m2 f8e4m3fnuz f8e7m0 "
-    "e8m0 f16 bf16 tf32 f32 f64").split()]
+    "e8m0 f16 bf16 tf32 f32 f64").split()), codebook(2, [-1.0, -0.25, 0.5, 1.0])]
 LANES = 64
 
 
@@ -25,7 +25,7 @@ def patterns(dt: DType) -> Any:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**64, 4096, np.uint64) >> rng.integers(0, 64, 4096, np.uint64)
     if dt.kind == "float":
-        near = [codec.decode(patterns(d), d).astype(np.float64) for d in TYPES if d.bits <= 8 and d.kind == "float"]
+        near = [codec.decode(patterns(d), d).astype(np.float64) for d in TYPES if d.bits <= 8 and d.is_float]
         real = np.concatenate([*near, *(n * (1 + 2.0 ** -20) for n in near), *((n[1:] + n[:-1]) / 2 for n in near),
                                [0.0, -0.0, np.inf, -np.inf, np.nan, 1e300, 65519.99, 65520.0, 2.0 ** 63, 2.0 ** 31]])
         with np.errstate(all="ignore"):
