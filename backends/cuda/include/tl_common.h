@@ -1,0 +1,134 @@
+#pragma once
+// What every prelude shares: types, register vectors and the arithmetic that needs no intrinsic. The prelude that
+// includes this defines TL_FN, the qualifiers of a function. No standard headers: they cost more than the kernel.
+
+#define TL_UNROLL _Pragma("unroll")
+
+namespace tl {
+
+using i8 = signed char;
+using u8 = unsigned char;
+using i16 = short;
+using u16 = unsigned short;
+using i32 = int;
+using u32 = unsigned int;
+using i64 = long long;
+using u64 = unsigned long long;
+
+// The IR operation a call was emitted for. It disappears in code for a GPU; reports of the emulator carry it.
+struct op {
+  int id;
+  TL_FN constexpr explicit op(int id) : id(id) {}
+};
+
+// Registers of one thread.
+template <class T, int N>
+struct vec {
+  T v[N];
+  TL_FN constexpr T& operator[](int i) { return v[i]; }
+  TL_FN constexpr const T& operator[](int i) const { return v[i]; }
+};
+
+template <class T> struct plain_of { using type = T; };
+template <class T> struct plain_of<const T> { using type = T; };
+template <class T> using plain = typename plain_of<T>::type;  // also keeps an argument out of deduction
+
+template <class T, class A> struct same { static constexpr bool value = false; };
+template <class T> struct same<T, T> { static constexpr bool value = true; };
+template <class T> constexpr bool is_float = same<T, float>::value || same<T, double>::value;
+
+// ---- bits
+
+template <class To, class From>
+TL_FN To bits(From x) {
+  static_assert(sizeof(To) == sizeof(From), "bits() keeps the size");
+  To y;
+  __builtin_memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+template <int BYTES> struct unsigned_of;
+template <> struct unsigned_of<1> { using type = u8; };
+template <> struct unsigned_of<2> { using type = u16; };
+template <> struct unsigned_of<4> { using type = u32; };
+template <> struct unsigned_of<8> { using type = u64; };
+template <class T> using as_unsigned = typename unsigned_of<sizeof(T)>::type;
+
+template <class T> constexpr bool is_signed = T(-1) < T(0);
+template <class T> constexpr T highest = is_signed<T> ? T((as_unsigned<T>(1) << (8 * sizeof(T) - 1)) - 1) : T(-1);
+template <class T> constexpr T lowest = T(-1 - highest<T>);
+
+// ---- integers: x // 0 == 0, x % 0 == 0, and the most negative number // -1 wraps
+
+template <class T>
+TL_FN T floordiv(T a, plain<T> b) {
+  if (b == 0) return 0;
+  if constexpr (is_signed<T>) {
+    if (b == -1) return T(as_unsigned<T>(0) - as_unsigned<T>(a));
+    const T q = T(a / b);
+    return a % b != 0 && (a < 0) != (b < 0) ? T(q - 1) : q;
+  } else {
+    return T(a / b);
+  }
+}
+
+template <class T>
+TL_FN T mod(T a, plain<T> b) {
+  if (b == 0) return 0;
+  if constexpr (is_signed<T>) {
+    if (b == -1) return 0;
+    const T r = T(a % b);
+    return r != 0 && (r < 0) != (b < 0) ? T(r + b) : r;
+  } else {
+    return T(a % b);
+  }
+}
+
+// A count outside [0, bits) shifts everything out.
+template <class T, class C>
+TL_FN T shl(T a, C count) {
+  return count >= 0 && u64(count) < 8 * sizeof(T) ? T(as_unsigned<T>(a) << count) : T(0);
+}
+
+template <class T, class C>
+TL_FN T shr(T a, C count) {
+  return count >= 0 && u64(count) < 8 * sizeof(T) ? T(a >> count) : T(a < 0 ? -1 : 0);
+}
+
+template <class T> TL_FN T abs_int(T a) { return a < 0 ? T(as_unsigned<T>(0) - as_unsigned<T>(a)) : a; }
+
+// Toward zero, clamped to the range of T; NaN gives 0.
+template <class T, class F>
+TL_FN T to_int(F x) {
+  if (!(x == x)) return 0;
+  if (x <= F(lowest<T>)) return lowest<T>;
+  if (x >= F(highest<T>)) return highest<T>;
+  return T(x);
+}
+
+// ---- 16-bit floats travel as their bits; software conversions, rounding half to even
+
+TL_FN float f16_to_f32_soft(u16 h) {
+  const u32 sign = u32(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
+  if (exponent == 31) return bits<float>(sign | 0x7f800000 | fraction << 13);
+  if (exponent == 0) return bits<float>(sign | bits<u32>(float(fraction) * 0x1p-24f));
+  return bits<float>(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+TL_FN u16 f32_to_f16_soft(float x) {
+  const u32 u = bits<u32>(x), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+  if (a > 0x7f800000) return u16(sign | 0x7e00 | (a >> 13 & 0x3ff));
+  if (a >= 0x477ff000) return u16(sign | 0x7c00);  // 65520 and above round to infinity
+  if (a < 0x38800000) return u16(sign | (bits<u32>(bits<float>(a) + 0.5f) - 0x3f000000));  // multiples of 2**-24
+  return u16(sign | (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13);
+}
+
+TL_FN float bf16_to_f32(u16 h) { return bits<float>(u32(h) << 16); }
+
+TL_FN u16 f32_to_bf16_soft(float x) {
+  const u32 u = bits<u32>(x);
+  if ((u & 0x7fffffff) > 0x7f800000) return u16(u >> 16 | 0x40);
+  return u16((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+}  // namespace tl

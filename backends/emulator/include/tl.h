@@ -1,0 +1,284 @@
+#pragma once
+// The prelude of emitted kernels for the emulator: the same names as the CUDA prelude, every access through the
+// runtime's checks. Pointers carry the buffer they came from.
+
+#define TL_FN inline __attribute__((always_inline))
+#include "tl_abi.h"
+#include "tl_common.h"
+#include "tl_math.h"
+
+namespace tl {
+
+// ---- pointers
+
+template <class T>
+struct gptr {
+  T* p;
+  emu::Buffer* buffer;
+  operator gptr<const T>() const { return {p, buffer}; }
+  gptr operator+(i64 n) const { return {(T*)((u64)p + u64(n) * sizeof(T)), buffer}; }
+};
+
+struct arena {};  // dynamic shared memory
+
+template <class T>
+struct sptr {
+  i64 base, limit;  // bytes from the start of shared memory, and of this buffer
+};
+
+TL_FN arena declare_shared(i64 bytes) {
+  emu_declare_shared(bytes);
+  return {};
+}
+
+template <class T>
+TL_FN sptr<T> shared(arena, i64 offset, i64 count) {
+  return {offset, count * i64(sizeof(T))};
+}
+
+TL_FN int thread() { return emu_thread(); }
+TL_FN i64 program() { return emu_program(); }
+
+// ---- loads and stores
+
+template <int BYTES>
+TL_FN void one_access() {
+  static_assert(BYTES == 1 || BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "one access is 1 to 16 bytes");
+}
+
+template <class T>
+TL_FN void* at(gptr<T> p, i64 off, int bytes, emu::Use use, op o) {
+  return emu_global(p.buffer, p.p, off, sizeof(T), bytes, use, o.id);
+}
+
+template <class T>
+TL_FN void* at(sptr<T> p, i64 off, int bytes, emu::Use use, op o) {
+  return emu_shared(p.base, p.limit, off, sizeof(T), bytes, use, o.id);
+}
+
+template <class T> TL_FN void idle(gptr<T>, emu::Use use, op o) { emu_idle(0, use, o.id); }
+template <class T> TL_FN void idle(sptr<T>, emu::Use use, op o) { emu_idle(1, use, o.id); }
+
+template <int N, class T, template <class> class P>
+TL_FN vec<plain<T>, N> ld(P<T> p, i64 off, op o) {
+  one_access<N * int(sizeof(T))>();
+  vec<plain<T>, N> v;
+  __builtin_memcpy(&v, at(p, off, sizeof v, emu::LOAD, o), sizeof v);
+  return v;
+}
+
+template <int N, class T, template <class> class P>
+TL_FN vec<plain<T>, N> ld(P<T> p, i64 off, bool mask, op o) {
+  if (mask) return ld<N>(p, off, o);
+  idle(p, emu::LOAD, o);
+  return {};
+}
+
+template <int N, class T, template <class> class P>
+TL_FN void st(P<T> p, i64 off, const vec<T, N>& v, op o) {
+  one_access<N * int(sizeof(T))>();
+  __builtin_memcpy(at(p, off, sizeof v, emu::STORE, o), &v, sizeof v);
+}
+
+template <int N, class T, template <class> class P>
+TL_FN void st(P<T> p, i64 off, const vec<T, N>& v, bool mask, op o) {
+  if (mask) return st<N>(p, off, v, o);
+  idle(p, emu::STORE, o);
+}
+
+// A code of W bits at any bit; the lowest bit of a byte comes first.
+template <int W>
+TL_FN u32 ld_bits(gptr<const u8> p, i64 bit, bool mask, op o) {
+  static_assert(W >= 1 && W <= 8, "a code is 1 to 8 bits");
+  if (!mask) {
+    emu_idle(0, emu::LOAD_BITS, o.id);
+    return 0;
+  }
+  const u8* q = (const u8*)emu_bits(p.buffer, p.p, bit, W, emu::LOAD_BITS, o.id);
+  const int shift = int(bit & 7);
+  u32 word = q[0];
+  if (shift + W > 8) word |= u32(q[1]) << 8;
+  return word >> shift & ((1u << W) - 1);
+}
+
+template <int W>
+TL_FN void st_bits(gptr<u8> p, i64 bit, u32 code, bool mask, op o) {
+  static_assert(W >= 1 && W <= 8, "a code is 1 to 8 bits");
+  if (!mask) return emu_idle(0, emu::STORE_BITS, o.id);
+  u8* q = (u8*)emu_bits(p.buffer, p.p, bit, W, emu::STORE_BITS, o.id);
+  const int shift = int(bit & 7);
+  const u32 field = ((1u << W) - 1) << shift, value = code << shift & field;
+  q[0] = u8((q[0] & ~field) | value);
+  if (shift + W > 8) q[1] = u8((q[1] & ~(field >> 8)) | value >> 8);
+}
+
+template <int N, class T, class G>
+TL_FN void cp_async(sptr<T> s, i64 soff, gptr<G> g, i64 goff, bool mask, op o) {
+  constexpr int bytes = N * int(sizeof(T));
+  static_assert(same<T, plain<G>>::value, "one element type on both sides");
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16, "an async copy is 4, 8 or 16 bytes");
+  emu_copy_async(s.base, s.limit, soff, g.buffer, g.p, goff, sizeof(T), bytes, mask, o.id);
+}
+
+TL_FN void cp_commit(op o) { emu_commit(o.id); }
+template <int PENDING> TL_FN void cp_wait(op o) { emu_wait(PENDING, o.id); }
+
+// ---- atomics
+
+template <class T, template <class> class P, class F>
+TL_FN T read_modify_write(P<T> p, i64 off, bool mask, op o, F change) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics are 4 or 8 bytes");
+  if (!mask) {
+    idle(p, emu::ATOMIC, o);
+    return T(0);
+  }
+  void* q = at(p, off, sizeof(T), emu::ATOMIC, o);
+  T old;
+  __builtin_memcpy(&old, q, sizeof old);
+  const T value = change(old);
+  __builtin_memcpy(q, &value, sizeof value);
+  return old;
+}
+
+template <class T, template <class> class P>
+TL_FN T atomic_add(P<T> p, i64 off, plain<T> v, bool mask, op o) {
+  return read_modify_write(p, off, mask, o, [=](T old) { return T(old + v); });
+}
+
+template <class T, template <class> class P>
+TL_FN T atomic_max(P<T> p, i64 off, plain<T> v, bool mask, op o) {
+  return read_modify_write(p, off, mask, o, [=](T old) { return max(old, v); });
+}
+
+template <class T, template <class> class P>
+TL_FN T atomic_min(P<T> p, i64 off, plain<T> v, bool mask, op o) {
+  return read_modify_write(p, off, mask, o, [=](T old) { return min(old, v); });
+}
+
+template <class T, template <class> class P>
+TL_FN T atomic_cas(P<T> p, i64 off, plain<T> expected, plain<T> desired, bool mask, op o) {
+  using U = as_unsigned<T>;  // compared as bits, as the hardware does
+  return read_modify_write(p, off, mask, o,
+                           [=](T old) { return bits<U>(old) == bits<U>(expected) ? desired : old; });
+}
+
+// ---- threads meeting
+
+TL_FN void barrier(op o) { emu_barrier(o.id); }
+
+TL_FN void syncwarp(op o) {
+  emu::Collective c{emu::SYNCWARP, o.id};
+  emu_collective(&c);
+}
+
+template <class T>
+TL_FN T shuffle(emu::ShuffleKind kind, T v, int argument, op o) {
+  T result = v;
+  emu::Collective c{emu::SHUFFLE, o.id, kind, argument, sizeof(T), &result, &v};
+  emu_collective(&c);
+  return result;
+}
+
+template <class T> TL_FN T shfl_xor(T v, int mask, op o) { return shuffle(emu::XOR, v, mask, o); }
+template <class T> TL_FN T shfl(T v, int lane, op o) { return shuffle(emu::INDEX, v, lane, o); }
+template <class T> TL_FN T shfl_up(T v, int delta, op o) { return shuffle(emu::UP, v, delta, o); }
+template <class T> TL_FN T shfl_down(T v, int delta, op o) { return shuffle(emu::DOWN, v, delta, o); }
+
+TL_FN void check(bool ok, op o) {
+  if (!ok) emu_check_failed(o.id);
+}
+
+// ---- matrices
+
+// Registers [at, at + bytes) of v, refused where v is shorter.
+template <class T, int N>
+TL_FN T* registers(vec<T, N>& v, int at, int bytes, op o) {
+  const int count = bytes / int(sizeof(T));
+  if (at < 0 || at + count > N) emu_bad_register(at, count, N, o.id);
+  return v.v + at;
+}
+
+template <class T, int N>
+TL_FN const T* registers(const vec<T, N>& v, int at, int bytes, op o) {
+  return registers(const_cast<vec<T, N>&>(v), at, bytes, o);
+}
+
+template <int X, bool TRANS, class T, int K>
+TL_FN void ldmatrix(vec<T, K>& r, int at, sptr<T> s, i64 off, op o) {
+  static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
+  emu::Collective c{emu::LDMATRIX, o.id, TRANS ? -X : X, 0, 0, registers(r, at, 4 * X, o), nullptr, nullptr,
+                    s.base, s.limit, off * i64(sizeof(T))};
+  emu_collective(&c);
+}
+
+template <int X, bool TRANS, class T, int K>
+TL_FN void stmatrix(sptr<T> s, i64 off, const vec<T, K>& r, int at, op o) {
+  static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
+  emu::Collective c{emu::STMATRIX, o.id, TRANS ? -X : X, 0, 0, nullptr, registers(r, at, 4 * X, o), nullptr,
+                    s.base, s.limit, off * i64(sizeof(T))};
+  emu_collective(&c);
+}
+
+// Bytes of the accumulator, of A and of B that one lane holds.
+#define EMU_MMA(NAME, SHAPE, D, D_BYTES, A_BYTES, B_BYTES)                                                           \
+  template <int NA, class A, int NB, class B, int NC>                                                                \
+  TL_FN void mma_##NAME(vec<D, NA>& acc, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op o) {      \
+    emu::Collective c{emu::MMA, o.id, emu::SHAPE, 0, 0, registers(acc, i, D_BYTES, o), registers(a, j, A_BYTES, o),  \
+                      registers(b, k, B_BYTES, o)};                                                                  \
+    emu_collective(&c);                                                                                              \
+  }
+EMU_MMA(m16n8k16_f16, F16_K16, float, 16, 16, 8)
+EMU_MMA(m16n8k16_bf16, BF16_K16, float, 16, 16, 8)
+EMU_MMA(m16n8k8_f16, F16_K8, float, 16, 8, 4)
+EMU_MMA(m16n8k8_tf32, TF32, float, 16, 16, 8)
+EMU_MMA(m16n8k32_s8, S8, i32, 16, 16, 8)
+EMU_MMA(m16n8k32_u8, U8, i32, 16, 16, 8)
+EMU_MMA(m16n8k32_su8, S8U8, i32, 16, 16, 8)
+EMU_MMA(m16n8k32_us8, U8S8, i32, 16, 16, 8)
+EMU_MMA(m16n8k32_e4m3, E4M3, float, 16, 16, 8)
+EMU_MMA(m16n8k32_e5m2, E5M2, float, 16, 16, 8)
+EMU_MMA(m8n8k4_f64, F64, double, 16, 8, 8)
+EMU_MMA(m16n8k256_b1_and, B1_AND, i32, 16, 16, 8)
+EMU_MMA(m16n8k256_b1_xor, B1_XOR, i32, 16, 16, 8)
+EMU_MMA(m16n8k64_s4, S4, i32, 16, 16, 8)
+EMU_MMA(m16n8k64_u4, U4, i32, 16, 16, 8)
+#undef EMU_MMA
+
+}  // namespace tl
+
+// ---- kernels
+
+namespace emu {
+template <unsigned... I> struct indices {};
+template <unsigned N, unsigned... I> struct count_to : count_to<N - 1, N - 1, I...> {};
+template <unsigned... I> struct count_to<0, I...> { using type = indices<I...>; };
+
+template <class... A, unsigned... I>
+void call(void (*kernel)(A...), void** args, indices<I...>) {
+  kernel(*(A*)args[I]...);
+}
+template <class... A>
+void call(void (*kernel)(A...), void** args) {
+  call(kernel, args, typename count_to<sizeof...(A)>::type{});
+}
+template <class... A>
+int signature(void (*)(A...), int* sizes) {
+  const int all[] = {int(sizeof(A))..., 0};
+  if (sizes)
+    for (unsigned i = 0; i < sizeof...(A); i++) sizes[i] = all[i];
+  return sizeof...(A);
+}
+}  // namespace emu
+
+#undef TL_UNROLL
+#define TL_UNROLL
+#define TL_KERNEL(name, THREADS)    \
+  enum { name##__limit = THREADS }; \
+  static void name
+#define TL_SHARED(name, BYTES) const tl::arena name = tl::declare_shared(BYTES)
+#define TL_EXPORT(name)                                                                                       \
+  extern "C" {                                                                                                \
+  __attribute__((visibility("default"))) void name##__entry(void** args) { emu::call(&name, args); }          \
+  __attribute__((visibility("default"))) int name##__signature(int* sizes) { return emu::signature(&name, sizes); } \
+  __attribute__((visibility("default"))) int name##__threads() { return name##__limit; }                      \
+  }

@@ -1,0 +1,43 @@
+#pragma once
+// Arithmetic of emulated kernels: the host's C library, called without its headers.
+
+namespace tl {
+
+#define EMU_MATH(NAME, BUILTIN)                                     \
+  TL_FN float NAME(float x) { return __builtin_##BUILTIN##f(x); }   \
+  TL_FN double NAME(double x) { return __builtin_##BUILTIN(x); }
+EMU_MATH(exp, exp)
+EMU_MATH(exp2, exp2)
+EMU_MATH(log, log)
+EMU_MATH(log2, log2)
+EMU_MATH(sqrt, sqrt)
+EMU_MATH(sin, sin)
+EMU_MATH(cos, cos)
+EMU_MATH(tanh, tanh)
+EMU_MATH(erf, erf)
+EMU_MATH(abs, fabs)
+EMU_MATH(floor, floor)
+EMU_MATH(ceil, ceil)
+EMU_MATH(round, rint)
+#undef EMU_MATH
+
+TL_FN float rsqrt(float x) { return 1.0f / sqrt(x); }
+TL_FN double rsqrt(double x) { return 1.0 / sqrt(x); }
+TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+TL_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+TL_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+TL_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+template <class T> TL_FN T abs(T a) { return abs_int(a); }
+
+// NaN wins, as in NumPy; on integers `a != a` is false.
+template <class T> TL_FN T max(T a, plain<T> b) { return a >= b || a != a ? a : b; }
+template <class T> TL_FN T min(T a, plain<T> b) { return a <= b || a != a ? a : b; }
+
+TL_FN float f16_to_f32(u16 h) { return f16_to_f32_soft(h); }
+TL_FN u16 f32_to_f16(float x) { return f32_to_f16_soft(x); }
+TL_FN u16 f32_to_bf16(float x) { return f32_to_bf16_soft(x); }
+
+TL_FN int popcount(u32 x) { return __builtin_popcount(x); }
+TL_FN int popcount(u64 x) { return __builtin_popcountll(x); }
+
+}  // namespace tl

@@ -1,0 +1,190 @@
+"""Loads emitted text and launches its kernels under the emulator's checks."""
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from tilelang.backends.emulator import build
+from tilelang.errors import TargetError
+
+Policy = Literal["forward", "reverse", "random"]
+POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
+KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "uninitialised-shared",
+         "uninitialised-global", "bounds-shared", "bounds-global", "bounds-register", "misaligned",
+         "divergent-barrier", "divergent-collective", "deadlock", "assertion")
+# Classes of instructions, in the order of `emu::Use`.
+CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma", "shuffle",
+           "syncwarp", "barrier")
+_lock = threading.Lock()  # the runtime holds one launch at a time
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An array given to a kernel as a pointer to its first element. An output starts without values."""
+
+    array: np.ndarray[Any, Any]
+    initialised: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A mistake: its kind (one of KINDS), the op that met it, and the other op of a pair; -1 for none."""
+
+    kind: str
+    op: int
+    other_op: int
+    message: str
+
+    def __str__(self) -> str:
+        other = f" and {self.other_op}" if self.other_op >= 0 else ""
+        return f"{self.kind}: op {self.op}{other}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What the requests of one op cost. `instructions` counts those of whole warps, by class."""
+
+    requests: int = 0
+    bytes: int = 0
+    sectors: int = 0
+    ideal_sectors: int = 0
+    wavefronts: int = 0
+    ideal_wavefronts: int = 0
+    instructions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def mma(self) -> int:
+        return self.instructions.get("mma", 0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a launch found and counted. After a mistake that ends a launch, the outputs are incomplete."""
+
+    findings: list[Finding]
+    counters: dict[int, Counter]
+    completed: bool
+
+
+class _Pointer(ctypes.Structure):
+    _fields_ = (("p", ctypes.c_void_p), ("buffer", ctypes.c_void_p))
+
+
+class _Finding(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_char_p), ("op", ctypes.c_int), ("other", ctypes.c_int), ("message", ctypes.c_char_p))
+
+
+_COUNTS = ("requests", "bytes", "sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")
+
+
+class _Counter(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_int64) for name in _COUNTS), ("instructions", ctypes.c_int64 * len(CLASSES)))
+
+
+@lru_cache(maxsize=1)
+def _runtime() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build.runtime()), mode=ctypes.RTLD_GLOBAL)
+    library.emu_buffer.restype = ctypes.c_void_p
+    library.emu_buffer.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int)
+    library.emu_free.argtypes = (ctypes.c_void_p,)
+    library.emu_finding.restype = ctypes.POINTER(_Finding)
+    library.emu_counter.restype = ctypes.POINTER(_Counter)
+    library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.c_int,
+                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64)
+    return library
+
+
+def _memory(array: np.ndarray[Any, Any]) -> tuple[int, int, int]:
+    """Start, length and phase of an array's memory; alignment counts from the allocation it lies in."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return low, high - low if array.size else 0, (low - np.lib.array_utils.byte_bounds(owner)[0]) % 256
+
+
+def _scalar(value: Any) -> np.generic:
+    if isinstance(value, np.generic):
+        return value
+    if isinstance(value, bool):
+        return np.bool_(value)
+    return np.float64(value) if isinstance(value, float) else np.int64(value)
+
+
+class Program:
+    """The kernels of one text."""
+
+    def __init__(self, text: str) -> None:
+        self._runtime = _runtime()
+        self._library = ctypes.CDLL(str(build.kernel(text)))
+
+    def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
+               policy: Policy = "forward", seed: int = 0) -> Result:
+        """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type."""
+        try:
+            entry = getattr(self._library, f"{name}__entry")
+        except AttributeError:
+            raise TargetError(f"the text exports no kernel `{name}`") from None
+        limit = getattr(self._library, f"{name}__threads")()
+        if not 0 < threads <= min(limit, 1024):
+            raise TargetError(f"kernel `{name}` cannot run with {threads} threads", needs=f"1 to {min(limit, 1024)}")
+        self._check_signature(name, args)
+        with _lock:
+            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed)
+
+    def _check_signature(self, name: str, args: Sequence[Any]) -> None:
+        signature = getattr(self._library, f"{name}__signature")
+        sizes = (ctypes.c_int * max(signature(None), 1))()
+        count = signature(sizes)
+        if count != len(args):
+            raise TargetError(f"kernel `{name}` takes {count} arguments", got=str(len(args)))
+        for i, (value, size) in enumerate(zip(args, sizes, strict=False)):
+            given = ctypes.sizeof(_Pointer) if isinstance(value, Buffer) else _scalar(value).nbytes
+            if given != size:
+                raise TargetError(f"argument {i} of kernel `{name}` has the wrong size", needs=f"{size} bytes",
+                                  got=f"{given} bytes ({type(value).__name__})")
+
+    def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
+                policy: Policy, seed: int) -> Result:
+        runtime, buffers, keep = self._runtime, [], []
+        pointers = (ctypes.c_void_p * max(len(args), 1))()
+        try:
+            for i, value in enumerate(args):
+                if isinstance(value, Buffer):
+                    buffers.append(runtime.emu_buffer(*_memory(value.array), i, value.initialised))
+                    holder: Any = _Pointer(value.array.ctypes.data, buffers[-1])
+                    pointers[i] = ctypes.addressof(holder)
+                else:
+                    holder = np.atleast_1d(_scalar(value))
+                    pointers[i] = holder.ctypes.data
+                keep.append(holder)
+            abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,
+                                           shared_bytes, POLICIES.index(policy), seed)
+            return Result(self._findings(), self._counters(), not abandoned)
+        finally:
+            for buffer in buffers:
+                runtime.emu_free(buffer)
+
+    def _findings(self) -> list[Finding]:
+        records = [self._runtime.emu_finding(i).contents for i in range(self._runtime.emu_finding_count())]
+        return [Finding(r.kind.decode(), r.op, r.other, r.message.decode()) for r in records]
+
+    def _counters(self) -> dict[int, Counter]:
+        out = {}
+        for i in range(self._runtime.emu_counter_count()):
+            op = ctypes.c_int()
+            record = self._runtime.emu_counter(i, ctypes.byref(op)).contents
+            instructions = {name: n for name, n in zip(CLASSES, record.instructions, strict=True) if n}
+            out[op.value] = Counter(**{name: getattr(record, name) for name in _COUNTS}, instructions=instructions)
+        return out
+
+
+def load(text: str) -> Program:
+    """Compiles emitted text, or takes it from the cache."""
+    return Program(text)

@@ -1,0 +1,186 @@
+// Threads as fibers: who runs next, barriers, exits, and the loop over blocks.
+#include <sys/mman.h>
+
+#include "state.h"
+#include "switch.h"
+
+namespace emu {
+
+constexpr size_t STACK = 256 << 10;
+static u8* stacks;
+static void* host;  // the stack of the launch loop
+
+static u64 draw(u64 bound) {  // splitmix64
+  u64 z = run.seed += 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return (z ^ z >> 31) % bound;
+}
+
+static int nth_bit(u32 mask, u32 n) {
+  while (n--) mask &= mask - 1;
+  return __builtin_ctz(mask);
+}
+
+static int pick(u32 mask) {
+  if (run.policy == FORWARD) return __builtin_ctz(mask);
+  if (run.policy == REVERSE) return 31 - __builtin_clz(mask);
+  return nth_bit(mask, u32(draw(__builtin_popcount(mask))));
+}
+
+static void set_ready(int warp, u32 mask) {
+  warps[warp].ready = mask;
+  if (mask) run.ready_warps |= 1u << warp;
+  else run.ready_warps &= ~(1u << warp);
+}
+
+// The thread to run next; null where none can. A warp goes on as long as it can, as its lanes meet often.
+static Thread* next() {
+  if (!run.ready_warps) return nullptr;
+  const int here = current->warp;
+  int w = here;
+  if (run.policy == RANDOM || !warps[here].ready) {
+    const u32 below = run.ready_warps & ((1u << here) - 1), above = run.ready_warps & ~((2u << here) - 1);
+    if (run.policy == FORWARD) w = pick(above ? above : below);
+    else w = pick(run.policy == REVERSE && below ? below : run.ready_warps);
+  }
+  return &threads[w * LANES + pick(warps[w].ready)];
+}
+
+static void resume(Thread* t) {
+  Thread* from = current;
+  if (t == from) return;
+  current = t;
+  emu_switch(&from->stack, t->stack);
+}
+
+[[noreturn]] static void leave() {
+  Thread* from = current;
+  current = nullptr;
+  emu_switch(&from->stack, host);
+  __builtin_unreachable();
+}
+
+[[noreturn]] static void abandon() {
+  run.abandoned = true;
+  leave();
+}
+
+static void stop_ready() {  // the running thread cannot go on for now
+  set_ready(current->warp, warps[current->warp].ready & ~(1u << current->lane));
+}
+
+// Nobody can go on: some wait where others never come.
+[[noreturn]] static void deadlock() {
+  int waiting = 0, op = -1;
+  for (int w = 0; w < run.warps; w++) {
+    if (!warps[w].waiting) continue;
+    waiting += __builtin_popcount(warps[w].waiting);
+    op = warps[w].calls[__builtin_ctz(warps[w].waiting)]->op;
+  }
+  const int barrier = run.at_barrier ? run.barrier_op : -1;
+  fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
+       "%d threads wait for the rest of their warp, %d at a barrier, %d have exited", waiting, run.at_barrier, run.done);
+}
+
+static void suspend() {
+  run.streak = 0;
+  if (Thread* t = next()) resume(t);
+  else deadlock();
+}
+
+static void give_way() {
+  run.streak = 0;
+  if (Thread* t = next()) resume(t);
+}
+
+static void enter() {
+  run.entry(run.args);
+  Thread& t = *current;
+  Warp& w = warps[t.warp];
+  w.exited |= 1u << t.lane;
+  run.done++;
+  if (!t.copies.empty())
+    report("async-unwaited", t.copies[0].op, -1, "exits with %zu async copies never waited for", t.copies.size());
+  if (w.waiting)
+    fail("divergent-collective", w.calls[__builtin_ctz(w.waiting)]->op, -1,
+         "exits while lanes of its warp wait for it");
+  if (run.at_barrier)
+    fail("divergent-barrier", run.barrier_op, -1, "exits while %d threads wait at a barrier", run.at_barrier);
+  stop_ready();
+  if (run.done == run.threads) leave();
+  suspend();
+  __builtin_unreachable();
+}
+
+static void start_block(i64 block) {
+  run.block = block;
+  run.block_epoch = ++run.epoch;
+  run.at_barrier = run.done = 0;
+  run.ready_warps = 0;
+  run.atomics = run.streak = 0;
+  memset(shared_memory, 0xff, run.shared_bytes);  // NaN in every float format
+  for (int w = 0; w < run.warps; w++) {
+    const int lanes = run.threads - w * LANES < LANES ? run.threads - w * LANES : LANES;
+    warps[w] = Warp{};
+    warps[w].all = u32((u64(1) << lanes) - 1);
+    set_ready(w, warps[w].all);
+  }
+  for (int i = 0; i < run.threads; i++) {
+    Thread& t = threads[i];
+    t.id = i, t.lane = i % LANES, t.warp = i / LANES;
+    t.group = 0;
+    t.copies.clear();
+    t.log.clear();
+    // Stacks at one distance would share the sets of the first cache: shift each.
+    t.stack = first_frame(stacks + (i + 1) * STACK - 64 - (i % 61) * 192, enter);
+  }
+}
+
+static void run_block(i64 block) {
+  start_block(block);
+  const int w = pick(run.ready_warps);
+  current = &threads[w * LANES + pick(warps[w].ready)];
+  emu_switch(&host, current->stack);
+}
+
+static void prepare_stacks() {
+  if (stacks) return;
+  void* p = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                 -1, 0);
+  if (p == MAP_FAILED) abort();
+  stacks = (u8*)p;
+  for (int i = 0; i < MAX_THREADS; i++) mprotect(stacks + i * STACK, 4096, PROT_NONE);  // overflow faults at once
+}
+
+static void flush(int warp, u32 lanes);
+
+}  // namespace emu
+
+using namespace emu;
+
+extern "C" int emu_thread() { return current->id; }
+extern "C" long long emu_program() { return run.block; }
+
+extern "C" void emu_barrier(int op) {
+  Thread& t = *current;
+  if (run.at_barrier && run.barrier_op != op)
+    fail("divergent-barrier", op, run.barrier_op, "is at this barrier while %d threads wait at another",
+         run.at_barrier);
+  if (run.done) fail("divergent-barrier", op, -1, "waits at a barrier after %d threads have exited", run.done);
+  run.barrier_op = op;
+  t.log.push_back({0, op, 0, BARRIER, 0});
+  if (++run.at_barrier < run.threads) {
+    stop_ready();
+    suspend();
+    return;
+  }
+  run.at_barrier = 0;
+  run.epoch++;
+  for (int w = 0; w < run.warps; w++) {
+    flush(w, warps[w].all);
+    warps[w].clock = 0;
+    set_ready(w, warps[w].all);
+  }
+  if (run.policy != FORWARD) give_way();
+}

@@ -1,0 +1,108 @@
+// Matrix instructions, from the fragments of the PTX manual: lane l is row group l / 4 and column group l % 4.
+#include "state.h"
+
+#define TL_FN inline
+#include "../../cuda/include/tl_common.h"
+
+namespace emu {
+
+constexpr int ROWS = 16, COLUMNS = 8, DEEP = 256;
+
+static float f16_table[1 << 16], fp8_table[2][256];
+
+// 8-bit floats by their definition: `mantissa` bits of fraction; e4m3 has no infinity and NaN only at all ones.
+static float decode_fp8(int code, int mantissa) {
+  const int bias = mantissa == 3 ? 7 : 15, exponent = (code & 127) >> mantissa, fraction = code & ((1 << mantissa) - 1);
+  float value = exponent ? __builtin_ldexpf(float(fraction + (1 << mantissa)), exponent - bias - mantissa)
+                         : __builtin_ldexpf(float(fraction), 1 - bias - mantissa);
+  if (mantissa == 3 && (code & 127) == 127) value = __builtin_nanf("");
+  if (mantissa == 2 && exponent == 31) value = fraction ? __builtin_nanf("") : __builtin_inff();
+  return code & 128 ? -value : value;
+}
+
+static void prepare_tables() {
+  for (int i = 0; i < 1 << 16; i++) f16_table[i] = tl::f16_to_f32_soft(u16(i));
+  for (int i = 0; i < 256; i++) fp8_table[0][i] = decode_fp8(i, 3), fp8_table[1][i] = decode_fp8(i, 2);
+}
+
+// Element `e` of the 32-bit registers of a lane.
+static float as_f16(const u8* r, int e) { return f16_table[((const u16*)r)[e]]; }
+static float as_bf16(const u8* r, int e) { return tl::bf16_to_f32(((const u16*)r)[e]); }
+static float as_tf32(const u8* r, int e) { return tl::bits<float>(((const u32*)r)[e] & 0xffffe000); }  // low bits unused
+static float as_e4m3(const u8* r, int e) { return fp8_table[0][r[e]]; }
+static float as_e5m2(const u8* r, int e) { return fp8_table[1][r[e]]; }
+static u32 as_s8(const u8* r, int e) { return u32(int8_t(r[e])); }
+static u32 as_u8(const u8* r, int e) { return r[e]; }
+static u32 as_u4(const u8* r, int e) { return r[e / 2] >> (4 * (e % 2)) & 15; }
+static u32 as_s4(const u8* r, int e) { return u32(int(as_u4(r, e) ^ 8) - 8); }
+static u32 as_bit(const u8* r, int e) { return r[e / 8] >> (e % 8) & 1; }
+
+struct Times {
+  template <class T> static T apply(T a, T b) { return a * b; }
+};
+struct And {
+  static u32 apply(u32 a, u32 b) { return a & b; }
+};
+struct Xor {
+  static u32 apply(u32 a, u32 b) { return a ^ b; }
+};
+
+// m16n8 with PER elements in a register and A in REGISTERS of them: register r of A is in the upper or lower eight
+// rows by its lowest bit, in the left or right half of k by the next. Integers wrap, floats add up in order of k.
+template <class T, int PER, int REGISTERS, class Combine, class DecodeA, class DecodeB>
+static void m16n8(const Collective* const* lanes, DecodeA decode_a, DecodeB decode_b) {
+  constexpr int K = 2 * PER * REGISTERS;
+  static T a[ROWS][DEEP], b[DEEP][COLUMNS], c[ROWS][COLUMNS];
+  for (int l = 0; l < LANES; l++) {
+    const int group = l / 4, t = l % 4;
+    for (int e = 0; e < REGISTERS * PER; e++) {
+      const int r = e / PER;
+      a[group + 8 * (r % 2)][r / 2 * 4 * PER + t * PER + e % PER] = decode_a((const u8*)lanes[l]->a, e);
+    }
+    for (int e = 0; e < REGISTERS / 2 * PER; e++)
+      b[e / PER * 4 * PER + t * PER + e % PER][group] = decode_b((const u8*)lanes[l]->b, e);
+    for (int i = 0; i < 4; i++) c[group + 8 * (i / 2)][2 * t + i % 2] = ((const T*)lanes[l]->out)[i];
+  }
+  for (int i = 0; i < ROWS; i++)
+    for (int k = 0; k < K; k++)
+      for (int j = 0; j < COLUMNS; j++) c[i][j] += Combine::apply(a[i][k], b[k][j]);
+  for (int l = 0; l < LANES; l++)
+    for (int i = 0; i < 4; i++) ((T*)lanes[l]->out)[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
+}
+
+static void m8n8k4_f64(const Collective* const* lanes) {
+  double a[8][4], b[4][8], c[8][8];
+  for (int l = 0; l < LANES; l++) {
+    a[l / 4][l % 4] = *(const double*)lanes[l]->a;
+    b[l % 4][l / 4] = *(const double*)lanes[l]->b;
+    for (int i = 0; i < 2; i++) c[l / 4][2 * (l % 4) + i] = ((const double*)lanes[l]->out)[i];
+  }
+  for (int i = 0; i < 8; i++)
+    for (int k = 0; k < 4; k++)
+      for (int j = 0; j < 8; j++) c[i][j] = __builtin_fma(a[i][k], b[k][j], c[i][j]);
+  for (int l = 0; l < LANES; l++)
+    for (int i = 0; i < 2; i++) ((double*)lanes[l]->out)[i] = c[l / 4][2 * (l % 4) + i];
+}
+
+static void multiply(const Collective* const* l, Shape shape) {
+  switch (shape) {
+    case F16_K16: return m16n8<float, 2, 4, Times>(l, as_f16, as_f16);
+    case BF16_K16: return m16n8<float, 2, 4, Times>(l, as_bf16, as_bf16);
+    case F16_K8: return m16n8<float, 2, 2, Times>(l, as_f16, as_f16);
+    case TF32: return m16n8<float, 1, 4, Times>(l, as_tf32, as_tf32);
+    case E4M3: return m16n8<float, 4, 4, Times>(l, as_e4m3, as_e4m3);
+    case E5M2: return m16n8<float, 4, 4, Times>(l, as_e5m2, as_e5m2);
+    case S8: return m16n8<u32, 4, 4, Times>(l, as_s8, as_s8);
+    case U8: return m16n8<u32, 4, 4, Times>(l, as_u8, as_u8);
+    case S8U8: return m16n8<u32, 4, 4, Times>(l, as_s8, as_u8);
+    case U8S8: return m16n8<u32, 4, 4, Times>(l, as_u8, as_s8);
+    case S4: return m16n8<u32, 8, 4, Times>(l, as_s4, as_s4);
+    case U4: return m16n8<u32, 8, 4, Times>(l, as_u4, as_u4);
+    case B1_AND: return m16n8<u32, 32, 4, And>(l, as_bit, as_bit);
+    case B1_XOR: return m16n8<u32, 32, 4, Xor>(l, as_bit, as_bit);
+    case F64: return m8n8k4_f64(l);
+    case SHAPES: break;
+  }
+}
+
+}  // namespace emu

@@ -1,0 +1,59 @@
+// The runtime library, one translation unit so that the checks inline, and what Python calls.
+#include "fibers.cpp"
+#include "shadow.cpp"
+#include "counters.cpp"
+#include "warp.cpp"
+#include "matrix.cpp"
+#include "reports.cpp"
+
+static i64 block_at(i64 i, i64 programs, std::vector<i64>& shuffled) {
+  if (run.policy == FORWARD) return i;
+  if (run.policy == REVERSE) return programs - 1 - i;
+  std::swap(shuffled[i], shuffled[i + i64(draw(u64(programs - i)))]);
+  return shuffled[i];
+}
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT Buffer* emu_buffer(void* start, i64 bytes, i64 phase, int index, int initialised) {
+  Buffer* b = new Buffer{(u8*)start, bytes, phase, index, {}};
+  GlobalCell cell{};
+  cell.initialised = initialised;
+  b->shadow.reset(bytes, 16, cell);
+  return b;
+}
+
+EXPORT void emu_free(Buffer* b) { delete b; }
+
+// 0 when every block ran to its end, 1 when a mistake ended the launch.
+EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int count, u32 shared_bytes, int policy,
+                      u64 seed) {
+  current = nullptr;
+  clear_findings();
+  counters.clear();
+  prepare_stacks();
+  if (!f16_table[1]) prepare_tables();
+  run = Launch{};
+  run.entry = entry, run.args = args, run.policy = Policy(policy), run.seed = seed;
+  run.threads = count, run.warps = (count + LANES - 1) / LANES, run.shared_bytes = shared_bytes;
+  free(shared_memory);
+  shared_memory = (u8*)aligned_alloc(1024, (size_t(shared_bytes) + 1024) & ~size_t(1023));
+  shared_cells.reset(shared_bytes, 16, SharedCell{});
+  std::vector<i64> shuffled(run.policy == RANDOM ? programs : 0);
+  for (size_t i = 0; i < shuffled.size(); i++) shuffled[i] = i64(i);
+  for (i64 i = 0; i < programs && !run.abandoned; i++) {
+    run_block(block_at(i, programs, shuffled));
+    for (int w = 0; w < run.warps; w++) flush(w, warps[w].all);
+  }
+  return run.abandoned;
+}
+
+EXPORT int emu_finding_count() { return int(findings.size()); }
+EXPORT const Finding* emu_finding(int i) { return &findings[i]; }
+EXPORT int emu_counter_count() { return int(counters.size()); }
+EXPORT const Counter* emu_counter(int i, int* op) {
+  auto it = counters.begin();
+  std::advance(it, i);
+  *op = it->first;
+  return &it->second;
+}

@@ -1,0 +1,274 @@
+// What happened to each cell of memory: who wrote and read it last, whether it holds a value, what is under way.
+#include "state.h"
+
+namespace emu {
+
+// A cell stands for `granule` bytes; the granule shrinks when a smaller access first comes, so that kernels which
+// move wide vectors pay for few cells.
+template <class Cell>
+struct Cells {
+  std::vector<Cell> cells;
+  u32 granule;
+
+  void reset(i64 bytes, u32 start, Cell fill) {
+    granule = start;
+    cells.assign((bytes + start - 1) / start, fill);
+  }
+
+  void refine(u32 bytes) {
+    if (bytes >= granule) return;
+    const u32 parts = granule / bytes;
+    std::vector<Cell> fine(cells.size() * parts);
+    for (size_t i = 0; i < fine.size(); i++) fine[i] = cells[i / parts];
+    cells.swap(fine);
+    granule = bytes;
+  }
+};
+
+// ---- shared memory
+
+// When and by whom. `lane` MANY stands for several lanes of one warp, `warp` MANY for several warps.
+struct Stamp {
+  u32 epoch;
+  u16 clock;
+  u8 warp, lane;
+};
+constexpr u8 MANY = 0xff;
+
+struct SharedCell {
+  Stamp wrote, read;
+  int write_op, read_op, copy_op;
+  bool atomic, pending;
+};
+
+static Cells<SharedCell> shared_cells;
+
+static Stamp stamp(const Thread& t) { return {run.epoch, u16(warps[t.warp].clock), u8(t.warp), u8(t.lane)}; }
+
+// Whether something comes before what `now` does. Barriers order all threads, syncwarp orders the lanes of a warp.
+static bool ordered(const Stamp& before, const Stamp& now) {
+  if (before.epoch != now.epoch) return true;
+  if (before.warp != now.warp) return false;
+  return before.clock != now.clock || (before.lane == now.lane && now.lane != MANY);
+}
+
+static Stamp join(const Stamp& a, Stamp b) {
+  if (a.epoch != b.epoch) return b;
+  if (a.warp != b.warp) b.warp = b.lane = MANY;
+  else if (a.clock == b.clock && a.lane != b.lane) b.lane = MANY;
+  return b;
+}
+
+static std::string name(const Stamp& s) {
+  if (s.warp == MANY) return "several warps";
+  if (s.lane == MANY) return "several threads of warp " + std::to_string(s.warp);
+  return "thread " + std::to_string(s.warp * LANES + s.lane);
+}
+
+static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by) {
+  const bool writes = use != LOAD && use != LDMATRIX, reads = use == LOAD || use == LDMATRIX || use == ATOMIC;
+  Stamp now = stamp(by);
+  if (use == LDMATRIX || use == STMATRIX) now.lane = MANY;  // a row is handed to, or comes from, several lanes
+  shared_cells.refine(bytes);
+  const u32 end = (offset + bytes) / shared_cells.granule;
+  for (u32 i = offset / shared_cells.granule; i < end; i++) {
+    SharedCell& c = shared_cells.cells[i];
+    const u32 at = i * shared_cells.granule;
+    const bool atomics = use == ATOMIC && c.atomic, written = c.wrote.epoch >= run.block_epoch;
+    if (c.pending && run.block_epoch <= c.wrote.epoch)
+      report("async-pending", op, c.copy_op, "%s shared byte %u while the async copy of %s is under way",
+             writes ? "writes" : "reads", at, name(c.wrote).c_str());
+    else if (written && !atomics && !ordered(c.wrote, now))
+      report(reads ? "race-raw" : "race-waw", op, c.write_op, "%s shared byte %u, which %s wrote with no barrier between",
+             reads ? "reads" : "writes", at, name(c.wrote).c_str());
+    else if (reads && !written)
+      report("uninitialised-shared", op, -1, "reads shared byte %u, which holds no value", at);
+    if (writes) {
+      if (!atomics && !ordered(c.read, now))
+        report("race-war", op, c.read_op, "writes shared byte %u, which %s read with no barrier between", at,
+               name(c.read).c_str());
+      c.wrote = atomics ? join(c.wrote, now) : now;
+      c.write_op = op;
+      c.atomic = use == ATOMIC;
+      c.pending = use == COPY_ASYNC;
+      if (c.pending) c.copy_op = op;
+    } else {
+      c.read = join(c.read, now);
+      c.read_op = op;
+    }
+  }
+}
+
+static void check_shared_bounds(i64 base, i64 limit, i64 offset, int size, int bytes, int op) {
+  i64 start;
+  if (__builtin_mul_overflow(offset, i64(size), &start) || start < 0 || start > limit - bytes ||
+      base + start > i64(run.shared_bytes) - bytes)
+    fail("bounds-shared", op, -1, "element %lld (%d bytes) of a shared buffer of %lld elements", (long long)offset,
+         bytes, (long long)(limit / size));
+  if ((base + start) % bytes)
+    fail("misaligned", op, -1, "an access of %d bytes at shared byte %lld", bytes, (long long)(base + start));
+}
+
+// ---- asynchronous copies
+
+static void land(const Copy& copy) {
+  if (copy.from) memcpy(shared_memory + copy.offset, copy.from, copy.bytes);
+  else memset(shared_memory + copy.offset, 0, copy.bytes);
+}
+
+static void complete(const Copy& copy) {
+  land(copy);
+  for (u32 i = copy.offset / shared_cells.granule; i < (copy.offset + copy.bytes) / shared_cells.granule; i++) {
+    SharedCell& c = shared_cells.cells[i];
+    c.pending = false;
+    c.wrote = stamp(*current);
+    c.write_op = copy.op;
+  }
+}
+
+// ---- global memory
+
+struct GlobalCell {
+  u32 writer, reader;  // blocks + 1; EVERY for several
+  int write_op, read_op;
+  u8 use;  // of the last write
+  bool initialised;
+};
+constexpr u32 EVERY = ~0u;
+
+struct Buffer {
+  u8* start;
+  i64 bytes, phase;  // phase: bytes from an address aligned like an allocation of the device
+  int index;
+  Cells<GlobalCell> shadow;
+};
+
+static bool atomic_pair(u8 a, u8 b) {  // bit fields are written by atomics, so that neighbours survive
+  if (a == ATOMIC || b == ATOMIC) return a == b;
+  return (a == LOAD_BITS || a == STORE_BITS) && (b == LOAD_BITS || b == STORE_BITS);
+}
+
+static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
+  const bool writes = use == STORE || use == ATOMIC || use == STORE_BITS;
+  const bool reads = use != STORE && use != STORE_BITS;
+  const u32 me = u32(run.block) + 1;
+  b.shadow.refine(bytes);
+  for (i64 i = at / b.shadow.granule; i < (at + bytes) / b.shadow.granule; i++) {
+    GlobalCell& c = b.shadow.cells[i];
+    const i64 byte = i * b.shadow.granule;
+    const bool benign = atomic_pair(c.use, use);
+    if (reads && !c.initialised)
+      report("uninitialised-global", op, -1, "reads byte %lld of argument %d, which holds no value", (long long)byte,
+             b.index);
+    if (c.writer && c.writer != me && !benign)
+      report("race-global", op, c.write_op, "%s byte %lld of argument %d, which another block (%d) wrote",
+             writes ? "writes" : "reads", (long long)byte, b.index, int(c.writer - 1));
+    if (writes) {
+      if (c.reader && c.reader != me && !(benign && c.writer))
+        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which another block (%d) read",
+               (long long)byte, b.index, int(c.reader - 1));
+      c.writer = benign && c.writer && c.writer != me ? EVERY : me;
+      c.write_op = op;
+      c.use = use;
+      c.initialised = true;
+    } else {
+      c.reader = c.reader && c.reader != me ? EVERY : me;
+      c.read_op = op;
+    }
+  }
+}
+
+// The offset of an access in bytes from the start of the buffer.
+static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, int size, int bytes, int op) {
+  const i64 origin = i64((const u8*)base - b.start);
+  i64 start;
+  if (__builtin_mul_overflow(offset, i64(size), &start) || __builtin_add_overflow(start, origin, &start) || start < 0 ||
+      start > b.bytes - bytes)
+    fail("bounds-global", op, -1, "element %lld (%d bytes) of argument %d, whose memory ends after %lld bytes",
+         (long long)offset, bytes, b.index, (long long)(b.bytes - origin));
+  if ((start + b.phase) % bytes)
+    fail("misaligned", op, -1, "an access of %d bytes at byte %lld of argument %d", bytes,
+         (long long)(start + b.phase), b.index);
+  return start;
+}
+
+static void pause(Use use, int op) {  // other threads may run between any two accesses
+  if (run.policy == RANDOM && draw(16) == 0) give_way();
+  if (use != ATOMIC) return;
+  if (++run.atomics > 1u << 26) fail("deadlock", op, -1, "atomics without end: a loop waits for another block");
+  if (++run.streak > 1000) give_way();  // a loop that waits for another thread
+}
+
+}  // namespace emu
+
+extern "C" void* emu_global(Buffer* b, const void* base, long long offset, int size, int bytes, Use use, int op) {
+  pause(use, op);
+  const i64 at = check_global_bounds(*b, base, offset, size, bytes, op);
+  current->log.push_back({at + b->phase + (i64(b->index) << 48), op, u16(bytes), u8(use), 0});
+  check_global(*b, at, bytes, use, op);
+  return b->start + at;
+}
+
+extern "C" void* emu_bits(Buffer* b, const void* base, long long bit, int width, Use use, int op) {
+  pause(use, op);
+  const int bytes = (int(bit & 7) + width + 7) / 8;
+  i64 at = 0;
+  for (int i = bytes - 1; i >= 0; i--) at = check_global_bounds(*b, base, (bit >> 3) + i, 1, 1, op);
+  current->log.push_back({at + b->phase + (i64(b->index) << 48), op, u16(bytes), u8(use), 0});
+  for (int i = 0; i < bytes; i++) check_global(*b, at + i, 1, use, op);
+  return b->start + at;
+}
+
+extern "C" void* emu_shared(long long base, long long limit, long long offset, int size, int bytes, Use use, int op) {
+  pause(use, op);
+  check_shared_bounds(base, limit, offset, size, bytes, op);
+  const i64 at = base + offset * size;
+  current->log.push_back({at, op, u16(bytes), u8(use), 1});
+  check_shared(u32(at), bytes, use, op, *current);
+  return shared_memory + at;
+}
+
+extern "C" void emu_idle(int shared, Use use, int op) { current->log.push_back({0, op, 0, u8(use), u8(shared)}); }
+
+extern "C" void emu_copy_async(long long base, long long limit, long long offset, Buffer* b, const void* from,
+                               long long from_offset, int size, int bytes, int mask, int op) {
+  pause(COPY_ASYNC, op);
+  check_shared_bounds(base, limit, offset, size, bytes, op);
+  Copy copy{u32(base + offset * size), u32(bytes), current->group, nullptr, op};
+  i64 at = 0;
+  if (mask) {
+    at = check_global_bounds(*b, from, from_offset, size, bytes, op);
+    check_global(*b, at, bytes, LOAD, op);
+    copy.from = b->start + at;
+  }
+  current->log.push_back({at + b->phase + (i64(b->index) << 48), op, u16(mask ? bytes : 0), COPY_ASYNC, 0});
+  current->log.push_back({i64(copy.offset), op, u16(bytes), COPY_ASYNC, 1});
+  check_shared(copy.offset, bytes, COPY_ASYNC, op, *current);
+  current->copies.push_back(copy);
+  // Data may land at any time until the wait: eager and late runs show kernels that count on one of them.
+  if (run.policy == REVERSE || (run.policy == RANDOM && draw(2))) land(copy);
+}
+
+extern "C" void emu_commit(int) { current->group++; }
+
+extern "C" void emu_wait(int pending, int) {
+  Thread& t = *current;
+  size_t kept = 0;
+  for (const Copy& copy : t.copies) {
+    if (copy.group + pending < t.group) complete(copy);
+    else t.copies[kept++] = copy;
+  }
+  t.copies.resize(kept);
+}
+
+extern "C" void emu_declare_shared(long long bytes) {
+  if (bytes > i64(run.shared_bytes))
+    fail("bounds-shared", -1, -1, "the kernel needs %lld bytes of shared memory, the launch gave %u", bytes,
+         run.shared_bytes);
+}
+
+extern "C" void emu_check_failed(int op) { fail("assertion", op, -1, "a checked condition is false"); }
+
+extern "C" void emu_bad_register(int at, int count, int length, int op) {
+  fail("bounds-register", op, -1, "registers %d to %d of a vector of %d", at, at + count - 1, length);
+}

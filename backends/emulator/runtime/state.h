@@ -1,0 +1,93 @@
+#pragma once
+// The state of one launch. One launch runs at a time in a process (the Python side holds a lock), so it is global.
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "../include/tl_abi.h"
+
+namespace emu {
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef int64_t i64;
+typedef uint64_t u64;
+
+constexpr int LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES;
+
+enum Policy { FORWARD, REVERSE, RANDOM };
+
+// One memory request of one lane, kept until its warp meets: `address` is an offset whose lowest bits are those the
+// access would have on a device. bytes == 0: the lane's mask was off.
+struct Record {
+  i64 address;
+  int op;
+  u16 bytes;
+  u8 use, shared;
+  bool operator==(const Record& r) const { return op == r.op && use == r.use && shared == r.shared; }
+};
+
+struct Copy {  // an asynchronous copy under way
+  u32 offset, bytes, group;
+  const void* from;  // null: fill with zeros
+  int op;
+};
+
+struct Thread {
+  int id, lane, warp;
+  void* stack;
+  u32 group;  // async copies committed so far
+  std::vector<Copy> copies;
+  std::vector<Record> log;
+};
+
+struct Warp {
+  u32 all, ready, waiting, exited;  // lanes
+  u32 clock;  // counts syncwarp since the last barrier
+  const Collective* calls[LANES];
+};
+
+struct Launch {
+  void (*entry)(void**);
+  void** args;
+  int threads, warps;
+  u32 shared_bytes;
+  Policy policy;
+  u64 seed;
+  i64 block;
+  u32 block_epoch, epoch;  // epochs end at barriers and blocks; those from block_epoch on are of this block
+  u32 ready_warps;
+  int at_barrier, barrier_op, done;
+  u32 atomics, streak;  // in this block, and since a thread last gave way
+  bool abandoned;
+};
+
+static Launch run;
+static Thread threads[MAX_THREADS];
+static Warp warps[MAX_WARPS];
+static Thread* current;
+static u8* shared_memory;
+
+// ---- reports.cpp
+static void report(const char* kind, int op, int other, const char* format, ...) __attribute__((format(printf, 4, 5)));
+[[noreturn]] static void fail(const char* kind, int op, int other, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
+// ---- fibers.cpp
+static u64 draw(u64 bound);
+[[noreturn]] static void abandon();
+static void give_way();
+// ---- shadow.cpp
+static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
+// ---- matrix.cpp
+static void multiply(const Collective* const* lanes, Shape shape);
+
+}  // namespace emu

@@ -1,0 +1,91 @@
+// Instructions of a whole warp: the last lane to arrive does the work of all.
+#include "state.h"
+
+namespace emu {
+
+static void shuffle(const Warp& w) {
+  for (int l = 0; l < LANES; l++) {
+    if (!(w.all >> l & 1)) continue;
+    const Collective& c = *w.calls[l];
+    int from = l;
+    if (c.detail == XOR) from = l ^ c.argument;
+    else if (c.detail == INDEX) from = c.argument & (LANES - 1);
+    else from = c.detail == UP ? l - c.argument : l + c.argument;
+    if (from < 0 || from >= LANES || !(w.all >> from & 1)) from = l;
+    memcpy(c.out, w.calls[from]->a, c.bytes);
+  }
+}
+
+// The 16-byte rows of up to four 8x8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8.
+static void matrices(const Warp& w, int warp) {
+  const Collective& first = *w.calls[0];
+  const bool transposed = first.detail < 0, load = first.use == LDMATRIX;
+  const int count = transposed ? -first.detail : first.detail;
+  u16* rows[LANES];
+  Thread* last = current;
+  for (int l = 0; l < 8 * count; l++) {
+    const Collective& c = *w.calls[l];
+    Thread& t = threads[warp * LANES + l];
+    const i64 at = c.base + c.offset;
+    current = &t;  // whom reports name
+    if (c.offset < 0 || c.offset + 16 > c.limit || at + 16 > i64(run.shared_bytes))
+      fail("bounds-shared", c.op, -1, "lane %d names a row at byte %lld of a buffer of %lld", l, c.offset, c.limit);
+    if (at % 16) fail("misaligned", c.op, -1, "lane %d names a row at shared byte %lld", l, (long long)at);
+    t.log.push_back({at, c.op, 16, u8(c.use), 1});
+    check_shared(u32(at), 16, c.use, c.op, t);
+    rows[l] = (u16*)(shared_memory + at);
+  }
+  current = last;
+  for (int l = 8 * count; l < LANES; l++)
+    threads[warp * LANES + l].log.push_back({0, first.op, 0, u8(first.use), 1});
+  for (int l = 0; l < LANES; l++) {
+    u16* out = (u16*)w.calls[l]->out;
+    const u16* in = (const u16*)w.calls[l]->a;
+    for (int e = 0; e < 2 * count; e++) {
+      int row = l / 4, column = 2 * (l % 4) + e % 2;
+      if (transposed) std::swap(row, column);
+      u16& cell = rows[e / 2 * 8 + row][column];
+      if (load) memcpy(out + e, &cell, 2);
+      else memcpy(&cell, in + e, 2);
+    }
+  }
+}
+
+static void perform(const Warp& w, int warp) {
+  const Collective& first = *w.calls[0];
+  if (first.use != SHUFFLE && first.use != SYNCWARP && w.all != ~0u)
+    fail("divergent-collective", first.op, -1, "a matrix instruction needs 32 lanes, its warp has %d",
+         __builtin_popcount(w.all));
+  if (first.use == LDMATRIX || first.use == STMATRIX) return matrices(w, warp);
+  for (int l = 0; l < LANES; l++)
+    if (w.all >> l & 1) threads[warp * LANES + l].log.push_back({0, first.op, 0, u8(first.use), 0});
+  if (first.use == SYNCWARP) warps[warp].clock++;
+  else if (first.use == SHUFFLE) shuffle(w);
+  else multiply(w.calls, Shape(first.detail));
+}
+
+}  // namespace emu
+
+extern "C" void emu_collective(Collective* call) {
+  Thread& t = *current;
+  Warp& w = warps[t.warp];
+  if (w.waiting) {
+    const Collective& other = *w.calls[__builtin_ctz(w.waiting)];
+    if (other.op != call->op || other.use != call->use || other.detail != call->detail)
+      fail("divergent-collective", call->op, other.op, "is at this collective while lanes of its warp wait at another");
+  }
+  if (w.exited)
+    fail("divergent-collective", call->op, -1, "waits for lane %d, which has exited", __builtin_ctz(w.exited));
+  w.calls[t.lane] = call;
+  w.waiting |= 1u << t.lane;
+  if (w.waiting != w.all) {
+    stop_ready();
+    suspend();
+    return;
+  }
+  perform(w, t.warp);
+  flush(t.warp, w.all);
+  w.waiting = 0;
+  set_ready(t.warp, w.all);
+  if (run.policy != FORWARD) give_way();
+}
