@@ -9,6 +9,7 @@ from tilelang.jit import Kernel, get_num_threads, kernel, set_num_threads, targe
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
 from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
+from tilelang.targets import last_counters
 from tilelang.version import __version__ as __version__
 
 
@@ -30,4 +31,4 @@ def function(fn: Any) -> Any:
 
 
 __all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "Tensor", "codebook", "dtype", "function",
-           "get_num_threads", "kernel", "set_num_threads", "target"]
+           "get_num_threads", "kernel", "last_counters", "set_num_threads", "target"]

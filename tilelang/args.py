@@ -1,6 +1,7 @@
 """Arguments of a call: what NumPy, torch, DLPack and packed tensors are, seen by the compiler."""
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,25 @@ class Argument:
             return (False,) * (len(flags) - 1) + (True,)
         exact = [n > 1 and s == one for n, s in zip(self.shape, self.strides, strict=True)]
         return tuple(e and not any(exact[:i]) for i, e in enumerate(exact))
+
+    @property
+    def align(self) -> int:
+        """The largest of 16, 8, … 1 bytes that divides the address, the strides but the one of neighbours, and the
+        extent of that dimension."""
+        size = self.dtype.storage.itemsize
+        if self.kind == "packed" or 0 in self.shape:
+            return 1
+        numbers = [address(self.array)]
+        for n, s, one in zip(self.shape, self.strides, self.unit, strict=True):
+            numbers += [n * size] if one else [s * size] if n > 1 else []
+        return math.gcd(16, *numbers)
+
+    def memory(self) -> Any:
+        """The NumPy array over the argument's own memory: elements, or the bytes of a packed tensor."""
+        if self.kind != "packed":
+            return self.storage()
+        buffer = self.array.buffer
+        return buffer if isinstance(buffer, np.ndarray) else buffer.numpy()
 
     def span(self) -> tuple[int, int]:
         """First byte and end of the memory the elements lie in."""

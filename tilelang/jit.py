@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import tilelang
-from tilelang import cache
+from tilelang import cache, targets
 from tilelang.args import Argument, check_layout, describe, empty_like, is_tensor
 from tilelang.config import config
 from tilelang.errors import (
@@ -36,11 +36,9 @@ _compile_lock = threading.RLock()
 
 @contextmanager
 def target(name: str) -> Iterator[None]:
-    """Runs the calls inside on a target: "cpu", or "reference" for the NumPy interpreter."""
-    if name not in ("cpu", "reference"):
-        raise TargetError(f"unknown target {name!r}", needs="cpu or reference", got=name,
-                          try_="tile.target(\"cpu\")")
-    token = _target.set(name)
+    """Runs the calls inside on a target: "cpu", "reference" for the NumPy interpreter, or for example
+    "emulate:cuda:sm_80" for CUDA text on the CPU under checks. Raises TargetError."""
+    token = _target.set(targets.check(name))
     try:
         yield
     finally:
@@ -191,12 +189,13 @@ class Bound:
                 self.tensors[name] = describe(name, copy, self.kernel.source.loc)
 
     # -- what follows -------------------------------------------------------------------------------------------------
-    def types(self) -> dict[str, Type]:
+    def types(self, aligned: bool = False) -> dict[str, Type]:
+        """Types of the run-time parameters; with what is known of their alignment where `aligned`."""
         out: dict[str, Type] = {}
         for p in self.kernel.params:
             if p.kind == "tensor":
                 a = self.tensors[p.name]
-                out[p.name] = TensorType(a.dtype, p.tensor.dims, p.tensor.mode, a.unit)
+                out[p.name] = TensorType(a.dtype, p.tensor.dims, p.tensor.mode, a.unit, a.align if aligned else 1)
             elif p.kind == "scalar":
                 assert isinstance(p.spec, DType)
                 out[p.name] = TileType((), p.spec)
@@ -232,7 +231,7 @@ class Kernel(KernelDef):
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
-        self._compiled: dict[Any, tuple[Any, Function]] = {}
+        self._compiled: dict[Any, Any] = {}
         self._runtime = [p for p in self.params if p.kind != "const"]
         self._plain = all(isinstance(p, Param) and p.kind != "const" for p in self.params[:len(self._runtime)])
         self._outs = [i for i, p in enumerate(self._runtime) if p.kind == "tensor" and p.tensor.mode == "out"]
@@ -259,8 +258,12 @@ class Kernel(KernelDef):
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         bound = Bound(self, args, kwargs)
-        if (_target.get() or config().target) == "reference":
+        name = _target.get() or targets.check(config().target or "cpu")
+        if name == "reference":
             self._interpret(bound)
+            return bound.outputs()
+        if name.startswith(targets.EMULATE):
+            self._emulate(bound, name.removeprefix(targets.EMULATE))
             return bound.outputs()
         fn, _ = self._specialise(bound)
         try:
@@ -288,25 +291,37 @@ class Kernel(KernelDef):
         code = sum((ord(c) - ord("a")) << 4 * i for i, c in enumerate(str(error).strip()[-4:]))
         if code >= 1 << 15:
             return MemoryError(f"`{self.name}` could not allocate its scratch memory")
-        lowered = _lowered(self._specialise(bound)[1])
+        lowered = targets.lowered(self._specialise(bound)[1], "cpu")
         asserts = [op for op in lowered.thread.walk() if op.name == "assert"]
         op = asserts[code - 1]
         return AssertFailed(op.attrs["message"] or "assertion failed", loc=op.loc, needs="every element true",
                             got="a false element", try_="run kernel.reference(...) to see how many")
 
     def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
-        """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR),
-        `.assembly`, `.report`. Nothing is run."""
-        if target != "cpu":
-            raise TargetError(f"unknown target {target!r}", needs="cpu", got=target, try_="target=\"cpu\"")
+        """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR or CUDA
+        C++). For the CPU also `.assembly` and `.report`. Nothing is run, and no device is needed."""
         bound = Bound(self, args, kwargs)
-        return _lowered(self.trace(bound.types(), bound.consts))
+        name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
+        return targets.lowered(self.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """The same call by the NumPy interpreter: slow, and the definition of what the kernel means."""
         bound = Bound(self, args, kwargs)
         self._interpret(bound)
         return bound.outputs()
+
+    def _emulate(self, bound: Bound, machine: str) -> None:
+        types = bound.types(aligned=True)
+        key = (machine, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
+        if key not in self._compiled:
+            self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
+        arrays, shapes, strides = [], [], []
+        for p in self._runtime:
+            a = bound.tensors.get(p.name)
+            arrays.append(a.memory() if a is not None else codec.encode(np.asarray(bound.scalars[p.name]), p.spec))
+            shapes.append(a.shape if a is not None else ())
+            strides.append(a.strides if a is not None else ())
+        targets.emulate(self._compiled[key], arrays, shapes, strides)
 
     def _interpret(self, bound: Bound) -> None:
         arrays: list[Any] = []
@@ -343,12 +358,6 @@ def _identities(kwargs: dict[str, Any]) -> Any:
     return tuple((name, _identity(x)) for name, x in kwargs.items()) if kwargs else None
 
 
-def _lowered(tile: Function) -> Any:
-    from tilelang.backends.cpu.compile import Lowered
-    from tilelang.backends.cpu.machine import host
-    return Lowered(tile, host())
-
-
 @lru_cache(maxsize=1)
 def _compiler_key() -> str:
     """A hash of the compiler's own source: another compiler makes other code."""
@@ -365,7 +374,7 @@ def _load(tile: Function) -> Any:
     name = cache.key(_compiler_key(), host().key, str(tile), str([v.type for v in tile.params]))
     code = cache.default().get(name)
     if code is None:
-        code = _lowered(tile).object_code
+        code = targets.lowered(tile, "cpu").object_code
         cache.default().put(name, code)
     loaded = Loaded(code)
     return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)

@@ -4,7 +4,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from tilelang.errors import TargetError
+from tilelang.ir import codec
 from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType
 
@@ -34,7 +37,7 @@ def literal(value: Any, dt: DType) -> str:
         if math.isinf(x):
             return f"{'-' if x < 0 else ''}tl::inf<{c_type(dt)}>()"
         return f"{x!r}{suffix}"
-    x = int(value)
+    x = int(value) if dt.kind in ("int", "uint") else int(codec.to_bits(np.asarray(value), dt))
     bits = 8 * dt.storage.itemsize
     if bits == 64:
         return f"({x + 1}ll - 1)" if x == -(1 << 63) else f"{x}{'ll' if dt.kind == 'int' else 'ull'}"
@@ -72,6 +75,10 @@ def _floating(name: str, args: list[str]) -> str:
         return f"{args[0]} {_INFIX[name]} {args[1]}"
     if name == "neg":
         return f"-{args[0]}"
+    if name == "floordiv":
+        return f"tl::floor({args[0]} / {args[1]})"
+    if name == "mod":
+        return f"{args[0]} - {args[1]} * tl::floor({args[0]} / {args[1]})"
     return f"tl::{name}({', '.join(args)})"
 
 
@@ -94,8 +101,8 @@ def _integer(op: Op, name: str, args: list[str], dt: DType) -> str:
         return f"tl::{name}<{dt.bits}>({args[0]}, {args[1]})"
     if name == "popcount":
         bits = 8 * dt.storage.itemsize
-        mask = f" & {(1 << dt.bits) - 1}u{'ll' if bits == 64 else ''}" if dt.bits < bits else ""
-        return f"tl::popcount((tl::u{bits}){args[0]}{mask})"
+        mask = f" & {(1 << dt.bits) - 1}u" + ("ll" if bits == 64 else "") if dt.bits < max(bits, 32) else ""
+        return f"tl::popcount((tl::u{max(bits, 32)}){args[0]}{mask})"
     if name == "fma":
         return f"tl::add(tl::mul({args[0]}, {args[1]}), {args[2]})"
     return f"tl::{name}({', '.join(args)})"

@@ -58,6 +58,12 @@ class Counter:
     ideal_wavefronts: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
 
+    def __add__(self, other: Counter) -> Counter:
+        total = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        classes = self.instructions.keys() | other.instructions.keys()
+        return Counter(**total, instructions={c: self.instructions.get(c, 0) + other.instructions.get(c, 0)
+                                              for c in sorted(classes)})
+
     @property
     def mma(self) -> int:
         return self.instructions.get("mma", 0)

@@ -9,16 +9,18 @@ from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
+from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, TensorType, Value
-from tilelang.layouts import RegisterLayout
+from tilelang.layouts import RegisterLayout, SharedLayout, blocked, shared
 
 
 class Access:
     """Lowers loads, stores, gathers, scatters and atomics; `of` maps PLACED values to THREAD values."""
 
-    def __init__(self, b: ThreadBuilder, threads: Threads, facts: Facts, of: dict[Value, Value]) -> None:
-        self.b, self.threads, self.facts, self.of = b, threads, facts, of
+    def __init__(self, b: ThreadBuilder, threads: Threads, facts: Facts, of: dict[Value, Value],
+                 async_copy: bool) -> None:
+        self.b, self.threads, self.facts, self.of, self.async_copy = b, threads, facts, of, async_copy
 
     def dim(self, memory: Value, axis: int) -> Index:
         t = memory.type
@@ -30,11 +32,6 @@ class Access:
 
     def stride(self, memory: Value, axis: int) -> Index:
         t = memory.type
-        if isinstance(t, BufferType):
-            step = 1
-            for e in t.shape[axis + 1:]:
-                step *= e
-            return step
         assert isinstance(t, TensorType)
         if axis < len(t.unit) and t.unit[axis]:
             return t.dtype.bits if t.dtype.packed else 1
@@ -58,11 +55,11 @@ class Access:
 
     # -- blocks -------------------------------------------------------------------------------------------------------
     def _groups(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
-                shape: Sequence[int], store: bool) -> list[tuple[int, int, Index, Value | None]]:
-        """(first register, registers, offset, mask) of every access of a thread."""
+                shape: Sequence[int], store: bool, width: int = 0) -> list[tuple[int, int, Index, Value | None]]:
+        """(first register, registers, offset, mask) of every access of a thread, `width` registers each."""
         b, axes = self.b, list(op.attrs["axes"])
         rank = len(offsets)
-        width = self.vector(op, memory, offsets, layout, shape)
+        width = width or self.vector(op, memory, offsets, layout, shape)
         local = local_offsets(layout) if layout is not None else [()]
         always: list[Value] = []
         if store:  # one of the copies writes
@@ -71,7 +68,8 @@ class Access:
             always = [leader] if leader is not None else []
         starts: list[Index] = []
         base: Index = 0
-        strides = [self.stride(memory, a) for a in range(rank)]
+        buffer = memory.type if isinstance(memory.type, BufferType) else None
+        strides = [self.stride(memory, a) if buffer is None else 0 for a in range(rank)]
         for a in range(rank):
             start = b.to_index(self.of.get(offsets[a], offsets[a]))
             if a in axes and layout is not None:
@@ -80,10 +78,11 @@ class Access:
             base = b.add(base, b.mul(start, strides[a]))
         out = []
         for first in range(0, len(local), width):
-            offset, conditions = base, list(always)
+            offset, conditions, at = base, list(always), list[Index]()
             for a in range(rank):
                 step = int(local[first][axes.index(a)]) if a in axes and layout is not None else 0
                 offset = b.add(offset, b.mul(strides[a], step))
+                at.append(b.add(starts[a], step))
                 conditions += self._within(memory, a, offsets[a], b.add(starts[a], step), step)
                 if store and a in axes and layout is not None:
                     t = axes.index(a)
@@ -91,6 +90,8 @@ class Access:
                         part = b.add(self.threads.part(layout, t), step)
                         conditions.append(b.pure(ew.Lt, b.index(part), b.index(shape[t])))
             mask = b.all_of(list(dict.fromkeys(conditions))) if conditions else None
+            if buffer is not None:
+                offset = address(b, buffer.layout or shared(buffer.shape), at)
             out.append((first, width, offset, mask))
         return out
 
@@ -133,6 +134,35 @@ class Access:
             piece = lanes_of(b, value, first, width) if src.shape else value
             b.effect(th.St, memory, b.index(offset), piece, *([mask] if mask is not None else []))
 
+    def copy_async(self, op: Op) -> None:
+        """A block of a tensor into the whole of a buffer: by the copy unit where widths and alignment allow it."""
+        b = self.b
+        memory, *offsets, buffer = op.operands
+        t = self.of[buffer].type
+        assert isinstance(t, BufferType)
+        place = t.layout or shared(t.shape)
+        size = t.dtype.storage.itemsize
+        rank = len(t.shape)
+        layout = blocked(t.shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
+        inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
+        limit = 1 << place.swizzle.base if place.swizzle else inner[0]
+        width = min(self.vector(op, memory, offsets, layout, t.shape), limit if inner[1] == 1 else 1)
+        leader = self.threads.leader(layout)
+        groups = self._groups(op, memory, offsets, layout, t.shape, False, width)
+        local = local_offsets(layout)
+        for first, _, offset, mask in groups:
+            index = [b.add(self.threads.part(layout, d), int(local[first][d])) for d in range(rank)]
+            here = [b.pure(ew.Lt, b.index(at), b.index(t.shape[d])) for d, at in enumerate(index)
+                    if layout.shape[d] > t.shape[d]] + ([leader] if leader is not None else [])
+            at = b.index(address(b, place, index))
+            if self.async_copy and width * size in (4, 8, 16) and not here:
+                b.effect(simt.StAsync, self.of[buffer], at, memory, b.index(offset),
+                         *([mask] if mask is not None else []), lanes=width)
+                continue
+            masks = [mask] if mask is not None else []
+            value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=width if width > 1 else None).result
+            b.effect(th.St, self.of[buffer], at, value, *([b.all_of(here)] if here else []))
+
     # -- elements -----------------------------------------------------------------------------------------------------
     def elements(self, op: Op) -> list[Value]:
         """Gather, scatter or atomic, one register after the other; gives the registers of the result."""
@@ -160,11 +190,17 @@ class Access:
             if extra is not None:
                 conditions.append(lane(extra))
             offset: Index = 0
+            places: list[Index] = []
             for a, v in enumerate(indices):
                 at = b.pure(ew.Cast, lane(v), dtype=I64) if v.dtype is not I64 else lane(v)
                 conditions.append(b.pure(ew.Ge, at, b.index(0)))
                 conditions.append(b.pure(ew.Lt, at, b.index(self.dim(target, a))))
-                offset = b.add(offset, b.mul(at, self.stride(target, a)))
+                places.append(at)
+            if isinstance(memory, BufferType):
+                offset = address(b, memory.layout or shared(memory.shape), places)
+            else:
+                for a, at in enumerate(places):
+                    offset = b.add(offset, b.mul(at, self.stride(target, a)))
             mask, where = b.all_of(conditions), b.index(offset)
             if op.name == "gather":
                 value = b.effect(th.Ld, target, where, mask, lanes=None).result
@@ -178,6 +214,26 @@ class Access:
                 out.append(b.effect(th.AtomicRmw, target, where, *map(lane, others), mask, kind=op.attrs["kind"],
                                     masked=True).result)
         return out
+
+
+def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:
+    """The element offset of an index in a buffer."""
+    out: Index = 0
+    for at, digits in zip(index, place.dims, strict=True):
+        rest = at
+        for extent, step in reversed(digits[1:]):
+            out = b.add(out, b.mul(b.mod(rest, extent), step))
+            rest = b.div(rest, extent)
+        if digits:
+            out = b.add(out, b.mul(rest, digits[0][1]))
+    if place.swizzle is None:
+        return out
+    s = place.swizzle
+    if isinstance(out, int):
+        return int(s(out))
+    mask = ((1 << s.bits) - 1) << s.base
+    moved = b.pure(ew.And, b.pure(ew.Shr, out, b.index(s.shift)), b.index(mask))
+    return b.pure(ew.Xor, out, moved)
 
 
 def join(b: ThreadBuilder, parts: Sequence[Value]) -> Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from math import prod
 
 from tilelang.backends.cpu.builder import Index, ThreadBuilder
-from tilelang.backends.simt.access import join
+from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.instructions import MmaRow
 from tilelang.backends.simt.registers import Threads, local_offsets
@@ -102,7 +102,7 @@ class Dots:
                 index += [own, at] if side == 0 else [at, own]
                 index = [b.clamp(i, 0, (va, vb)[side].shape[d] - 1) if d < rank - 2 else i
                          for d, i in enumerate(index)]
-                offset = b.index(x.address(places[side], index))
+                offset = b.index(address(b, places[side], index))
                 loaded.append(x.note(b.effect(th.Ld, memories[side], offset, lanes=None)).result)
             row = join(b, loaded)
             lanes = tuple(distinct.index(key) for key in keys)

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.cpu.builder import Index, ThreadBuilder
-from tilelang.backends.simt.access import join, lanes_of
+from tilelang.backends.simt.access import address, join, lanes_of
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
@@ -107,26 +107,6 @@ class Exchange:
         op.attrs["phase"] = self.phase
         return op
 
-    def address(self, place: SharedLayout, index: Sequence[Index]) -> Index:
-        """The element offset of an index."""
-        b, total = self.b, 0
-        out: Index = total
-        for at, digits in zip(index, place.dims, strict=True):
-            rest = at
-            for extent, step in reversed(digits[1:]):
-                out = b.add(out, b.mul(b.mod(rest, extent), step))
-                rest = b.div(rest, extent)
-            if digits:
-                out = b.add(out, b.mul(rest, digits[0][1]))
-        if place.swizzle is None:
-            return out
-        s = place.swizzle
-        if isinstance(out, int):
-            return int(s(out))
-        mask = ((1 << s.bits) - 1) << s.base
-        moved = b.pure(ew.And, b.pure(ew.Shr, out, b.index(s.shift)), b.index(mask))
-        return b.pure(ew.Xor, out, moved)
-
     def _index(self, layout: RegisterLayout, register: int) -> tuple[Index, ...]:
         """The tile index of a register."""
         local = local_offsets(layout)[register]
@@ -148,7 +128,7 @@ class Exchange:
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape) + ([leader] if leader is not None else [])
-            offset = self.address(place, where(index))
+            offset = address(b, place, where(index))
             self.note(b.effect(th.St, memory, b.index(offset), lanes_of(b, value, first, width),
                                *([b.all_of(conditions)] if conditions else [])))
 
@@ -163,7 +143,7 @@ class Exchange:
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape)
-            offset = self.address(place, where(index))
+            offset = address(b, place, where(index))
             parts.append(self.note(b.effect(th.Ld, memory, b.index(offset),
                                             *([b.all_of(conditions)] if conditions else []),
                                             lanes=width if width > 1 else None)).result)

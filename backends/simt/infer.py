@@ -41,12 +41,14 @@ class Group:
 
 @dataclass(eq=False)
 class Edge:
-    """`src` is had as `have(layout)` and wanted as `want(layout of dst)`."""
+    """`src` is had as `have(layout)` and wanted as `want(layout of dst)`; `push(layout)` is a layout of `dst` that
+    would fit one of `src`."""
 
     src: Group
     dst: Group
     have: Map
     want: Map
+    push: Map
     shape: tuple[int, ...]
     bytes: int
     weight: int
@@ -63,6 +65,10 @@ class DotSite:
 
 def same(layout: RegisterLayout) -> RegisterLayout | None:
     return layout
+
+
+def nothing(layout: RegisterLayout) -> RegisterLayout | None:
+    return None
 
 
 def before_broadcast(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[int, ...]) -> RegisterLayout:
@@ -176,9 +182,10 @@ class Inference:
                     self._unite(inner)
 
     # -- edges --------------------------------------------------------------------------------------------------------
-    def _edge(self, src: Value, dst: Value, have: Map, want: Map, shape: tuple[int, ...], weight: int) -> None:
+    def _edge(self, src: Value, dst: Value, have: Map, want: Map, push: Map, shape: tuple[int, ...],
+              weight: int) -> None:
         a, b = self.group(src), self.group(dst)
-        edge = Edge(a, b, have, want, shape, src.dtype.storage.itemsize, weight)
+        edge = Edge(a, b, have, want, push, shape, src.dtype.storage.itemsize, weight)
         a.edges.append(edge)
         if b is not a:
             b.edges.append(edge)
@@ -215,23 +222,24 @@ class Inference:
     def _survey_broadcast(self, op: Op, weight: int) -> None:
         src, dst = op.operands[0], op.result
         if src.shape:
-            self._edge(src, dst, same, lambda f: before_broadcast(f, src.shape, dst.shape), src.shape, weight)
+            self._edge(src, dst, same, lambda f: before_broadcast(f, src.shape, dst.shape), nothing, src.shape, weight)
 
     def _survey_permute(self, op: Op, weight: int) -> None:
         src, order = op.operands[0], op.attrs["order"]
         inverse = [order.index(d) for d in range(len(order))]
-        self._edge(src, op.result, same, lambda f: f.permute(inverse), src.shape, weight)
+        self._edge(src, op.result, same, lambda f: f.permute(inverse), lambda f: f.permute(order), src.shape, weight)
 
     def _survey_reshape(self, op: Op, weight: int) -> None:
         src, dst = op.operands[0], op.result
         if src.shape and dst.shape:
-            self._edge(src, dst, same, lambda f: reshaped(f, dst.shape, src.shape), src.shape, weight)
+            self._edge(src, dst, same, lambda f: reshaped(f, dst.shape, src.shape),
+                       lambda f: reshaped(f, src.shape, dst.shape), src.shape, weight)
 
     def _survey_reduce(self, op: Op, weight: int) -> None:
         axis = op.attrs["axis"]
         for src, dst in zip(op.operands, op.results, strict=True):
             if dst.shape:
-                self._edge(src, dst, lambda f: f.reduce([axis]), same, dst.shape, weight)
+                self._edge(src, dst, lambda f: f.reduce([axis]), same, lambda f: f.reduce([axis]), dst.shape, weight)
 
     def _survey_dot(self, op: Op, weight: int) -> None:
         a, b = op.operands[:2]
@@ -251,7 +259,7 @@ class Inference:
         for operand, side in ((a, "a"), (b, "b")):
             def want(f: RegisterLayout, side: str = side) -> RegisterLayout | None:
                 return getattr(plans[f], side) if f in plans else None
-            self._edge(operand, op.result, same, want, operand.shape, weight)
+            self._edge(operand, op.result, same, want, nothing, operand.shape, weight)
 
     # -- search -------------------------------------------------------------------------------------------------------
     def _candidates(self, g: Group) -> Iterator[RegisterLayout]:
@@ -267,8 +275,8 @@ class Inference:
             other = e.dst if e.src is g else e.src
             if other.layout is None:
                 continue
-            mapped = e.want(other.layout) if e.src is g else e.have(other.layout)
-            if mapped is not None and mapped.rank == rank:
+            mapped = e.push(other.layout) if e.dst is g else e.want(other.layout) if e.have is same else None
+            if mapped is not None:
                 yield mapped
         yield blocked(g.shape, self.threads, list(reversed(range(rank))), max(16 // g.bytes, 1))
         yield blocked(g.shape, self.threads, list(reversed(range(rank))), 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.cpu.builder import ThreadBuilder
-from tilelang.backends.simt.access import Access, join
+from tilelang.backends.simt.access import Access, address, join
 from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
@@ -61,7 +61,7 @@ class _Lowering:
         self.exchange = Exchange(b, self.threads)
         self.facts = Facts({op.regions[0].args[0]: (op.operands[0], op.operands[2])
                             for op in fn.walk() if op.name == "for"})
-        self.access = Access(b, self.threads, self.facts, self.of)
+        self.access = Access(b, self.threads, self.facts, self.of, target.async_copy)
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
         self.dots = Dots(b, self.threads, self.exchange, self.of, target)
 
@@ -180,7 +180,7 @@ class _Lowering:
         starts, steps, place = op.attrs["starts"], op.attrs["steps"], shared(v.shape)
         memory = self._stage(v)
         if not out.shape:
-            self.of[out] = self.exchange.read_one(memory, self.exchange.address(place, starts))
+            self.of[out] = self.exchange.read_one(memory, address(b, place, starts))
             return
         self.of[out] = self.exchange.read(
             v.dtype, layout_of(out), out.shape, memory, place,
@@ -229,6 +229,9 @@ class _Lowering:
 
     def _lower_store(self, op: Op) -> None:
         self.access.store(op)
+
+    def _lower_copy_async(self, op: Op) -> None:
+        self.access.copy_async(op)
 
     def _lower_gather(self, op: Op) -> None:
         values = self.access.elements(op)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelang.errors import CheckError
-from tilelang.ir.core import Function, Op, Region, Value
+from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.dtypes import DType
 
 
@@ -99,3 +99,20 @@ def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callabl
                 execute(ids[linear])
 
 
+def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]]) -> list[int]:
+    """The extents of the grid of `fn` for these arguments; [1] where it has none. Only the shapes of tensors count."""
+    if not any(op.name == "grid" for op in fn.body.ops):
+        return [1]
+    frame = Frame(None, 1, print)
+    for p, value, shape in zip(fn.params, args, shapes, strict=True):
+        frame.values[p] = np.broadcast_to(np.zeros((), p.dtype.storage), shape) if isinstance(p.type, TensorType) \
+            else np.asarray(value)
+    try:
+        for op in fn.body.ops:
+            if not op.regions and all(v in frame.values for v in op.operands) and op.effects != "read":
+                results = op.eval(frame, *(frame.values[v] for v in op.operands))
+                results = results if isinstance(results, tuple) else (results,)
+                frame.values.update(zip(op.results, results, strict=True))
+    except _GridFound as found:
+        return [max(n, 0) for n in found.extents]
+    raise AssertionError("the verifier makes sure that the extents can be evaluated")

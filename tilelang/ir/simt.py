@@ -20,7 +20,7 @@ I32 = dtype("i32")
 
 class ThreadId(Op):
     """Number of this thread in its program, one of `count`."""
-    name, levels, attributes = "thread_id", THREAD, {"count": ...}
+    name, levels, effects, attributes = "thread_id", THREAD, "control", {"count": ...}
 
     def infer(self) -> Sequence[Type]:
         return [TileType((), I32)]

@@ -132,3 +132,5 @@ TL_FN u16 f32_to_bf16_soft(float x) {
 }
 
 }  // namespace tl
+
+#include "tl_values.h"

@@ -19,6 +19,7 @@ EMU_MATH(abs, fabs)
 EMU_MATH(floor, floor)
 EMU_MATH(ceil, ceil)
 EMU_MATH(round, rint)
+EMU_MATH(trunc, trunc)
 #undef EMU_MATH
 
 TL_FN float rsqrt(float x) { return 1.0f / sqrt(x); }

@@ -1,0 +1,66 @@
+"""Runs a lowered kernel's text in the emulator on the arguments of a call."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.backends.clike.render import Rendered
+from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Policy, load
+from tilelang.errors import AssertFailed, CheckError
+from tilelang.ir.core import Function, Op, TensorType
+from tilelang.ir.interpreter import grid_extents
+
+WORKERS = 2
+"""Programs that a persistent grid is told to have."""
+
+
+def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+            strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES) -> dict[int, Counter]:
+    """Runs `rendered`, the text of TILE function `fn`, under every policy; gives the counters by operation.
+
+    `arrays` are the tensors (NumPy; bytes of packed ones) and scalars; each run starts from the same contents and the
+    last run's are kept. Raises CheckError with every finding, AssertFailed for an assertion of the user.
+    """
+    program = load(rendered.text)
+    programs = int(np.prod(grid_extents(fn, arrays, shapes), dtype=np.int64))
+    outputs = [i for i, p in enumerate(fn.params) if isinstance(p.type, TensorType) and p.type.writable]
+    before = {i: arrays[i].copy() for i in outputs}
+    counters: dict[int, Counter] = {}
+    for policy in policies:
+        for i, old in before.items():
+            arrays[i][...] = old
+        args: list[Any] = []
+        for p in rendered.parameters:
+            if p.kind == "data":
+                t = fn.params[p.index].type
+                assert isinstance(t, TensorType)
+                args.append(Buffer(arrays[p.index], initialised=t.mode != "out" or t.dtype.packed))
+            elif p.kind in ("shape", "stride"):
+                args.append(np.int64((shapes if p.kind == "shape" else strides)[p.index][p.axis]))
+            else:
+                args.append(np.int32(WORKERS) if p.kind == "workers" else np.asarray(arrays[p.index])[()])
+        if programs:
+            result = program.launch(rendered.name, args, programs=programs, threads=rendered.threads,
+                                    shared_bytes=rendered.shared_bytes, policy=policy)
+            if result.findings:
+                _report(result.findings, rendered.ops)
+            counters = result.counters
+    return counters
+
+
+def _report(findings: Sequence[Finding], ops: Sequence[Op]) -> None:
+    """Raises what the findings amount to."""
+    def place(number: int) -> str:
+        op = ops[number]
+        return f"`{op.name}`" + (f" at {op.loc.file}:{op.loc.line}" if op.loc else "")
+    lines = []
+    for f in findings:
+        if f.kind == "assertion":
+            op = ops[f.op]
+            raise AssertFailed(op.attrs["message"] or "assertion failed", loc=op.loc, needs="every element true",
+                               got="a false element", try_="run kernel.reference(...) to see how many")
+        other = f" and {place(f.other_op)}" if f.other_op >= 0 else ""
+        lines.append(f"{f.kind}: {place(f.op)}{other}: {f.message}" if f.op >= 0 else f"{f.kind}: {f.message}")
+    raise CheckError(lines)

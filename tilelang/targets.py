@@ -1,0 +1,62 @@
+"""Names of targets, and what runs or lowers a kernel for each.
+
+- "cpu": machine code through LLVM; the default.
+- "reference": the NumPy interpreter.
+- "cuda:sm_80" and other architectures: CUDA C++ text; needs no device to lower for.
+- "emulate:cuda:sm_80": that text on the CPU, under checks for races, bounds and initialisation.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tilelang.errors import TargetError
+from tilelang.ir.core import Function
+
+EMULATE = "emulate:"
+_last: dict[tuple[str, int], Any] = {}
+
+
+def check(name: str, runs: bool = True) -> str:
+    """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
+    if name in ("cpu", "reference"):
+        return name
+    machine = name.removeprefix(EMULATE)
+    if machine.startswith("cuda:"):
+        from tilelang.backends.cuda.target import target
+        target(machine)
+        if machine != name or not runs:
+            return name
+        raise TargetError(f"cannot run on {name!r}", needs=f"cpu, reference or {EMULATE}{name}", got=name,
+                          why="launching on a device is not implemented yet", try_=f'tile.target("{EMULATE}{name}")')
+    raise TargetError(f"unknown target {name!r}", needs="cpu, reference, cuda:sm_… or emulate:cuda:sm_…", got=name,
+                      try_='tile.target("cpu")')
+
+
+def lowered(tile: Function, name: str) -> Any:
+    """The function at every level: `.tile`, `.placed`, `.thread`, `.source`, …"""
+    if name.startswith("cuda:"):
+        from tilelang.backends.cuda.compile import Lowered as Cuda
+        from tilelang.backends.cuda.target import target
+        return Cuda(tile, target(name))
+    from tilelang.backends.cpu.compile import Lowered
+    from tilelang.backends.cpu.machine import host
+    return Lowered(tile, host())
+
+
+def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+            strides: Sequence[Sequence[int]]) -> None:
+    """Runs a lowered kernel's text on the CPU under checks; `last_counters` then gives the counts. `arrays` holds the
+    NumPy array or scalar of every parameter. Raises CheckError, AssertFailed."""
+    from tilelang.backends.emulator.execute import execute
+    _last.clear()
+    for number, counter in execute(code.tile, code.rendered, arrays, shapes, strides).items():
+        op = code.rendered.ops[number] if number >= 0 else None
+        line = (op.loc.file, op.loc.line) if op is not None and op.loc is not None else ("", 0)
+        _last[line] = _last[line] + counter if line in _last else counter
+
+
+def last_counters() -> dict[tuple[str, int], Any]:
+    """What the last emulated call of this process cost, by (file, line) of the user's source: requests, bytes, global
+    sectors and shared wavefronts beside the fewest possible, instructions of warps by class."""
+    return dict(_last)
