@@ -20,7 +20,7 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
          "divergent-barrier", "divergent-collective", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma", "shuffle",
-           "syncwarp", "barrier")
+           "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
 _lock = threading.Lock()  # the runtime holds one launch at a time
 
 

@@ -1,6 +1,6 @@
 #pragma once
 // What every prelude shares: types, register vectors and the arithmetic that needs no intrinsic. The prelude that
-// includes this defines TL_FN, the qualifiers of a function. No standard headers: they cost more than the kernel.
+// includes this defines TL_FN, the qualifiers of a function, and TL_COPY, its memcpy. No standard headers: they cost more than the kernel.
 
 #define TL_UNROLL _Pragma("unroll")
 
@@ -43,7 +43,7 @@ template <class To, class From>
 TL_FN To bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "bits() keeps the size");
   To y;
-  __builtin_memcpy(&y, &x, sizeof y);
+  TL_COPY(&y, &x, sizeof y);
   return y;
 }
 
@@ -55,7 +55,7 @@ template <> struct unsigned_of<8> { using type = u64; };
 template <class T> using as_unsigned = typename unsigned_of<sizeof(T)>::type;
 
 template <class T> constexpr bool is_signed = T(-1) < T(0);
-template <class T> constexpr T highest = is_signed<T> ? T((as_unsigned<T>(1) << (8 * sizeof(T) - 1)) - 1) : T(-1);
+template <class T> constexpr T highest = is_signed<T> ? T((as_unsigned<T>(1) << (8 * sizeof(T) - 1)) - 1) : T(~T(0));
 template <class T> constexpr T lowest = T(-1 - highest<T>);
 
 // ---- integers: x // 0 == 0, x % 0 == 0, and the most negative number // -1 wraps

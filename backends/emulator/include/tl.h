@@ -3,6 +3,7 @@
 // runtime's checks. Pointers carry the buffer they came from.
 
 #define TL_FN inline __attribute__((always_inline))
+#define TL_COPY __builtin_memcpy
 #include "tl_abi.h"
 #include "tl_common.h"
 #include "tl_math.h"
@@ -63,7 +64,7 @@ template <int N, class T, template <class> class P>
 TL_FN vec<plain<T>, N> ld(P<T> p, i64 off, op o) {
   one_access<N * int(sizeof(T))>();
   vec<plain<T>, N> v;
-  __builtin_memcpy(&v, at(p, off, sizeof v, emu::LOAD, o), sizeof v);
+  TL_COPY(&v, at(p, off, sizeof v, emu::LOAD, o), sizeof v);
   return v;
 }
 
@@ -77,7 +78,7 @@ TL_FN vec<plain<T>, N> ld(P<T> p, i64 off, bool mask, op o) {
 template <int N, class T, template <class> class P>
 TL_FN void st(P<T> p, i64 off, const vec<T, N>& v, op o) {
   one_access<N * int(sizeof(T))>();
-  __builtin_memcpy(at(p, off, sizeof v, emu::STORE, o), &v, sizeof v);
+  TL_COPY(at(p, off, sizeof v, emu::STORE, o), &v, sizeof v);
 }
 
 template <int N, class T, template <class> class P>
@@ -134,9 +135,9 @@ TL_FN T read_modify_write(P<T> p, i64 off, bool mask, op o, F change) {
   }
   void* q = at(p, off, sizeof(T), emu::ATOMIC, o);
   T old;
-  __builtin_memcpy(&old, q, sizeof old);
+  TL_COPY(&old, q, sizeof old);
   const T value = change(old);
-  __builtin_memcpy(q, &value, sizeof value);
+  TL_COPY(q, &value, sizeof value);
   return old;
 }
 

@@ -7,7 +7,7 @@ namespace emu {
 
 struct Counter {
   i64 requests, bytes, sectors, ideal_sectors, wavefronts, ideal_wavefronts;
-  i64 instructions[USES];  // of whole warps
+  i64 instructions[USES + 3];  // of whole warps; then loads, stores and atomics of shared memory
 };
 
 static std::map<int, Counter> counters;
@@ -55,7 +55,8 @@ static void count_shared(Counter& c, const Record* const* lanes, int bytes) {
 // One instruction of a warp; null where a lane does not take part.
 static void count(const Record* const* lanes, const Record& r) {
   Counter& c = counters[r.op];
-  if (!(r.use == COPY_ASYNC && r.shared)) c.instructions[r.use]++;  // a copy is one instruction with two sides
+  if (!(r.use == COPY_ASYNC && r.shared))  // a copy is one instruction with two sides
+    c.instructions[r.shared && r.use <= ATOMIC ? USES + r.use : r.use]++;
   int bytes = 0;
   for (int l = 0; l < LANES; l++)
     if (lanes[l]) bytes = std::max(bytes, int(lanes[l]->bytes));

@@ -90,8 +90,14 @@ static void suspend() {
 }
 
 static void give_way() {
-  run.streak = 0;
   if (Thread* t = next()) resume(t);
+}
+
+// For a loop that waits for another thread: any thread may go on, whatever the policy prefers.
+static void give_way_to_any() {
+  run.streak = 0;
+  const int w = nth_bit(run.ready_warps, u32(draw(__builtin_popcount(run.ready_warps))));
+  resume(&threads[w * LANES + nth_bit(warps[w].ready, u32(draw(__builtin_popcount(warps[w].ready))))]);
 }
 
 static void enter() {
@@ -176,6 +182,7 @@ extern "C" void emu_barrier(int op) {
     return;
   }
   run.at_barrier = 0;
+  run.atomics = 0;
   run.epoch++;
   for (int w = 0; w < run.warps; w++) {
     flush(w, warps[w].all);

@@ -2,6 +2,7 @@
 #include "state.h"
 
 #define TL_FN inline
+#define TL_COPY memcpy
 #include "../../cuda/include/tl_common.h"
 
 namespace emu {

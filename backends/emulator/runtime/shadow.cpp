@@ -195,8 +195,8 @@ static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, in
 static void pause(Use use, int op) {  // other threads may run between any two accesses
   if (run.policy == RANDOM && draw(16) == 0) give_way();
   if (use != ATOMIC) return;
-  if (++run.atomics > 1u << 26) fail("deadlock", op, -1, "atomics without end: a loop waits for another block");
-  if (++run.streak > 1000) give_way();  // a loop that waits for another thread
+  if (++run.atomics > 1u << 22) fail("deadlock", op, -1, "atomics without end: a loop waits for what never comes");
+  if (++run.streak > 1000) give_way_to_any();
 }
 
 }  // namespace emu

@@ -67,7 +67,7 @@ struct Launch {
   u32 block_epoch, epoch;  // epochs end at barriers and blocks; those from block_epoch on are of this block
   u32 ready_warps;
   int at_barrier, barrier_op, done;
-  u32 atomics, streak;  // in this block, and since a thread last gave way
+  u32 atomics, streak;  // since the last barrier, and since a thread last gave way
   bool abandoned;
 };
 
@@ -85,6 +85,7 @@ static void report(const char* kind, int op, int other, const char* format, ...)
 static u64 draw(u64 bound);
 [[noreturn]] static void abandon();
 static void give_way();
+static void give_way_to_any();
 // ---- shadow.cpp
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
 // ---- matrix.cpp

@@ -1,0 +1,81 @@
+#pragma once
+// Arithmetic by the functions that NVRTC knows without headers.
+
+namespace tl {
+
+#define TL_MATH(NAME, FUNCTION)                        \
+  TL_FN float NAME(float x) { return ::FUNCTION##f(x); } \
+  TL_FN double NAME(double x) { return ::FUNCTION(x); }
+TL_MATH(exp, exp)
+TL_MATH(exp2, exp2)
+TL_MATH(log, log)
+TL_MATH(log2, log2)
+TL_MATH(sqrt, sqrt)
+TL_MATH(rsqrt, rsqrt)
+TL_MATH(sin, sin)
+TL_MATH(cos, cos)
+TL_MATH(tanh, tanh)
+TL_MATH(erf, erf)
+TL_MATH(abs, fabs)
+TL_MATH(floor, floor)
+TL_MATH(ceil, ceil)
+TL_MATH(round, rint)
+#undef TL_MATH
+
+TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+TL_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+TL_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+TL_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
+template <class T> TL_FN T abs(T a) { return abs_int(a); }
+
+// NaN wins, as in NumPy; on integers `a != a` is false.
+template <class T>
+TL_FN T max(T a, plain<T> b) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (same<T, float>::value) {
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+  }
+#endif
+  return a >= b || a != a ? a : b;
+}
+
+template <class T>
+TL_FN T min(T a, plain<T> b) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (same<T, float>::value) {
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+  }
+#endif
+  return a <= b || a != a ? a : b;
+}
+
+TL_FN float f16_to_f32(u16 h) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(h));
+  return r;
+}
+
+TL_FN u16 f32_to_f16(float x) {
+  u16 r;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
+  return r;
+}
+
+TL_FN u16 f32_to_bf16(float x) {
+#if __CUDA_ARCH__ >= 800
+  u16 r;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
+  return r;
+#else
+  return f32_to_bf16_soft(x);
+#endif
+}
+
+TL_FN int popcount(u32 x) { return __popc(x); }
+TL_FN int popcount(u64 x) { return __popcll(x); }
+
+}  // namespace tl

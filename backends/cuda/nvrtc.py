@@ -1,0 +1,113 @@
+"""NVRTC by ctypes: CUDA C++ text to machine code, with no driver and no GPU."""
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from tilelang.errors import TargetError
+
+INCLUDE = Path(__file__).resolve().parent / "include"
+
+
+class Compiled(NamedTuple):
+    """Machine code, what the compiler said, and by kernel: registers, spill_bytes, stack_bytes, shared_bytes."""
+
+    cubin: bytes
+    log: str
+    report: dict[str, dict[str, int]]
+
+
+@lru_cache(maxsize=1)
+def find() -> tuple[Path, Path] | None:
+    """The builtins library and NVRTC itself, of the `nvidia-cuda-nvrtc` package; None where it is not installed."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for library in sorted(Path(root).glob("*/lib/libnvrtc.so.*"), reverse=True):
+            builtins = sorted(library.parent.glob("libnvrtc-builtins.so.*"))
+            if builtins and ".alt." not in library.name:
+                return builtins[-1], library
+    return None
+
+
+@lru_cache(maxsize=1)
+def _nvrtc() -> ctypes.CDLL:
+    found = find()
+    if found is None:
+        raise TargetError("compiling for CUDA needs NVRTC, which is not installed",
+                          try_="pip install nvidia-cuda-nvrtc")
+    ctypes.CDLL(str(found[0]), mode=ctypes.RTLD_GLOBAL)  # NVRTC looks it up by name
+    library = ctypes.CDLL(str(found[1]))
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return library
+
+
+def version() -> tuple[int, int]:
+    """The version of NVRTC."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def _call(name: str, *args: object) -> None:
+    library = _nvrtc()
+    code = getattr(library, name)(*args)
+    if code:
+        raise TargetError(f"{name} failed", got=library.nvrtcGetErrorString(code).decode())
+
+
+def _blob(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    _call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+    data = ctypes.create_string_buffer(max(size.value, 1))
+    _call(f"nvrtcGet{what}", program, data)
+    return data.raw[:size.value]
+
+
+def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
+    """Compiles emitted text for a processor such as `sm_90a`."""
+    library, program = _nvrtc(), ctypes.c_void_p()
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--ptxas-options=-v", "--fmad=false",
+             "--no-source-include", *options]
+    _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
+    try:
+        code = library.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
+        log = _blob(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+        if code:
+            raise TargetError(f"NVRTC refused the emitted text for {arch}", got=_quote(log, text),
+                              why="the emitted text or the prelude is broken")
+        cubin = _blob(program, "CUBIN")
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+    return Compiled(cubin, log, _report(log))
+
+
+def _quote(log: str, text: str) -> str:
+    """The errors of a log, each with the line of the text it is about."""
+    lines, out = text.splitlines(), []
+    for entry in log.splitlines():
+        if "error" not in entry:
+            continue
+        out.append(entry.strip())
+        if (found := re.match(r"kernel\.cu\((\d+)\)", entry)) and int(found[1]) <= len(lines):
+            out.append(f"    {lines[int(found[1]) - 1].strip()}")
+    return "\n".join(out[:40]) or log[:4000]
+
+
+def _report(log: str) -> dict[str, dict[str, int]]:
+    """What each kernel uses, from the assembler's notes."""
+    out: dict[str, dict[str, int]] = {}
+    kernel = ""
+    for line in log.splitlines():
+        if found := re.search(r"Compiling entry function '(\w+)'|Function properties for (\w+)", line):
+            kernel = found[1] or found[2]
+            out.setdefault(kernel, {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0})
+        elif kernel:
+            for name, pattern in (("registers", r"Used (\d+) registers"), ("spill_bytes", r"(\d+) bytes spill stores"),
+                                  ("stack_bytes", r"(\d+) bytes stack frame"), ("shared_bytes", r"(\d+) bytes smem")):
+                if found := re.search(pattern, line):
+                    out[kernel][name] = int(found[1])
+    return out

@@ -1,0 +1,135 @@
+"""A kernel for each wrapper of the prelude."""
+from __future__ import annotations
+
+INTEGERS = ("tl::i8", "tl::i16", "tl::i32", "tl::i64", "tl::u8", "tl::u16", "tl::u32", "tl::u64")
+ATOMIC_TYPES = ("tl::i32", "tl::u32", "tl::i64", "tl::u64", "float", "double")
+UNARY = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "abs", "floor", "ceil",
+         "round")
+MMA = {  # name: accumulators, type and length of A and of B, first processor
+    "m16n8k16_f16": ("float", 4, "tl::u16", 8, 4, 75), "m16n8k8_f16": ("float", 4, "tl::u16", 4, 2, 75),
+    "m16n8k16_bf16": ("float", 4, "tl::u16", 8, 4, 80), "m16n8k8_tf32": ("float", 4, "float", 4, 2, 80),
+    "m16n8k32_s8": ("tl::i32", 4, "tl::i8", 16, 8, 80), "m16n8k32_u8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
+    "m16n8k32_su8": ("tl::i32", 4, "tl::u8", 16, 8, 80), "m16n8k32_us8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
+    "m16n8k64_s4": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k64_u4": ("tl::i32", 4, "tl::u8", 16, 8, 80),
+    "m16n8k256_b1_and": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k256_b1_xor": ("tl::i32", 4, "tl::u32", 4, 2, 80),
+    "m16n8k32_e4m3": ("float", 4, "tl::u8", 16, 8, 89), "m16n8k32_e5m2": ("float", 4, "tl::u8", 16, 8, 89),
+    "m8n8k4_f64": ("double", 2, "double", 1, 1, 80),
+}
+
+
+def kernel(name: str, params: str, body: str, threads: int = 32) -> str:
+    return f"TL_KERNEL({name}, {threads})({params}) {{\n{body}\n}}\nTL_EXPORT({name})\n"
+
+
+def memory() -> list[str]:
+    """Loads, stores, async copies and bit streams of every width."""
+    out = []
+    for t, size in (("tl::u8", 1), ("tl::u16", 2), ("float", 4), ("tl::i64", 8), ("double", 8), ("bool", 1)):
+        for n in (1, 2, 4, 8, 16):
+            if n * size > 16:
+                continue
+            copy = f"tl::cp_async<{n}>(s, t * {n}, a, t * {n}, t < n, tl::op(1));" if n * size in (4, 8, 16) else ""
+            out.append(kernel(f"memory_{t.removeprefix('tl::')}_{n}", f"tl::gptr<const {t}> a, tl::gptr<{t}> b, tl::i64 n", f"""
+  TL_SHARED(smem, 512);
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, 32 * {n});
+  const int t = tl::thread();
+  {copy}
+  tl::cp_commit(tl::op(2));
+  tl::cp_wait<0>(tl::op(3));
+  tl::st<{n}>(s, t * {n}, tl::ld<{n}>(a, t * {n}, tl::op(4)), tl::op(5));
+  tl::st<{n}>(s, t * {n}, tl::ld<{n}>(a, t * {n}, t < n, tl::op(6)), t < n, tl::op(7));
+  tl::barrier(tl::op(8));
+  tl::vec<{t}, {n}> v = tl::ld<{n}>(s, (31 - t) * {n}, tl::op(9));
+  tl::st<{n}>(b, t * {n}, tl::ld<{n}>(s, t * {n}, t < n, tl::op(10)), tl::op(11));
+  tl::st<{n}>(b, t * {n}, v, t < n, tl::op(12));"""))
+    bits = "\n".join(f"  tl::st_bits<{w}>(b, t * {w}, tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w})), t < n, tl::op({w}));"
+                     for w in range(1, 9))
+    out.append(kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> b, tl::i64 n",
+                      f"  const int t = tl::thread();\n{bits}"))
+    return out
+
+
+def threads() -> list[str]:
+    """Atomics, shuffles and meeting points."""
+    out = []
+    for t in ATOMIC_TYPES:
+        name = t.removeprefix("tl::")
+        body = "\n".join(f"  r = tl::atomic_{f}({p}, 0, v, m, tl::op(1)); out[t] = r;" for f in ("add", "max", "min")
+                         for p in ("a", "s"))
+        out.append(kernel(f"atomic_{name}", f"tl::gptr<{t}> a, tl::gptr<{t}> o, bool m", f"""
+  TL_SHARED(smem, 64);
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, 1);
+  const int t = tl::thread();
+  {t} v = {t}(t), r;
+{body.replace('out[t] = r;', 'v = v + r;')}
+  r = tl::atomic_cas(a, 0, v, r, m, tl::op(2));
+  r = tl::atomic_cas(s, 0, v, r, m, tl::op(3));
+  tl::st<1>(o, t, tl::vec<{t}, 1>{{r}}, tl::op(4));"""))
+    for t in (*INTEGERS, "float", "double", "bool"):
+        name = t.removeprefix("tl::")
+        body = "\n".join(f"  v = {t}(v + tl::{f}(v, 1, tl::op(1)));" for f in ("shfl_xor", "shfl", "shfl_up", "shfl_down"))
+        out.append(kernel(f"shuffle_{name}", f"tl::gptr<{t}> o", f"""
+  {t} v = {t}(tl::thread());
+{body}
+  tl::syncwarp(tl::op(2));
+  tl::check(v == v, tl::op(3));
+  tl::st<1>(o, tl::thread(), tl::vec<{t}, 1>{{v}}, tl::op(4));"""))
+    return out
+
+
+def arithmetic() -> list[str]:
+    """Scalar functions."""
+    out = []
+    for t in ("float", "double"):
+        body = "\n".join(f"  x = tl::{f}(x);" for f in UNARY)
+        convert = "\n".join(f"  x += {t}(tl::to_int<{i}>(x));" for i in INTEGERS)
+        half = "x += tl::f16_to_f32(tl::f32_to_f16(x)) + tl::bf16_to_f32(tl::f32_to_bf16(x));" if t == "float" else ""
+        out.append(kernel(f"math_{t}", f"tl::gptr<{t}> a", f"""
+  {t} x = tl::ld<1>(a, tl::thread(), tl::op(1))[0];
+{body}
+{convert}
+  x = tl::fma(x, x, tl::min(x, tl::max(x, {t}(2))));
+  {half}
+  x += {t}(tl::bits<tl::{'u32' if t == 'float' else 'u64'}>(x));
+  tl::st<1>(a, tl::thread(), tl::vec<{t}, 1>{{x}}, tl::op(2));"""))
+    for t in INTEGERS:
+        count = "x += tl::popcount(x);" if t in ("tl::u32", "tl::u64") else ""
+        out.append(kernel(f"math_{t.removeprefix('tl::')}", f"tl::gptr<{t}> a, {t} y", f"""
+  {t} x = tl::ld<1>(a, tl::thread(), tl::op(1))[0];
+  x = {t}(tl::floordiv(x, y) + tl::mod(x, y) + tl::shl(x, y) + tl::shr(x, y));
+  x = tl::min(tl::max(tl::abs(x), y), {t}(3));
+  {count}
+  tl::st<1>(a, tl::thread(), tl::vec<{t}, 1>{{x}}, tl::op(2));"""))
+    return out
+
+
+def matrix(arch: int) -> list[str]:
+    """Matrix instructions of a processor."""
+    out = []
+    for x in (1, 2, 4):
+        for trans in ("false", "true"):
+            for t, n in (("tl::u16", 2), ("tl::u8", 4)):
+                out.append(kernel(f"rows_{x}_{trans}_{t.removeprefix('tl::')}", f"tl::gptr<{t}> o", f"""
+  TL_SHARED(smem, 1024);
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, {256 * n});
+  const int t = tl::thread();
+  tl::vec<{t}, {n * x + 1}> r{{}};
+  tl::ldmatrix<{x}, {trans}>(r, 1, s, t * {4 * n}, tl::op(1));
+  tl::stmatrix<{x}, {trans}>(s, t * {4 * n}, r, 1, tl::op(2));
+  tl::st<1>(o, t, tl::vec<{t}, 1>{{r[1]}}, tl::op(3));"""))
+    for name, (d, nd, t, na, nb, since) in MMA.items():
+        if arch >= since:
+            out.append(kernel(f"mma_{name}", f"tl::gptr<{t}> a, tl::gptr<{d}> o", f"""
+  const int t = tl::thread();
+  tl::vec<{d}, {nd + 1}> c{{}};
+  tl::vec<{t}, {na + 1}> x{{}};
+  tl::vec<{t}, {nb + 1}> y{{}};
+  for (int i = 0; i < {na}; i++) x[i + 1] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
+  for (int i = 0; i < {nb}; i++) y[i + 1] = tl::ld<1>(a, t * {nb} + i, tl::op(2))[0];
+  tl::mma_{name}(c, 1, x, 1, y, 1, tl::op(3));
+  for (int i = 0; i < {nd}; i++) tl::st<1>(o, t * {nd} + i, tl::vec<{d}, 1>{{c[i + 1]}}, tl::op(4));"""))
+    return out
+
+
+def text(arch: int) -> str:
+    return '#include "tl.h"\n' + "".join([*memory(), *threads(), *arithmetic(), *matrix(arch)])

@@ -1,0 +1,50 @@
+"""Small kernels for the emulator, and how to run them under every policy."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelang.backends.emulator.run import POLICIES, Buffer, Policy, Result, load
+
+
+def kernel(params: str, body: str, threads: int = 64) -> str:
+    """The text of kernel `k`: `t` is the thread, `p` the block."""
+    return f"""
+#include "tl.h"
+TL_KERNEL(k, {threads})({params}) {{
+  const int t = tl::thread();
+  const tl::i64 p = tl::program();
+{body}
+}}
+TL_EXPORT(k)
+"""
+
+
+def run(text: str, args: Sequence[Any] = (), threads: int = 64, shared: int = 0, programs: int = 1,
+        policy: Policy = "forward", seed: int = 0) -> Result:
+    return load(text).launch("k", args, programs=programs, threads=threads, shared_bytes=shared, policy=policy,
+                             seed=seed)
+
+
+def found(text: str, args: Sequence[Any] = (), threads: int = 64, shared: int = 0,
+          programs: int = 1) -> list[set[tuple[str, int, int]]]:
+    """What each run finds: kind and ops. The outputs are cleared before each."""
+    out = []
+    for policy in POLICIES:
+        for seed in range(3 if policy == "random" else 1):
+            for a in args:
+                if isinstance(a, Buffer) and not a.initialised:
+                    a.array[...] = 0
+            result = run(text, args, threads, shared, programs, policy, seed)
+            out.append({(f.kind, f.op, f.other_op) for f in result.findings})
+    return out
+
+
+def values(n: int, dtype: Any = np.float32) -> Buffer:
+    return Buffer(np.arange(n).astype(dtype))
+
+
+def output(n: int, dtype: Any = np.float32) -> Buffer:
+    return Buffer(np.zeros(n, dtype), initialised=False)
