@@ -26,7 +26,8 @@ from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileT
 def lower(fn: Function, target: Any) -> Function:
     """A new function at level THREAD."""
     out = Function(fn.name, fn.params, Region(), "thread", fn.loc)
-    lowering = _Lowering(ThreadBuilder(out.body), target)
+    read = {v for op in fn.walk() if op.name not in ("store", "scatter", "dim") for v in op.operands}
+    lowering = _Lowering(ThreadBuilder(out.body), target, set(fn.params) - read)
     lowering.plan(fn.body, {})
     lowering.region(fn.body)
     return out
@@ -37,8 +38,8 @@ def is_tile(v: Value) -> bool:
 
 
 class _Lowering:
-    def __init__(self, b: ThreadBuilder, target: Any) -> None:
-        self.b, self.target = b, target
+    def __init__(self, b: ThreadBuilder, target: Any, unread: set[Value]) -> None:
+        self.b, self.target, self.unread = b, target, unread
         self.stored: dict[Value, Buffer] = {}
         self.scalars: dict[Value, Value] = {}
         self.home: dict[Value, Value] = {}  # a value -> the carried argument whose buffer it is written to
@@ -97,7 +98,8 @@ class _Lowering:
             self.b.floor = len(self.b.levels) - 1
             self.b.epoch += 1
             if isinstance(op, th.Nest):
-                NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes).run()
+                NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes,
+                             self.unread).run()
                 continue
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:

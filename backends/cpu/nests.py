@@ -5,7 +5,7 @@ masks otherwise.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.builder import Index, ThreadBuilder
@@ -30,7 +30,7 @@ class NestLowering(Elements):
     """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others."""
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 wanted: Callable[[Value], Buffer | None], vector_bytes: int) -> None:
+                 wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value]) -> None:
         self.region = op.regions[0]
         super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results})
         self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
@@ -39,7 +39,8 @@ class NestLowering(Elements):
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]
         self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
-        self.vector_bytes = vector_bytes
+        self.vector_bytes, self.unread = vector_bytes, unread
+        self.streamed = False
         self.targets: dict[Value, Buffer] = {}
         for inner, outer in self.yields:
             t = outer.tile
@@ -58,19 +59,48 @@ class NestLowering(Elements):
         if inside:
             with b.branch(b.all_of(inside)) as branch:
                 b.floor = len(b.levels) - 1
-                self._loops()
+                self._whole()
                 branch.otherwise()
                 b.epoch += 1
                 self.masked = True
                 self._loops()
         else:
-            self._loops()
+            self._whole()
         b.floor = floor
         b.epoch += 1
         for inner, outer in self.yields:
             if not outer.shape:  # a scalar result comes back from memory
                 self.scalars[outer] = b.load(self.targets[inner].memory, 0, None)
         b.epoch += 1
+
+    def _whole(self) -> None:
+        """The loops without masks: once more with streaming stores where the nest only writes tensors."""
+        b, streams = self.b, self._streams()
+        if not streams:
+            self._loops()
+            return
+        with b.branch(b.all_of(streams)) as branch:
+            b.floor = len(b.levels) - 1
+            self.streamed = True
+            self._loops()
+            branch.otherwise()
+            b.epoch += 1
+            self.streamed = False
+            self._loops()
+
+    def _streams(self) -> list[Value]:
+        """Conditions under which the nest's stores stream; none where one of them cannot."""
+        out = []
+        for op in self.effects:
+            memory = self.memory(op)
+            if op.name != "store" or op.operands[0] not in self.unread or self.vector is None or \
+                    memory.dtype.packed:
+                return []
+            offset, stride, _ = self._window(op, op.operands[1:-1], self._position({self.vector: Ix(0, 1)}))
+            if not isinstance(stride, int) or stride != 1:
+                return []
+            out.append(self.b.pure(th.Streams, memory, self.b.index(offset)))
+        return out
 
     def _vector_dim(self) -> int | None:
         """The dimension vectors run along: the one the tensors are contiguous in, else the last."""
@@ -270,7 +300,8 @@ class NestLowering(Elements):
         if op.name == "store":
             value = b.splat(self.at(op.operands[-1], where), lanes)
             offset, stride, mask = self._window(op, op.operands[1:-1], where)
-            b.store(memory, offset, value, stride, self._as_mask(mask, lanes))
+            whole = lanes is not None and lanes * value.dtype.storage.itemsize % self.vector_bytes == 0
+            b.store(memory, offset, value, stride, self._as_mask(mask, lanes), self.streamed and whole)
             return
         _, indices, others, extra = op.split()  # type: ignore[attr-defined]
         values = [b.splat(self.at(o, where), lanes) for o in others]
