@@ -97,6 +97,11 @@ class Access:
         aligned = b.icmp_unsigned("==", b.and_(bits, I64(self.target.vector_bytes - 1)), I64(0))
         return b.and_(b.icmp_unsigned(">", total, I64(self.target.cache_bytes)), aligned)
 
+    def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value) -> None:
+        """Starts to bring a line into the second level of the caches."""
+        at = self.b.gep(base, [offset], source_etype=self._memory_type(dt))
+        self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [at, I32(0), I32(2), I32(1)])
+
     def finish_streams(self) -> None:
         """Orders streamed stores, which x86 may otherwise complete after whatever tells others about them."""
         if self.target.triple.startswith("x86_64"):

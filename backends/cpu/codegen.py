@@ -324,6 +324,10 @@ class _Generator(Arithmetic):
         access, dt, packed, args = self._access(op)
         access.store(dt, packed, args[0], args[1], args[2], args[3] if len(args) > 3 else None, op.attrs["stream"])
 
+    def op_prefetch(self, op: Op) -> None:
+        access, dt, _, (base, offset) = self._access(op)
+        access.prefetch(dt, base, offset)
+
     def op_streams(self, op: Op) -> ir.Value:
         access, dt, _, (base, offset) = self._access(op)
         t, p = op.operands[0].type, self.params[op.operands[0]]

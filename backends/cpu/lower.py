@@ -29,6 +29,7 @@ def lower(fn: Function, target: Any) -> Function:
     read = {v for op in fn.walk() if op.name not in ("store", "scatter", "dim") for v in op.operands}
     lowering = _Lowering(ThreadBuilder(out.body), target, set(fn.params) - read)
     lowering.plan(fn.body, {})
+    lowering.again = _read_again(fn)
     lowering.region(fn.body)
     return out
 
@@ -44,6 +45,7 @@ class _Lowering:
         self.scalars: dict[Value, Value] = {}
         self.home: dict[Value, Value] = {}  # a value -> the carried argument whose buffer it is written to
         self.nest_of: dict[Value, th.Nest] = {}
+        self.again: dict[Op, int] = {}
 
     # -- in-place updates ---------------------------------------------------------------------------------------------
     def plan(self, region: Region, _: dict[Value, Value]) -> None:
@@ -99,7 +101,7 @@ class _Lowering:
             self.b.epoch += 1
             if isinstance(op, th.Nest):
                 NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes,
-                             self.unread).run()
+                             self.unread, self.again).run()
                 continue
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:
@@ -342,6 +344,24 @@ class _Lowering:
             self._body(region, outs, scalars)
         new = self.b.effect(If, self.scalars.get(op.operands[0], op.operands[0]), regions=opened)
         self._finish(op, new, outs, tiles, scalars)
+
+
+def _read_again(fn: Function) -> dict[Op, int]:
+    """The last loads of blocks that several nests of a program read, with the axis along which the next program's
+    block follows. Only the first nest waits for memory; while the last one computes, the next block can arrive."""
+    ids = {v for op in fn.body.ops if op.name == "grid" for v in op.results[-1:]}
+    seen: dict[Any, list[Op]] = {}
+    for nest in fn.body.ops:
+        for op in nest.regions[0].ops if isinstance(nest, th.Nest) else []:
+            if op.name == "load" and op.attrs["shape"] == nest.attrs["shape"]:
+                seen.setdefault((tuple(op.operands), op.attrs["shape"]), []).append(op)
+    out = {}
+    for (operands, _), loads in seen.items():
+        axes = [axis for axis, v in enumerate(operands[1:]) if v in ids or v.owner is not None and
+                v.owner.name == "mul" and any(o in ids for o in v.owner.operands)]
+        if len(loads) > 1 and axes:
+            out[loads[-1]] = axes[0]
+    return out
 
 
 def _reads(op: Op) -> set[Value]:

@@ -24,13 +24,20 @@ COMBINE: dict[str, type[Op]] = {
     "any": ew.Or,
     "all": ew.And,
 }
+LINE = 64
+"""Bytes of a cache line."""
 
 
 class NestLowering(Elements):
-    """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others."""
+    """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others.
+
+    `unread` are the tensors that the kernel only writes; `again` the loads of blocks that an earlier nest has read,
+    with the axis along which the next program's block follows.
+    """
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value]) -> None:
+                 wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value],
+                 again: dict[Op, int]) -> None:
         self.region = op.regions[0]
         super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results})
         self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
@@ -39,7 +46,7 @@ class NestLowering(Elements):
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]
         self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
-        self.vector_bytes, self.unread = vector_bytes, unread
+        self.vector_bytes, self.unread, self.again = vector_bytes, unread, again
         self.streamed = False
         self.targets: dict[Value, Buffer] = {}
         for inner, outer in self.yields:
@@ -79,6 +86,7 @@ class NestLowering(Elements):
         if not streams:
             self._loops()
             return
+        floor = b.floor
         with b.branch(b.all_of(streams)) as branch:
             b.floor = len(b.levels) - 1
             self.streamed = True
@@ -87,6 +95,7 @@ class NestLowering(Elements):
             b.epoch += 1
             self.streamed = False
             self._loops()
+        b.floor = floor
 
     def _streams(self) -> list[Value]:
         """Conditions under which the nest's stores stream; none where one of them cannot."""
@@ -250,12 +259,29 @@ class NestLowering(Elements):
     def _body(self, at: dict[int, Ix]) -> None:
         """Everything at one position: values to store, then effects."""
         where = self._position(at)
+        if not self.masked:
+            self._fetch(where)
         for v, _ in self.yields:
             if v.owner not in self.reduces and v.owner not in self.effects:
                 target = self.targets[v]
                 self.store(target, where if target.shape else (), self.at(v, where))
         for op in self.effects:
             self._effect(op, where)
+
+    def _fetch(self, where: Position) -> None:
+        """Asks for the elements that the next program reads where this one reads at `where`."""
+        b, lanes = self.b, lanes_of(where)
+        for op in self.region.ops:
+            if op not in self.again or lanes is None or op.operands[0].dtype.packed:
+                continue
+            offset, stride, _ = self._window(op, op.operands[1:], where)
+            if not isinstance(stride, int) or stride != 1:
+                continue
+            axis, axes = self.again[op], list(op.attrs["axes"])
+            extent = op.attrs["shape"][axes.index(axis)] if axis in axes else 1
+            following = b.add(offset, b.mul(self._stride(op.operands[0], axis), extent))
+            for start in range(0, lanes, LINE // op.result.dtype.storage.itemsize):
+                b.effect(th.Prefetch, self.memory(op), b.index(b.add(following, start)))
 
     def store(self, target: Buffer, where: Position, value: Value) -> None:
         target.store(self.b, where, value)

@@ -144,6 +144,18 @@ class St(_Access):
         return ()
 
 
+class Prefetch(Op):
+    """Asks for the cache line at an offset, which may lie outside of the tensor. Operands (tensor, offset)."""
+    name, levels, effects = "prefetch", THREAD, "write"  # keeps its place among the accesses to memory
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
 class Streams(Op):
     """Whether stores to a tensor, from an offset on, should pass by the caches: the tensor does not fit into them,
     and every address whole vectors away from there is aligned as such stores must be. Operands (tensor, offset)."""
