@@ -217,6 +217,10 @@ class NestLowering(Elements):
         if self.transposed is not None:
             self._transposed_loops(self.transposed)
             return
+        group = self._group()
+        if group > 1:
+            self._interleaved_loops(group)
+            return
         inner = [d for d in (self.vector, self.axis) if d is not None]
         self._outer([d for d, e in enumerate(self.shape) if d not in inner and e > 1], {})
 
@@ -316,6 +320,35 @@ class NestLowering(Elements):
             else:
                 split(self.shape[d], lambda j: split(self.shape[along], lambda i: block(at, i, j)))
         outer([x for x, e in enumerate(self.shape) if x not in (along, d) and e > 1], {})
+
+    def _group(self) -> int:
+        """How many rows stand interleaved in the packed tile that the nest writes: 1 in all others."""
+        last = len(self.shape) - 1
+        if self.reduces or self.effects or len(self.yields) != 1 or last == 0 or self.vector != last:
+            return 1
+        *_, rows, columns = self.targets[self.yields[0][0]].layout.dims
+        group, unit = rows[-1]
+        return group if len(rows) > 1 and (unit, columns[-1][1]) == (1, group) else 1
+
+    def _interleaved_loops(self, group: int) -> None:
+        """Writes `group` rows at once, as one vector of neighbours in the packed tile."""
+        b, d = self.b, len(self.shape) - 1
+        ((v, _),) = self.yields
+        target = self.targets[v]
+
+        def body(at: dict[int, Ix]) -> None:
+            rows = [b.splat(self.at(v, self._position({**at, d - 1: Ix(b.add(at[d - 1].base, i))})), at[d].lanes)
+                    for i in range(group)]
+            offset, _ = target.address(b, self._position(at))
+            b.store(target.memory, offset, b.pure(th.Interleave, *rows))
+
+        def outer(dims: list[int], at: dict[int, Ix]) -> None:
+            if dims:
+                with b.loop(0, self.shape[dims[0]], group if dims[0] == d - 1 else 1) as loop:
+                    outer(dims[1:], {**at, dims[0]: Ix(loop.i)})
+            else:
+                self._chunks(at, body)
+        outer(list(range(d)), {})
 
     def _effect(self, op: Op, where: Position) -> None:
         b, memory, lanes = self.b, self.memory(op), lanes_of(where)
