@@ -24,8 +24,8 @@ def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], 
 
 def blocks(m: int, n: int, k: int, narrow: bool = False) -> tuple[int, int, int]:
     """(BM, BN, BK): the accumulator and both operand blocks stay in a 1 MiB second-level cache, the number of blocks
-    is even where it can be, and the last block is not mostly empty. Operands that fit into i8 (`narrow`) leave room for
-    blocks of twice the height and depth, so that packing them takes a smaller share of the time."""
+    is even where it can be, and the last block is not mostly empty. Operands that fit into i8 (`narrow`) leave room
+    for blocks of twice the height and depth, so that packing them takes a smaller share of the time."""
     def even(extent: int, largest: int, multiple: int) -> int:
         count = -(-extent // largest)
         return block(-(-extent // count), largest, multiple)
