@@ -64,13 +64,17 @@ class Access:
         return self._from_memory(self.b.extract_element(value, I32(0)), dt)
 
     def store(self, dt: DType, packed: bool, base: ir.Value, offset: ir.Value, value: ir.Value,
-              mask: ir.Value | None) -> None:
+              mask: ir.Value | None, stream: bool = False) -> None:
         if packed:
             self._store_bits(dt, base, offset, value, mask)
             return
         value = self._to_memory(value, dt)
         t = self._memory_type(dt)
         at = self.b.gep(base, [offset], source_etype=t)
+        if stream:
+            store = self.b.store(value, at, align=self.target.vector_bytes)
+            store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
+            return
         if mask is None:
             self.b.store(value, at, align=1)
             return
@@ -79,6 +83,29 @@ class Access:
                 self.b.store(value, at, align=1)
             return
         self._intrinsic(f"llvm.masked.store.{type_name(value.type)}.p0", ir.VoidType(), [value, at, I32(1), mask])
+
+    def streams(self, size: int, base: ir.Value, offset: ir.Value, extents: Sequence[ir.Value],
+                steps: Sequence[ir.Value]) -> ir.Value:
+        """Whether a tensor of elements of `size` bytes is larger than the caches, and every step between its rows
+        keeps the alignment of the address at `offset`."""
+        b, total = self.b, I64(size)
+        for extent in extents:
+            total = b.mul(total, extent)
+        bits = b.add(b.ptrtoint(base, I64), b.mul(offset, I64(size)))
+        for step in steps:
+            bits = b.or_(bits, b.mul(step, I64(size)))
+        aligned = b.icmp_unsigned("==", b.and_(bits, I64(self.target.vector_bytes - 1)), I64(0))
+        return b.and_(b.icmp_unsigned(">", total, I64(self.target.cache_bytes)), aligned)
+
+    def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value) -> None:
+        """Starts to bring a line into the second level of the caches."""
+        at = self.b.gep(base, [offset], source_etype=self._memory_type(dt))
+        self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [at, I32(0), I32(2), I32(1)])
+
+    def finish_streams(self) -> None:
+        """Orders streamed stores, which x86 may otherwise complete after whatever tells others about them."""
+        if self.target.triple.startswith("x86_64"):
+            self._intrinsic("llvm.x86.sse.sfence", ir.VoidType(), [])
 
     # -- elements anywhere --------------------------------------------------------------------------------------------
     def gather(self, dt: DType, packed: bool, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:

@@ -194,10 +194,11 @@ class ThreadBuilder:
         assert lanes is not None
         return self.read(th.LdGather, memory, self.offsets(offset, lanes, stride), *masks)
 
-    def store(self, memory: Value, offset: Index, value: Value, stride: Index = 1, mask: Value | None = None) -> None:
+    def store(self, memory: Value, offset: Index, value: Value, stride: Index = 1, mask: Value | None = None,
+              stream: bool = False) -> None:
         masks = [] if mask is None else [mask]
         if not value.shape or (isinstance(stride, int) and stride == 1):
-            self.effect(th.St, memory, self.index(offset), value, *masks)
+            self.effect(th.St, memory, self.index(offset), value, *masks, stream=stream)
         else:
             self.effect(th.StScatter, memory, self.offsets(offset, value.shape[0], stride), value, *masks)
 

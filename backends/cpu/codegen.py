@@ -148,6 +148,8 @@ class _Generator(Arithmetic):
         self.linear.add_incoming(following, self.b.block)
         self.b.cbranch(self.b.icmp_signed("<", following, end), head, done)
         self.b.position_at_end(done)
+        if any(op.name == "st" and op.attrs["stream"] for op in self.fn.walk()):
+            Access(self.b, self.target).finish_streams()
         self.b.ret(I32(0))
 
     # -- operations ---------------------------------------------------------------------------------------------------
@@ -328,7 +330,19 @@ class _Generator(Arithmetic):
 
     def op_st(self, op: Op) -> None:
         access, dt, packed, args = self._access(op)
-        access.store(dt, packed, args[0], args[1], args[2], args[3] if len(args) > 3 else None)
+        access.store(dt, packed, args[0], args[1], args[2], args[3] if len(args) > 3 else None, op.attrs["stream"])
+
+    def op_prefetch(self, op: Op) -> None:
+        access, dt, _, (base, offset) = self._access(op)
+        access.prefetch(dt, base, offset)
+
+    def op_streams(self, op: Op) -> ir.Value:
+        access, dt, _, (base, offset) = self._access(op)
+        t, p = op.operands[0].type, self.params[op.operands[0]]
+        assert isinstance(t, TensorType)
+        extents = [self.context[("shape", p, axis)] for axis in range(t.rank)]
+        steps = [self.context[("stride", p, axis)] for axis in range(t.rank) if not t.unit[axis:axis + 1] == (True,)]
+        return access.streams(dt.storage.itemsize, base, offset, extents, steps)
 
     def op_st_scatter(self, op: Op) -> None:
         access, dt, packed, args = self._access(op)

@@ -26,8 +26,10 @@ from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileT
 def lower(fn: Function, target: Any) -> Function:
     """A new function at level THREAD."""
     out = Function(fn.name, fn.params, Region(), "thread", fn.loc)
-    lowering = _Lowering(ThreadBuilder(out.body), target)
+    read = {v for op in fn.walk() if op.name not in ("store", "scatter", "dim") for v in op.operands}
+    lowering = _Lowering(ThreadBuilder(out.body), target, set(fn.params) - read)
     lowering.plan(fn.body, {})
+    lowering.again = _read_again(fn)
     lowering.region(fn.body)
     return out
 
@@ -37,12 +39,13 @@ def is_tile(v: Value) -> bool:
 
 
 class _Lowering:
-    def __init__(self, b: ThreadBuilder, target: Any) -> None:
-        self.b, self.target = b, target
+    def __init__(self, b: ThreadBuilder, target: Any, unread: set[Value]) -> None:
+        self.b, self.target, self.unread = b, target, unread
         self.stored: dict[Value, Buffer] = {}
         self.scalars: dict[Value, Value] = {}
         self.home: dict[Value, Value] = {}  # a value -> the carried argument whose buffer it is written to
         self.nest_of: dict[Value, th.Nest] = {}
+        self.again: dict[Op, int] = {}
 
     # -- in-place updates ---------------------------------------------------------------------------------------------
     def plan(self, region: Region, _: dict[Value, Value]) -> None:
@@ -97,7 +100,8 @@ class _Lowering:
             self.b.floor = len(self.b.levels) - 1
             self.b.epoch += 1
             if isinstance(op, th.Nest):
-                NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes).run()
+                NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes,
+                             self.unread, self.again).run()
                 continue
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:
@@ -340,6 +344,24 @@ class _Lowering:
             self._body(region, outs, scalars)
         new = self.b.effect(If, self.scalars.get(op.operands[0], op.operands[0]), regions=opened)
         self._finish(op, new, outs, tiles, scalars)
+
+
+def _read_again(fn: Function) -> dict[Op, int]:
+    """The last loads of blocks that several nests of a program read, with the axis along which the next program's
+    block follows. Only the first nest waits for memory; while the last one computes, the next block can arrive."""
+    ids = {v for op in fn.body.ops if op.name == "grid" for v in op.results[-1:]}
+    seen: dict[Any, list[Op]] = {}
+    for nest in fn.body.ops:
+        for op in nest.regions[0].ops if isinstance(nest, th.Nest) else []:
+            if op.name == "load" and op.attrs["shape"] == nest.attrs["shape"]:
+                seen.setdefault((tuple(op.operands), op.attrs["shape"]), []).append(op)
+    out = {}
+    for (operands, _), loads in seen.items():
+        axes = [axis for axis, v in enumerate(operands[1:]) if v in ids or v.owner is not None and
+                v.owner.name == "mul" and any(o in ids for o in v.owner.operands)]
+        if len(loads) > 1 and axes:
+            out[loads[-1]] = axes[0]
+    return out
 
 
 def _reads(op: Op) -> set[Value]:

@@ -1,6 +1,7 @@
 """The host processor, and machine code for it: LLVM IR to object code to callable addresses."""
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -10,6 +11,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 OPT_LEVEL = 3
+_USUAL_CACHE = 32 << 20
 _lock = threading.RLock()  # LLVM contexts of llvmlite are not safe under threads
 
 
@@ -25,6 +27,7 @@ class CpuTarget:
     vector_bytes: int
     registers: int
     features: frozenset[str]
+    cache_bytes: int
     native_casts: frozenset[tuple[str, str]] = frozenset()
     """See `tilelang.passes.expand_casts`."""
 
@@ -35,7 +38,8 @@ class CpuTarget:
     def key(self) -> str:
         """Everything that can change the generated code."""
         return (
-            f"{self.name}|{self.cpu}|{self.attributes}|{self.triple}|{llvm.llvm_version_info}|{llvmlite.__version__}"
+            f"{self.name}|{self.cpu}|{self.attributes}|{self.triple}|{self.vector_bytes}|{self.registers}|"
+            f"{sorted(self.features)}|{self.cache_bytes}|{llvm.llvm_version_info}|{llvmlite.__version__}"
         )
 
 
@@ -64,7 +68,15 @@ def host() -> CpuTarget:
     has_half = "f16c" in have or machine.triple.startswith(("aarch64", "arm64"))
     half = {("f16", "f32"), ("f32", "f16")} if has_half else ()  # from f64 LLVM calls a library
     return CpuTarget("cpu", llvm.get_host_cpu_name(), features.flatten(), machine.triple, str(machine.target_data),
-                     vector_bytes, registers, frozenset(names), frozenset(half))
+                     vector_bytes, registers, frozenset(names), _cache_bytes(), frozenset(half))
+
+
+def _cache_bytes() -> int:
+    """Size of the last-level cache; a common one where the system does not say."""
+    try:
+        return max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), os.sysconf("SC_LEVEL2_CACHE_SIZE")) or _USUAL_CACHE
+    except (AttributeError, OSError, ValueError):
+        return _USUAL_CACHE
 
 
 @cache

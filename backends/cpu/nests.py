@@ -5,7 +5,7 @@ masks otherwise.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.builder import Index, ThreadBuilder
@@ -24,13 +24,20 @@ COMBINE: dict[str, type[Op]] = {
     "any": ew.Or,
     "all": ew.And,
 }
+LINE = 64
+"""Bytes of a cache line."""
 
 
 class NestLowering(Elements):
-    """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others."""
+    """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others.
+
+    `unread` are the tensors that the kernel only writes; `again` the loads of blocks that an earlier nest has read,
+    with the axis along which the next program's block follows.
+    """
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 wanted: Callable[[Value], Buffer | None], vector_bytes: int) -> None:
+                 wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value],
+                 again: dict[Op, int]) -> None:
         self.region = op.regions[0]
         super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results})
         self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
@@ -39,7 +46,8 @@ class NestLowering(Elements):
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]
         self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
-        self.vector_bytes = vector_bytes
+        self.vector_bytes, self.unread, self.again = vector_bytes, unread, again
+        self.streamed = False
         self.targets: dict[Value, Buffer] = {}
         for inner, outer in self.yields:
             t = outer.tile
@@ -58,19 +66,50 @@ class NestLowering(Elements):
         if inside:
             with b.branch(b.all_of(inside)) as branch:
                 b.floor = len(b.levels) - 1
-                self._loops()
+                self._whole()
                 branch.otherwise()
                 b.epoch += 1
                 self.masked = True
                 self._loops()
         else:
-            self._loops()
+            self._whole()
         b.floor = floor
         b.epoch += 1
         for inner, outer in self.yields:
             if not outer.shape:  # a scalar result comes back from memory
                 self.scalars[outer] = b.load(self.targets[inner].memory, 0, None)
         b.epoch += 1
+
+    def _whole(self) -> None:
+        """The loops without masks: once more with streaming stores where the nest only writes tensors."""
+        b, streams = self.b, self._streams()
+        if not streams:
+            self._loops()
+            return
+        floor = b.floor
+        with b.branch(b.all_of(streams)) as branch:
+            b.floor = len(b.levels) - 1
+            self.streamed = True
+            self._loops()
+            branch.otherwise()
+            b.epoch += 1
+            self.streamed = False
+            self._loops()
+        b.floor = floor
+
+    def _streams(self) -> list[Value]:
+        """Conditions under which the nest's stores stream; none where one of them cannot."""
+        out = []
+        for op in self.effects:
+            memory = self.memory(op)
+            if op.name != "store" or op.operands[0] not in self.unread or self.vector is None or \
+                    memory.dtype.packed:
+                return []
+            offset, stride, _ = self._window(op, op.operands[1:-1], self._position({self.vector: Ix(0, 1)}))
+            if not isinstance(stride, int) or stride != 1:
+                return []
+            out.append(self.b.pure(th.Streams, memory, self.b.index(offset)))
+        return out
 
     def _vector_dim(self) -> int | None:
         """The dimension vectors run along: the one the tensors are contiguous in, else the last."""
@@ -178,6 +217,10 @@ class NestLowering(Elements):
         if self.transposed is not None:
             self._transposed_loops(self.transposed)
             return
+        group = self._group()
+        if group > 1:
+            self._interleaved_loops(group)
+            return
         inner = [d for d in (self.vector, self.axis) if d is not None]
         self._outer([d for d, e in enumerate(self.shape) if d not in inner and e > 1], {})
 
@@ -220,12 +263,29 @@ class NestLowering(Elements):
     def _body(self, at: dict[int, Ix]) -> None:
         """Everything at one position: values to store, then effects."""
         where = self._position(at)
+        if not self.masked:
+            self._fetch(where)
         for v, _ in self.yields:
             if v.owner not in self.reduces and v.owner not in self.effects:
                 target = self.targets[v]
                 self.store(target, where if target.shape else (), self.at(v, where))
         for op in self.effects:
             self._effect(op, where)
+
+    def _fetch(self, where: Position) -> None:
+        """Asks for the elements that the next program reads where this one reads at `where`."""
+        b, lanes = self.b, lanes_of(where)
+        for op in self.region.ops:
+            if op not in self.again or lanes is None or op.operands[0].dtype.packed:
+                continue
+            offset, stride, _ = self._window(op, op.operands[1:], where)
+            if not isinstance(stride, int) or stride != 1:
+                continue
+            axis, axes = self.again[op], list(op.attrs["axes"])
+            extent = op.attrs["shape"][axes.index(axis)] if axis in axes else 1
+            following = b.add(offset, b.mul(self._stride(op.operands[0], axis), extent))
+            for start in range(0, lanes, LINE // op.result.dtype.storage.itemsize):
+                b.effect(th.Prefetch, self.memory(op), b.index(b.add(following, start)))
 
     def store(self, target: Buffer, where: Position, value: Value) -> None:
         target.store(self.b, where, value)
@@ -261,6 +321,35 @@ class NestLowering(Elements):
                 split(self.shape[d], lambda j: split(self.shape[along], lambda i: block(at, i, j)))
         outer([x for x, e in enumerate(self.shape) if x not in (along, d) and e > 1], {})
 
+    def _group(self) -> int:
+        """How many rows stand interleaved in the packed tile that the nest writes: 1 in all others."""
+        last = len(self.shape) - 1
+        if self.reduces or self.effects or len(self.yields) != 1 or last == 0 or self.vector != last:
+            return 1
+        *_, rows, columns = self.targets[self.yields[0][0]].layout.dims
+        group, unit = rows[-1]
+        return group if len(rows) > 1 and (unit, columns[-1][1]) == (1, group) else 1
+
+    def _interleaved_loops(self, group: int) -> None:
+        """Writes `group` rows at once, as one vector of neighbours in the packed tile."""
+        b, d = self.b, len(self.shape) - 1
+        ((v, _),) = self.yields
+        target = self.targets[v]
+
+        def body(at: dict[int, Ix]) -> None:
+            rows = [b.splat(self.at(v, self._position({**at, d - 1: Ix(b.add(at[d - 1].base, i))})), at[d].lanes)
+                    for i in range(group)]
+            offset, _ = target.address(b, self._position(at))
+            b.store(target.memory, offset, b.pure(th.Interleave, *rows))
+
+        def outer(dims: list[int], at: dict[int, Ix]) -> None:
+            if dims:
+                with b.loop(0, self.shape[dims[0]], group if dims[0] == d - 1 else 1) as loop:
+                    outer(dims[1:], {**at, dims[0]: Ix(loop.i)})
+            else:
+                self._chunks(at, body)
+        outer(list(range(d)), {})
+
     def _effect(self, op: Op, where: Position) -> None:
         b, memory, lanes = self.b, self.memory(op), lanes_of(where)
         if op.name == "assert":
@@ -270,7 +359,8 @@ class NestLowering(Elements):
         if op.name == "store":
             value = b.splat(self.at(op.operands[-1], where), lanes)
             offset, stride, mask = self._window(op, op.operands[1:-1], where)
-            b.store(memory, offset, value, stride, self._as_mask(mask, lanes))
+            whole = lanes is not None and lanes * value.dtype.storage.itemsize % self.vector_bytes == 0
+            b.store(memory, offset, value, stride, self._as_mask(mask, lanes), self.streamed and whole)
             return
         _, indices, others, extra = op.split()  # type: ignore[attr-defined]
         values = [b.splat(self.at(o, where), lanes) for o in others]

@@ -347,6 +347,20 @@ func @extract(%x: tensor<in f16, 8:1>, %y: tensor<out f16, 8:1>) thread {
   st %y, %zero, %eight {stream=False}
   st %y, %zero, %s {stream=False}
 }""",
+    "streams": """
+func @streams(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) thread {
+  %zero = const {value=0, dtype=i64} : i64
+  %far = streams %y, %zero : i1
+  %v = ld %x, %zero {lanes=1} : f32[1]
+  if %far () {
+    prefetch %x, %zero
+    st %y, %zero, %v {stream=False}
+    yield
+  } () {
+    st %y, %zero, %v {stream=False}
+    yield
+  }
+}""",
     "dot_groups": """
 func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<inout i32, 4:1>) thread {
   %zero = const {value=0, dtype=i64} : i64
@@ -358,7 +372,8 @@ func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<in
 }""",
 }
 for _op, _host in (("barrier", "alloc"), ("commit", "copy_async"), ("wait", "copy_async"), ("yield", "for"),
-                   ("st", "ld"), ("st_scatter", "ld_gather"), ("interleave", "extract"), ("repeat", "extract")):
+                   ("st", "ld"), ("st_scatter", "ld_gather"), ("interleave", "extract"), ("repeat", "extract"),
+                   ("prefetch", "streams")):
     EXAMPLES[_op] = EXAMPLES[_host]
 EXAMPLES = {key: text.lstrip("\n") for key, text in EXAMPLES.items()}
 

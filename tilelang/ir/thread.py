@@ -132,8 +132,9 @@ class LdGather(_Access):
 
 
 class St(_Access):
-    """Writes consecutive elements from an offset. Operands (memory, offset, value, [mask]). `stream` hints that the
-    data will not be read again soon; `phase` as in `ld`."""
+    """Writes consecutive elements from an offset. Operands (memory, offset, value, [mask]). `stream` says that the
+    data will not be read again soon, and promises whole vectors at addresses that `streams` agreed to; `phase` as in
+    `ld`."""
     name, effects, attributes = "st", "write", {"stream": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
@@ -143,6 +144,31 @@ class St(_Access):
         shape = self.operands[2].shape
         self.write(args, self.positions(args[1], shape[0] if shape else None))
         return ()
+
+
+class Prefetch(Op):
+    """Asks for the cache line at an offset, which may lie outside of the tensor. Operands (tensor, offset)."""
+    name, levels, effects = "prefetch", THREAD, "write"  # keeps its place among the accesses to memory
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
+class Streams(Op):
+    """Whether stores to a tensor, from an offset on, should pass by the caches: the tensor does not fit into them,
+    and every address whole vectors away from there is aligned as such stores must be. Operands (tensor, offset)."""
+    name, levels = "streams", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return [TileType((), dtype("i1"))]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.asarray(True)  # a hint: both answers give the same results
 
 
 class StScatter(_Access):

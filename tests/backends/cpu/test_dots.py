@@ -1,0 +1,78 @@
+"""`dot` of small integers, and whole kernels for a processor with AVX2 only."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tilelang as tile
+from tilelang import ops
+from tilelang.backends.cpu import machine
+from tilelang.ops.matmul import matmul_kernel
+from tilelang.ops.softmax import softmax_kernel
+
+HOST = machine.host()
+
+
+def avx2() -> machine.CpuTarget:
+    """The host without AVX-512 and the instructions that came after it."""
+    flags = [f"-{f[1:]}" if "avx512" in f or "vnni" in f else f for f in HOST.attributes.split(",")]
+    return replace(HOST, attributes=",".join(flags), vector_bytes=32, registers=16, features=frozenset({"avx2"}))
+
+
+@pytest.fixture(params=["host", "avx2"])
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels compile for this processor."""
+    if request.param == "avx2" and "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    made = HOST if request.param == "host" else avx2()
+    monkeypatch.setattr(machine, "host", lambda: made)
+    for kernel in (matmul_kernel, softmax_kernel, batched):
+        monkeypatch.setattr(kernel, "_compiled", {})
+
+
+@tile.kernel
+def batched(a: tile.Tensor[tile.T, "G M K"], b: tile.Tensor[tile.U, "G K N"], c: tile.Out[tile.i32, "G M N"],
+            BM: tile.Const, BN: tile.Const, BK: tile.Const):
+    m, n = tile.grid(tile.cdiv(a.shape[1], BM), tile.cdiv(b.shape[2], BN))
+    x, y = tile.load(a, (0, m * BM, 0), (2, BM, BK)), tile.load(b, (0, 0, n * BN), (2, BK, BN))
+    tile.store(c, (0, m * BM, n * BN), tile.dot(x, y))
+
+
+@pytest.mark.parametrize("types", [(torch.int8, torch.int8), (torch.uint8, torch.int8), (torch.int16, torch.int8)])
+@pytest.mark.parametrize("shape", [(14, 70, 36), (12, 32, 4), (3, 5, 8), (25, 33, 21)])
+@pytest.mark.usefixtures("target")
+def test_packed_operands(types: tuple[torch.dtype, torch.dtype], shape: tuple[int, int, int]) -> None:
+    """Extremes of the types, whole blocks and blocks that cross every edge, batches."""
+    m, n, k = shape
+    limits = [torch.iinfo(t) for t in types]
+    a, b = (torch.randint(i.min, i.max + 1, s, dtype=t) for i, s, t in
+            zip(limits, ((2, m, k), (2, k, n)), types, strict=True))
+    a[0, 0], b[0, :, 0] = limits[0].min, limits[1].min
+    c = torch.empty(2, m, n, dtype=torch.int32)
+    want = a.long() @ b.long()
+    for bm, bn in ((12, 32), (m, n)):
+        batched(a, b, c, BM=bm, BN=bn, BK=-(-k // 4) * 4)
+        assert torch.equal(c.long(), want)
+
+
+@pytest.mark.usefixtures("target")
+def test_kernels() -> None:
+    """A matmul and a softmax, with edges."""
+    a, b = torch.randn(77, 50), torch.randn(50, 91)
+    torch.testing.assert_close(ops.matmul(a, b), a @ b, rtol=1e-5, atol=1e-5)
+    ia, ib = (torch.randint(-128, 128, (130, 130), dtype=torch.int8) for _ in range(2))
+    assert np.array_equal(ops.matmul(ia, ib), ia.int() @ ib.int())
+    torch.testing.assert_close(ops.softmax(a), torch.softmax(a, -1), rtol=1e-5, atol=1e-6)
+
+
+def test_avx2_code_has_no_wider_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    monkeypatch.setattr(machine, "host", avx2)
+    a = torch.zeros(2, 12, 32, dtype=torch.int8)
+    c = torch.zeros(2, 12, 12, dtype=torch.int32)
+    code = batched.lower(a, torch.zeros(2, 32, 12, dtype=torch.int8), c, BM=12, BN=32, BK=32).assembly
+    assert "%ymm" in code and "%zmm" not in code and "vpmaddwd" in code

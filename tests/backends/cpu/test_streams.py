@@ -1,0 +1,72 @@
+"""Stores that pass by the caches, and prefetches of the next program's block."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tilelang as tile
+from tilelang.backends.cpu import machine
+
+HOST = machine.host()
+
+
+@pytest.fixture
+def tiny_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor whose caches hold nothing, so that every tensor is a large one."""
+    monkeypatch.setattr(machine, "host", lambda: replace(HOST, cache_bytes=0))
+
+
+def centre() -> tile.jit.Kernel:
+    """A kernel compiled by nobody before. It reads its block twice."""
+    @tile.kernel
+    def kernel(x: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M N"], BM: tile.Const, BN: tile.Const):
+        m = tile.grid(tile.cdiv(x.shape[0], BM))
+        v = tile.load(x, (m * BM, 0), (BM, BN))
+        tile.store(y, (m * BM, 0), v - v.max(1, keepdims=True))
+    return kernel
+
+
+@pytest.mark.usefixtures("tiny_cache")
+@pytest.mark.parametrize("start", [0, 1, 4])  # elements from an aligned address
+@pytest.mark.parametrize("shape", [(7, 64), (8, 100), (5, 208), (1, 16), (3, 5)])
+@pytest.mark.parametrize("gap", [0, 16, 3])
+def test_results_at_any_alignment(shape: tuple[int, int], start: int, gap: int) -> None:
+    m, n = shape
+    x = torch.randn(m, n)
+    y = torch.full((m * (n + gap) + 64,), 7.0)
+    out = y[start:].as_strided((m, n), (n + gap, 1))
+    centre()(x, out, BM=2, BN=n)
+    torch.testing.assert_close(out, x - x.max(1, keepdim=True).values, rtol=0, atol=0)
+    assert int((y == 7.0).sum()) == y.numel() - m * n, "nothing else is written"
+
+
+@pytest.mark.usefixtures("tiny_cache")
+def test_an_output_that_is_read_does_not_stream() -> None:
+    @tile.kernel
+    def twice(x: tile.Tensor[tile.f32, "N"], y: tile.InOut[tile.f32, "N"], B: tile.Const = 64):
+        n = tile.grid(tile.cdiv(x.shape[0], B))
+        tile.store(y, (n * B,), tile.load(x, (n * B,), (B,)) + tile.load(y, (n * B,), (B,)))
+    x, y = torch.randn(200), torch.randn(200)
+    assert "streams" not in str(twice.lower(x, y).thread)
+    want = x + y
+    twice(x, y)
+    assert torch.equal(y, want)
+
+
+@pytest.mark.skipif(not HOST.triple.startswith("x86_64"), reason="looks at x86 instructions")
+def test_x86_instructions() -> None:
+    x = torch.zeros(4, 64)
+    code = centre().lower(x, x.clone(), BM=1, BN=64).assembly
+    assert "vmovntps" in code and "sfence" in code and "prefetcht1" in code
+
+
+def test_large_output() -> None:
+    """The choice at run time: more than the caches hold, written by all threads, read right after."""
+    m = HOST.cache_bytes // 4096 + 64
+    x = np.arange(m * 1024, dtype=np.float32).reshape(m, 1024)
+    y = np.empty_like(x)
+    centre()(x, y, BM=1, BN=1024)
+    assert np.array_equal(y, x - x[:, -1:])
