@@ -15,6 +15,7 @@ from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.cpu.elements import inline_region
 from tilelang.backends.cpu.microkernel import emit_dot
 from tilelang.backends.cpu.nests import COMBINE, NestLowering
+from tilelang.backends.cpu.views import emit_view
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -102,7 +103,7 @@ class _Lowering:
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:
                 rule(op)
-            elif any(map(is_tile, [*op.operands, *op.results])) or op.name in ("view",):
+            elif any(map(is_tile, [*op.operands, *op.results])):
                 raise TargetError(f"`{op.name}` cannot be compiled for the CPU yet", loc=op.loc,
                                   needs="an operation the CPU backend lowers", got=op.name,
                                   try_="run the kernel with kernel.reference(...)")
@@ -148,6 +149,25 @@ class _Lowering:
                 try_="report this: the CPU backend placed it wrongly",
             )
         self.stored[op.result] = source.reshaped(op.result.shape)
+
+    def _lower_view(self, op: Op) -> None:
+        b, v = self.b, op.operands[0]
+        source = self._in_memory(v)
+        target = new_buffer(b, op.result.shape, op.result.dtype)
+        emit_view(b, source, op.attrs["source"], target, op.attrs["layout"])
+        if op.result.shape:
+            self.stored[op.result] = target
+        else:
+            b.epoch += 1
+            self.scalars[op.result] = target.load(b, ())
+
+    def _in_memory(self, v: Value) -> Buffer:
+        """The buffer of a tile; a scalar gets one."""
+        if v.shape:
+            return self.stored[v]
+        buffer = new_buffer(self.b, (), v.dtype)
+        buffer.store(self.b, (), self.scalars.get(v, v))
+        return buffer
 
     def _lower_concat(self, op: Op) -> None:
         target, axis, start = new_buffer(self.b, op.result.shape, op.result.dtype), op.attrs["axis"], 0
