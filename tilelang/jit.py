@@ -62,13 +62,14 @@ def _ffi() -> Any:
 
     import tvm_ffi
 
-    from tilelang.backends.cpu import machine, pool
+    from tilelang.backends.cpu import machine, pool, printing
     tvm_ffi.register_error("TilelangGuard", _Guard)
     tvm_ffi.register_error("TilelangFailed", _Failed)
     library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
     name = "TVMFFIErrorSetRaisedFromCStr"
     machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
     pool.pool()
+    printing.install()
     return tvm_ffi
 
 

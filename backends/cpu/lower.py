@@ -20,8 +20,9 @@ from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
-from tilelang.ir.control import For, If, While
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, used_values
+from tilelang.ir.control import For, If, Print, While
+from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, used_values
+from tilelang.layouts import shared
 
 
 def lower(fn: Function, target: Any) -> Function:
@@ -119,19 +120,20 @@ class _Lowering:
         self.scalars.update(zip(op.results, new.results, strict=True))
 
     def _lower_alloc(self, op: Op) -> None:
-        size = 1
-        for e in op.attrs["shape"]:
-            size *= e
-        buffer = self.b.alloc(op.attrs["dtype"], size)
-        buffer.type = BufferType(op.attrs["dtype"], tuple(op.attrs["shape"]), "scratch")
-        assert buffer.owner is not None
-        buffer.owner.attrs["shape"] = tuple(op.attrs["shape"])
-        self.scalars[op.result] = buffer
+        self.scalars[op.result] = self.b.alloc(op.attrs["dtype"], tuple(op.attrs["shape"]))
 
     def _lower_const_tile(self, op: Op) -> None:
         buffer = new_buffer(self.b, op.result.shape, op.result.dtype)
         self.stored[op.result] = buffer
         buffer.store(self.b, (Ix(0, op.result.shape[0]),), self.b.pure(sh.ConstTile, **op.attrs))
+
+    def _lower_print(self, op: Op) -> None:
+        """Values are printed from row-major memory of their own."""
+        memories = []
+        for v in op.operands:
+            memories.append(self.b.alloc(v.dtype, v.shape))
+            self._copy(self._in_memory(v), Buffer(memories[-1], v.shape, v.dtype, shared(v.shape)))
+        self.b.effect(Print, *memories, **op.attrs)
 
     def _lower_barrier(self, op: Op) -> None:
         """One worker runs a whole program: nothing to wait for. The same holds for `commit` and `wait`."""
@@ -182,6 +184,9 @@ class _Lowering:
         b.epoch += 1
 
         def over(dims: Sequence[int], at: tuple[Ix, ...]) -> None:
+            if not dims:
+                target.store(b, (), source.load(b, ()))
+                return
             if len(dims) > 1:
                 with b.loop(0, dims[0]) as loop:
                     over(dims[1:], (*at, Ix(loop.i)))

@@ -9,8 +9,10 @@ far the outputs move is how far a correct pass may move them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -109,15 +111,16 @@ def _run(fn: Function, args: list[Any]) -> _Outcome:
     copies = [_copied(a) if isinstance(a, np.ndarray) else a for a in args]
     lines: list[str] = []
     interpreter.run(fn, copies, num_workers=2, output=lines.append)
-    return _Outcome(copies, lines)
+    return _Outcome(copies, "\n".join(lines).splitlines())
 
 
 def _run_any(code: Function | Callable[[list[Any]], None], args: list[Any]) -> _Outcome:
     if isinstance(code, Function):
         return _run(code, args)
     copies = [_copied(a) if isinstance(a, np.ndarray) else a for a in args]
-    code(copies)
-    return _Outcome(copies, [])
+    with redirect_stdout(StringIO()) as output:
+        code(copies)
+    return _Outcome(copies, output.getvalue().splitlines())
 
 
 def _copied(a: Any) -> Any:
