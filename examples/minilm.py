@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 
 import tilelang as tile
 from tilelang import ops
-from tilelang.ops.attention import attention_kernel
 
 LAYERS, HEADS, WIDTH, EPS = 6, 12, 384, 1e-12
 HEAD = WIDTH // HEADS
@@ -120,7 +119,7 @@ class Encoder:
             # q, k and v are views of one product, and attention writes into a view: no head is ever copied.
             q, k, v = ops.linear(x, *qkv).view(*ids.shape, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
             mixed = torch.empty_like(x)
-            attend(q, k, v, mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
+            ops.attention(q, k, v, out=mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
             x = add_norm(x, ops.linear(mixed, *out), *norm1, torch.empty_like(x))
             x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2, torch.empty_like(x))
         return pool(x)
@@ -133,12 +132,6 @@ class Encoder:
             x = F.layer_norm(x + F.linear(mixed, *out), (WIDTH,), *norm1, EPS)
             x = F.layer_norm(x + F.linear(F.gelu(F.linear(x, *up)), *down), (WIDTH,), *norm2, EPS)
         return F.normalize(x.mean(1), dim=1)
-
-
-def attend(q: Any, k: Any, v: Any, o: Any) -> None:
-    """Attention into `o`. Blocks of 12 rows and 32 keys (rounded up from the length) keep compiled variants few."""
-    rows, keys = min(-(-q.shape[2] // 12) * 12, 96), min(-(-k.shape[2] // 32) * 32, 128)
-    attention_kernel(q, k, v, o, HEAD**-0.5, CAUSAL=False, BM=rows, BN=keys, BD=HEAD, BE=HEAD)
 
 
 # -- the demonstration ------------------------------------------------------------------------------------------------
