@@ -112,16 +112,14 @@ class Encoder:
         return torch.tensor([e.ids for e in self.tokenizer.encode_batch(list(texts))])
 
     def tile(self, ids: torch.Tensor) -> torch.Tensor:
-        # Calls that are given their output skip the work of finding its shape.
-        x = torch.empty(*ids.shape, WIDTH)
-        embed(ids, self.words, self.places, *self.norm, x)
+        x = embed(ids, self.words, self.places, *self.norm)
         for qkv, out, norm1, up, down, norm2 in self.layers:
             # q, k and v are views of one product, and attention writes into a view: no head is ever copied.
             q, k, v = ops.linear(x, *qkv).view(*ids.shape, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
             mixed = torch.empty_like(x)
             ops.attention(q, k, v, out=mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
-            x = add_norm(x, ops.linear(mixed, *out), *norm1, torch.empty_like(x))
-            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2, torch.empty_like(x))
+            x = add_norm(x, ops.linear(mixed, *out), *norm1)
+            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2)
         return pool(x)
 
     def torch(self, ids: torch.Tensor) -> torch.Tensor:

@@ -206,9 +206,9 @@ class Maker:
         return self.emit("lookup", table, self.index())
 
     def gather(self) -> Value:
-        source = self.draw(st.sampled_from([p for p in self.params if p.type.mode == "in"]))  # type: ignore[union-attr]
+        source = self.draw(st.sampled_from([p for p in self.params if p.type.mode == "in"]))
         first = self.index()
-        indices = [first, *(self.index(first) for _ in range(source.type.rank - 1))]  # type: ignore[union-attr]
+        indices = [first, *(self.index(first) for _ in range(source.type.rank - 1))]
         mask = self.mask(first)
         return self.emit("gather", source, *indices, *mask, masked=bool(mask), fill=self.draw(st.integers(0, 1)))
 
@@ -249,7 +249,7 @@ class Maker:
 
     def back(self, target: Value) -> Value:
         """A block of a tensor that was written before."""
-        rank = target.type.rank  # type: ignore[union-attr]
+        rank = target.type.rank
         return self.emit("load", target, *self.zeros(rank), shape=(self.draw(st.sampled_from(EXTENTS)),) * rank,
                          axes=tuple(range(rank)))
 

@@ -23,6 +23,16 @@ func @fuzzed(%x: tensor<in f16, N:1>, %y: tensor<out f16, N:1>, %z: tensor<out f
   store %z, %0, %4 {axes=(0,)}
 }
 """,
+    "the sine of a huge number moved less by two roundings than by one": """\
+func @fuzzed(%x: tensor<in i8, M, N>, %y: tensor<out f32, M, N>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0, %0 {shape=(5, 1), axes=(0, 1), fill=0} : i8[5, 1]
+  %2 = cast %1 {dtype=f32} : f32[5, 1]
+  %3 = exp %2 : f32[5, 1]
+  %4 = sin %3 : f32[5, 1]
+  store %y, %0, %0, %4 {axes=(0, 1)}
+}
+""",
 }
 """What campaigns have found, and stays found."""
 
