@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 
 import tilelang as tile
 from tilelang import ops
-from tilelang.ops.attention import attention_kernel
 
 LAYERS, HEADS, WIDTH, EPS = 6, 12, 384, 1e-12
 HEAD = WIDTH // HEADS
@@ -113,16 +112,14 @@ class Encoder:
         return torch.tensor([e.ids for e in self.tokenizer.encode_batch(list(texts))])
 
     def tile(self, ids: torch.Tensor) -> torch.Tensor:
-        # Calls that are given their output skip the work of finding its shape.
-        x = torch.empty(*ids.shape, WIDTH)
-        embed(ids, self.words, self.places, *self.norm, x)
+        x = embed(ids, self.words, self.places, *self.norm)
         for qkv, out, norm1, up, down, norm2 in self.layers:
             # q, k and v are views of one product, and attention writes into a view: no head is ever copied.
             q, k, v = ops.linear(x, *qkv).view(*ids.shape, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
             mixed = torch.empty_like(x)
-            attend(q, k, v, mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
-            x = add_norm(x, ops.linear(mixed, *out), *norm1, torch.empty_like(x))
-            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2, torch.empty_like(x))
+            ops.attention(q, k, v, out=mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
+            x = add_norm(x, ops.linear(mixed, *out), *norm1)
+            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2)
         return pool(x)
 
     def torch(self, ids: torch.Tensor) -> torch.Tensor:
@@ -133,12 +130,6 @@ class Encoder:
             x = F.layer_norm(x + F.linear(mixed, *out), (WIDTH,), *norm1, EPS)
             x = F.layer_norm(x + F.linear(F.gelu(F.linear(x, *up)), *down), (WIDTH,), *norm2, EPS)
         return F.normalize(x.mean(1), dim=1)
-
-
-def attend(q: Any, k: Any, v: Any, o: Any) -> None:
-    """Attention into `o`. Blocks of 12 rows and 32 keys (rounded up from the length) keep compiled variants few."""
-    rows, keys = min(-(-q.shape[2] // 12) * 12, 96), min(-(-k.shape[2] // 32) * 32, 128)
-    attention_kernel(q, k, v, o, HEAD**-0.5, CAUSAL=False, BM=rows, BN=keys, BD=HEAD, BE=HEAD)
 
 
 # -- the demonstration ------------------------------------------------------------------------------------------------

@@ -13,5 +13,25 @@ from tilelang.layouts.register import (
 from tilelang.layouts.shared import Banks, SharedLayout, Swizzle, conflicts, derive_swizzle, shared
 from tilelang.layouts.text import parse
 
-__all__ = ["Banks", "Conversion", "LayoutError", "RegisterLayout", "SharedLayout", "Swizzle", "ascii", "blocked", "column_local",
-           "column_spatial", "conflicts", "conversion", "derive_swizzle", "flat_table", "local", "parse", "replicated", "shared", "spatial", "svg"]
+__all__ = [
+    "Banks",
+    "Conversion",
+    "LayoutError",
+    "RegisterLayout",
+    "SharedLayout",
+    "Swizzle",
+    "ascii",
+    "blocked",
+    "column_local",
+    "column_spatial",
+    "conflicts",
+    "conversion",
+    "derive_swizzle",
+    "flat_table",
+    "local",
+    "parse",
+    "replicated",
+    "shared",
+    "spatial",
+    "svg",
+]

@@ -122,8 +122,8 @@ def conflicts(addresses: Sequence[int], nbytes: int, banks: Banks) -> int:
     for phase in banks.phases:
         words: dict[int, set[int]] = {}
         for lane in phase:
-            for byte in range(addresses[lane], addresses[lane] + nbytes, banks.width):
-                word = byte // banks.width
+            first, last = addresses[lane] // banks.width, (addresses[lane] + nbytes - 1) // banks.width
+            for word in range(first, last + 1):
                 words.setdefault(word % banks.count, set()).add(word)
         needed = max((len(w) for w in words.values()), default=1)
         ideal = max(1, -(-sum(len(w) for w in words.values()) // banks.count))

@@ -51,15 +51,16 @@ def attention_kernel(
     tile.store(o, (b, h, m * BM, 0), (acc * inverse[:, None]).to(o.dtype))
 
 
-def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None) -> Any:
+def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, out: Any = None) -> Any:
     """softmax(scale q k^T) v of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E] with H a multiple of G.
 
     `causal` lets query i see keys up to i + L - S (bottom-right aligned); rows that see nothing are 0. `scale` is
-    1 / sqrt(D) unless given. f32, f16 or bf16; computed in f32. Raises ValueError for head counts that do not fit."""
+    1 / sqrt(D) unless given. f32, f16 or bf16; computed in f32. The result is written into `out` [B, H, S, E] where
+    one is given, which may have any strides. Raises ValueError for head counts that do not fit."""
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"the {q.shape[1]} query heads must be a multiple of the {k.shape[1]} key heads")
     d, e = q.shape[3], v.shape[3]
-    return attention_kernel(q, k, v, scale=1.0 / math.sqrt(d) if scale is None else scale, CAUSAL=causal,
+    return attention_kernel(q, k, v, out, 1.0 / math.sqrt(d) if scale is None else scale, CAUSAL=causal,
                             BM=block(q.shape[2], 96, 12), BN=block(k.shape[2], 128, 32), BD=block(d, 1 << 12, 8),
                             BE=block(e, 1 << 12, 8))
 

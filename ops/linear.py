@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.args import empty_like
-from tilelang.ir.dtypes import from_external
 from tilelang.ops.activation import gelu_exact
 from tilelang.ops.common import rows
 from tilelang.ops.matmul import blocks
@@ -34,8 +32,7 @@ def linear(x: Any, w: Any, bias: Any, activation: str | None = None) -> Any:
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     flat = rows(x)
     bm, bn, bk = blocks(flat.shape[0], w.shape[0], flat.shape[1])
-    y = empty_like(x, (flat.shape[0], w.shape[0]), from_external(x.dtype))
-    out = linear_kernel(flat, w, bias, y, BM=bm, BN=bn, BK=bk, GELU=activation == "gelu")
+    out = linear_kernel(flat, w, bias, BM=bm, BN=bn, BK=bk, GELU=activation == "gelu")
     return out.reshape(*x.shape[:-1], w.shape[0])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tilelang.ir import control, memory, reduction
+from tilelang.ir import control, memory, reduction, shape
 from tilelang.ir.core import Builder, Function, Op, Region, TensorType, Value
 from tilelang.ir.dtypes import DType, dtype
 
@@ -35,6 +35,7 @@ UNARY_FLOAT = (
 )
 BINARY = ("add", "sub", "mul", "min", "max")
 BINARY_INTEGER = ("and", "or", "xor", "shl", "shr", "floordiv", "mod")
+ATOMIC = ("i32", "u32", "i64", "u64")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 I32 = dtype("i32")
 
@@ -164,8 +165,96 @@ class Maker:
         bounds = [self.emit("const", value=n, dtype=I32) for n in (0, self.draw(st.integers(0, 3)), 1)]
         return self.b.add(control.For, *bounds, v, regions=[inner.region]).result
 
+    def until(self) -> Value:
+        """x = f(x) while a counter is small and, for integers, some element is."""
+        v = self.pick("float", "int", "uint")
+        i, one, limit = (self.emit("const", value=n, dtype=I32) for n in (0, 1, self.draw(st.integers(0, 3))))
+        small = self.emit("broadcast", self.emit("const", value=5, dtype=v.dtype), shape=v.shape)
+        test, body = (Builder(Region([Value(i.type), Value(v.type)])) for _ in range(2))
+        (count, x), (j, y) = test.region.args, body.region.args
+        more = test.emit(Op.registry["lt"], count, limit)
+        if v.dtype.kind != "float" and v.shape and self.draw(st.booleans()):
+            flat = test.emit(shape.Reshape, test.emit(Op.registry["lt"], x, small), shape=(v.tile.size,))
+            more = test.emit(Op.registry["and"], more, test.emit(reduction.Reduce, flat, kind="any", axis=0))
+        test.add(control.Yield, more)
+        step = body.emit(Op.registry[self.draw(st.sampled_from(("add", "min", "max")))], y, self.like(v))
+        body.add(control.Yield, body.emit(Op.registry["add"], j, one), step)
+        return self.b.add(control.While, i, v, regions=[test.region, body.region]).results[1]
+
+    # -- elements anywhere --------------------------------------------------------------------------------------------
+    def index(self, like: Value | None = None) -> Value:
+        """An i32 tile whose elements mostly lie in a small tensor."""
+        v = self.emit("cast", self.pick("int", "uint"), dtype=I32)
+        if like is not None and like.shape != v.shape:
+            v = self.emit("broadcast", self.emit("const", value=self.draw(st.integers(-1, 3)), dtype=I32),
+                          shape=like.shape)
+        if self.draw(st.booleans()):
+            limit = self.emit("const", value=self.draw(st.integers(1, 9)), dtype=I32)
+            v = self.emit("mod", v, self.emit("broadcast", limit, shape=v.shape))
+        return v
+
+    def mask(self, like: Value) -> list[Value]:
+        """No mask, or one for the elements of `like`, an integer tile."""
+        if self.draw(st.booleans()):
+            return []
+        return [self.emit(self.draw(st.sampled_from(COMPARE)), like, self.like(like))]
+
+    def lookup(self) -> Value:
+        table = self.draw(st.sampled_from([v for v in self.values if v.shape]))
+        if len(table.shape) > 1:
+            table = self.emit("reshape", table, shape=(table.tile.size,))
+        return self.emit("lookup", table, self.index())
+
+    def gather(self) -> Value:
+        source = self.draw(st.sampled_from([p for p in self.params if p.type.mode == "in"]))
+        first = self.index()
+        indices = [first, *(self.index(first) for _ in range(source.type.rank - 1))]
+        mask = self.mask(first)
+        return self.emit("gather", source, *indices, *mask, masked=bool(mask), fill=self.draw(st.integers(0, 1)))
+
+    def scatter(self) -> Value:
+        """Different elements go to different places, or what is written depends on the place only."""
+        v = self.draw(st.sampled_from(self.values))
+        if not v.shape:
+            return v
+        if self.draw(st.booleans()):
+            at = self.index()
+            indices, v = [at], self.emit("cast", at, dtype=self.draw(st.sampled_from(STORED)))
+        else:
+            indices = [self.ramp(v.shape, d) for d in self.draw(st.permutations(range(len(v.shape))))]
+        mask = self.mask(indices[0])
+        target = self.tensor(f"s{len(self.params)}", v.dtype, len(indices), "inout")
+        self.b.add(memory.Scatter, target, *indices, v, *mask, masked=bool(mask))
+        return self.back(target)
+
+    def atomic(self) -> Value:
+        at = self.index()
+        good = [v for v in self.values if v.shape == at.shape and v.dtype.name in ATOMIC]
+        v = self.draw(st.sampled_from(good)) if good else self.emit("cast", at, dtype=dtype("i64"))
+        target = self.tensor(f"t{len(self.params)}", v.dtype, 1, "inout")
+        mask = self.mask(at)
+        old = self.emit("atomic", target, at, v, *mask, kind=self.draw(st.sampled_from(("add", "max", "min"))),
+                        masked=bool(mask))
+        return old if self.draw(st.booleans()) else self.back(target)
+
+    def ramp(self, extents: tuple[int, ...], dim: int) -> Value:
+        """The index along `dim`, upwards or downwards, perhaps beyond an edge."""
+        n, lo = extents[dim], self.draw(st.integers(-1, 1))
+        line = self.emit("arange", start=lo, size=n)
+        if self.draw(st.booleans()):
+            top = self.emit("broadcast", self.emit("const", value=n + 1, dtype=I32), shape=(n,))
+            line = self.emit("sub", top, line)
+        kept = self.emit("reshape", line, shape=tuple(n if d == dim else 1 for d in range(len(extents))))
+        return self.emit("broadcast", kept, shape=extents)
+
+    def back(self, target: Value) -> Value:
+        """A block of a tensor that was written before."""
+        rank = target.type.rank
+        return self.emit("load", target, *self.zeros(rank), shape=(self.draw(st.sampled_from(EXTENTS)),) * rank,
+                         axes=tuple(range(rank)))
+
     STEPS = ("unary", "sign", "binary", "integer", "bits", "select", "cast", "reduce", "position", "scan", "rearrange",
-             "sort", "dot", "loop")
+             "sort", "dot", "loop", "until", "lookup", "gather", "scatter", "atomic")
 
     # -- ends ---------------------------------------------------------------------------------------------------------
     def tensor(self, name: str, dt: DType, rank: int, mode: str) -> Value:
@@ -184,10 +273,10 @@ def functions(draw: Any, steps: int = 8) -> Function:
     """A function that loads one or two tiles, computes, and stores up to three results."""
     m = Maker(draw)
     for i in range(draw(st.integers(1, 2))):
-        shape = tuple(draw(st.lists(st.sampled_from(EXTENTS), min_size=1, max_size=2)))
-        memory_ = m.tensor(f"x{i}", draw(st.sampled_from(STORED)), len(shape), "in")
-        m.values.append(m.b.emit(memory.Load, memory_, *m.zeros(len(shape)), shape=shape,
-                                 axes=tuple(range(len(shape)))))
+        block = tuple(draw(st.lists(st.sampled_from(EXTENTS), min_size=1, max_size=2)))
+        source = m.tensor(f"x{i}", draw(st.sampled_from(STORED)), len(block), "in")
+        m.values.append(m.b.emit(memory.Load, source, *m.zeros(len(block)), shape=block,
+                                 axes=tuple(range(len(block)))))
     for _ in range(draw(st.integers(1, steps))):
         v = getattr(m, draw(st.sampled_from(Maker.STEPS)))()
         if v.tile.size <= 4096 and v not in m.values:

@@ -162,3 +162,35 @@ def test_a_named_dtype_accepts_torch_numpy_and_long_names(name: str) -> None:
     long = {"bf16": "bfloat16"}.get(name) or {"f": "float", "i": "int", "u": "uint"}[name[0]] + name[1:]
     assert tile.dtype(long) is dt and getattr(tile, long) is dt
     assert tile.args.describe("x", torch.zeros(2, dtype=getattr(torch, long)), None).dtype is dt
+
+
+class Exported:
+    """Memory that others see through DLPack only."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.owner.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.owner.__dlpack_device__()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [torch.from_numpy, np.asarray], ids=["torch", "numpy"])
+def test_dlpack_is_enough(make: Any) -> None:
+    x, y = (make(np.arange(12, dtype=np.float32).reshape(3, 4)) for _ in range(2))
+    for call in (scale, scale, scale.reference):
+        np.testing.assert_array_equal(np.asarray(call(Exported(x), by=2.0)), np.asarray(x) * 2)
+    for by in (3.0, 4.0):  # the second call takes the short way
+        out = Exported(y)
+        scale(Exported(x), out, by)
+        np.testing.assert_array_equal(np.asarray(y), np.asarray(x) * by)
+
+
+def test_dlpack_of_another_device_is_refused() -> None:
+    class Elsewhere(Exported):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+    with pytest.raises(errors.ArgumentDevice, match=r"DLPack device \(2, 0\)"):
+        scale(Elsewhere(torch.zeros(3, 4)), by=1.0)

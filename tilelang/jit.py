@@ -22,13 +22,13 @@ from tilelang.errors import (
     ArgumentRank,
     AssertFailed,
     DimMismatch,
-    TargetError,
 )
 from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType, TileType, Type
 from tilelang.ir.dtypes import DType
 from tilelang.ir.interpreter import run
 from tilelang.lang.kernel import KernelDef, Param
+from tilelang.plan import Mismatch, Plan, direct
 
 _target: ContextVar[str] = ContextVar("target", default="")
 _compile_lock = threading.RLock()
@@ -60,13 +60,14 @@ def _ffi() -> Any:
 
     import tvm_ffi
 
-    from tilelang.backends.cpu import machine, pool
+    from tilelang.backends.cpu import machine, pool, printing
     tvm_ffi.register_error("TilelangGuard", _Guard)
     tvm_ffi.register_error("TilelangFailed", _Failed)
     library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
     name = "TVMFFIErrorSetRaisedFromCStr"
     machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
     pool.pool()
+    printing.install()
     return tvm_ffi
 
 
@@ -188,6 +189,11 @@ class Bound:
                 copy = a.array.clone() if a.kind == "torch" else a.array.copy()
                 self.tensors[name] = describe(name, copy, self.kernel.source.loc)
 
+    def scalar(self, p: Param) -> Any:
+        """A scalar argument in the storage of its dtype."""
+        assert isinstance(p.spec, DType)
+        return codec.encode(np.asarray(self.scalars[p.name]), p.spec)
+
     # -- what follows -------------------------------------------------------------------------------------------------
     def types(self, aligned: bool = False) -> dict[str, Type]:
         """Types of the run-time parameters; with what is known of their alignment where `aligned`."""
@@ -234,27 +240,34 @@ class Kernel(KernelDef):
         self._compiled: dict[Any, Any] = {}
         self._runtime = [p for p in self.params if p.kind != "const"]
         self._plain = all(isinstance(p, Param) and p.kind != "const" for p in self.params[:len(self._runtime)])
-        self._outs = [i for i, p in enumerate(self._runtime) if p.kind == "tensor" and p.tensor.mode == "out"]
-        self._fast: dict[Any, Any] = {}
+        self._consts = frozenset(p.name for p in self.params if p.kind == "const")
+        self._plans: dict[Any, Plan] = {}
 
     def is_out(self, name: str) -> bool:
         """Whether a parameter is an output the call may allocate."""
         return any(p.name == name and p.kind == "tensor" and p.tensor.mode == "out" for p in self.params)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == len(self._runtime):  # the common case: native code checks the arguments itself
-            fn = self._fast.get(_identities(kwargs))
-            if fn is not None and not _target.get():
-                try:
-                    fn(*args)
-                except (_Guard, TypeError, ValueError, BufferError):
-                    pass
-                except _Failed as error:
-                    raise self._failure(error, Bound(self, args, kwargs)) from None
-                else:
-                    outs = self._outs
-                    return args[outs[0]] if len(outs) == 1 else tuple(args[i] for i in outs) if outs else None
+        plan = self._plans.get(self._pattern(args, kwargs))
+        if plan is not None and not _target.get():  # the common case: native code checks the arguments itself
+            try:
+                values = plan.values(args, kwargs)
+                plan.fn(*values)
+            except _Failed as error:
+                raise self._failure(error, Bound(self, args, kwargs)) from None
+            except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
+                pass  # a guard, or an argument that cannot be exported: nothing has run, and below is found out why
+            else:
+                outs = plan.outs
+                return values[outs[0]] if len(outs) == 1 else tuple(values[i] for i in outs) if outs else None
         return self._call(args, kwargs)
+
+    def _pattern(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What calls of one plan share: the number of positions, the names in use and the constants."""
+        if not kwargs:
+            return len(args)
+        consts = self._consts
+        return len(args), tuple([(name, _identity(x)) if name in consts else name for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         bound = Bound(self, args, kwargs)
@@ -270,8 +283,9 @@ class Kernel(KernelDef):
             fn(*bound.ffi())
         except _Failed as error:
             raise self._failure(error, bound) from None
-        if self._plain and len(args) == len(self._runtime) and all(map(_is_constant, kwargs.values())):
-            self._fast[_identities(kwargs)] = fn
+        if (self._plain and len(args) <= len(self._runtime) and direct(bound.tensors.values())
+                and all(_is_constant(x) for name, x in kwargs.items() if name in self._consts)):
+            self._plans[self._pattern(args, kwargs)] = Plan(fn, self._runtime, len(args), bound)
         return bound.outputs()
 
     def _specialise(self, bound: Bound) -> tuple[Any, Function]:
@@ -315,12 +329,12 @@ class Kernel(KernelDef):
         key = (machine, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
         if key not in self._compiled:
             self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
-        arrays, shapes, strides = [], [], []
-        for p in self._runtime:
-            a = bound.tensors.get(p.name)
-            arrays.append(a.memory() if a is not None else codec.encode(np.asarray(bound.scalars[p.name]), p.spec))
-            shapes.append(a.shape if a is not None else ())
-            strides.append(a.strides if a is not None else ())
+        tensors = [bound.tensors.get(p.name) for p in self._runtime]
+        arrays = [
+            a.memory() if a is not None else bound.scalar(p) for p, a in zip(self._runtime, tensors, strict=True)
+        ]
+        shapes = [a.shape if a is not None else () for a in tensors]
+        strides = [a.strides if a is not None else () for a in tensors]
         targets.emulate(self._compiled[key], arrays, shapes, strides)
 
     def _interpret(self, bound: Bound) -> None:
@@ -329,8 +343,7 @@ class Kernel(KernelDef):
             if p.kind == "tensor":
                 arrays.append(bound.tensors[p.name].storage())
             else:
-                assert isinstance(p.spec, DType)
-                arrays.append(codec.encode(np.asarray(bound.scalars[p.name]), p.spec))
+                arrays.append(bound.scalar(p))
         run(self.trace(bound.types(), bound.consts), arrays)
         for p, array in zip(self._runtime, arrays, strict=True):
             if p.kind == "tensor" and p.tensor.mode != "in" and bound.tensors[p.name].kind == "packed":
@@ -346,7 +359,9 @@ def _is_constant(x: Any) -> bool:
 
 
 def _identity(x: Any) -> Any:
-    """A constant as part of a key: True, 1 and 1.0 are different."""
+    """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0."""
+    if type(x) in (int, bool, str):
+        return type(x), x
     try:
         hash(x)
     except TypeError:
@@ -354,8 +369,6 @@ def _identity(x: Any) -> Any:
     return type(x), x, repr(x)
 
 
-def _identities(kwargs: dict[str, Any]) -> Any:
-    return tuple((name, _identity(x)) for name, x in kwargs.items()) if kwargs else None
 
 
 @lru_cache(maxsize=1)

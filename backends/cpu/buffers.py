@@ -76,4 +76,4 @@ def lanes_of(index: tuple[Ix, ...]) -> int | None:
 
 def new_buffer(b: ThreadBuilder, shape: tuple[int, ...], dt: DType, layout: SharedLayout | None = None) -> Buffer:
     layout = layout or shared(shape)
-    return Buffer(b.alloc(dt, max(layout.size, 1)), shape, dt, layout)
+    return Buffer(b.alloc(dt, (max(layout.size, 1),)), shape, dt, layout)

@@ -178,9 +178,9 @@ class ThreadBuilder:
         lanes = next((v.shape[0] for v in operands if v.shape), None)
         return self.pure(cls, *(self.splat(v, lanes) for v in operands), **attrs)
 
-    def alloc(self, dt: DType, size: int) -> Value:
+    def alloc(self, dt: DType, shape: tuple[int, ...]) -> Value:
         """Scratch memory of the worker, for the whole program."""
-        op = mem.Alloc([], {"dtype": dt, "shape": (size,), "space": "scratch"}, loc=self.loc)
+        op = mem.Alloc([], {"dtype": dt, "shape": shape, "space": "scratch"}, loc=self.loc)
         self.levels[0].region.ops.insert(0, op)
         self.level_of[op.result] = 0
         return op.result

@@ -6,9 +6,19 @@ from typing import Any
 
 from llvmlite import ir
 
+from tilelang.backends.cpu import printing
 from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
-from tilelang.backends.cpu.numbers import I8, I32, I64, Numbers, constant, full_like, storage_type
+from tilelang.backends.cpu.numbers import (
+    I8,
+    I32,
+    I64,
+    Numbers,
+    constant,
+    full_like,
+    storage_type,
+    text_constant,
+)
 from tilelang.errors import TargetError
 from tilelang.ir.control import Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
@@ -92,6 +102,7 @@ class _Generator(Arithmetic):
         self.linear: ir.Value | None = None
         self.extents: list[ir.Value] = []
         self.scratch_at = 0
+        self.offsets: dict[Value, int] = {}  # of allocations in the scratch memory
 
     # -- the two functions --------------------------------------------------------------------------------------------
     def _load_context(self) -> None:
@@ -136,6 +147,7 @@ class _Generator(Arithmetic):
         for op in self.fn.body.ops:
             if op.name == "alloc":
                 self.values[op.result] = self.b.gep(scratch, [I64(self.scratch_at)], source_etype=I8)
+                self.offsets[op.result] = self.scratch_at
                 self.scratch_at += _size(op)
         head, done = self.function.append_basic_block("program"), self.function.append_basic_block("done")
         entry = self.b.block
@@ -428,6 +440,13 @@ class _Generator(Arithmetic):
                 phi.add_incoming(values[i], block)
             phis.append(phi)
         return phis
+
+    def op_print(self, op: Op) -> None:
+        module = self.function.module
+        fn = module.globals.get(printing.SYMBOL) or ir.Function(module, ir.FunctionType(ir.VoidType(), [PTR, PTR]),
+                                                                printing.SYMBOL)
+        what = printing.description(op.attrs["text"], op.operands, [self.offsets[v] for v in op.operands])
+        self.b.call(fn, [text_constant(module, what), self.function.args[3]])
 
     def op_assert(self, op: Op) -> None:
         """A false assertion ends the range with its number, counted from 1 over the function."""

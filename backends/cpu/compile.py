@@ -42,7 +42,9 @@ class Lowered:
     def source(self) -> str:
         """LLVM IR."""
         module = generate(self.thread, self.target)
-        emit_entry(module, "tl_entry", self.thread.params, scratch_bytes(self.thread), self.target)
+        # What prints runs in order and in the thread that may run Python: the lines are the interpreter's.
+        serial = any(op.name == "print" for op in self.thread.walk())
+        emit_entry(module, "tl_entry", self.thread.params, scratch_bytes(self.thread), self.target, serial)
         return str(module)
 
     @cached_property

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from tilelang.backends.cpu.codegen import emit_cast, slots
 from tilelang.backends.cpu.machine import CpuTarget
-from tilelang.backends.cpu.numbers import F64, I1, I8, I32, I64
+from tilelang.backends.cpu.numbers import F64, I1, I8, I32, I64, text_constant
 from tilelang.ir.core import TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
@@ -38,9 +38,11 @@ def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
     return (1,), 8 * dt.storage.itemsize if dt.bits % 8 == 0 else 8
 
 
-def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int, target: CpuTarget) -> None:
-    """Adds the tvm-ffi entry `name`, which runs `tl_body` through the pool with `scratch` bytes for each worker."""
-    _Entry(module, name, params, target).emit(scratch)
+def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int, target: CpuTarget,
+               serial: bool) -> None:
+    """Adds the tvm-ffi entry `name`, which runs `tl_body` through the pool with `scratch` bytes for each worker, or
+    in the caller's thread, one program after the other, where `serial`."""
+    _Entry(module, name, params, target).emit(scratch, serial)
 
 
 def width(v: Value) -> int:
@@ -62,7 +64,7 @@ class _Entry:
         self.b.cbranch(condition, after, self.guard)
         self.b.position_at_end(after)
 
-    def emit(self, scratch: int) -> None:
+    def emit(self, scratch: int, serial: bool) -> None:
         b, (_, args, count, _) = self.b, self.fn.args
         self.spans: list[tuple[TensorType, ir.Value, ir.Value]] = []
         ctx = self.stack(ir.ArrayType(I64, len(self.slots)))
@@ -82,7 +84,8 @@ class _Entry:
         workers = ir.Function(self.module, ir.FunctionType(I32, []), "tl_workers")
         self.put(ctx, "workers", b.sext(b.call(workers, []), I64))
         total = b.call(self.module.globals["tl_count"], [ctx])
-        loop = ir.Function(self.module, ir.FunctionType(I32, [PTR, PTR, I64, I64]), "tl_parallel")
+        loop = ir.Function(self.module, ir.FunctionType(I32, [PTR, PTR, I64, I64]),
+                           "tl_serial" if serial else "tl_parallel")
         code = b.call(loop, [self.module.globals["tl_body"], ctx, total, I64(max(scratch, 64))])
         failed, fine = self.fn.append_basic_block("failed"), self.fn.append_basic_block("fine")
         b.cbranch(b.icmp_signed("==", code, I32(0)), fine, failed)
@@ -96,7 +99,7 @@ class _Entry:
         b.store(I8(0), b.gep(digits, [I32(4)], source_etype=I8))
         self.throw(FAILED, digits)
         b.position_at_end(self.guard)
-        self.throw(GUARD, self.text("guard"))
+        self.throw(GUARD, text_constant(self.module, "guard"))
 
     def stack(self, t: ir.Type) -> ir.Value:
         place = self.b.alloca(t)
@@ -108,17 +111,8 @@ class _Entry:
         fn = self.module.globals.get(name) or ir.Function(
             self.module, ir.FunctionType(ir.VoidType(), [PTR, PTR]), name
         )
-        self.b.call(fn, [self.text(kind), message])
+        self.b.call(fn, [text_constant(self.module, kind), message])
         self.b.ret(I32(-1))
-
-    def text(self, value: str) -> ir.Value:
-        name = f"text.{value}"
-        if name not in self.module.globals:
-            data = bytearray(value.encode() + b"\0")
-            g = ir.GlobalVariable(self.module, ir.ArrayType(I8, len(data)), name)
-            g.initializer, g.global_constant, g.linkage = ir.Constant(g.value_type, data), True, "internal"
-        self.module.globals[name].type = PTR
-        return self.module.globals[name]
 
     def put(self, ctx: ir.Value, key: object, value: ir.Value) -> None:
         self.b.store(value, self.b.gep(ctx, [I64(self.slots[key])], source_etype=I64))

@@ -15,12 +15,14 @@ from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.cpu.elements import inline_region
 from tilelang.backends.cpu.microkernel import emit_dot
 from tilelang.backends.cpu.nests import COMBINE, NestLowering
+from tilelang.backends.cpu.views import emit_view
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
-from tilelang.ir.control import For, If, While
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, used_values
+from tilelang.ir.control import For, If, Print, While
+from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, used_values
+from tilelang.layouts import shared
 
 
 def lower(fn: Function, target: Any) -> Function:
@@ -106,7 +108,7 @@ class _Lowering:
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:
                 rule(op)
-            elif any(map(is_tile, [*op.operands, *op.results])) or op.name in ("view",):
+            elif any(map(is_tile, [*op.operands, *op.results])):
                 raise TargetError(f"`{op.name}` cannot be compiled for the CPU yet", loc=op.loc,
                                   needs="an operation the CPU backend lowers", got=op.name,
                                   try_="run the kernel with kernel.reference(...)")
@@ -122,19 +124,20 @@ class _Lowering:
         self.scalars.update(zip(op.results, new.results, strict=True))
 
     def _lower_alloc(self, op: Op) -> None:
-        size = 1
-        for e in op.attrs["shape"]:
-            size *= e
-        buffer = self.b.alloc(op.attrs["dtype"], size)
-        buffer.type = BufferType(op.attrs["dtype"], tuple(op.attrs["shape"]), "scratch")
-        assert buffer.owner is not None
-        buffer.owner.attrs["shape"] = tuple(op.attrs["shape"])
-        self.scalars[op.result] = buffer
+        self.scalars[op.result] = self.b.alloc(op.attrs["dtype"], tuple(op.attrs["shape"]))
 
     def _lower_const_tile(self, op: Op) -> None:
         buffer = new_buffer(self.b, op.result.shape, op.result.dtype)
         self.stored[op.result] = buffer
         buffer.store(self.b, (Ix(0, op.result.shape[0]),), self.b.pure(sh.ConstTile, **op.attrs))
+
+    def _lower_print(self, op: Op) -> None:
+        """Values are printed from row-major memory of their own."""
+        memories = []
+        for v in op.operands:
+            memories.append(self.b.alloc(v.dtype, v.shape))
+            self._copy(self._in_memory(v), Buffer(memories[-1], v.shape, v.dtype, shared(v.shape)))
+        self.b.effect(Print, *memories, **op.attrs)
 
     def _lower_barrier(self, op: Op) -> None:
         """One worker runs a whole program: nothing to wait for. The same holds for `commit` and `wait`."""
@@ -153,6 +156,25 @@ class _Lowering:
             )
         self.stored[op.result] = source.reshaped(op.result.shape)
 
+    def _lower_view(self, op: Op) -> None:
+        b, v = self.b, op.operands[0]
+        source = self._in_memory(v)
+        target = new_buffer(b, op.result.shape, op.result.dtype)
+        emit_view(b, source, op.attrs["source"], target, op.attrs["layout"])
+        if op.result.shape:
+            self.stored[op.result] = target
+        else:
+            b.epoch += 1
+            self.scalars[op.result] = target.load(b, ())
+
+    def _in_memory(self, v: Value) -> Buffer:
+        """The buffer of a tile; a scalar gets one."""
+        if v.shape:
+            return self.stored[v]
+        buffer = new_buffer(self.b, (), v.dtype)
+        buffer.store(self.b, (), self.scalars.get(v, v))
+        return buffer
+
     def _lower_concat(self, op: Op) -> None:
         target, axis, start = new_buffer(self.b, op.result.shape, op.result.dtype), op.attrs["axis"], 0
         for v in op.operands:
@@ -166,6 +188,9 @@ class _Lowering:
         b.epoch += 1
 
         def over(dims: Sequence[int], at: tuple[Ix, ...]) -> None:
+            if not dims:
+                target.store(b, (), source.load(b, ()))
+                return
             if len(dims) > 1:
                 with b.loop(0, dims[0]) as loop:
                     over(dims[1:], (*at, Ix(loop.i)))

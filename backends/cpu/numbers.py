@@ -36,6 +36,17 @@ def intrinsic(module: ir.Module, name: str, types: Sequence[ir.Type], signature:
     return module.globals.get(full) or ir.Function(module, signature, full)
 
 
+def text_constant(module: ir.Module, text: str) -> ir.Value:
+    """Address of a C string."""
+    name = f"text.{text}"
+    if name not in module.globals:
+        data = bytearray(text.encode() + b"\0")
+        g = ir.GlobalVariable(module, ir.ArrayType(I8, len(data)), name)
+        g.initializer, g.global_constant, g.linkage = ir.Constant(g.value_type, data), True, "internal"
+        g.type = ir.PointerType()
+    return module.globals[name]
+
+
 def with_lanes(t: ir.Type, like: ir.Value) -> ir.Type:
     return ir.VectorType(t, like.type.count) if isinstance(like.type, ir.VectorType) else t
 

@@ -22,6 +22,8 @@ COSTLY = 8
 _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
          "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "lookup": 4, "load": 1}
 _REARRANGE = ("broadcast", "permute", "slice", "reshape")
+_ELSEWHERE = (*_REARRANGE, "lookup", "gather", "load")
+"""Operations that read their operands at other indices than the result's."""
 _WRITES = ("store", "scatter", "atomic", "copy_async")
 
 
@@ -269,7 +271,7 @@ class _Placer:
         op = v.owner
         if op is None or v in self.stored or not self.inline(op):
             return False
-        return any(self._conflicts(o, nest, aligned and op.name not in (*_REARRANGE, "lookup", "gather", "load"))
+        return any(self._conflicts(o, nest, aligned and op.name not in _ELSEWHERE)
                    for o in op.operands)
 
     def root(self, op: Op, value: Value | None, shape: tuple[int, ...], axis: int | None = None) -> None:
@@ -281,7 +283,7 @@ class _Placer:
         joins = (nest is not None and not alone and nest.shape == shape
                  and (axis is None or nest.axis is None or nest.axis == axis)
                  and (touches is None or touches not in nest.memory)
-                 and not any(self._conflicts(o, nest, not (self.inline(op) and op.name in _REARRANGE))
+                 and not any(self._conflicts(o, nest, not (self.inline(op) and op.name in _ELSEWHERE))
                              for o in sources)
                  and not any(r.name in ("atomic", "assert", "convert_layout") or r.attrs.get("kind") == "custom"
                              for r, _ in nest.roots) and op.name != "convert_layout")

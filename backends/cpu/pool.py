@@ -118,20 +118,10 @@ tell:
   br label %again
 }
 
-; body(ctx, begin, end, scratch) over [0, n); gives the first non-zero code, or -2 without memory.
-define i32 @tl_parallel(ptr %f, ptr %ctx, i64 %n, i64 %bytes) {
-entry:
+; body(ctx, begin, end, scratch) over [0, n) in this thread; gives its code, or -2 without memory.
+define i32 @tl_serial(ptr %f, ptr %ctx, i64 %n, i64 %bytes) {
   %own = alloca ptr
   store ptr null, ptr %own
-  %none = icmp sle i64 %n, 0
-  br i1 %none, label %zero, label %try
-zero:
-  ret i32 0
-try:
-  %took = cmpxchg ptr @busy, i32 0, i32 1 acquire monotonic
-  %mine = extractvalue { i32, i1 } %took, 1
-  br i1 %mine, label %pool, label %alone
-alone:
   %e = call i32 @posix_memalign(ptr %own, i64 4096, i64 %bytes)
   %nomem = icmp ne i32 %e, 0
   br i1 %nomem, label %fail, label %inline
@@ -142,6 +132,22 @@ inline:
   ret i32 %r
 fail:
   ret i32 -2
+}
+
+; The same over [0, n) by all workers; gives the first non-zero code, or -2 without memory.
+define i32 @tl_parallel(ptr %f, ptr %ctx, i64 %n, i64 %bytes) {
+entry:
+  %none = icmp sle i64 %n, 0
+  br i1 %none, label %zero, label %try
+zero:
+  ret i32 0
+try:
+  %took = cmpxchg ptr @busy, i32 0, i32 1 acquire monotonic
+  %mine = extractvalue { i32, i1 } %took, 1
+  br i1 %mine, label %pool, label %alone
+alone:
+  %r = call i32 @tl_serial(ptr %f, ptr %ctx, i64 %n, i64 %bytes)
+  ret i32 %r
 pool:
   %all = load i32, ptr @helpers
   %size = load i64, ptr @scratch_size
@@ -228,7 +234,7 @@ class Pool:
             "declare void @llvm.x86.sse2.pause()\n" if x86 else ""
         )
         self._code = machine.Loaded(machine.object_code(text, target))
-        for name in ("tl_parallel", "tl_workers"):
+        for name in ("tl_parallel", "tl_serial", "tl_workers"):
             machine.define(name, self._code.address(name))
         self._init = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_init"))
         self._size = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_size"))

@@ -199,8 +199,8 @@ class Access:
             if isinstance(memory, BufferType):
                 offset = address(b, memory.layout or shared(memory.shape), places)
             else:
-                for a, at in enumerate(places):
-                    offset = b.add(offset, b.mul(at, self.stride(target, a)))
+                for a, place in enumerate(places):
+                    offset = b.add(offset, b.mul(place, self.stride(target, a)))
             mask, where = b.all_of(conditions), b.index(offset)
             if op.name == "gather":
                 value = b.effect(th.Ld, target, where, mask, lanes=None).result

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
-from tilelang.backends.cpu.builder import ThreadBuilder
+from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.cpu.elements import inline_region
 from tilelang.backends.cpu.nests import COMBINE
 from tilelang.backends.simt.access import join
@@ -190,10 +190,10 @@ class Collect:
             x.begin()
             back = -step if not op.attrs["reverse"] else step
 
-            def earlier(at: tuple[object, ...], back: int = back) -> tuple[object, ...]:
-                shifted = b.clamp(b.add(at[axis], back), 0, n - 1)  # type: ignore[arg-type]
+            def earlier(at: tuple[Index, ...], back: int = back) -> tuple[Index, ...]:
+                shifted = b.clamp(b.add(at[axis], back), 0, n - 1)
                 return tuple(shifted if d == axis else i for d, i in enumerate(at))
-            other = [x.read(v.dtype, layout, shape, memory, place, earlier)  # type: ignore[arg-type]
+            other = [x.read(v.dtype, layout, shape, memory, place, earlier)
                      for v, memory in zip(values, buffers, strict=True)]
             limit = b.full(step if back < 0 else n - step, simt.I32, lanes)
             takes = b.pure(ew.Ge, index, limit) if back < 0 else b.pure(ew.Lt, index, limit)

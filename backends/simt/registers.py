@@ -41,7 +41,7 @@ def thread_digits(layout: RegisterLayout) -> tuple[Digits, ...]:
         for i in range(len(dim)):
             place[mode] = d, prod(dim[i + 1:])
             mode += 1
-    out = []
+    out: list[Digits] = []
     stride = 1
     for m in reversed(layout.spatial):
         extent = -m if m < 0 else layout.extents[m]

@@ -82,6 +82,13 @@ def test_attention(dt: torch.dtype, h: int, g: int, s: int, length: int, d: int,
     close(ops.attention(q, k, v, causal), want, 64 * 2.0 ** -23 * (d ** 0.5 + 4) + EPS[dt] * (abs(want) + 2.0 ** -10))
 
 
+def test_attention_writes_where_it_is_told() -> None:
+    q, k, v = (torch.randn(2, 3, 20, 16) for _ in range(3))
+    store = torch.zeros(2, 20, 3, 16)
+    got = ops.attention(q, k, v, True, 0.5, out=store.transpose(1, 2))
+    assert got.data_ptr() == store.data_ptr() and torch.equal(store.transpose(1, 2), ops.attention(q, k, v, True, 0.5))
+
+
 def test_attention_ignores_what_lies_beyond_the_keys() -> None:
     store = torch.full((1, 1, 64, 16), float("nan"))
     store[:, :, :20] = torch.randn(1, 1, 20, 16)

@@ -9,6 +9,7 @@ import numpy as np
 from tilelang.errors import AssertFailed, DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
 from tilelang.ir.core import Op, Region, TileType, Type
+from tilelang.ir.dtypes import DType
 from tilelang.ir.elementwise import ALL_LEVELS, I1
 from tilelang.ir.shape import I32
 
@@ -129,9 +130,14 @@ class Print(Op):
         return []
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        values = [str(codec.decode(a, v.dtype)) for a, v in zip(args, self.operands, strict=True)]
-        frame.output(" ".join([*([self.attrs["text"]] if self.attrs["text"] else []), *values]))
+        frame.output(printed(self.attrs["text"], [(a, v.type.dtype) for a, v in
+                                                  zip(args, self.operands, strict=True)]))
         return ()
+
+
+def printed(text: str, values: Sequence[tuple[Any, DType]]) -> str:
+    """What `print` writes for values in storage form."""
+    return " ".join([*([text] if text else []), *(str(codec.decode(a, dt)) for a, dt in values)])
 
 
 class Assert(Op):

@@ -36,8 +36,14 @@ class Take(Op):
     def infer(self) -> Sequence[Type]:
         src = self.operands[0].tile
         if any(not 0 <= i < src.shape[0] for i in self.attrs["lanes"]):
-            raise VerifyError("`take` of a lane the vector lacks", op=self.name, loc=self.loc,
-                              needs=f"lanes below {src.shape[0]}", got=str(self.attrs["lanes"]), try_="check the table")
+            raise VerifyError(
+                "`take` of a lane the vector lacks",
+                op=self.name,
+                loc=self.loc,
+                needs=f"lanes below {src.shape[0]}",
+                got=str(self.attrs["lanes"]),
+                try_="check the table",
+            )
         return [TileType((len(self.attrs["lanes"]),), src.dtype)]
 
     def eval(self, frame: Any, *args: Any) -> Any:
@@ -67,8 +73,8 @@ class StAsync(Op):
 
 
 class LdMatrix(Op):
-    """`count` 8 x 8 matrices of 16-bit elements from shared memory (PTX `ldmatrix`): (buffer, offset); lane l gives the
-    address of row l % 8 of matrix l / 8, and gets two neighbours of each; `trans` transposes the matrices."""
+    """`count` 8 x 8 matrices of 16-bit elements from shared memory (PTX `ldmatrix`): (buffer, offset); lane l gives
+    the address of row l % 8 of matrix l / 8, and gets two neighbours of each; `trans` transposes the matrices."""
     name, levels, effects, attributes = "ldmatrix", THREAD, "read", {"count": ..., "trans": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from tilelang import targets
 from tilelang.backends.emulator.execute import execute
 from tilelang.ir import codec

@@ -1,0 +1,63 @@
+"""`view`: the bits of each thread's registers read as another dtype. The threads are those of the layouts; one core
+plays them in turn."""
+from __future__ import annotations
+
+from math import lcm
+
+from tilelang.backends.cpu.buffers import Buffer, Ix
+from tilelang.backends.cpu.builder import Index, ThreadBuilder
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import Value
+from tilelang.ir.dtypes import dtype
+from tilelang.layouts import RegisterLayout
+
+
+def emit_view(b: ThreadBuilder, source: Buffer, a: RegisterLayout, target: Buffer, c: RegisterLayout) -> None:
+    """Fills `target`, held as `c`, from `source`, held as `a`: after every `lcm` of the two widths both sides begin a
+    new element, so that many bits make one turn of a loop."""
+    wide, narrow = source.dtype.bits, target.dtype.bits
+    turn = lcm(wide, narrow)
+    with b.loop(0, a.num_threads) as thread, b.loop(0, a.local_size * wide // turn) as group:
+        codes = [_code(b, source.load(b, _index(b, a, thread.i, b.add(b.mul(group.i, turn // wide), i))))
+                 for i in range(turn // wide)]
+        for i in range(turn // narrow):
+            at = _index(b, c, thread.i, b.add(b.mul(group.i, turn // narrow), i))
+            bits = b.pure(ew.Cast, _cut(b, codes, wide, i * narrow, narrow), dtype=dtype(f"u{narrow}"))
+            target.store(b, at, b.pure(ew.Bitcast, bits, dtype=target.dtype))
+
+
+def _index(b: ThreadBuilder, layout: RegisterLayout, thread: Index, local: Index) -> tuple[Ix, ...]:
+    """`RegisterLayout.index` of run-time numbers."""
+    digits: dict[int, Index] = {}
+    for side, rest in ((layout.spatial, thread), (layout.local, local)):
+        for mode in reversed(side):
+            extent = -mode if mode < 0 else layout.extents[mode]
+            digits[mode] = b.mod(rest, extent)
+            rest = b.div(rest, extent)
+    out, mode = [], 0
+    for dim in layout.modes:
+        at: Index = 0
+        for extent in dim:
+            at = b.add(b.mul(at, extent), digits[mode])
+            mode += 1
+        out.append(Ix(at))
+    return tuple(out)
+
+
+def _code(b: ThreadBuilder, x: Value) -> Value:
+    """The bits of one element as u64."""
+    return b.pure(ew.Cast, b.pure(ew.Bitcast, x, dtype=dtype(f"u{x.dtype.bits}")), dtype=dtype("u64"))
+
+
+def _cut(b: ThreadBuilder, codes: list[Value], width: int, start: int, size: int) -> Value:
+    """Bits [start, start + size) of a word whose parts of `width` bits are `codes`; more may stand above them."""
+    u64 = dtype("u64")
+    out: Value | None = None
+    for i in range(start // width, (start + size - 1) // width + 1):
+        by = i * width - start
+        part = codes[i]
+        if by:
+            part = b.pure(ew.Shl if by > 0 else ew.Shr, part, b.const(abs(by), u64))
+        out = part if out is None else b.pure(ew.Or, out, part)
+    assert out is not None
+    return out

@@ -1,0 +1,71 @@
+"""Repeated calls: what the first call of a kind has found out, so that the next needs no matching of arguments.
+
+A plan says where each argument of the native function comes from and how absent outputs are allocated. It checks
+nothing that native code checks itself: where that finds another dtype, rank, extent or overlap, the caller begins
+again with `tilelang.jit.Bound`.
+"""
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilelang.args import Argument
+
+if TYPE_CHECKING:
+    from tilelang.jit import Bound
+    from tilelang.lang.kernel import Param
+
+
+class Mismatch(Exception):
+    """The arguments are not of the kind the plan was made for."""
+
+
+class Plan:
+    """How to call `fn` with arguments for the run-time parameters `params`, the first `given` of them by position."""
+
+    def __init__(self, fn: Callable[..., Any], params: Sequence[Param], given: int, bound: Bound) -> None:
+        self.fn = fn
+        self.rest = [(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in params[given:]]
+        self.outs = [i for i, p in enumerate(params) if p.kind == "tensor" and p.tensor.mode == "out"]
+        self.model = next((i for i, p in enumerate(params) if p.kind == "tensor"), -1)
+        self.kind: Any = None
+        self.recipes: dict[int, tuple[Callable[..., Any], list[tuple[int, int]]]] = {}
+        if self.model >= 0 and self.model not in self.outs:
+            self._recipes(params, bound)
+
+    def _recipes(self, params: Sequence[Param], bound: Bound) -> None:
+        """For each output whose extents inputs tell: its constructor, and (input, axis) or (-1, extent) by dimension.
+        New outputs are of the first argument's kind."""
+        model = bound.tensors[params[self.model].name]
+        self.kind = type(model.array)
+        where = {dim: (i, axis) for i, p in reversed(list(enumerate(params))) if p.kind == "tensor" and
+                 i not in self.outs for axis, dim in enumerate(p.tensor.dims)}
+        for i in self.outs:
+            out, dims = bound.tensors[params[i].name], params[i].tensor.dims
+            if out.kind == model.kind and all(isinstance(d, int) or d in where for d in dims):
+                empty = np.empty if out.kind == "numpy" else sys.modules["torch"].empty
+                self.recipes[i] = (partial(empty, dtype=out.array.dtype),
+                                   [(-1, d) if isinstance(d, int) else where[d] for d in dims])
+
+    def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+        """Arguments of `fn`, absent outputs allocated. Raises Mismatch, or what a value without a shape raises."""
+        values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
+        for i in self.outs:
+            if values[i] is None:
+                if type(values[self.model]) is not self.kind or i not in self.recipes:
+                    raise Mismatch
+                if type(values) is tuple:
+                    values = list(values)
+                empty, dims = self.recipes[i]
+                values[i] = empty([d if at < 0 else values[at].shape[d] for at, d in dims])
+        return values  # type: ignore[no-any-return]
+
+
+def direct(arguments: Iterable[Argument]) -> bool:
+    """Whether native code takes these objects as they are, without a view of another dtype."""
+    return all(a.dtype.native or (a.kind == "torch" and a.dtype.name == "bf16") for a in arguments)
