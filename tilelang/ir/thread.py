@@ -186,7 +186,7 @@ class StScatter(_Access):
 class AtomicRmw(_Access):
     """One atomic update of one element, giving its old value: (memory, offset, value, [mask]) with `kind` add, max or
     min; (memory, offset, compare, value, [mask]) with cas. Where the mask is false nothing happens and 0 is given."""
-    name, effects, attributes = "atomic_rmw", "write", {"kind": ..., "masked": False}
+    name, effects, attributes = "atomic_rmw", "write", {"kind": ..., "masked": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         return [TileType((), memory_type(self, self.operands[0]).dtype)]
