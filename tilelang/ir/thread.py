@@ -160,7 +160,7 @@ class Prefetch(Op):
 
 class Streams(Op):
     """Whether stores to a tensor, from an offset on, should pass by the caches: the tensor does not fit into them,
-    and every address whole vectors away from there is aligned as such stores must be. Operands (tensor, offset)."""
+    and a line begins at the offset and at every step between rows from there. Operands (tensor, offset)."""
     name, levels = "streams", THREAD
 
     def infer(self) -> Sequence[Type]:
