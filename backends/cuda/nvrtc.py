@@ -74,7 +74,8 @@ def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
              "--no-source-include", *options]
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
-        code = library.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
+        encoded = (ctypes.c_char_p * len(flags))(*map(str.encode, flags))
+        code = library.nvrtcCompileProgram(program, len(flags), encoded)
         log = _blob(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
         if code:
             raise TargetError(f"NVRTC refused the emitted text for {arch}", got=_quote(log, text),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 INTEGERS = ("tl::i8", "tl::i16", "tl::i32", "tl::i64", "tl::u8", "tl::u16", "tl::u32", "tl::u64")
 ATOMIC_TYPES = ("tl::i32", "tl::u32", "tl::i64", "tl::u64", "float", "double")
+SHUFFLES = ("shfl_xor", "shfl", "shfl_up", "shfl_down")
 UNARY = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "abs", "floor", "ceil",
          "round")
 MMA = {  # name: accumulators, type and length of A and of B, first processor
@@ -29,7 +30,8 @@ def memory() -> list[str]:
             if n * size > 16:
                 continue
             copy = f"tl::cp_async<{n}>(s, t * {n}, a, t * {n}, t < n, tl::op(1));" if n * size in (4, 8, 16) else ""
-            out.append(kernel(f"memory_{t.removeprefix('tl::')}_{n}", f"tl::gptr<const {t}> a, tl::gptr<{t}> b, tl::i64 n", f"""
+            params = f"tl::gptr<const {t}> a, tl::gptr<{t}> b, tl::i64 n"
+            out.append(kernel(f"memory_{t.removeprefix('tl::')}_{n}", params, f"""
   TL_SHARED(smem, 512);
   const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, 32 * {n});
   const int t = tl::thread();
@@ -42,10 +44,10 @@ def memory() -> list[str]:
   tl::vec<{t}, {n}> v = tl::ld<{n}>(s, (31 - t) * {n}, tl::op(9));
   tl::st<{n}>(b, t * {n}, tl::ld<{n}>(s, t * {n}, t < n, tl::op(10)), tl::op(11));
   tl::st<{n}>(b, t * {n}, v, t < n, tl::op(12));"""))
-    bits = "\n".join(f"  tl::st_bits<{w}>(b, t * {w}, tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w})), t < n, tl::op({w}));"
-                     for w in range(1, 9))
+    bits = "\n".join(f"""  x = tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w}));
+  tl::st_bits<{w}>(b, t * {w}, x, t < n, tl::op({w}));""" for w in range(1, 9))
     out.append(kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> b, tl::i64 n",
-                      f"  const int t = tl::thread();\n{bits}"))
+                      f"  const int t = tl::thread();\n  tl::u32 x;\n{bits}"))
     return out
 
 
@@ -67,7 +69,7 @@ def threads() -> list[str]:
   tl::st<1>(o, t, tl::vec<{t}, 1>{{r}}, tl::op(4));"""))
     for t in (*INTEGERS, "float", "double", "bool"):
         name = t.removeprefix("tl::")
-        body = "\n".join(f"  v = {t}(v + tl::{f}(v, 1, tl::op(1)));" for f in ("shfl_xor", "shfl", "shfl_up", "shfl_down"))
+        body = "\n".join(f"  v = {t}(v + tl::{f}(v, 1, tl::op(1)));" for f in SHUFFLES)
         out.append(kernel(f"shuffle_{name}", f"tl::gptr<{t}> o", f"""
   {t} v = {t}(tl::thread());
 {body}

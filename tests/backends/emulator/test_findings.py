@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.backends.emulator.texts import found, kernel, output, run, values
 
+from tests.backends.emulator.texts import found, kernel, output, run, values
 from tilelang.backends.emulator.run import KINDS, Buffer
 
 F = "tl::gptr<const float> a, tl::gptr<float> o"
@@ -90,7 +90,8 @@ CASES = [
   tl::cp_wait<0>(tl::op(3));
   $
   tl::st<1>(o, t, tl::ld<1>(s, t ^ 32, tl::op(5)), tl::op(6));""",
-         "", "tl::barrier(tl::op(4));", ("race-raw", 5, 1), also=("async-pending", "race-war", "uninitialised-shared")),
+         "", "tl::barrier(tl::op(4));", ("race-raw", 5, 1),
+         also=("async-pending", "race-war", "uninitialised-shared")),
     Case("async copy over what is being read", SHARED + """
   tl::st<1>(s, t, tl::ld<1>(a, t, tl::op(1)), tl::op(2));
   tl::barrier(tl::op(3));
@@ -180,10 +181,12 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_a_planted_mistake_is_found_and_its_repair_is_silent(case: Case) -> None:
-    wrong, right = (kernel(case.params, case.body.replace("$", part), case.threads) for part in (case.wrong, case.right))
+    wrong, right = (kernel(case.params, case.body.replace("$", part), case.threads)
+                    for part in (case.wrong, case.right))
     for findings in found(wrong, case.args, case.threads, 1024, case.programs):
         kinds = {kind for kind, _, _ in findings}
-        assert any(kind == case.finds[0] and {op, other} == set(case.finds[1:]) for kind, op, other in findings), findings
+        wanted = (case.finds[0], set(case.finds[1:]))
+        assert any((kind, {op, other}) == wanted for kind, op, other in findings), findings
         assert kinds <= {case.finds[0], *case.also}
     if case.wrong == case.right:
         return
@@ -195,11 +198,11 @@ def test_every_kind_is_planted() -> None:
 
 
 def test_a_report_names_thread_block_and_place() -> None:
-    result = run(kernel(F, "  tl::st<1>(o, t + p * 64, tl::vec<float, 1>{}, tl::op(9));"), [values(1), output(100)], 64,
-                 programs=2)
+    text = kernel(F, "  tl::st<1>(o, t + p * 64, tl::vec<float, 1>{}, tl::op(9));")
+    result = run(text, [values(1), output(100)], 64, programs=2)
     assert not result.completed
-    assert str(result.findings[0]) == ("bounds-global: op 9: thread 36 of block 1: element 100 (4 bytes) of argument 1, "
-                                       "whose memory ends after 400 bytes")
+    assert str(result.findings[0]) == ("bounds-global: op 9: thread 36 of block 1: element 100 (4 bytes) of argument "
+                                       "1, whose memory ends after 400 bytes")
 
 
 def test_a_loop_that_waits_for_another_block_ends() -> None:
