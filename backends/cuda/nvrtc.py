@@ -99,16 +99,20 @@ def _quote(log: str, text: str) -> str:
 
 
 def _report(log: str) -> dict[str, dict[str, int]]:
-    """What each kernel uses, from the assembler's notes."""
+    """What each kernel uses, from the assembler's notes. It also lists helper functions, which are left out."""
     out: dict[str, dict[str, int]] = {}
-    kernel = ""
+    kernel, about = "", ""
     for line in log.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)'|Function properties for (\w+)", line):
-            kernel = found[1] or found[2]
-            out.setdefault(kernel, {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0})
+        if found := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = about = found[1]
+            out[kernel] = {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
+        elif found := re.search(r"Function properties for (\w+)", line):
+            about = found[1]
         elif kernel:
-            for name, pattern in (("registers", r"Used (\d+) registers"), ("spill_bytes", r"(\d+) bytes spill stores"),
-                                  ("stack_bytes", r"(\d+) bytes stack frame"), ("shared_bytes", r"(\d+) bytes smem")):
-                if found := re.search(pattern, line):
+            for name, pattern, all_ in (("registers", r"Used (\d+) registers", True),
+                                        ("shared_bytes", r"(\d+) bytes smem", True),
+                                        ("spill_bytes", r"(\d+) bytes spill stores", False),
+                                        ("stack_bytes", r"(\d+) bytes stack frame", False)):
+                if (all_ or about == kernel) and (found := re.search(pattern, line)):
                     out[kernel][name] = int(found[1])
     return out

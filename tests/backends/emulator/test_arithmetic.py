@@ -80,8 +80,9 @@ def test_nan_wins(c_type: str) -> None:
 @pytest.mark.parametrize("c_type", ["float", "double"])
 def test_conversions_saturate(c_type: str, target: str) -> None:
     info = np.iinfo(C_TYPES[target])
-    x = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 0.9, -0.9, -1.5, 1e30, -1e30, 126.9, 127.5, 128, 255.9, 256, -128.9,
-                  65535.5, 2.0 ** 31, 2.0 ** 31 - 200, -2.0 ** 31, 2.0 ** 63, 2.0 ** 64, -2.0 ** 63], C_TYPES[c_type])
+    x = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 0.9, -0.9, -1.5, 1e30, -1e30, 126.9, 127.5, 128, 255.9, 256,
+                  -128.9, 65535.5, 2.0 ** 31, 2.0 ** 31 - 200, -2.0 ** 31, 2.0 ** 63, 2.0 ** 64, -2.0 ** 63],
+                 C_TYPES[c_type])
     expected = [0 if np.isnan(v) else info.max if v > 1e25 else info.min if v < -1e25
                 else min(max(int(v), info.min), info.max) for v in x]
     got = _map(f"tl::to_int<{target}>(x)", c_type, target, x)

@@ -25,7 +25,8 @@ def test_shuffles(c_type: str, policy: Any) -> None:
              "shfl_up": (3, np.where(lane < 3, lane, lane - 3)), "shfl_down": (4, np.where(lane > 27, lane, lane + 4))}
     body = "".join(f"""
   y = tl::{name}(x, {n}, tl::op({i + 2}));
-  tl::st<1>(o, {i * 64} + t, tl::vec<{c_type}, 1>{{y}}, tl::op(9));""" for i, (name, (n, _)) in enumerate(moves.items()))
+  tl::st<1>(o, {i * 64} + t, tl::vec<{c_type}, 1>{{y}}, tl::op(9));"""
+                   for i, (name, (n, _)) in enumerate(moves.items()))
     out = output(256, C_TYPES[c_type])
     result = run(kernel(f"tl::gptr<const {c_type}> a, tl::gptr<{c_type}> o",
                         f"  {c_type} y, x = tl::ld<1>(a, t, tl::op(1))[0];\n{body}"), [Buffer(x), out], policy=policy)

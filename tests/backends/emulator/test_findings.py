@@ -130,7 +130,8 @@ CASES = [
   const tl::sptr<float> s = tl::shared<float>(smem, 0, 63), n = tl::shared<float>(smem, 256, 64);
   tl::st<1>(s, t, tl::vec<float, 1>{}, $ tl::op(1));
   tl::st<1>(n, t, tl::vec<float, 1>{}, tl::op(2));""", "", "t < 63,", ("bounds-shared", 1, -1)),
-    Case("more shared memory than the launch gave", "  TL_SHARED(smem, $);", "1025", "1024", ("bounds-shared", -1, -1)),
+    Case("more shared memory than the launch gave", "  TL_SHARED(smem, $);", "1025", "1024",
+         ("bounds-shared", -1, -1)),
     Case("ldmatrix past the buffer", """
   TL_SHARED(smem, 1024);
   const tl::sptr<tl::u16> s = tl::shared<tl::u16>(smem, 0, 256);
