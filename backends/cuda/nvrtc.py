@@ -69,9 +69,20 @@ def _blob(program: ctypes.c_void_p, what: str) -> bytes:
 
 def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`."""
+    cubin, log = _compile(text, arch, ("--ptxas-options=-v", *options), "CUBIN")
+    return Compiled(cubin, log, _report(log))
+
+
+def ptx(text: str, arch: str, options: tuple[str, ...] = ()) -> str:
+    """The PTX of emitted text, for reading and for tests of the prelude."""
+    return _compile(text, arch.replace("sm_", "compute_"), options, "PTX")[0].rstrip(b"\0").decode()
+
+
+def _compile(text: str, arch: str, options: tuple[str, ...], what: str) -> tuple[bytes, str]:
     library, program = _nvrtc(), ctypes.c_void_p()
-    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--ptxas-options=-v", "--fmad=false",
-             "--no-source-include", *options]
+    # No contraction: a kernel fuses where its text says fma().
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--fmad=false", "--no-source-include",
+             *options]
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
         encoded = (ctypes.c_char_p * len(flags))(*map(str.encode, flags))
@@ -80,10 +91,9 @@ def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
         if code:
             raise TargetError(f"NVRTC refused the emitted text for {arch}", got=_quote(log, text),
                               why="the emitted text or the prelude is broken")
-        cubin = _blob(program, "CUBIN")
+        return _blob(program, what), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-    return Compiled(cubin, log, _report(log))
 
 
 def _quote(log: str, text: str) -> str:

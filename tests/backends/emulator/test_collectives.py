@@ -7,9 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.backends.cuda import wrappers
 from tests.backends.cuda.wrappers import ATOMIC_TYPES, INTEGERS
 from tests.backends.emulator.texts import kernel, output, run, values
-from tilelang.backends.emulator.run import POLICIES, Buffer
+from tilelang.backends.emulator.run import POLICIES, Buffer, load
 
 C_TYPES = {"tl::i8": np.int8, "tl::i16": np.int16, "tl::i32": np.int32, "tl::i64": np.int64, "tl::u8": np.uint8,
            "tl::u16": np.uint16, "tl::u32": np.uint32, "tl::u64": np.uint64, "float": np.float32, "double": np.float64,
@@ -74,27 +75,12 @@ def test_nan_wins_in_atomic_maximum() -> None:
 @pytest.mark.parametrize("element", ["tl::u16", "tl::u8"])
 def test_matrix_rows(count: int, trans: bool, element: str) -> None:
     """Loads 8x8 matrices from rows in a scattered order and stores them elsewhere in order."""
-    n = 2 if element == "tl::u8" else 1  # elements of 16 bits
     data = np.random.default_rng(2).integers(0, 1 << 16, (32, 8)).astype(np.uint16)
     order = np.random.default_rng(3).permutation(32).astype(np.int32)
-    flag = str(trans).lower()
-    g = f"tl::gptr<{element}>"
-    text = kernel(f"{g} a, tl::gptr<const tl::i32> order, {g} o, {g} f", f"""
-  TL_SHARED(smem, 1024);
-  const tl::sptr<{element}> s = tl::shared<{element}>(smem, 0, {256 * n});
-  const tl::sptr<{element}> d = tl::shared<{element}>(smem, 512, {256 * n});
-  tl::st<{8 * n}>(s, t * {8 * n}, tl::ld<{8 * n}>(a, t * {8 * n}, tl::op(1)), tl::op(2));
-  tl::st<{8 * n}>(d, t * {8 * n}, tl::vec<{element}, {8 * n}>{{}}, tl::op(3));
-  tl::barrier(tl::op(4));
-  tl::vec<{element}, {2 * n * count + 1}> r{{}};
-  tl::ldmatrix<{count}, {flag}>(r, 1, s, tl::ld<1>(order, t, tl::op(5))[0] * {8 * n}, tl::op(6));
-  for (int i = 0; i < {2 * n * count}; i++)
-    tl::st<1>(f, t * {2 * n * count} + i, tl::vec<{element}, 1>{{r[i + 1]}}, tl::op(7));
-  tl::stmatrix<{count}, {flag}>(d, t * {8 * n}, r, 1, tl::op(8));
-  tl::barrier(tl::op(9));
-  tl::st<{8 * n}>(o, t * {8 * n}, tl::ld<{8 * n}>(d, t * {8 * n}, tl::op(10)), tl::op(11));""", 32)
     out, fragment = Buffer(np.zeros((32, 8), np.uint16), False), Buffer(np.zeros((32, count, 2), np.uint16), False)
-    result = run(text, [Buffer(data), Buffer(order), out, fragment], 32, 1024)
+    program = load(wrappers.including(wrappers.rows(count, trans, element)))
+    result = program.launch(f"rows_{count}_{str(trans).lower()}_{element[4:]}",
+                            [Buffer(data), Buffer(order), out, fragment], threads=32, shared_bytes=1024)
     assert not result.findings
     assert result.counters[6].instructions == {"ldmatrix": 1}
     rows = data[order[:8 * count]]
@@ -122,19 +108,9 @@ def _fragments(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], per: int) -> tu
 
 def _multiply(name: str, acc: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
     """Runs one m16n8 instruction on the fragments of all lanes; gives D as (16, 8)."""
-    types = {np.dtype(v): k for k, v in C_TYPES.items()}
-    d, t, na, nb = types[acc.dtype], types[a.dtype], a.shape[1], b.shape[1]
-    text = kernel(f"tl::gptr<const {t}> a, tl::gptr<const {t}> b, tl::gptr<{d}> c", f"""
-  tl::vec<{t}, {na + 1}> x{{}};
-  tl::vec<{t}, {nb + 3}> y{{}};
-  tl::vec<{d}, 6> z{{}};
-  for (int i = 0; i < {na}; i++) x[i + 1] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
-  for (int i = 0; i < {nb}; i++) y[i + 3] = tl::ld<1>(b, t * {nb} + i, tl::op(2))[0];
-  for (int i = 0; i < 4; i++) z[i + 2] = tl::ld<1>(c, t * 4 + i, tl::op(3))[0];
-  tl::mma_{name}(z, 2, x, 1, y, 3, tl::op(4));
-  for (int i = 0; i < 4; i++) tl::st<1>(c, t * 4 + i, tl::vec<{d}, 1>{{z[i + 2]}}, tl::op(5));""", 32)
     c = np.ascontiguousarray(acc.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3))  # group, t, row half, pair
-    result = run(text, [Buffer(a), Buffer(b), Buffer(c)], 32)
+    program = load(wrappers.including(wrappers.mma(name)))
+    result = program.launch(f"mma_{name}", [Buffer(a), Buffer(b), Buffer(c)], threads=32)
     assert not result.findings
     assert result.counters[4].mma == 1
     return c.transpose(2, 0, 1, 3).reshape(16, 8)
@@ -172,8 +148,7 @@ def test_byte_products(name: str, low_a: int, low_b: int) -> None:
     np.testing.assert_array_equal(_multiply(f"m16n8k32_{name}", acc, fa, fb), (acc + a @ b).astype(np.int32))
 
 
-@pytest.mark.parametrize(("name", "low"), [("s4", -8), ("u4", 0)])
-@pytest.mark.parametrize("carrier", [np.uint8, np.uint32])
+@pytest.mark.parametrize(("name", "low", "carrier"), [("s4", -8, np.uint32), ("u4", 0, np.uint8)])
 def test_nibble_products(name: str, low: int, carrier: Any) -> None:
     rng = np.random.default_rng(6)
     a, b = rng.integers(low, low + 16, (16, 64)), rng.integers(low, low + 16, (64, 8))

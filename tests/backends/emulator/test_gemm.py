@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.backends.emulator.texts import run
 
+from tests.backends.emulator.texts import run
 from tilelang.backends.emulator.run import POLICIES, Buffer, Policy, Result
 
 SHARED = 2 * (64 * 40 + 32 * 72) * 2
@@ -72,7 +72,8 @@ def _product(text: str, m: int, n: int, k: int, policy: Policy) -> tuple[Result,
     rng = np.random.default_rng(0)
     a, b = rng.integers(-4, 5, (m, k)).astype(np.float16), rng.integers(-4, 5, (k, n)).astype(np.float16)
     c = np.full((m, n), np.nan, np.float32)
-    result = run(text, [Buffer(a), Buffer(b), Buffer(c, False), m, n, k], 128, SHARED, -(-m // 64) * -(-n // 64), policy)
+    blocks = -(-m // 64) * -(-n // 64)
+    result = run(text, [Buffer(a), Buffer(b), Buffer(c, False), m, n, k], 128, SHARED, blocks, policy)
     return result, c, a.astype(np.float32) @ b.astype(np.float32)
 
 
