@@ -62,9 +62,18 @@ class _Lowering:
         self.facts = Facts({op.regions[0].args[0]: (op.operands[0], op.operands[2])
                             for op in fn.walk() if op.name == "for"})
         self.access = Access(
-            b, self.threads, self.facts, self.of,
-            {op.operands[0] for op in fn.walk() if op.effects == "write" and isinstance(op.operands[0].type, TensorType)
-             and op.name != "copy_async"}, self.exchange.begin, target.async_copy)
+            b,
+            self.threads,
+            self.facts,
+            self.of,
+            {
+                op.operands[0]
+                for op in fn.walk()
+                if op.effects == "write" and isinstance(op.operands[0].type, TensorType) and op.name != "copy_async"
+            },
+            self.exchange.begin,
+            target.async_copy,
+        )
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
         self.dots = Dots(b, self.threads, self.exchange, self.of, target)
 
