@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tilelang.backends.clike.render import Rendered, render
-from tilelang.backends.cpu.compile import TILE_PASSES
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.place import place
@@ -15,6 +14,7 @@ from tilelang.ir.core import Function
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
+from tilelang.passes.pipeline import TILE_PASSES
 
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, dce, allocate_shared, insert_barriers)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilelang.backends.cpu.builder import I64, Index, ThreadBuilder
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.thread.builder import I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import simt

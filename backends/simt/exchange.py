@@ -12,9 +12,9 @@ from math import prod
 
 import numpy as np
 
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.simt.access import address, join, lanes_of
 from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilelang.backends.cpu.builder import ThreadBuilder
 from tilelang.backends.simt.access import Access, address, join
 from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
@@ -16,6 +15,7 @@ from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.registers import Threads
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt

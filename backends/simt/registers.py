@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.backends.cpu.builder import I32, Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Value
