@@ -25,6 +25,10 @@ from tilelang.layouts import RegisterLayout, SharedLayout, Swizzle, shared
 Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
 
 
+def itself(index: tuple[Index, ...]) -> tuple[Index, ...]:
+    return index
+
+
 def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[int, int]:
     """(dimension, registers) of the widest access that a register layout makes to a shared one."""
     best = (0, 1)
@@ -120,12 +124,12 @@ class Exchange:
                 if layout.shape[d] > shape[d]]
 
     def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
-              place: SharedLayout, where: Where = lambda i: i) -> None:
+              place: SharedLayout, where: Where = itself) -> None:
         """Writes a tile, each element once, at `where` its index goes."""
         b = self.b
         _, width = vector_width(layout, place, dt.storage.itemsize)
         leader = self.threads.leader(layout)
-        width = width if layout.shape == tuple(shape) else 1
+        width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape) + ([leader] if leader is not None else [])
@@ -134,12 +138,12 @@ class Exchange:
                                *([b.all_of(conditions)] if conditions else [])))
 
     def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
-             where: Where = lambda i: i) -> Value:
+             where: Where = itself) -> Value:
         """Reads a tile into registers; those outside the tile are 0."""
         b = self.b
         size = dt.storage.itemsize
         _, width = vector_width(layout, place, size)
-        width = width if layout.shape == tuple(shape) else 1
+        width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         parts = []
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
