@@ -131,6 +131,7 @@ static void complete(const Copy& copy) {
 
 struct GlobalCell {
   u32 writer, reader;  // blocks + 1; EVERY for several
+  Stamp wrote, read;
   int write_op, read_op;
   u8 use;  // of the last write
   bool initialised;
@@ -153,6 +154,7 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
   const bool writes = use == STORE || use == ATOMIC || use == STORE_BITS;
   const bool reads = use != STORE && use != STORE_BITS;
   const u32 me = u32(run.block) + 1;
+  const Stamp now = stamp(*current);
   b.shadow.refine(bytes);
   for (i64 i = at / b.shadow.granule; i < (at + bytes) / b.shadow.granule; i++) {
     GlobalCell& c = b.shadow.cells[i];
@@ -164,16 +166,24 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     if (c.writer && c.writer != me && !benign)
       report("race-global", op, c.write_op, "%s byte %lld of argument %d, which another block (%d) wrote",
              writes ? "writes" : "reads", (long long)byte, b.index, int(c.writer - 1));
+    else if (reads && !benign && !ordered(c.wrote, now))  // threads that store one value twice do no harm
+      report("race-global", op, c.write_op, "reads byte %lld of argument %d, which %s wrote with no barrier between",
+             (long long)byte, b.index, name(c.wrote).c_str());
     if (writes) {
       if (c.reader && c.reader != me && !(benign && c.writer))
         report("race-global", op, c.read_op, "writes byte %lld of argument %d, which another block (%d) read",
                (long long)byte, b.index, int(c.reader - 1));
+      else if (!benign && !ordered(c.read, now))
+        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read with no barrier between",
+               (long long)byte, b.index, name(c.read).c_str());
       c.writer = benign && c.writer && c.writer != me ? EVERY : me;
+      c.wrote = benign ? join(c.wrote, now) : now;
       c.write_op = op;
       c.use = use;
       c.initialised = true;
     } else {
       c.reader = c.reader && c.reader != me ? EVERY : me;
+      c.read = join(c.read, now);
       c.read_op = op;
     }
   }
