@@ -101,7 +101,8 @@ def _library(kind: str, source: Path | str, flags: tuple[str, ...], *more: str) 
             raise TargetError(f"the C++ compiler refused the {kind}", got=done.stderr.strip()[:4000],
                               why="the emitted text or the installation is broken")
         os.replace(built, path)
-    _prune(directory, config().cache_bytes)
+    if path.name.endswith("0.so"):  # looking at every file is not worth it each time
+        _prune(directory, config().cache_bytes)
     return path
 
 
