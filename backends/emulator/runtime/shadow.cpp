@@ -204,6 +204,7 @@ static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, in
 }
 
 static void pause(Use use, int op) {  // other threads may run between any two accesses
+  if (current->log.size() >= LOG) wait_for_others();
   if (run.policy == RANDOM && draw(16) == 0) give_way();
   if (use != ATOMIC) return;
   if (++run.atomics > 1u << 22) fail("deadlock", op, -1, "atomics without end: a loop waits for what never comes");
@@ -239,7 +240,10 @@ extern "C" void* emu_shared(long long base, long long limit, long long offset, i
   return shared_memory + at;
 }
 
-extern "C" void emu_idle(int shared, Use use, int op) { current->log.push_back({0, op, 0, u8(use), u8(shared)}); }
+extern "C" void emu_idle(int shared, Use use, int op) {
+  pause(LOAD, op);
+  current->log.push_back({0, op, 0, u8(use), u8(shared)});
+}
 
 extern "C" void emu_copy_async(long long base, long long limit, long long offset, Buffer* b, const void* from,
                                long long from_offset, int size, int bytes, int mask, int op) {
