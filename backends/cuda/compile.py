@@ -7,6 +7,7 @@ from functools import cached_property
 from tilelang.backends.clike.render import Rendered, render
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.lower import lower
+from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.target import SimtTarget
@@ -29,7 +30,7 @@ class Lowered:
     @cached_property
     def placed(self) -> Function:
         """Every tile with its layout."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, place))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline))
 
     @cached_property
     def thread(self) -> Function:

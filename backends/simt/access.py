@@ -22,6 +22,7 @@ class Access:
                  written: set[Value], new_phase: Callable[[], int], async_copy: bool) -> None:
         self.b, self.threads, self.facts, self.of, self.async_copy = b, threads, facts, of, async_copy
         self.written, self.new_phase = written, new_phase
+        self.managed: dict[Value, int] = {}  # buffers the compiler manages, and the phase of their accesses
 
     def dim(self, memory: Value, axis: int) -> Index:
         t = memory.type
@@ -56,7 +57,7 @@ class Access:
 
     def phase(self, memory: Value) -> int:
         """The phase of an access to a tensor; 0 for one that the kernel never writes."""
-        return self.new_phase() if memory in self.written else 0
+        return self.new_phase() if memory in self.written else self.managed.get(memory, 0)
 
     # -- blocks -------------------------------------------------------------------------------------------------------
     def _groups(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
@@ -142,31 +143,32 @@ class Access:
     def copy_async(self, op: Op) -> None:
         """A block of a tensor into the whole of a buffer: by the copy unit where widths and alignment allow it."""
         b = self.b
-        memory, *offsets, buffer = op.operands
+        at = op.buffer  # type: ignore[attr-defined]
+        memory, offsets, buffer = op.operands[0], op.operands[1:at], op.operands[at]
+        lead: list[Index] = [b.to_index(self.of.get(v, v)) for v in op.operands[at + 1:]]
         t = self.of[buffer].type
         assert isinstance(t, BufferType)
-        place = t.layout or shared(t.shape)
-        size = t.dtype.storage.itemsize
-        rank = len(t.shape)
-        layout = blocked(t.shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
+        place, shape = t.layout or shared(t.shape), t.shape[len(lead):]
+        size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
+        layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
         inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
         limit = 1 << place.swizzle.base if place.swizzle else inner[0]
-        width = min(self.vector(op, memory, offsets, layout, t.shape), limit if inner[1] == 1 else 1)
+        width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
         leader = self.threads.leader(layout)
-        groups = self._groups(op, memory, offsets, layout, t.shape, False, width)
+        groups = self._groups(op, memory, offsets, layout, shape, False, width)
         local = local_offsets(layout)
         for first, _, offset, mask in groups:
             index = [b.add(self.threads.part(layout, d), int(local[first][d])) for d in range(rank)]
-            here = [b.pure(ew.Lt, b.index(at), b.index(t.shape[d])) for d, at in enumerate(index)
-                    if layout.shape[d] > t.shape[d]] + ([leader] if leader is not None else [])
-            at = b.index(address(b, place, index))
+            here = [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
+                    if layout.shape[d] > shape[d]] + ([leader] if leader is not None else [])
+            where = b.index(address(b, place, [*lead, *index]))
             if self.async_copy and width * size in (4, 8, 16) and not here:
-                b.effect(simt.StAsync, self.of[buffer], at, memory, b.index(offset),
-                         *([mask] if mask is not None else []), lanes=width)
+                b.effect(simt.StAsync, self.of[buffer], where, memory, b.index(offset),
+                         *([mask] if mask is not None else []), lanes=width, phase=phase)
                 continue
             masks = [mask] if mask is not None else []
             value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=width if width > 1 else None).result
-            b.effect(th.St, self.of[buffer], at, value, *([b.all_of(here)] if here else []))
+            b.effect(th.St, self.of[buffer], where, value, *([b.all_of(here)] if here else []), phase=phase)
 
     # -- elements -----------------------------------------------------------------------------------------------------
     def elements(self, op: Op) -> list[Value]:
@@ -223,7 +225,23 @@ class Access:
 
 
 def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:
-    """The element offset of an index in a buffer."""
+    """The element offset of an index in a buffer. What the swizzle neither reads nor changes is added last: it may
+    change in a loop while the rest does not."""
+    s = place.swizzle
+    block = 1 << (s.base + s.bits + max(s.shift, 0)) if s is not None else 1
+    outer = [i for i, digits in enumerate(place.dims) if all(step % block == 0 for _, step in digits)] if s else []
+    total = _linear(b, place, [at if i not in outer else 0 for i, at in enumerate(index)])
+    if s is None:
+        return total
+    rest = _linear(b, place, [at if i in outer else 0 for i, at in enumerate(index)])
+    if isinstance(total, int):
+        return b.add(rest, int(s(total)))
+    mask = ((1 << s.bits) - 1) << s.base
+    moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(s.shift)), b.index(mask))
+    return b.add(rest, b.pure(ew.Xor, total, moved))
+
+
+def _linear(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:
     out: Index = 0
     for at, digits in zip(index, place.dims, strict=True):
         rest = at
@@ -232,14 +250,7 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
             rest = b.div(rest, extent)
         if digits:
             out = b.add(out, b.mul(rest, digits[0][1]))
-    if place.swizzle is None:
-        return out
-    s = place.swizzle
-    if isinstance(out, int):
-        return int(s(out))
-    mask = ((1 << s.bits) - 1) << s.base
-    moved = b.pure(ew.And, b.pure(ew.Shr, out, b.index(s.shift)), b.index(mask))
-    return b.pure(ew.Xor, out, moved)
+    return out
 
 
 def join(b: ThreadBuilder, parts: Sequence[Value]) -> Value:
