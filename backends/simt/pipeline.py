@@ -97,7 +97,7 @@ class _Loop:
         return [op for op in self.body.ops if op in needed]
 
     def _waits(self, body: Sequence[Op], rings: dict[Value, Value]) -> bool:
-        """Whether something else in the body needs its waits and barriers: the user's buffers, or a copy that stays."""
+        """Whether something else in the body needs its waits: the user's buffers, or a copy that stays."""
         ops = list(Region([], body).walk())
         copied = {op.operands[-1] for op in ops if op.name == "copy_async"}
         return any(isinstance(v.type, BufferType) and v not in rings and (v not in self.allocs or v in copied)

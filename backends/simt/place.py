@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
-from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.stage import buffer_layout, staged_loads
+from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
@@ -150,10 +150,9 @@ class _Placer:
         self.pending = True
 
     def _wait(self, like: Op) -> None:
-        """Makes the copies under way visible to all threads."""
+        """Lets the copies under way arrive."""
         if self.pending:
             self.emit(mem.Wait, [], {"pending": 0}, like, None)
-            self.emit(mem.Barrier, [], {}, like, None)
             self.pending = False
 
     def _staged_operand(self, v: Value, layout: RegisterLayout, like: Op) -> Value:
