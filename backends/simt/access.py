@@ -6,7 +6,7 @@ from typing import Any
 
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.registers import Threads, local_offsets
-from tilelang.backends.thread.builder import I64, Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import simt
@@ -73,6 +73,7 @@ class Access:
                 b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
             always = [leader] if leader is not None else []
         starts: list[Index] = []
+        checked: list[Value | int] = []  # the same as i32: extents are, and it compares in one step
         base: Index = 0
         buffer = memory.type if isinstance(memory.type, BufferType) else None
         strides = [self.stride(memory, a) if buffer is None else 0 for a in range(rank)]
@@ -81,6 +82,7 @@ class Access:
             if a in axes and layout is not None:
                 start = b.add(start, self.threads.part(layout, axes.index(a)))
             starts.append(start)
+            checked.append(self._narrow(offsets[a], layout, axes, a))
             base = b.add(base, b.mul(start, strides[a]))
         out = []
         for first in range(0, len(local), width):
@@ -89,29 +91,52 @@ class Access:
                 step = int(local[first][axes.index(a)]) if a in axes and layout is not None else 0
                 offset = b.add(offset, b.mul(strides[a], step))
                 at.append(b.add(starts[a], step))
-                conditions += self._within(memory, a, offsets[a], b.add(starts[a], step), step)
+                conditions += self._within(memory, a, offsets[a], checked[a], step)
                 if store and a in axes and layout is not None:
                     t = axes.index(a)
                     if layout.shape[t] > shape[t]:
-                        part = b.add(self.threads.part(layout, t), step)
-                        conditions.append(b.pure(ew.Lt, b.index(part), b.index(shape[t])))
+                        conditions.append(self._below(self.threads.part32(layout, t), step, shape[t]))
             mask = b.all_of(list(dict.fromkeys(conditions))) if conditions else None
             if buffer is not None:
                 offset = address(b, buffer.layout or shared(buffer.shape), at)
             out.append((first, width, offset, mask))
         return out
 
-    def _within(self, memory: Value, axis: int, offset: Value, at: Index, step: int) -> list[Value]:
+    def _narrow(self, offset: Value, layout: RegisterLayout | None, axes: list[int], axis: int) -> Value | int:
+        """The index along an axis of a thread's first element, as i32."""
+        b, at = self.b, self.of.get(offset, offset)
+        start: Value | int = int(at.owner.attrs["value"]) if isinstance(at.owner, sh.Const) else \
+            at if at.dtype is I32 else b.pure(ew.Cast, at, dtype=I32)
+        part = self.threads.part32(layout, axes.index(axis)) if axis in axes and layout is not None else 0
+        if isinstance(start, int) or isinstance(part, int):
+            rest = part if isinstance(start, int) else start
+            known = (start if isinstance(start, int) else 0) + (part if isinstance(part, int) else 0)
+            return known if isinstance(rest, int) else b.pure(ew.Add, rest, b.const(known, I32)) if known else rest
+        return b.pure(ew.Add, start, part)
+
+    def _below(self, at: Value | int, step: int, limit: Value | int) -> Value:
+        """at + step < limit, as i32."""
+        b = self.b
+        if isinstance(limit, int):  # the step goes to the side of the constant
+            return b.pure(ew.Lt, b.const(at, I32) if isinstance(at, int) else at, b.const(limit - step, I32))
+        if isinstance(at, int):
+            return b.pure(ew.Lt, b.const(at + step, I32), limit)
+        return b.pure(ew.Lt, b.pure(ew.Add, at, b.const(step, I32)) if step else at, limit)
+
+    def _within(self, memory: Value, axis: int, offset: Value, at: Value | int, step: int) -> list[Value]:
         """Conditions for an index to lie in the tensor, without those known to hold."""
-        b, dim = self.b, self.dim(memory, axis)
+        b, t = self.b, memory.type
+        assert isinstance(t, TensorType | BufferType)
+        size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
         out = []
         if isinstance(at, int):
-            if at < 0:
+            if at + step < 0:
                 return [b.const(0, ew.I1)]
         elif not self.facts.nonnegative(offset):
-            out.append(b.pure(ew.Ge, at, b.index(0)))
-        if not (isinstance(at, int) and isinstance(dim, int) and at < dim):
-            out.append(b.pure(ew.Lt, b.index(at), b.index(dim)))
+            out.append(b.pure(ew.Ge, at, b.const(-step, I32)))
+        if not (isinstance(at, int) and isinstance(size, int) and at + step < size):
+            limit = size if isinstance(size, int) else b.pure(Op.registry["dim"], memory, axis=axis)
+            out.append(self._below(at, step, limit))
         return out
 
     def load(self, op: Op) -> Value:
@@ -236,9 +261,14 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     rest = _linear(b, place, [at if i in outer else 0 for i, at in enumerate(index)])
     if isinstance(total, int):
         return b.add(rest, int(s(total)))
+    inner, constant = b.split(total)
+    total = b.add(inner, constant % block)  # whole blocks stay out: accesses that differ by them share an address
+    rest = b.add(rest, constant - constant % block)
+    if isinstance(total, int):
+        return b.add(rest, int(s(total)))
     mask = ((1 << s.bits) - 1) << s.base
     moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(s.shift)), b.index(mask))
-    return b.add(rest, b.pure(ew.Xor, total, moved))
+    return b.add(b.pure(ew.Xor, total, moved), rest)
 
 
 def _linear(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:
