@@ -249,6 +249,11 @@ class _Renderer:
         size = layout.size if layout is not None else math.prod(op.attrs["shape"])
         self.line(f"const tl::sptr<{t}> {self.name(op.result)} = tl::shared<{t}>(smem, {op.attrs['offset']}, {size});")
 
+    def _block(self, op: Op) -> None:
+        memory, offset = op.operands
+        self.line(f"const tl::sptr<{memory_type(memory)}> {self.name(op.result)} = "
+                  f"tl::block({self.name(memory)}, (int){self.scalar(offset)});")
+
     def address(self, memory: Value, offset: Value) -> str:
         at = self.scalar(offset)
         return f"{self.name(memory)}, {at if isinstance(memory.type, TensorType) else f'(int){at}'}"

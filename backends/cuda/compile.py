@@ -10,6 +10,7 @@ from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
+from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir.core import Function
 from tilelang.passes.dce import dce
@@ -17,7 +18,7 @@ from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
-THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, dce, allocate_shared, insert_barriers)
+THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, dce, allocate_shared, insert_barriers)
 
 
 @dataclass

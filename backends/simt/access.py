@@ -178,6 +178,8 @@ class Access:
         layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
         inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
         limit = 1 << place.swizzle.base if place.swizzle else inner[0]
+        target = block_of(b, self.of[buffer], place, lead)
+        place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
         leader = self.threads.leader(layout)
         groups = self._groups(op, memory, offsets, layout, shape, False, width)
@@ -186,14 +188,14 @@ class Access:
             index = [b.add(self.threads.part(layout, d), int(local[first][d])) for d in range(rank)]
             here = [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
                     if layout.shape[d] > shape[d]] + ([leader] if leader is not None else [])
-            where = b.index(address(b, place, [*lead, *index]))
+            where = b.index(address(b, place, index))
             if self.async_copy and width * size in (4, 8, 16) and not here:
-                b.effect(simt.StAsync, self.of[buffer], where, memory, b.index(offset),
+                b.effect(simt.StAsync, target, where, memory, b.index(offset),
                          *([mask] if mask is not None else []), lanes=width, phase=phase)
                 continue
             masks = [mask] if mask is not None else []
             value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=width if width > 1 else None).result
-            b.effect(th.St, self.of[buffer], where, value, *([b.all_of(here)] if here else []), phase=phase)
+            b.effect(th.St, target, where, value, *([b.all_of(here)] if here else []), phase=phase)
 
     # -- elements -----------------------------------------------------------------------------------------------------
     def elements(self, op: Op) -> list[Value]:
@@ -269,6 +271,14 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     mask = ((1 << s.bits) - 1) << s.base
     moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(s.shift)), b.index(mask))
     return b.add(b.pure(ew.Xor, total, moved), rest)
+
+
+def block_of(b: ThreadBuilder, memory: Value, place: SharedLayout, lead: Sequence[Index]) -> Value:
+    """The block of a buffer at the index of its first dimensions: its address is computed once for all accesses."""
+    if not lead:
+        return memory
+    start = b.index(address(b, place, [*lead, *[0] * (place.rank - len(lead))]))
+    return b.pure(simt.Block, memory, start)
 
 
 def _linear(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilelang.backends.simt.shared_memory import size_of
+from tilelang.backends.simt.shared_memory import root, size_of
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.memory import Barrier
 
@@ -70,11 +70,11 @@ class _Scan:
         tensors = [p for p in fn.params if isinstance(p.type, TensorType)]
         self.place.update({p: (GLOBAL + i, GLOBAL + i + 1) for i, p in enumerate(tensors)})
         managed = {op.result for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
-        self.copies = {op.attrs["phase"] for op in fn.walk() if op.effects == "write" and op.operands[0] in managed}
+        self.copies = {op.attrs["phase"] for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed}
 
     def touches(self, op: Op) -> list[Touch]:
         phase = op.attrs.get("phase", 0)
-        return [Touch(*self.place[v], op.effects == "write", phase) for v in op.operands[:1]
+        return [Touch(*self.place[root(v)], op.effects == "write", phase) for v in op.operands[:1]
                 if phase and isinstance(v.type, BufferType | TensorType)]
 
     def under_way(self, t: Touch) -> bool:

@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.instructions import DotPlan, choose, plan
+from tilelang.backends.simt.registers import thread_digits
 from tilelang.backends.simt.stage import Staged
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
@@ -23,8 +24,8 @@ from tilelang.layouts import LayoutError, RegisterLayout, blocked, conversion, f
 
 LOOP_WEIGHT = 8
 """How often a loop's body is assumed to run."""
-EXCHANGE = 2048
-"""Cost, in bytes, of going through shared memory once: two barriers and the latency."""
+EXCHANGE = 16384
+"""Cost, in bytes, of going through shared memory once: two barriers and the latency, at 128 bytes a cycle."""
 Map = Callable[[RegisterLayout], RegisterLayout | None]
 
 
@@ -36,6 +37,8 @@ class Group:
     bytes: int = 1
     accesses: list[tuple[int | None, int, int, int]] = field(default_factory=list)
     """(tile dimension along which the memory is contiguous, element bytes, widest vector in bytes, weight)."""
+    reductions: list[tuple[int, int]] = field(default_factory=list)
+    """(axis, weight) of reductions over tiles of the group."""
     edges: list[Edge] = field(default_factory=list)
     layout: RegisterLayout | None = None
 
@@ -110,6 +113,13 @@ def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None
         sector = np.where(first >= 0, other * (1 << 40) + inner * size // 32, -1)
         sectors = sum(len(np.unique(sector[:, i][sector[:, i] >= 0])) for i in range(sector.shape[1]))
     return warps * (32 * sectors + 32 * first.shape[1])
+
+
+@lru_cache(maxsize=4096)
+def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
+    """Whether elements along `axis` lie in different warps."""
+    return any(d.adds is not None and d.adds[0] == axis and d.extent > 1 and d.stride * d.extent > warp
+               for d in thread_digits(layout))
 
 
 def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...],
@@ -241,6 +251,7 @@ class Inference:
 
     def _survey_reduce(self, op: Op, weight: int) -> None:
         axis = op.attrs["axis"]
+        self.group(op.operands[0]).reductions.append((axis, weight))
         for src, dst in zip(op.operands, op.results, strict=True):
             if dst.shape:
                 self._edge(src, dst, lambda f: f.reduce([axis]), same, lambda f: f.reduce([axis]), dst.shape, weight)
@@ -290,6 +301,7 @@ class Inference:
         total = layout.local_size * layout.num_threads  # registers, and copies of the same work
         for axis, size, width, weight in g.accesses:
             total += weight * access_cost(layout, g.shape, axis, size, width, self.target.warp)
+        total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))
         for e in g.edges:
             src = layout if e.src is g else e.src.layout
             dst = layout if e.dst is g else e.dst.layout
@@ -312,8 +324,13 @@ class Inference:
                 break
         return sum(self._cost(g, g.layout) for g in order if g.layout is not None)
 
-    def solve(self) -> dict[Group, RegisterLayout]:
-        """Layouts of all groups."""
+    def registers(self) -> int:
+        """32-bit registers of a thread that the largest tile takes."""
+        return max((g.layout.local_size * g.bytes // 4 for g in self.groups.values() if g.layout is not None),
+                   default=0)
+
+    def solve(self) -> int:
+        """Finds the layouts of all groups, and gives their cost."""
         best: tuple[int, dict[Group, RegisterLayout]] | None = None
         count = max((len(site.plans) for site in self.dots), default=1)
         for start in range(count):
@@ -327,4 +344,4 @@ class Inference:
         assert best is not None
         for g, f in best[1].items():
             g.layout = f
-        return best[1]
+        return best[0]

@@ -26,8 +26,14 @@ ELEMENTS_PER_THREAD = 32
 MAX_WARPS = 8
 
 
+SCHEDULERS = 4
+"""Warps a multiprocessor issues from at once: a program with dots goes no lower of its own accord."""
+REGISTERS = 128
+"""How many registers of a thread one tile may take where a dot would be better off with fewer warps."""
+
+
 def warps_for(fn: Function) -> int:
-    """How many warps a program gets: enough for its largest tile, a power of two."""
+    """How many warps the largest tile of a program asks for, a power of two."""
     largest = max((v.tile.size for op in fn.walk() for v in op.results if isinstance(v.type, TileType)), default=1)
     warps = 1
     while warps < MAX_WARPS and warps * 32 * ELEMENTS_PER_THREAD < largest:
@@ -37,11 +43,25 @@ def warps_for(fn: Function) -> int:
 
 def place(fn: Function, target: SimtTarget) -> Function:
     """A new function at level PLACED."""
-    inference = Inference(fn, target, target.warp * warps_for(fn), staged_loads(fn, target))
-    inference.solve()
+    inference = _infer(fn, target)
     out = Function(fn.name, fn.params, Region(), "placed", fn.loc)
     _Placer(inference).region(fn.body, out.body)
     return out
+
+
+def _infer(fn: Function, target: SimtTarget) -> Inference:
+    """Layouts for the number of warps that moves the fewest bytes; only dots make a difference."""
+    staged, warps = staged_loads(fn, target), warps_for(fn)
+    best = Inference(fn, target, target.warp * warps, staged)
+    cost = best.solve()
+    while best.dots and warps > SCHEDULERS:
+        warps //= 2
+        other = Inference(fn, target, target.warp * warps, staged)
+        found = other.solve()
+        if found >= cost or other.registers() > REGISTERS:
+            break
+        best, cost = other, found
+    return best
 
 
 class _Placer:

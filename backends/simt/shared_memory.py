@@ -29,6 +29,13 @@ def shared_allocs(fn: Function) -> list[Op]:
     return [op for op in fn.body.ops if op.name == "alloc" and op.attrs["space"] == "shared"]
 
 
+def root(v: Value) -> Value:
+    """The whole buffer that a block is part of."""
+    while v.owner is not None and v.owner.name == "block":
+        v = v.owner.operands[0]
+    return v
+
+
 def shared_bytes(fn: Function) -> int:
     """Shared memory of one program."""
     return max((op.attrs["offset"] + size_of(op) for op in shared_allocs(fn)), default=0)
@@ -65,9 +72,9 @@ def _spans(fn: Function) -> dict[Value, _Span]:
         nonlocal clock
         for op in region.ops:
             clock += 1
-            start, buffers = clock, [v for v in op.operands if isinstance(v.type, BufferType)]
+            start, buffers = clock, [root(v) for v in op.operands if isinstance(v.type, BufferType)]
             inner_uses = [(v, uses.setdefault(v, [])) for v in buffers]
-            managed.update(v for v in buffers if op.attrs.get("phase", 0) == 0)
+            managed.update(v for v in buffers if op.attrs.get("phase", 0) == 0 and op.name != "block")
             # The span of an operation with regions is known once they have been walked.
             places = [_length(r) for r in op.regions]
             here = (*around, (start, start + sum(places)))

@@ -29,6 +29,14 @@ class ThreadId(Op):
         return np.arange(self.attrs["count"], dtype=np.int32)
 
 
+class Block(Op):
+    """The part of a buffer that begins `offset` elements into it: operands (buffer, offset)."""
+    name, levels = "block", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        return [memory_type(self, self.operands[0])]
+
+
 class Take(Op):
     """Lanes of a vector in the given order: result lane i is operand lane `lanes[i]`."""
     name, levels, attributes = "take", THREAD, {"lanes": ...}

@@ -22,6 +22,9 @@ TL_FN T* shared(unsigned char* arena, i64 offset, i64) {
 TL_FN int thread() { return threadIdx.x; }
 TL_FN i64 program() { return blockIdx.x + i64(blockIdx.y) * gridDim.x; }  // y only beyond 2**31 - 1 blocks
 
+template <class T>
+TL_FN sptr<T> block(sptr<T> s, int off) { return s + off; }
+
 // The address of an element in the shared window. 32-bit arithmetic, so that constants end in the instruction.
 template <class T>
 TL_FN u32 shared_address(const T* p, int off) {

@@ -37,6 +37,11 @@ TL_FN sptr<T> shared(arena, i64 offset, i64 count) {
   return {offset, count * i64(sizeof(T))};
 }
 
+template <class T>
+TL_FN sptr<T> block(sptr<T> s, i64 off) {
+  return {s.base + off * i64(sizeof(T)), s.limit - off * i64(sizeof(T))};
+}
+
 TL_FN int thread() { return emu_thread(); }
 TL_FN i64 program() { return emu_program(); }
 
