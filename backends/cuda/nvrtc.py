@@ -69,9 +69,18 @@ def _blob(program: ctypes.c_void_p, what: str) -> bytes:
 
 def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`."""
+    log, cubin = _compile(text, arch, "CUBIN", (f"-I{INCLUDE}", "--ptxas-options=-v", *options))
+    return Compiled(cubin, log, _report(log))
+
+
+def ptx(text: str, arch: str, include: Path = INCLUDE) -> str:
+    """The PTX of emitted text for a virtual processor such as `compute_80`, by the prelude in `include`."""
+    return _compile(text, arch, "PTX", (f"-I{include}",))[1].rstrip(b"\0").decode()
+
+
+def _compile(text: str, arch: str, result: str, options: tuple[str, ...]) -> tuple[str, bytes]:
     library, program = _nvrtc(), ctypes.c_void_p()
-    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--ptxas-options=-v", "--fmad=false",
-             "--no-source-include", *options]
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--no-source-include", *options]
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
         code = library.nvrtcCompileProgram(
@@ -81,10 +90,9 @@ def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
         if code:
             raise TargetError(f"NVRTC refused the emitted text for {arch}", got=_quote(log, text),
                               why="the emitted text or the prelude is broken")
-        cubin = _blob(program, "CUBIN")
+        return log, _blob(program, result)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-    return Compiled(cubin, log, _report(log))
 
 
 def _quote(log: str, text: str) -> str:
