@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -93,18 +94,22 @@ class Product:
         return (d + c).astype(c.dtype)
 
     def _matrix(self, registers: Array, element: _Element, is_a: bool) -> Array:
-        """Fragments to [warp, row, k]; B's rows are its columns. Register r of A is in the upper or lower eight rows
-        by its lowest bit; the others, and all of B's, go along k."""
+        """Fragments to [warp, row, k]; B's rows are its columns."""
         warps, _, count = registers.shape
         values = element.decode(np.ascontiguousarray(registers).view(np.uint8)).reshape(warps, 32, count, -1)
-        per = values.shape[3]
-        r, e = np.arange(count)[:, None], np.arange(per)
-        half, along = (r % 2, r // 2) if is_a and not self.small else (0 * r, r)
-        rows = GROUP[:, None, None] + 8 * half + 0 * e
-        ks = (along * 4 + LANE[:, None, None]) * per + e
+        rows, ks = _places(count, values.shape[3], is_a, self.small)
         out = np.zeros((warps, 8 if self.small or not is_a else 16, self.depth))
         out[:, rows, ks] = values
         return out
+
+
+@lru_cache(maxsize=64)
+def _places(count: int, per: int, is_a: bool, small: bool) -> tuple[Array, Array]:
+    """Row and k of every [lane, register, element]. Register r of A is in the upper or lower eight rows by its lowest
+    bit; the other bits, and all of B's, go along k."""
+    r, e = np.arange(count)[:, None], np.arange(per)
+    half, along = (r % 2, r // 2) if is_a and not small else (0 * r, r)
+    return GROUP[:, None, None] + 8 * half + 0 * e, (along * 4 + LANE[:, None, None]) * per + e
 
 
 _SHAPES = {  # types of A and B: depths, accumulator

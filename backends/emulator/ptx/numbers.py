@@ -184,8 +184,8 @@ def insert(a: Array, b: Array, at: Array, n: Array) -> Array:
 
 
 def permute(a: Array, b: Array, selector: Array) -> Array:
-    """`prmt`: any four of the bytes of b, a; the highest bit of a selector repeats that byte's sign."""
-    both = b.astype(np.uint64) | a.astype(np.uint64) << np.uint64(32)
+    """`prmt`: any four of the bytes of a, then b; the highest bit of a selector repeats that byte's sign."""
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
     out = np.zeros_like(a)
     for i in range(4):
         s = selector >> 4 * i & 15
