@@ -206,7 +206,8 @@ class Builder:
         whole, result = m.type, i.operands[0]
         if isinstance(result, Vector):
             part = f"b{8 * TYPES[whole] // len(result.items)}"
-            take, puts, dtype = self.read(i.operands[1], whole), [self.write(o, part) for o in result.items], DTYPES[part]
+            take, dtype = self.read(i.operands[1], whole), DTYPES[part]
+            puts = [self.write(o, part) for o in result.items]
 
             def split(m: Machine) -> None:
                 parts = take(m).view(dtype).reshape(m.width, -1)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import numpy as np
 
 from tilelang.backends.emulator.ptx import mma
-from tilelang.backends.emulator.ptx.build import Builder, Read, Rule
+from tilelang.backends.emulator.ptx.build import POISON, Builder, Read, Rule
 from tilelang.backends.emulator.ptx.forms import Mnemonic
 from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
+from tilelang.backends.emulator.ptx.memory import located
 from tilelang.backends.emulator.ptx.numbers import Array
 from tilelang.backends.emulator.ptx.parse import Instruction, Operand, PtxError, Vector
 
@@ -59,22 +60,21 @@ def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
 def _collective(c: Builder, at: int, named: Read | None, body: Body) -> Step:
     """Runs `body` for warps all of whose members have come: those `named` by a mask, else all lanes."""
-    bit = np.uint32(1) << np.arange(LANES, dtype=np.uint32)
+    bit = np.left_shift(np.ones(LANES, np.uint32), np.arange(LANES, dtype=np.uint32))
 
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
         lanes, members = here.reshape(-1, LANES), m.exists.reshape(-1, LANES)
         if named is not None:
             masks = named(m).reshape(-1, LANES)
-            own = masks & bit != 0
-            if (lanes & ~own).any():
-                lane = int(np.argwhere(lanes & ~own)[0][1])
-                raise PtxError(f"lane {lane} is not in its own member mask",
-                               got=f"{int(masks[lanes & ~own][0]):#010x}")
+            strangers: Array = lanes & (masks & bit == 0)
+            if strangers.any():
+                raise PtxError(f"lane {int(np.nonzero(strangers)[1][0])} is not in its own member mask",
+                               got=f"{int(masks[strangers][0]):#010x}")
             first = masks[np.arange(len(masks)), lanes.argmax(1)]
             members = members & (first[:, None] & bit != 0)
-        come = ((lanes | ~members).all(1) & lanes.any(1))[:, None] & lanes
-        ready = come.reshape(-1)
+        complete: Array = (lanes | ~members).all(1) & lanes.any(1)
+        ready = (complete[:, None] & lanes).reshape(-1)
         if here is m.active and (ready == here).all():
             body(m)
             return None
@@ -95,6 +95,7 @@ def _shuffle(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     out = result.items if isinstance(result, Vector) else (result, None)
     put, flag = c.write(out[0], "b32"), c.write(out[1], "pred")
     value, other, bounds, named = (c.read(o, "b32") for o in operands)
+    unknown = np.uint32(POISON * 0x01010101)
 
     def body(m: Machine) -> None:
         lane = np.arange(m.width, dtype=np.int64) % LANES
@@ -104,9 +105,7 @@ def _shuffle(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
         source = {"bfly": lane ^ b, "idx": low | b & ~segment, "up": lane - b, "down": lane + b}[kind]
         inside = source >= high if kind == "up" else source <= high
         source = np.where(inside, source, lane) + np.arange(m.width) // LANES * LANES
-        if not m.active[source[m.active]].all():
-            raise PtxError("a shuffle reads a lane that takes no part")
-        put(m, value(m)[source])
+        put(m, np.where(m.active[source], value(m)[source], unknown))  # of a lane that takes no part
         flag(m, inside)
     return _collective(c, at, named, body)
 
@@ -176,7 +175,6 @@ def _mma(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
 def _assertion(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     """CUDA's `assert`: the line is the number of the operation."""
-    from tilelang.backends.emulator.ptx.memory import located
     where = located(c, i.operands[2], "local", 4)
 
     def step(m: Machine) -> None:

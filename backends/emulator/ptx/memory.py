@@ -14,7 +14,7 @@ from tilelang.backends.emulator.ptx.parse import TYPES, Address, Instruction, Op
 
 SPACES = ("global", "shared", "local", "param", "const")
 _CACHING = {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "volatile", "weak", "relaxed", "acquire", "release",
-            "acq_rel", "cta", "cluster", "gpu", "sys", "v2", "v4", "cta", "noftz", "async"}
+            "acq_rel", "cta", "cluster", "gpu", "sys", "v2", "v4", "noftz", "async"}
 
 
 def _checked(m: Mnemonic, *known: str) -> None:

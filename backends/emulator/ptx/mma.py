@@ -125,8 +125,8 @@ _SHAPES = {  # types of A and B: depths, accumulator
 
 def find(name: str) -> Product | None:
     """The product that an instruction's name asks for; None where it is not covered."""
-    found = re.fullmatch(r"mma\.sync\.aligned\.(m\d+n8k(\d+))\.row\.col\.(\w+)\.(\w+)\.(\w+)\.(\w+)(?:\.(and|xor)\.popc)?",
-                         name)
+    found = re.fullmatch(r"mma\.sync\.aligned\.(m\d+n8k(\d+))\.row\.col\.(\w+)\.(\w+)\.(\w+)\.(\w+)"
+                         r"(?:\.(and|xor)\.popc)?", name)
     if found is None:
         return None
     shape, depth, d, a, b, c, population = found.groups(default="")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -111,10 +110,9 @@ class _Function:
 
 
 _FUNCTION = re.compile(r"(?:\.\w+\s+)*\.(entry|func)\s*(?:\(([^)]*)\))?\s*([\w$]+)\s*(?:\(([^)]*)\))?([^{;]*)([{;])")
-_VARIABLE = re.compile(r"(?:\.(?:visible|extern|weak)\s+)*\.(global|const|shared|local|param)\s+(?:\.align\s+(\d+)\s+)?"
-                       r"\.(\w+)\s+([\w$%]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$", re.S)
+_VARIABLE = re.compile(r"(?:\.(?:visible|extern|weak)\s+)*\.(global|const|shared|local|param)\s+"
+                       r"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$%]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$", re.S)
 _STATEMENT = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
-_NAME = r"[%\w$.]+"
 
 
 @lru_cache(maxsize=16)
@@ -125,7 +123,7 @@ def functions(text: str) -> tuple[list[_Function], list[str]]:
     while found := _FUNCTION.search(text, at):
         rest.append(text[at:found.start()])
         kind, result, name, params, directives, opening = found.groups(default="")
-        at, depth = found.end(), opening == "{"
+        at, depth = found.end(), int(opening == "{")
         while depth:
             brace = re.compile(r"[{}]").search(text, at)
             if brace is None:
@@ -297,7 +295,7 @@ class _Parser:
         if text[0] in "{[":
             if text[0] == "{":
                 return Vector(tuple(self.operand(scope, t, statement) for t in _split(text[1:-1])))
-            found = re.match(rf"\[\s*({_NAME})\s*(?:\+\s*(-?\w+))?\s*\]$", text)
+            found = re.match(r"\[\s*([%\w$.]+)\s*(?:\+\s*(-?\w+))?\s*\]$", text)
             if found is None:
                 raise PtxError("an address that the PTX interpreter cannot read", got=statement)
             return Address(self.operand(scope, found[1], statement), int(found[2] or "0", 0))
@@ -328,7 +326,7 @@ def _initial(text: str, size: int) -> bytes:
         if item.startswith(("0f", "0d")):
             out += int(item[2:], 16).to_bytes(size, "little")
         else:
-            out += struct.pack("<q", int(item, 0))[:size] if int(item, 0) < 1 << 63 else struct.pack("<Q", int(item, 0))
+            out += (int(item, 0) % (1 << 8 * size)).to_bytes(size, "little")
     return out
 
 

@@ -63,9 +63,9 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
     with np.errstate(all="ignore"):
         for block in range(programs):
             own = registers.copy()
-            for special, value in (("%nctaid.x", grid), ("%ctaid.x", np.full_like(grid, block))):
+            for special, number in (("%nctaid.x", grid), ("%ctaid.x", np.full_like(grid, block))):
                 if special in builder.slots:
-                    own[builder.slots[special]] = value
+                    own[builder.slots[special]] = number
             spaces = {"global": world, "local": Space("local", 0, [(builder.local * builder.width, 0)], POISON),
                       "shared": Space("shared", SHARED, [(builder.dynamic + shared_bytes, 0)], POISON)}
             Machine(threads, own, spaces).run(steps, lambda pc: k.code[pc].text if pc < len(k.code) else "its end")
@@ -77,4 +77,4 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
 
 def _bytes(low: int, size: int) -> Array:
     """The memory of an array, gaps included."""
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(low), np.uint8) if size else np.empty(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(low)) if size else np.empty(0, np.uint8)

@@ -51,11 +51,13 @@ def memory() -> list[str]:
   tl::st<{n}>(b, t * {n}, tl::ld<{n}>(s, t * {n}, t < n, tl::op(17)), tl::op(18));
   tl::st<{n}>(b, (32 + t) * {n}, v, t < n, tl::op(19));"""))
     bits = "\n".join(
-        f"  tl::st_bits<{w}>(b, t * {w}, tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w})), t < n, tl::op({w}));"
+        f"  tl::st_bits<{w}>(b, {w * 1024 + 3} + t * {w}, tl::ld_bits<{w}>(a, {w * 1000 + 5} + t * {w}, t < n, "
+        f"tl::op({w})), t < n, tl::op({w}));"
         for w in range(1, 9)
     )
     out.append(kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> b, tl::i64 n",
-                      f"  const int t = tl::thread();\n{bits}"))
+                      f"  const int t = tl::thread();\n{bits}\n"
+                      "  tl::st_bits<8>(b, 9216 + t * 8, 1000 + t, true, tl::op(9));"))
     return out
 
 

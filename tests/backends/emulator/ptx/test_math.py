@@ -83,9 +83,9 @@ def test_sixteen_bits(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("t", ["float", "double"])
 def test_two_operands(t: str, rng: np.random.Generator) -> None:
     """Products, quotients, extremes and fused sums round as IEEE says; NaN wins."""
-    kernel_ = each(t, ["x * y", "x / y", "x + y", "tl::max(x, y)", "tl::min(x, y)", "tl::fma(x, y, -x)",
-                       f"x < y ? x : {t}(7)", "x != y ? x : y"], t)
-    text = kernel_.replace(f"const {t} x =", f"const {t} y = tl::ld<1>(a, t * 7 % 1024, tl::op(0))[0];\n  const {t} x =")
+    text = each(t, ["x * y", "x / y", "x + y", "tl::max(x, y)", "tl::min(x, y)", "tl::fma(x, y, -x)",
+                    f"x < y ? x : {t}(7)", "x != y ? x : y"], t)
+    text = text.replace(f"const {t} x =", f"const {t} y = tl::ld<1>(a, t * 7 % 1024, tl::op(0))[0];\n  const {t} x =")
     got, want = rows(text, numbers(TYPES[t], rng), 8, TYPES[t])
     np.testing.assert_array_equal(got, want)
 
