@@ -73,7 +73,7 @@ def _collective(c: Builder, at: int, named: Read | None, body: Body) -> Step:
                                got=f"{int(masks[strangers][0]):#010x}")
             first = masks[np.arange(len(masks)), lanes.argmax(1)]
             members = members & (first[:, None] & bit != 0)
-        complete: Array = (lanes | ~members).all(1) & lanes.any(1)
+        complete = np.logical_and.reduce(lanes | ~members, 1) & np.logical_or.reduce(lanes, 1)
         ready = (complete[:, None] & lanes).reshape(-1)
         if here is m.active and (ready == here).all():
             body(m)

@@ -38,15 +38,22 @@ class Space:
     def region(self, i: int) -> Array:
         return self.data[self.starts[i] - self.base:self.ends[i] - self.base]
 
-    def check(self, at: Array, size: int) -> Array:
-        """Offsets of the addresses of an access of `size` bytes. Raises PtxError."""
+    def outside(self, at: Array, size: int) -> Array:
+        """Which accesses are not within a region."""
+        index = np.searchsorted(np.asarray(self.starts), at, "right") - 1
+        return (index < 0) | (at + size > np.asarray([*self.ends, 0])[index])
+
+    def check(self, at: Array, size: int, partly: bool = False) -> Array:
+        """Offsets of the addresses of an access of `size` bytes; one byte in a region is enough where `partly`.
+        Raises PtxError."""
         if not at.size:
             return at
         low, high = int(at.min()), int(at.max())
         i = bisect_right(self.starts, low) - 1
         if i < 0 or high + size > self.ends[i]:  # not all in one region
-            index = np.searchsorted(np.asarray(self.starts), at, "right") - 1
-            bad = (index < 0) | (at + size > np.asarray([*self.ends, 0])[index])
+            bad = self.outside(at, size)
+            if partly:
+                bad = np.logical_and.reduce([self.outside(at + k, 1) for k in range(size)])
             if bad.any():
                 raise PtxError(f"{int(bad.sum())} threads access {size} bytes outside every buffer of "
                                f"{self.name} memory", got=f"address {int(at[bad][0]):#x}",

@@ -32,7 +32,8 @@ def _space(m: Mnemonic, address: Operand) -> str:
     return "global" if space == "const" else space
 
 
-def located(c: Builder, address: Operand, space: str, size: int) -> Callable[[Machine], tuple[Space, Array]]:
+def located(c: Builder, address: Operand, space: str, size: int,
+            partly: bool = False) -> Callable[[Machine], tuple[Space, Array]]:
     """The space and the offsets that the active threads access, checked."""
     at = c.address(address)
     if space == "local":
@@ -46,7 +47,7 @@ def located(c: Builder, address: Operand, space: str, size: int) -> Callable[[Ma
     if space:
         def direct(m: Machine) -> tuple[Space, Array]:
             memory = m.spaces[space]
-            return memory, memory.check(at(m), size)
+            return memory, memory.check(at(m), size, partly)
         return direct
 
     def generic(m: Machine) -> tuple[Space, Array]:
@@ -161,13 +162,15 @@ _ATOMS: dict[str, Callable[..., Any]] = {
 
 
 def _atomic(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
-    """One thread after another."""
+    """One thread after another. Those on bits may reach past a buffer: the prelude changes a few bits in the aligned
+    word around them and leaves the others alone."""
     _checked(m, *_ATOMS)
+    bits = m.one_of("and", "or") != ""
     f = _ATOMS[m.one_of(*_ATOMS)]
     result, address, *values = i.operands if m.name == "atom" else (None, *i.operands)
     dtype = DTYPES[m.type]
     put, takes = c.write(result, m.type), [c.read(o, m.type) for o in values]
-    where = located(c, address, _space(m, address), TYPES[m.type])
+    where = located(c, address, _space(m, address), TYPES[m.type], bits)
 
     def step(m: Machine) -> None:
         memory, offsets = where(m)

@@ -112,13 +112,14 @@ def _places(count: int, per: int, is_a: bool, small: bool) -> tuple[Array, Array
     return GROUP[:, None, None] + 8 * half + 0 * e, (along * 4 + LANE[:, None, None]) * per + e
 
 
-_SHAPES = {  # types of A and B: depths, accumulator
-    **{(t, t): (("m16n8k8", "m16n8k16"), "f32") for t in ("f16", "bf16")},
-    ("tf32", "tf32"): (("m16n8k4", "m16n8k8"), "f32"),
-    **{(a, b): (("m16n8k32",), "f32") for a in ("e4m3", "e5m2") for b in ("e4m3", "e5m2")},
-    **{(a, b): (("m16n8k16", "m16n8k32"), "s32") for a in ("s8", "u8") for b in ("s8", "u8")},
-    **{(a, b): (("m16n8k32", "m16n8k64"), "s32") for a in ("s4", "u4") for b in ("s4", "u4")},
-    ("b1", "b1"): (("m16n8k128", "m16n8k256"), "s32"),
+_SHAPES: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {  # types of A and B: shapes, accumulator
+    ("f16", "f16"): (("m16n8k8", "m16n8k16"), "f32"),
+    ("bf16", "bf16"): (("m16n8k16",), "f32"),
+    ("tf32", "tf32"): (("m16n8k8",), "f32"),
+    **{(t, t): (("m16n8k32",), "f32") for t in ("e4m3", "e5m2")},
+    **{(a, b): (("m16n8k32",), "s32") for a in ("s8", "u8") for b in ("s8", "u8")},
+    **{(t, t): (("m16n8k64",), "s32") for t in ("s4", "u4")},
+    ("b1", "b1"): (("m16n8k256",), "s32"),
     ("f64", "f64"): (("m8n8k4",), "f64"),
 }
 

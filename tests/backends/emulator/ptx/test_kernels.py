@@ -1,24 +1,41 @@
-"""Kernels of the library through the whole pipeline: the PTX computes what the interpreter does."""
+"""Kernels through the whole pipeline, NVRTC included: the PTX computes what the interpreter does."""
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tilelang as tile
-from tests.backends.emulator.ptx.tiers import needs_nvrtc, on_cpu, on_ptx, outputs, ptx
+from tests.backends.cuda.emulated import emulated
+from tests.backends.emulator.ptx.tiers import needs_nvrtc, ptx
+from tests.ir.op_examples import EXAMPLES, example
 from tilelang import targets
-from tilelang.ir.interpreter import grid_extents, run
+from tilelang.backends.clike.render import Rendered
+from tilelang.backends.emulator.execute import arguments
+from tilelang.backends.emulator.ptx.run import run
+from tilelang.errors import TargetError
+from tilelang.ir import interpreter
+from tilelang.ir.core import Function, TensorType
 from tilelang.jit import Bound, Kernel
 from tilelang.ops.attention import attention_kernel
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.norm import layer_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
-from tilelang.passes.meaning import explained, noise
+from tilelang.passes.meaning import difference, explained, noise
 
 pytestmark = needs_nvrtc
+
+
+def execute(fn: Function, code: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+            strides: Sequence[Sequence[int]]) -> None:
+    """What the emulator's function of this name does, by PTX."""
+    programs = int(np.prod(interpreter.grid_extents(fn, arrays, shapes), dtype=np.int64))
+    run(ptx(code.text), code.name, arguments(fn, code, arrays, shapes, strides), programs=programs,
+        threads=code.threads, shared_bytes=code.shared_bytes)
+
+
 RNG = np.random.default_rng(2)
 
 
@@ -30,10 +47,10 @@ def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
     return np.zeros(shape, dtype)
 
 
-HALF = {"BM": 64, "BN": 64, "BK": 32, "ACC": tile.f32}
-CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with instructions that the text must contain
+CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with instructions that the PTX must have
     "matmul": (matmul_kernel, {"a": draw(80, 64, dtype=np.float16), "b": draw(64, 72, dtype=np.float16),
-                               "c": zeros(80, 72, dtype=np.float16), **HALF}, ("mma.sync",)),
+                               "c": zeros(80, 72, dtype=np.float16), "BM": 64, "BN": 64, "BK": 32, "ACC": tile.f32},
+               ("mma.sync",)),
     "softmax": (softmax_kernel, {"x": draw(5, 100), "y": zeros(5, 100), "BM": 4, "BN": 128}, ("shfl.sync.bfly",)),
     "layer norm": (layer_norm_kernel, {"x": draw(5, 100), "weight": draw(100), "bias": draw(100), "y": zeros(5, 100),
                                        "eps": 1e-5, "BM": 4, "BN": 128}, ("shfl.sync.bfly", "rsqrt.approx")),
@@ -45,29 +62,33 @@ CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with ins
 
 @pytest.mark.parametrize("name", CASES)
 def test_kernel(name: str) -> None:
+    """Both tiers, within what rounding can do."""
     kernel, given, instructions = CASES[name]
     bound = Bound(kernel, (), given)
     fn = kernel.trace(bound.types(aligned=True), bound.consts)
-    code = targets.lowered(fn, "cuda:sm_80").rendered
-    params = [p for p in kernel.params if p.kind != "const"]
-    values = [bound.tensors[p.name].storage() if p.kind == "tensor" else bound.scalar(p) for p in params]
-    shapes = [np.shape(v) for v in values]
-    args: list[Any] = []
-    for p in code.parameters:
-        v = values[p.index]
-        args.append({"data": lambda v=v: v, "shape": lambda v=v, p=p: np.int64(v.shape[p.axis]),
-                     "stride": lambda v=v, p=p: np.int64(v.strides[p.axis] // v.itemsize),
-                     "value": lambda v=v: np.asarray(v)[()], "workers": lambda: np.int32(2)}[p.kind]())
-    launch = {"programs": math.prod(grid_extents(fn, values, shapes)), "threads": code.threads,
-              "shared_bytes": code.shared_bytes}
-    tier = on_ptx(code.text)
-    want = [np.copy(v) for v in values]
-    run(fn, want)
-    samples = noise(fn, [np.copy(v) for v in values], np.random.default_rng(3))
-    tensors = [i for i, p in enumerate(params) if p.kind == "tensor"]
-    for got in (outputs(tier, code.name, args, **launch), outputs(on_cpu(code.text), code.name, args, **launch)):
-        for i, result in zip(tensors, got, strict=True):
-            dt = bound.tensors[params[i].name].dtype
-            assert explained(want[i], result, [s[i] for s in samples], dt, want[i]).all()
-    for instruction in instructions:
-        assert instruction in ptx(code.text)
+    values = [bound.tensors[p.name].storage() if p.kind == "tensor" else bound.scalar(p)
+              for p in kernel.params if p.kind != "const"]
+    samples = noise(fn, values, np.random.default_rng(3))
+    want, here, there = ([np.copy(v) for v in values] for _ in range(3))
+    interpreter.run(fn, want)
+    emulated(fn, runs=execute)(here)
+    emulated(fn)(there)
+    for i, p in enumerate(fn.params):
+        if isinstance(p.type, TensorType):
+            for got in (here, there):
+                assert explained(want[i], got[i], [s[i] for s in samples], p.type.dtype).all()
+    text = ptx(targets.lowered(fn, "cuda:sm_80").rendered.text)
+    assert all(i in text for i in instructions)
+
+
+@pytest.mark.parametrize("key", [k for k in EXAMPLES if example(k).level == "tile"])
+def test_operation(key: str) -> None:
+    """Every operation that the CUDA pipeline takes."""
+    fn = example(key)
+    try:
+        call = emulated(fn, runs=execute)
+        targets.lowered(fn, "cuda:sm_80").rendered
+    except TargetError as e:
+        assert "cannot be compiled for cuda" in str(e)
+        return
+    assert not difference(fn, call, np.random.default_rng(5), trials=1)
