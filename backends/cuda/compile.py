@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tilelang.backends.clike.render import Rendered, render
-from tilelang.backends.cpu.compile import TILE_PASSES
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.lower import lower
+from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.target import SimtTarget
@@ -15,6 +15,7 @@ from tilelang.ir.core import Function
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
+from tilelang.passes.pipeline import TILE_PASSES
 
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, dce, allocate_shared, insert_barriers)
 
@@ -29,7 +30,7 @@ class Lowered:
     @cached_property
     def placed(self) -> Function:
         """Every tile with its layout."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, place))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline))
 
     @cached_property
     def thread(self) -> Function:

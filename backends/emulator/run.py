@@ -1,8 +1,10 @@
 """Loads emitted text and launches its kernels under the emulator's checks."""
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,23 +21,8 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
          "uninitialised-global", "bounds-shared", "bounds-global", "bounds-register", "misaligned",
          "divergent-barrier", "divergent-collective", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
-CLASSES = (
-    "load",
-    "store",
-    "atomic",
-    "load_bits",
-    "store_bits",
-    "copy_async",
-    "ldmatrix",
-    "stmatrix",
-    "mma",
-    "shuffle",
-    "syncwarp",
-    "barrier",
-    "shared_load",
-    "shared_store",
-    "shared_atomic",
-)
+CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma",
+           "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
 _lock = threading.Lock()  # the runtime holds one launch at a time
 
 
@@ -144,7 +131,12 @@ class Program:
 
     def __init__(self, text: str) -> None:
         self._runtime = _runtime()
-        self._library = ctypes.CDLL(str(build.kernel(text)))
+        try:
+            self._library = ctypes.CDLL(str(build.kernel(text)))
+        except OSError:  # another process pruned the cache just now
+            self._library = ctypes.CDLL(str(build.kernel(text)))
+        # A fuzzer loads thousands of kernels, and a process may only have so many mappings.
+        weakref.finalize(self, _ctypes.dlclose, self._library._handle)
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
                policy: Policy = "forward", seed: int = 0) -> Result:

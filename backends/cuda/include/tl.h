@@ -22,17 +22,21 @@ TL_FN T* shared(unsigned char* arena, i64 offset, i64) {
 TL_FN int thread() { return threadIdx.x; }
 TL_FN i64 program() { return blockIdx.x + i64(blockIdx.y) * gridDim.x; }  // y only beyond 2**31 - 1 blocks
 
-TL_FN u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+// The address of an element in the shared window. 32-bit arithmetic, so that constants end in the instruction.
+template <class T>
+TL_FN u32 shared_address(const T* p, int off) {
+  return u32(__cvta_generic_to_shared(p)) + u32(off) * u32(sizeof(T));
+}
 
-// ---- loads and stores: one instruction for each access
+// ---- loads and stores: one instruction for each access. Offsets keep their type: those into shared memory are int.
 
 template <int BYTES> struct word_of { using type = as_unsigned<char[BYTES]>; };
 struct alignas(16) word16 { u64 low, high; };
 template <> struct word_of<16> { using type = word16; };
 template <class T, int N> using word = typename word_of<N * int(sizeof(T))>::type;
 
-template <int N, class T>
-TL_FN vec<plain<T>, N> ld(T* p, i64 off, op) {
+template <int N, class T, class I>
+TL_FN vec<plain<T>, N> ld(T* p, I off, op) {
   using W = word<T, N>;
   const W w = *reinterpret_cast<const W*>(p + off);
   vec<plain<T>, N> v;
@@ -40,22 +44,22 @@ TL_FN vec<plain<T>, N> ld(T* p, i64 off, op) {
   return v;
 }
 
-template <int N, class T>
-TL_FN vec<plain<T>, N> ld(T* p, i64 off, bool mask, op o) {
+template <int N, class T, class I>
+TL_FN vec<plain<T>, N> ld(T* p, I off, bool mask, op o) {
   if (mask) return ld<N>(p, off, o);
   return {};
 }
 
-template <int N, class T>
-TL_FN void st(T* p, i64 off, const vec<T, N>& v, op) {
+template <int N, class T, class I>
+TL_FN void st(T* p, I off, const vec<T, N>& v, op) {
   using W = word<T, N>;
   W w;
   TL_COPY(&w, &v, sizeof v);
   *reinterpret_cast<W*>(p + off) = w;
 }
 
-template <int N, class T>
-TL_FN void st(T* p, i64 off, const vec<T, N>& v, bool mask, op o) {
+template <int N, class T, class I>
+TL_FN void st(T* p, I off, const vec<T, N>& v, bool mask, op o) {
   if (mask) st<N>(p, off, v, o);
 }
 
@@ -96,13 +100,13 @@ TL_FN void st_bits(u8* p, i64 bit, u32 code, bool mask, op) {
 }
 
 template <int N, class T>
-TL_FN void cp_async(T* s, i64 soff, const T* g, i64 goff, bool mask, op o) {
+TL_FN void cp_async(T* s, int soff, const T* g, i64 goff, bool mask, op o) {
   constexpr int bytes = N * int(sizeof(T));
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "an async copy is 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
-  const u32 to = shared_address(s + soff);
-  const T* from = mask ? g + goff : g;
-  const int read = mask ? bytes : 0;  // the rest is zeros
+  const u32 to = shared_address(s, soff);
+  const T* from = g + goff;
+  const int read = mask ? bytes : 0;  // the rest is zeros; an address nothing is read from may be any
   if constexpr (bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read) : "memory");
   else

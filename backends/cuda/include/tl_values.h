@@ -3,7 +3,7 @@
 
 namespace tl {
 
-template <class T> TL_FN T inf() { return T(bits<float>(0x7f800000u)); }  // NVRTC has no __builtin_huge_val
+template <class T> TL_FN T inf() { return T(bits<float>(0x7f800000u)); }
 template <class T> TL_FN T nan() { return T(bits<float>(0x7fc00000u)); }
 
 template <class T, int N>

@@ -4,17 +4,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.backends.cuda import wrappers
+from tests.backends.emulator.ptx import texts
 from tests.backends.emulator.ptx.tiers import arguments, needs_nvrtc, on_cpu, on_ptx, outputs, wrapper
 
 pytestmark = needs_nvrtc
-EXACT = [n for n in wrappers.kernels(80) if n not in ("math_float", "math_double")]  # those: test_math.py
-LATER = [n for n in wrappers.kernels(90) if n not in wrappers.kernels(80) or n.startswith("rows_")]
+EXACT = [n for n in texts.kernels(80) if n not in ("math_float", "math_double")]  # those: test_math.py
+LATER = [n for n in texts.kernels(90) if n not in texts.kernels(80) or n.startswith("rows_")]
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_wrapper(name: str, rng: np.random.Generator) -> None:
-    text = wrappers.text(80)
+    text = texts.text(80)
     args = arguments(name, text, rng)
     for got, want in zip(outputs(on_ptx(text), name, args, threads=32, shared_bytes=2048),
                          outputs(on_cpu(text), name, args, threads=32, shared_bytes=2048), strict=True):
@@ -23,7 +23,7 @@ def test_wrapper(name: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("name", LATER)
 def test_wrapper_of_a_later_processor(name: str, rng: np.random.Generator) -> None:
-    text = wrappers.text(90)
+    text = texts.text(90)
     args = arguments(name, text, rng)
     for got, want in zip(outputs(on_ptx(text, "compute_90"), name, args, threads=32, shared_bytes=2048),
                          outputs(on_cpu(text), name, args, threads=32, shared_bytes=2048), strict=True):

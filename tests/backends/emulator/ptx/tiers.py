@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.backends.cuda import wrappers
+from tests.backends.emulator.ptx import texts
 from tilelang.backends.cuda import nvrtc
 from tilelang.backends.emulator.ptx.run import run
 from tilelang.backends.emulator.run import Buffer, load
@@ -25,7 +25,7 @@ Tier = Callable[..., None]
 
 @lru_cache(maxsize=64)
 def ptx(text: str, arch: str = "compute_80", include: Path = nvrtc.INCLUDE) -> str:
-    return nvrtc.ptx(text, arch, include)
+    return nvrtc.ptx(text, arch, include=include)
 
 
 def on_cpu(text: str) -> Tier:
@@ -90,4 +90,4 @@ def _values(name: str, dtype: np.dtype[Any], rng: np.random.Generator) -> np.nda
 
 def wrapper(name: str, arch: int = 80) -> str:
     """A text with one kernel only: it compiles faster."""
-    return HEADER + wrappers.kernels(arch)[name]
+    return HEADER + texts.kernels(arch)[name]
