@@ -31,23 +31,30 @@ def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
     for policy in policies:
         for i, old in before.items():
             arrays[i][...] = old
-        args: list[Any] = []
-        for p in rendered.parameters:
-            if p.kind == "data":
-                t = fn.params[p.index].type
-                assert isinstance(t, TensorType)
-                args.append(Buffer(arrays[p.index], initialised=t.mode != "out" or t.dtype.packed))
-            elif p.kind in ("shape", "stride"):
-                args.append(np.int64((shapes if p.kind == "shape" else strides)[p.index][p.axis]))
-            else:
-                args.append(np.int32(WORKERS) if p.kind == "workers" else np.asarray(arrays[p.index])[()])
         if programs:
+            args = arguments(fn, rendered, arrays, shapes, strides)
             result = program.launch(rendered.name, args, programs=programs, threads=rendered.threads,
                                     shared_bytes=rendered.shared_bytes, policy=policy)
             if result.findings:
                 _report(result.findings, rendered.ops)
             counters = result.counters
     return counters
+
+
+def arguments(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+              strides: Sequence[Sequence[int]]) -> list[Any]:
+    """What the rendered kernel takes for the arguments of a call."""
+    args: list[Any] = []
+    for p in rendered.parameters:
+        if p.kind == "data":
+            t = fn.params[p.index].type
+            assert isinstance(t, TensorType)
+            args.append(Buffer(arrays[p.index], initialised=t.mode != "out" or t.dtype.packed))
+        elif p.kind in ("shape", "stride"):
+            args.append(np.int64((shapes if p.kind == "shape" else strides)[p.index][p.axis]))
+        else:
+            args.append(np.int32(WORKERS) if p.kind == "workers" else np.asarray(arrays[p.index])[()])
+    return args
 
 
 def _report(findings: Sequence[Finding], ops: Sequence[Op]) -> None:
