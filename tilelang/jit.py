@@ -219,6 +219,14 @@ class Bound:
                 out.append(self.scalars[p.name])
         return out
 
+    def memory(self) -> tuple[list[Any], list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """For each run-time parameter the array over its memory or the scalar, the shape, and the strides."""
+        runtime = [p for p in self.kernel.params if p.kind != "const"]
+        tensors = [self.tensors.get(p.name) for p in runtime]
+        return ([a.memory() if a is not None else self.scalar(p) for p, a in zip(runtime, tensors, strict=True)],
+                [a.shape if a is not None else () for a in tensors],
+                [a.strides if a is not None else () for a in tensors])
+
     def outputs(self) -> Any:
         outs = tuple(self.tensors[p.name].array for p in self.kernel.params
                      if p.kind == "tensor" and p.tensor.mode == "out")
@@ -329,13 +337,7 @@ class Kernel(KernelDef):
         key = (machine, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
         if key not in self._compiled:
             self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
-        tensors = [bound.tensors.get(p.name) for p in self._runtime]
-        arrays = [
-            a.memory() if a is not None else bound.scalar(p) for p, a in zip(self._runtime, tensors, strict=True)
-        ]
-        shapes = [a.shape if a is not None else () for a in tensors]
-        strides = [a.strides if a is not None else () for a in tensors]
-        targets.emulate(self._compiled[key], arrays, shapes, strides)
+        targets.emulate(self._compiled[key], *bound.memory())
 
     def _interpret(self, bound: Bound) -> None:
         arrays: list[Any] = []

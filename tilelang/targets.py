@@ -7,11 +7,11 @@
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilelang.errors import TargetError
-from tilelang.ir.core import Function
+from tilelang.ir.core import Function, Op
 
 EMULATE = "emulate:"
 _last: dict[tuple[str, int], Any] = {}
@@ -50,10 +50,17 @@ def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
     NumPy array or scalar of every parameter. Raises CheckError, AssertFailed."""
     from tilelang.backends.emulator.execute import execute
     _last.clear()
-    for number, counter in execute(code.tile, code.rendered, arrays, shapes, strides).items():
-        op = code.rendered.ops[number] if number >= 0 else None
-        line = (op.loc.file, op.loc.line) if op is not None and op.loc is not None else ("", 0)
-        _last[line] = _last[line] + counter if line in _last else counter
+    _last.update(by_line(execute(code.tile, code.rendered, arrays, shapes, strides), code.rendered.ops))
+
+
+def by_line(counters: Mapping[int, Any], ops: Sequence[Op]) -> dict[tuple[str, int], Any]:
+    """The counters of operations summed by (file, line) of the user's source; ("", 0) for what has none."""
+    out: dict[tuple[str, int], Any] = {}
+    for number, counter in counters.items():
+        loc = ops[number].loc if number >= 0 else None
+        line = (loc.file, loc.line) if loc is not None else ("", 0)
+        out[line] = out[line] + counter if line in out else counter
+    return out
 
 
 def last_counters() -> dict[tuple[str, int], Any]:
