@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.cpu.numbers import I1, I8, I32, I64, Numbers, constant, full_like, storage_type, type_name
 from tilelang.ir.dtypes import DType
 
@@ -86,15 +87,16 @@ class Access:
 
     def streams(self, size: int, base: ir.Value, offset: ir.Value, extents: Sequence[ir.Value],
                 steps: Sequence[ir.Value]) -> ir.Value:
-        """Whether a tensor of elements of `size` bytes is larger than the caches, and every step between its rows
-        keeps the alignment of the address at `offset`."""
+        """Whether a tensor of elements of `size` bytes is larger than the caches, the address at `offset` begins a
+        line, and so does every step between rows from there: lines written in part would go to memory piece by piece.
+        """
         b, total = self.b, I64(size)
         for extent in extents:
             total = b.mul(total, extent)
         bits = b.add(b.ptrtoint(base, I64), b.mul(offset, I64(size)))
         for step in steps:
             bits = b.or_(bits, b.mul(step, I64(size)))
-        aligned = b.icmp_unsigned("==", b.and_(bits, I64(self.target.vector_bytes - 1)), I64(0))
+        aligned = b.icmp_unsigned("==", b.and_(bits, I64(LINE - 1)), I64(0))
         return b.and_(b.icmp_unsigned(">", total, I64(self.target.cache_bytes)), aligned)
 
     def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value) -> None:

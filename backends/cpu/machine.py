@@ -11,6 +11,8 @@ import llvmlite
 import llvmlite.binding as llvm
 
 OPT_LEVEL = 3
+LINE = 64
+"""Bytes of a cache line."""
 _USUAL_CACHE = 32 << 20
 _lock = threading.RLock()  # LLVM contexts of llvmlite are not safe under threads
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence, Set
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.cpu.elements import Elements, Position, inline_region
+from tilelang.backends.cpu.machine import LINE
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
@@ -24,8 +25,6 @@ COMBINE: dict[str, type[Op]] = {
     "any": ew.Or,
     "all": ew.And,
 }
-LINE = 64
-"""Bytes of a cache line."""
 
 
 class NestLowering(Elements):
@@ -103,7 +102,7 @@ class NestLowering(Elements):
         for op in self.effects:
             memory = self.memory(op)
             if op.name != "store" or op.operands[0] not in self.unread or self.vector is None or \
-                    memory.dtype.packed:
+                    memory.dtype.packed or self.shape[self.vector] * memory.dtype.storage.itemsize % LINE:
                 return []
             offset, stride, _ = self._window(op, op.operands[1:-1], self._position({self.vector: Ix(0, 1)}))
             if not isinstance(stride, int) or stride != 1:

@@ -86,9 +86,18 @@ class Numbers:
         if src.is_integer:
             return b.sitofp(x, t) if src.kind == "int" else b.uitofp(x, t)
         if dst.is_integer:
-            name = f"llvm.fpto{'s' if dst.kind == 'int' else 'u'}i.sat"
-            return b.call(intrinsic(b.module, name, [t, x.type], ir.FunctionType(t, [x.type])), [x])
+            return self._saturated(x, src, dst, t)
         return b.fptrunc(x, t) if dst.bits < src.bits else b.fpext(x, t)
+
+    def _saturated(self, x: ir.Value, src: DType, dst: DType, t: ir.Type) -> ir.Value:
+        """llvm.fptosi.sat, of which LLVM makes scalar code."""
+        b, beyond = self.b, float(1 << dst.bits - dst.is_signed)
+        largest = beyond * (1 - 2.0 ** -(src.mantissa_bits + 1))
+        inside = b.select(b.fcmp_ordered("ord", x, x), x, full_like(x, 0.0))
+        for sign, limit in ((">", float(dst.min)), ("<", largest)):
+            inside = b.select(b.fcmp_ordered(sign, full_like(x, limit), inside), full_like(x, limit), inside)
+        whole = b.fptosi(inside, t) if dst.kind == "int" else b.fptoui(inside, t)
+        return b.select(b.fcmp_ordered(">=", x, full_like(x, beyond)), constant(t, dst.max), whole)
 
     def _resize(self, x: ir.Value, t: ir.Type, signed: bool) -> ir.Value:
         have, want = ((u.element if isinstance(u, ir.VectorType) else u).width for u in (x.type, t))

@@ -69,22 +69,31 @@ def _blob(program: ctypes.c_void_p, what: str) -> bytes:
 
 def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`."""
+    cubin, log = _compile(text, arch, ("--ptxas-options=-v", *options), "CUBIN")
+    return Compiled(cubin, log, _report(log))
+
+
+def ptx(text: str, arch: str, options: tuple[str, ...] = ()) -> str:
+    """The PTX of emitted text, for reading and for tests of the prelude."""
+    return _compile(text, arch.replace("sm_", "compute_"), options, "PTX")[0].rstrip(b"\0").decode()
+
+
+def _compile(text: str, arch: str, options: tuple[str, ...], what: str) -> tuple[bytes, str]:
     library, program = _nvrtc(), ctypes.c_void_p()
-    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--ptxas-options=-v", "--fmad=false",
-             "--no-source-include", *options]
+    # No contraction: a kernel fuses where its text says fma().
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--fmad=false", "--no-source-include",
+             *options]
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
-        code = library.nvrtcCompileProgram(
-            program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags))
-        )
+        encoded = (ctypes.c_char_p * len(flags))(*map(str.encode, flags))
+        code = library.nvrtcCompileProgram(program, len(flags), encoded)
         log = _blob(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
         if code:
             raise TargetError(f"NVRTC refused the emitted text for {arch}", got=_quote(log, text),
                               why="the emitted text or the prelude is broken")
-        cubin = _blob(program, "CUBIN")
+        return _blob(program, what), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-    return Compiled(cubin, log, _report(log))
 
 
 def _quote(log: str, text: str) -> str:
@@ -100,16 +109,20 @@ def _quote(log: str, text: str) -> str:
 
 
 def _report(log: str) -> dict[str, dict[str, int]]:
-    """What each kernel uses, from the assembler's notes."""
+    """What each kernel uses, from the assembler's notes. It also lists helper functions, which are left out."""
     out: dict[str, dict[str, int]] = {}
-    kernel = ""
+    kernel, about = "", ""
     for line in log.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)'|Function properties for (\w+)", line):
-            kernel = found[1] or found[2]
-            out.setdefault(kernel, {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0})
+        if found := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = about = found[1]
+            out[kernel] = {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
+        elif found := re.search(r"Function properties for (\w+)", line):
+            about = found[1]
         elif kernel:
-            for name, pattern in (("registers", r"Used (\d+) registers"), ("spill_bytes", r"(\d+) bytes spill stores"),
-                                  ("stack_bytes", r"(\d+) bytes stack frame"), ("shared_bytes", r"(\d+) bytes smem")):
-                if found := re.search(pattern, line):
+            for name, pattern, all_ in (("registers", r"Used (\d+) registers", True),
+                                        ("shared_bytes", r"(\d+) bytes smem", True),
+                                        ("spill_bytes", r"(\d+) bytes spill stores", False),
+                                        ("stack_bytes", r"(\d+) bytes stack frame", False)):
+                if (all_ or about == kernel) and (found := re.search(pattern, line)):
                     out[kernel][name] = int(found[1])
     return out

@@ -19,23 +19,8 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
          "uninitialised-global", "bounds-shared", "bounds-global", "bounds-register", "misaligned",
          "divergent-barrier", "divergent-collective", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
-CLASSES = (
-    "load",
-    "store",
-    "atomic",
-    "load_bits",
-    "store_bits",
-    "copy_async",
-    "ldmatrix",
-    "stmatrix",
-    "mma",
-    "shuffle",
-    "syncwarp",
-    "barrier",
-    "shared_load",
-    "shared_store",
-    "shared_atomic",
-)
+CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma",
+           "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
 _lock = threading.Lock()  # the runtime holds one launch at a time
 
 

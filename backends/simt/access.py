@@ -1,7 +1,7 @@
 """Block and element access to tensors and buffers by the threads of a program."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tilelang.backends.cpu.builder import I64, Index, ThreadBuilder
@@ -19,8 +19,9 @@ class Access:
     """Lowers loads, stores, gathers, scatters and atomics; `of` maps PLACED values to THREAD values."""
 
     def __init__(self, b: ThreadBuilder, threads: Threads, facts: Facts, of: dict[Value, Value],
-                 async_copy: bool) -> None:
+                 written: set[Value], new_phase: Callable[[], int], async_copy: bool) -> None:
         self.b, self.threads, self.facts, self.of, self.async_copy = b, threads, facts, of, async_copy
+        self.written, self.new_phase = written, new_phase
 
     def dim(self, memory: Value, axis: int) -> Index:
         t = memory.type
@@ -52,6 +53,10 @@ class Access:
         while width > 1 and (self.facts.divisor(offsets[unit]) % width or shape[at] % width or width & (width - 1)):
             width -= 1
         return width
+
+    def phase(self, memory: Value) -> int:
+        """The phase of an access to a tensor; 0 for one that the kernel never writes."""
+        return self.new_phase() if memory in self.written else 0
 
     # -- blocks -------------------------------------------------------------------------------------------------------
     def _groups(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
@@ -113,11 +118,11 @@ class Access:
         layout = result.tile.layout
         assert layout is None or isinstance(layout, RegisterLayout)
         memory = self.of.get(op.operands[0], op.operands[0])
-        parts, fill = [], op.attrs["fill"]
+        parts, fill, phase = [], op.attrs["fill"], self.phase(memory)
         for _, width, offset, mask in self._groups(op, memory, op.operands[1:], layout, op.attrs["shape"], False):
             lanes = width if result.shape else None
             value = b.effect(th.Ld, memory, b.index(offset), *([mask] if mask is not None else []),
-                             lanes=lanes if width > 1 else None).result
+                             lanes=lanes if width > 1 else None, phase=phase).result
             if mask is not None and not (fill == 0 and value.dtype.kind in ("int", "uint", "float", "bool")):
                 lanes = width if width > 1 else None
                 value = b.pure(ew.Where, b.splat(mask, lanes), value, b.full(fill, value.dtype, lanes))
@@ -129,10 +134,10 @@ class Access:
         src, memory = op.operands[-1], self.of.get(op.operands[0], op.operands[0])
         layout = src.tile.layout
         assert layout is None or isinstance(layout, RegisterLayout)
-        value = self.of.get(src, src)
+        value, phase = self.of.get(src, src), self.phase(memory)
         for first, width, offset, mask in self._groups(op, memory, op.operands[1:-1], layout, src.shape, True):
             piece = lanes_of(b, value, first, width) if src.shape else value
-            b.effect(th.St, memory, b.index(offset), piece, *([mask] if mask is not None else []))
+            b.effect(th.St, memory, b.index(offset), piece, *([mask] if mask is not None else []), phase=phase)
 
     def copy_async(self, op: Op) -> None:
         """A block of a tensor into the whole of a buffer: by the copy unit where widths and alignment allow it."""
@@ -178,6 +183,7 @@ class Access:
             leader = self.threads.leader(layout) if layout is not None else \
                 b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
             always = [leader] if leader is not None else []
+        phase = self.phase(target)
         inside = self.threads.inside(layout, tile.shape) if layout is not None else None
         out = []
         for i in range(layout.local_size if layout is not None else 1):
@@ -203,16 +209,16 @@ class Access:
                     offset = b.add(offset, b.mul(place, self.stride(target, a)))
             mask, where = b.all_of(conditions), b.index(offset)
             if op.name == "gather":
-                value = b.effect(th.Ld, target, where, mask, lanes=None).result
+                value = b.effect(th.Ld, target, where, mask, lanes=None, phase=phase).result
                 fill = op.attrs["fill"]
                 if not (fill == 0 and value.dtype.kind in ("int", "uint", "float", "bool")):
                     value = b.pure(ew.Where, mask, value, b.full(fill, value.dtype, None))
                 out.append(value)
             elif op.name == "scatter":
-                b.effect(th.St, target, where, lane(others[0]), mask)
+                b.effect(th.St, target, where, lane(others[0]), mask, phase=phase)
             else:
                 out.append(b.effect(th.AtomicRmw, target, where, *map(lane, others), mask, kind=op.attrs["kind"],
-                                    masked=True).result)
+                                    masked=True, phase=phase).result)
         return out
 
 

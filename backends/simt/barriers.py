@@ -5,16 +5,18 @@ ensures: between two accesses of different phases that may touch the same byte, 
 on every path; each barrier stands as late as it can, which gives the fewest in straight-line code
 example: `st %s …{phase=1}`, `ld %s …{phase=2}` get a barrier between them
 
-Accesses of phase 0 are the user's, who places barriers himself. A `wait` makes the asynchronous copies of a thread
-arrive: it counts as the write.
+A program means what it does one operation after the other: what one of its threads writes to a tensor, another may
+read later, and a barrier makes that visible too. Accesses of phase 0 need none: tensors that are only read, and
+shared memory of the user, who places barriers himself. A `wait` makes the asynchronous copies of a thread arrive: it
+counts as the write.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tilelang.backends.simt.shared_memory import size_of
-from tilelang.ir.core import BufferType, Function, Op, Region, Value
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.memory import Barrier
 
 
@@ -33,6 +35,8 @@ class Touch:
 
 
 State = frozenset[Touch]
+GLOBAL = 1 << 40
+"""Where the pretended places of tensors begin: one for each, for blocks may lie anywhere in it."""
 
 
 def insert_barriers(fn: Function, target: Any = None) -> Function:
@@ -61,6 +65,8 @@ class _Scan:
             if op.name == "alloc" and op.attrs["offset"] is not None:
                 start = op.attrs["offset"]
                 self.place[op.result] = start, start + size_of(op)
+        tensors = [p for p in fn.params if isinstance(p.type, TensorType)]
+        self.place.update({p: (GLOBAL + i, GLOBAL + i + 1) for i, p in enumerate(tensors)})
         self.copied = {op.operands[0] for op in fn.walk() if op.name == "st_async" and op.attrs["phase"]}
 
     def touches(self, op: Op) -> list[Touch]:
@@ -68,7 +74,7 @@ class _Scan:
             return [Touch(*self.place[v], True, -1) for v in self.copied]
         phase = op.attrs.get("phase", 0)
         return [Touch(*self.place[v], op.effects == "write", phase) for v in op.operands[:1]
-                if phase and isinstance(v.type, BufferType)]
+                if phase and isinstance(v.type, BufferType | TensorType)]
 
     def region(self, region: Region, state: State, before: set[Op]) -> State:
         """The accesses pending after the region; `before` collects operations that need a barrier in front."""
@@ -94,7 +100,13 @@ class _Scan:
             out = state
             for r in op.regions:
                 out = self.region(r, out, trial)
+            out = frozenset(_aged(t) for t in out)
             if out <= state:
                 before |= trial
                 return state
             state = state | out
+
+
+def _aged(t: Touch) -> Touch:
+    """An access of the iteration before: the same operation may touch the same element of a tensor again."""
+    return replace(t, phase=-abs(t.phase)) if t.lo >= GLOBAL and t.writes else t

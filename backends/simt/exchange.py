@@ -91,9 +91,10 @@ class Exchange:
         self.b, self.threads = b, threads
         self.phase = 0
 
-    def begin(self) -> None:
-        """Opens a phase."""
+    def begin(self) -> int:
+        """Opens a phase and gives its number."""
         self.phase += 1
+        return self.phase
 
     def alloc(self, dt: DType, size: int, name: str = "") -> Value:
         b = self.b

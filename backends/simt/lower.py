@@ -22,7 +22,7 @@ from tilelang.ir import reduction, simt
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
-from tilelang.ir.core import Function, Op, Region, TileType, Value
+from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value
 from tilelang.layouts import RegisterLayout, conversion, shared
 
 
@@ -61,7 +61,19 @@ class _Lowering:
         self.exchange = Exchange(b, self.threads)
         self.facts = Facts({op.regions[0].args[0]: (op.operands[0], op.operands[2])
                             for op in fn.walk() if op.name == "for"})
-        self.access = Access(b, self.threads, self.facts, self.of, target.async_copy)
+        self.access = Access(
+            b,
+            self.threads,
+            self.facts,
+            self.of,
+            {
+                op.operands[0]
+                for op in fn.walk()
+                if op.effects == "write" and isinstance(op.operands[0].type, TensorType) and op.name != "copy_async"
+            },
+            self.exchange.begin,
+            target.async_copy,
+        )
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
         self.dots = Dots(b, self.threads, self.exchange, self.of, target)
 

@@ -78,7 +78,7 @@ for _from, _to in (("f32", "f16"), ("f32", "bf16"), ("f16", "f32"), ("i32", "f32
                    ("i32", "i1"), ("i1", "i32"), ("f64", "f32"), ("i32", "i64")):
     EXAMPLES[f"cast.{_from}.{_to}"] = tiles(
         "cast", f"%r = cast %a {{dtype={_to}}} : {_to}[4, 8]", {"a": f"{_from}[4, 8]"}, {"r": f"{_to}[4, 8]"})
-for _from, _to in (("f32", "i32"), ("u16", "bf16"), ("f8e4m3", "u8")):
+for _from, _to in (("f32", "i32"), ("u16", "bf16"), ("f8e4m3", "u8"), ("i1", "s1"), ("s1", "i1"), ("i4", "f4e2m1")):
     EXAMPLES[f"bitcast.{_from}.{_to}"] = _elementwise("bitcast", _from, 1, _to, f" {{dtype={_to}}}")
 
 _F = {"a": "f32[4, 8]"}

@@ -130,3 +130,8 @@ def test_packing_round_trips(data: st.DataObject) -> None:
 def test_packed_refuses_short_buffers() -> None:
     with pytest.raises(ValueError, match="need rows of 12 bits and 3 bytes, got rows of 12 bits and 2 bytes"):
         Packed(np.zeros(2, np.uint8), dtype("u4"), (2, 3), 12)
+
+
+def test_numbers_beyond_a_codebook_become_its_extremes() -> None:
+    far = np.array([np.inf, -np.inf, 1e300, -1e300, np.nan])
+    assert codec.encode(far, codebook(2, [0.5, -1.0, 1.0, -0.25])).tolist() == [2, 1, 2, 1, 0]

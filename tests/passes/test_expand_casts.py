@@ -28,7 +28,7 @@ def native(src: DType, dst: DType, target: Any) -> bool:
     """The promise of the pass, in other words than its own."""
     if src.kind in INTEGERS:
         return dst.kind in INTEGERS or dst.name in ("f32", "f64")
-    if src.name in ("f32", "f64") and dst.name in "f32 f64 i8 i16 i32 i64 u8 u16 u32 u64".split():
+    if src.name in ("f32", "f64") and dst.name in "f32 f64 i32 i64 u32 u64".split():
         return True
     return target is not None and (src.name, dst.name) in target.native_casts
 

@@ -160,7 +160,7 @@ class Prefetch(Op):
 
 class Streams(Op):
     """Whether stores to a tensor, from an offset on, should pass by the caches: the tensor does not fit into them,
-    and every address whole vectors away from there is aligned as such stores must be. Operands (tensor, offset)."""
+    and a line begins at the offset and at every step between rows from there. Operands (tensor, offset)."""
     name, levels = "streams", THREAD
 
     def infer(self) -> Sequence[Type]:
@@ -186,7 +186,7 @@ class StScatter(_Access):
 class AtomicRmw(_Access):
     """One atomic update of one element, giving its old value: (memory, offset, value, [mask]) with `kind` add, max or
     min; (memory, offset, compare, value, [mask]) with cas. Where the mask is false nothing happens and 0 is given."""
-    name, effects, attributes = "atomic_rmw", "write", {"kind": ..., "masked": False}
+    name, effects, attributes = "atomic_rmw", "write", {"kind": ..., "masked": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         return [TileType((), memory_type(self, self.operands[0]).dtype)]

@@ -3,7 +3,7 @@
 requires: THREAD
 ensures: arithmetic, comparisons, functions and reductions only on i1, integers, f32 and f64; a `cast` only
 - between i1 and integers of any width (wraps), and from them to f32 and f64 (rounds once),
-- from f32 and f64 to i8 … i64 and u8 … u64 (truncates, saturates, NaN gives 0), and between f32 and f64,
+- from f32 and f64 to i32, u32, i64 and u64 (truncates, saturates, NaN gives 0), and between f32 and f64,
 - between the pairs (source, result) of names in `target.native_casts`, which round once as `codec` does
 example:
     func @f(%x: tensor<in bf16, 4:1>, %y: tensor<out i1, 4:1>) thread {
@@ -16,8 +16,8 @@ example:
 becomes:
     func @f(%x: tensor<in bf16, 4:1>, %y: tensor<out i1, 4:1>) thread {
       %at = const {value=0, dtype=i64} : i64
-      %a = ld %x, %at {lanes=4} : bf16[4]
-      %b = ld %x, %at {lanes=4} : bf16[4]
+      %a = ld %x, %at {lanes=4, phase=0} : bf16[4]
+      %b = ld %x, %at {lanes=4, phase=0} : bf16[4]
       %0 = bitcast %a {dtype=u16} : u16[4]
       %1 = cast %0 {dtype=u32} : u32[4]
       %2 = const {value=16, dtype=u32} : u32
@@ -29,7 +29,7 @@ becomes:
       %8 = shl %7, %3 : u32[4]
       %9 = bitcast %8 {dtype=f32} : f32[4]
       %c = lt %5, %9 : i1[4]
-      st %y, %at, %c {stream=False}
+      st %y, %at, %c {stream=False, phase=0}
     }
 Bits are read and written by `bitcast`; the rest is arithmetic on u32, u64, f32 and f64, one operation a step for a
 whole vector. The values are those of `tilelang.ir.codec`. No step computes with subnormal f32 numbers where source and
@@ -95,8 +95,7 @@ class _Expander:
         """The value of the only result, or None where the operation stays."""
         if isinstance(op, ew.Cast):
             return self.cast(op.operands[0], op.attrs["dtype"])
-        if isinstance(op, ew.Elementwise | Reduce) and (dt := op.operands[0].dtype).kind == "float" \
-                and dt not in _WIDE:
+        if isinstance(op, ew.Elementwise | Reduce) and not op.regions and op.operands[0].dtype.name in ("f16", "bf16"):
             out = self.op(type(op), *(self.cast(v, _F32) for v in op.operands), **op.attrs)
             return self.cast(out, op.result.dtype)
         return None
@@ -141,7 +140,7 @@ class _Expander:
     def stays(self, src: DType, dst: DType) -> bool:
         if src.kind in _WHOLE:
             return dst.kind in _WHOLE or dst in _WIDE
-        if src in _WIDE and (dst in _WIDE or dst.kind in ("int", "uint") and dst.bits == 8 * dst.storage.itemsize):
+        if src in _WIDE and (dst in _WIDE or dst.kind in ("int", "uint") and dst.bits in (32, 64)):
             return True
         return (src.name, dst.name) in self.native
 
@@ -236,10 +235,10 @@ class _Expander:
 
     # -- from f32 and f64 ---------------------------------------------------------------------------------------------
     def saturated(self, x: Value, dt: DType) -> Value:
-        """To an integer of odd width, through the next wider one."""
-        wide = self.op(ew.Cast, x, dtype=dtype(f"{'i' if dt.kind == 'int' else 'u'}{8 * dt.storage.itemsize}"))
+        """To an integer of another width than 32 and 64, through one of these."""
+        wide = self.op(ew.Cast, x, dtype=_I32 if dt.bits < 32 else dtype("i64" if dt.kind == "int" else "u64"))
         wide = self.op(ew.Min, wide, dt.max)
-        return self.cast(self.op(ew.Max, wide, dt.min) if dt.kind == "int" else wide, dt)
+        return self.cast(wide if wide.dtype.kind == "uint" else self.op(ew.Max, wide, dt.min), dt)
 
     def nearest(self, x: Value, dt: DType) -> Value:
         """The first of the nearest entries of a codebook."""

@@ -24,15 +24,15 @@ TL_FN i64 program() { return blockIdx.x + i64(blockIdx.y) * gridDim.x; }  // y o
 
 TL_FN u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
-// ---- loads and stores: one instruction for each access
+// ---- loads and stores: one instruction for each access. Offsets keep their type: those into shared memory are int.
 
 template <int BYTES> struct word_of { using type = as_unsigned<char[BYTES]>; };
 struct alignas(16) word16 { u64 low, high; };
 template <> struct word_of<16> { using type = word16; };
 template <class T, int N> using word = typename word_of<N * int(sizeof(T))>::type;
 
-template <int N, class T>
-TL_FN vec<plain<T>, N> ld(T* p, i64 off, op) {
+template <int N, class T, class I>
+TL_FN vec<plain<T>, N> ld(T* p, I off, op) {
   using W = word<T, N>;
   const W w = *reinterpret_cast<const W*>(p + off);
   vec<plain<T>, N> v;
@@ -40,22 +40,22 @@ TL_FN vec<plain<T>, N> ld(T* p, i64 off, op) {
   return v;
 }
 
-template <int N, class T>
-TL_FN vec<plain<T>, N> ld(T* p, i64 off, bool mask, op o) {
+template <int N, class T, class I>
+TL_FN vec<plain<T>, N> ld(T* p, I off, bool mask, op o) {
   if (mask) return ld<N>(p, off, o);
   return {};
 }
 
-template <int N, class T>
-TL_FN void st(T* p, i64 off, const vec<T, N>& v, op) {
+template <int N, class T, class I>
+TL_FN void st(T* p, I off, const vec<T, N>& v, op) {
   using W = word<T, N>;
   W w;
   TL_COPY(&w, &v, sizeof v);
   *reinterpret_cast<W*>(p + off) = w;
 }
 
-template <int N, class T>
-TL_FN void st(T* p, i64 off, const vec<T, N>& v, bool mask, op o) {
+template <int N, class T, class I>
+TL_FN void st(T* p, I off, const vec<T, N>& v, bool mask, op o) {
   if (mask) st<N>(p, off, v, o);
 }
 
@@ -96,7 +96,7 @@ TL_FN void st_bits(u8* p, i64 bit, u32 code, bool mask, op) {
 }
 
 template <int N, class T>
-TL_FN void cp_async(T* s, i64 soff, const T* g, i64 goff, bool mask, op o) {
+TL_FN void cp_async(T* s, int soff, const T* g, i64 goff, bool mask, op o) {
   constexpr int bytes = N * int(sizeof(T));
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "an async copy is 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800

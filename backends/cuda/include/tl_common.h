@@ -1,6 +1,7 @@
 #pragma once
 // What every prelude shares: types, register vectors and the arithmetic that needs no intrinsic. The prelude that
-// includes this defines TL_FN, the qualifiers of a function, and TL_COPY, its memcpy. No standard headers: they cost more than the kernel.
+// includes this defines TL_FN, the qualifiers of a function, and TL_COPY, its memcpy. No
+// standard headers: they cost more than the kernel.
 
 #define TL_UNROLL _Pragma("unroll")
 
@@ -56,7 +57,7 @@ template <class T> using as_unsigned = typename unsigned_of<sizeof(T)>::type;
 
 template <class T> constexpr bool is_signed = T(-1) < T(0);
 template <class T> constexpr T highest = is_signed<T> ? T((as_unsigned<T>(1) << (8 * sizeof(T) - 1)) - 1) : T(~T(0));
-template <class T> constexpr T lowest = T(-1 - highest<T>);
+template <class T> constexpr T lowest = T(~highest<T>);
 
 // ---- integers: x // 0 == 0, x % 0 == 0, and the most negative number // -1 wraps
 

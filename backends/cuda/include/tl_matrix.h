@@ -30,7 +30,7 @@ TL_FN void set_reg(vec<T, N>& v, int at, u32 r) {
   } while (0)
 
 template <int X, bool TRANS, class T, int K>
-TL_FN void ldmatrix(vec<T, K>& r, int at, T* s, i64 off, op) {
+TL_FN void ldmatrix(vec<T, K>& r, int at, T* s, int off, op) {
   static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
   constexpr int step = 4 / int(sizeof(T));
   const u32 row = shared_address(s + off);
@@ -54,7 +54,7 @@ TL_FN void ldmatrix(vec<T, K>& r, int at, T* s, i64 off, op) {
   } while (0)
 
 template <int X, bool TRANS, class T, int K>
-TL_FN void stmatrix(T* s, i64 off, const vec<T, K>& r, int at, op) {
+TL_FN void stmatrix(T* s, int off, const vec<T, K>& r, int at, op) {
   static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
   constexpr int step = 4 / int(sizeof(T));
   u32 w[4];

@@ -80,7 +80,8 @@ static void stop_ready() {  // the running thread cannot go on for now
   }
   const int barrier = run.at_barrier ? run.barrier_op : -1;
   fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
-       "%d threads wait for the rest of their warp, %d at a barrier, %d have exited", waiting, run.at_barrier, run.done);
+       "%d threads wait for the rest of their warp, %d at a barrier, %d have exited", waiting, run.at_barrier,
+       run.done);
 }
 
 static void suspend() {

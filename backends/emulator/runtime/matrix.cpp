@@ -13,7 +13,8 @@ static float f16_table[1 << 16], fp8_table[2][256];
 
 // 8-bit floats by their definition: `mantissa` bits of fraction; e4m3 has no infinity and NaN only at all ones.
 static float decode_fp8(int code, int mantissa) {
-  const int bias = mantissa == 3 ? 7 : 15, exponent = (code & 127) >> mantissa, fraction = code & ((1 << mantissa) - 1);
+  const int bias = mantissa == 3 ? 7 : 15;
+  const int exponent = (code & 127) >> mantissa, fraction = code & ((1 << mantissa) - 1);
   float value = exponent ? __builtin_ldexpf(float(fraction + (1 << mantissa)), exponent - bias - mantissa)
                          : __builtin_ldexpf(float(fraction), 1 - bias - mantissa);
   if (mantissa == 3 && (code & 127) == 127) value = __builtin_nanf("");
@@ -29,7 +30,7 @@ static void prepare_tables() {
 // Element `e` of the 32-bit registers of a lane.
 static float as_f16(const u8* r, int e) { return f16_table[((const u16*)r)[e]]; }
 static float as_bf16(const u8* r, int e) { return tl::bf16_to_f32(((const u16*)r)[e]); }
-static float as_tf32(const u8* r, int e) { return tl::bits<float>(((const u32*)r)[e] & 0xffffe000); }  // low bits unused
+static float as_tf32(const u8* r, int e) { return tl::bits<float>(((const u32*)r)[e] & 0xffffe000); }  // drops 13 bits
 static float as_e4m3(const u8* r, int e) { return fp8_table[0][r[e]]; }
 static float as_e5m2(const u8* r, int e) { return fp8_table[1][r[e]]; }
 static u32 as_s8(const u8* r, int e) { return u32(int8_t(r[e])); }

@@ -79,8 +79,9 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
       report("async-pending", op, c.copy_op, "%s shared byte %u while the async copy of %s is under way",
              writes ? "writes" : "reads", at, name(c.wrote).c_str());
     else if (written && !atomics && !ordered(c.wrote, now))
-      report(reads ? "race-raw" : "race-waw", op, c.write_op, "%s shared byte %u, which %s wrote with no barrier between",
-             reads ? "reads" : "writes", at, name(c.wrote).c_str());
+      report(reads ? "race-raw" : "race-waw", op, c.write_op,
+             "%s shared byte %u, which %s wrote with no barrier between", reads ? "reads" : "writes", at,
+             name(c.wrote).c_str());
     else if (reads && !written)
       report("uninitialised-shared", op, -1, "reads shared byte %u, which holds no value", at);
     if (writes) {
@@ -182,8 +183,8 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
 static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, int size, int bytes, int op) {
   const i64 origin = i64((const u8*)base - b.start);
   i64 start;
-  if (__builtin_mul_overflow(offset, i64(size), &start) || __builtin_add_overflow(start, origin, &start) || start < 0 ||
-      start > b.bytes - bytes)
+  if (__builtin_mul_overflow(offset, i64(size), &start) || __builtin_add_overflow(start, origin, &start) ||
+      start < 0 || start > b.bytes - bytes)
     fail("bounds-global", op, -1, "element %lld (%d bytes) of argument %d, whose memory ends after %lld bytes",
          (long long)offset, bytes, b.index, (long long)(b.bytes - origin));
   if ((start + b.phase) % bytes)

@@ -72,7 +72,8 @@ extern "C" void emu_collective(Collective* call) {
   if (w.waiting) {
     const Collective& other = *w.calls[__builtin_ctz(w.waiting)];
     if (other.op != call->op || other.use != call->use || other.detail != call->detail)
-      fail("divergent-collective", call->op, other.op, "is at this collective while lanes of its warp wait at another");
+      fail("divergent-collective", call->op, other.op,
+           "is at this collective while lanes of its warp wait at another");
   }
   if (w.exited)
     fail("divergent-collective", call->op, -1, "waits for lane %d, which has exited", __builtin_ctz(w.exited));

@@ -44,6 +44,15 @@ def test_results_at_any_alignment(shape: tuple[int, int], start: int, gap: int) 
 
 
 @pytest.mark.usefixtures("tiny_cache")
+def test_lines_are_written_whole() -> None:
+    """Blocks of half a line, and tensors that promise no neighbours, go through the caches."""
+    x = torch.zeros(4, 64)
+    assert "streams" in str(centre().lower(x, x.clone(), BM=1, BN=64).thread)
+    assert "streams" not in str(centre().lower(x, x.clone(), BM=1, BN=40).thread)
+    assert "streams" not in str(centre().lower(x, torch.zeros(64, 4).T, BM=1, BN=64).thread)
+
+
+@pytest.mark.usefixtures("tiny_cache")
 def test_an_output_that_is_read_does_not_stream() -> None:
     @tile.kernel
     def twice(x: tile.Tensor[tile.f32, "N"], y: tile.InOut[tile.f32, "N"], B: tile.Const = 64):

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 INTEGERS = ("tl::i8", "tl::i16", "tl::i32", "tl::i64", "tl::u8", "tl::u16", "tl::u32", "tl::u64")
 ATOMIC_TYPES = ("tl::i32", "tl::u32", "tl::i64", "tl::u64", "float", "double")
+SHUFFLES = ("shfl_xor", "shfl", "shfl_up", "shfl_down")
 UNARY = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "abs", "floor", "ceil",
          "round")
 MMA = {  # name: accumulators, type and length of A and of B, first processor
     "m16n8k16_f16": ("float", 4, "tl::u16", 8, 4, 75), "m16n8k8_f16": ("float", 4, "tl::u16", 4, 2, 75),
     "m16n8k16_bf16": ("float", 4, "tl::u16", 8, 4, 80), "m16n8k8_tf32": ("float", 4, "float", 4, 2, 80),
-    "m16n8k32_s8": ("tl::i32", 4, "tl::i8", 16, 8, 80), "m16n8k32_u8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
+    "m16n8k32_s8": ("tl::i32", 4, "tl::u8", 16, 8, 80), "m16n8k32_u8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
     "m16n8k32_su8": ("tl::i32", 4, "tl::u8", 16, 8, 80), "m16n8k32_us8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
     "m16n8k64_s4": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k64_u4": ("tl::i32", 4, "tl::u8", 16, 8, 80),
     "m16n8k256_b1_and": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k256_b1_xor": ("tl::i32", 4, "tl::u32", 4, 2, 80),
@@ -29,11 +30,8 @@ def memory() -> list[str]:
             if n * size > 16:
                 continue
             copy = f"tl::cp_async<{n}>(s, t * {n}, a, t * {n}, t < n, tl::op(1));" if n * size in (4, 8, 16) else ""
-            out.append(
-                kernel(
-                    f"memory_{t.removeprefix('tl::')}_{n}",
-                    f"tl::gptr<const {t}> a, tl::gptr<{t}> b, tl::i64 n",
-                    f"""
+            params = f"tl::gptr<const {t}> a, tl::gptr<{t}> b, tl::i64 n"
+            out.append(kernel(f"memory_{t.removeprefix('tl::')}_{n}", params, f"""
   TL_SHARED(smem, 512);
   const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, 32 * {n});
   const int t = tl::thread();
@@ -45,15 +43,11 @@ def memory() -> list[str]:
   tl::barrier(tl::op(8));
   tl::vec<{t}, {n}> v = tl::ld<{n}>(s, (31 - t) * {n}, tl::op(9));
   tl::st<{n}>(b, t * {n}, tl::ld<{n}>(s, t * {n}, t < n, tl::op(10)), tl::op(11));
-  tl::st<{n}>(b, t * {n}, v, t < n, tl::op(12));""",
-                )
-            )
-    bits = "\n".join(
-        f"  tl::st_bits<{w}>(b, t * {w}, tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w})), t < n, tl::op({w}));"
-        for w in range(1, 9)
-    )
+  tl::st<{n}>(b, t * {n}, v, t < n, tl::op(12));"""))
+    bits = "\n".join(f"""  x = tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w}));
+  tl::st_bits<{w}>(b, t * {w}, x, t < n, tl::op({w}));""" for w in range(1, 9))
     out.append(kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> b, tl::i64 n",
-                      f"  const int t = tl::thread();\n{bits}"))
+                      f"  const int t = tl::thread();\n  tl::u32 x;\n{bits}"))
     return out
 
 
@@ -75,9 +69,7 @@ def threads() -> list[str]:
   tl::st<1>(o, t, tl::vec<{t}, 1>{{r}}, tl::op(4));"""))
     for t in (*INTEGERS, "float", "double", "bool"):
         name = t.removeprefix("tl::")
-        body = "\n".join(
-            f"  v = {t}(v + tl::{f}(v, 1, tl::op(1)));" for f in ("shfl_xor", "shfl", "shfl_up", "shfl_down")
-        )
+        body = "\n".join(f"  v = {t}(v + tl::{f}(v, 1, tl::op(1)));" for f in SHUFFLES)
         out.append(kernel(f"shuffle_{name}", f"tl::gptr<{t}> o", f"""
   {t} v = {t}(tl::thread());
 {body}
@@ -113,33 +105,50 @@ def arithmetic() -> list[str]:
     return out
 
 
+def rows(x: int, trans: bool, t: str) -> str:
+    """Loads 8x8 matrices from rows in the order given, writes the fragments to `f`, and stores the matrices to `o`."""
+    n, flag = 16 // int(t[5:]), str(trans).lower()  # elements in 16 bits
+    return kernel(f"rows_{x}_{flag}_{t[4:]}", f"tl::gptr<const {t}> a, tl::gptr<const tl::i32> order, "
+                  f"tl::gptr<{t}> o, tl::gptr<{t}> f", f"""
+  TL_SHARED(smem, 1024);
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, {256 * n}), d = tl::shared<{t}>(smem, 512, {256 * n});
+  const int t = tl::thread();
+  tl::st<{8 * n}>(s, t * {8 * n}, tl::ld<{8 * n}>(a, t * {8 * n}, tl::op(1)), tl::op(2));
+  tl::st<{8 * n}>(d, t * {8 * n}, tl::vec<{t}, {8 * n}>{{}}, tl::op(3));
+  tl::barrier(tl::op(4));
+  tl::vec<{t}, {2 * n * x + 1}> r{{}};
+  tl::ldmatrix<{x}, {flag}>(r, 1, s, tl::ld<1>(order, t, tl::op(5))[0] * {8 * n}, tl::op(6));
+  TL_UNROLL for (int i = 0; i < {2 * n * x}; i++)
+    tl::st<1>(f, t * {2 * n * x} + i, tl::vec<{t}, 1>{{r[i + 1]}}, tl::op(7));
+  tl::stmatrix<{x}, {flag}>(d, t * {8 * n}, r, 1, tl::op(8));
+  tl::barrier(tl::op(9));
+  tl::st<{8 * n}>(o, t * {8 * n}, tl::ld<{8 * n}>(d, t * {8 * n}, tl::op(10)), tl::op(11));""")
+
+
+def mma(name: str) -> str:
+    """One product: each lane's registers of A, B and C follow one another."""
+    d, nd, t, na, nb, _ = MMA[name]
+    return kernel(f"mma_{name}", f"tl::gptr<const {t}> a, tl::gptr<const {t}> b, tl::gptr<{d}> c", f"""
+  const int t = tl::thread();
+  tl::vec<{t}, {na + 1}> x{{}};
+  tl::vec<{t}, {nb + 3}> y{{}};
+  tl::vec<{d}, {nd + 2}> z{{}};
+  TL_UNROLL for (int i = 0; i < {na}; i++) x[i + 1] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
+  TL_UNROLL for (int i = 0; i < {nb}; i++) y[i + 3] = tl::ld<1>(b, t * {nb} + i, tl::op(2))[0];
+  TL_UNROLL for (int i = 0; i < {nd}; i++) z[i + 2] = tl::ld<1>(c, t * {nd} + i, tl::op(3))[0];
+  tl::mma_{name}(z, 2, x, 1, y, 3, tl::op(4));
+  TL_UNROLL for (int i = 0; i < {nd}; i++) tl::st<1>(c, t * {nd} + i, tl::vec<{d}, 1>{{z[i + 2]}}, tl::op(5));""")
+
+
 def matrix(arch: int) -> list[str]:
     """Matrix instructions of a processor."""
-    out = []
-    for x in (1, 2, 4):
-        for trans in ("false", "true"):
-            for t, n in (("tl::u16", 2), ("tl::u8", 4)):
-                out.append(kernel(f"rows_{x}_{trans}_{t.removeprefix('tl::')}", f"tl::gptr<{t}> o", f"""
-  TL_SHARED(smem, 1024);
-  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, {256 * n});
-  const int t = tl::thread();
-  tl::vec<{t}, {n * x + 1}> r{{}};
-  tl::ldmatrix<{x}, {trans}>(r, 1, s, t * {4 * n}, tl::op(1));
-  tl::stmatrix<{x}, {trans}>(s, t * {4 * n}, r, 1, tl::op(2));
-  tl::st<1>(o, t, tl::vec<{t}, 1>{{r[1]}}, tl::op(3));"""))
-    for name, (d, nd, t, na, nb, since) in MMA.items():
-        if arch >= since:
-            out.append(kernel(f"mma_{name}", f"tl::gptr<{t}> a, tl::gptr<{d}> o", f"""
-  const int t = tl::thread();
-  tl::vec<{d}, {nd + 1}> c{{}};
-  tl::vec<{t}, {na + 1}> x{{}};
-  tl::vec<{t}, {nb + 1}> y{{}};
-  for (int i = 0; i < {na}; i++) x[i + 1] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
-  for (int i = 0; i < {nb}; i++) y[i + 1] = tl::ld<1>(a, t * {nb} + i, tl::op(2))[0];
-  tl::mma_{name}(c, 1, x, 1, y, 1, tl::op(3));
-  for (int i = 0; i < {nd}; i++) tl::st<1>(o, t * {nd} + i, tl::vec<{d}, 1>{{c[i + 1]}}, tl::op(4));"""))
-    return out
+    moves = [rows(x, trans, t) for x in (1, 2, 4) for trans in (False, True) for t in ("tl::u16", "tl::u8")]
+    return moves + [mma(name) for name, (*_, since) in MMA.items() if arch >= since]
+
+
+def including(*kernels: str) -> str:
+    return '#include "tl.h"\n' + "".join(kernels)
 
 
 def text(arch: int) -> str:
-    return '#include "tl.h"\n' + "".join([*memory(), *threads(), *arithmetic(), *matrix(arch)])
+    return including(*memory(), *threads(), *arithmetic(), *matrix(arch))
