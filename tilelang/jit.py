@@ -321,7 +321,7 @@ class Kernel(KernelDef):
 
     def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
         """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR or CUDA
-        C++). For the CPU also `.assembly` and `.report`. Nothing is run, and no device is needed."""
+        C++), `.assembly`; and `.report`, what it uses. Nothing is run, and no device is needed."""
         bound = Bound(self, args, kwargs)
         name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
         return targets.lowered(self.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
