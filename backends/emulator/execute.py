@@ -24,7 +24,7 @@ def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
     last run's are kept.
     """
     program = load(rendered.text)
-    programs = int(np.prod(grid_extents(fn, arrays, shapes), dtype=np.int64))
+    programs = int(np.prod(grid_extents(fn, arrays, shapes, WORKERS), dtype=np.int64))
     outputs = [i for i, p in enumerate(fn.params) if isinstance(p.type, TensorType) and p.type.writable]
     before = {i: arrays[i].copy() for i in outputs}
     for policy in policies:
