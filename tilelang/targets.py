@@ -2,7 +2,8 @@
 
 - "cpu": machine code through LLVM; the default.
 - "reference": the NumPy interpreter.
-- "cuda:sm_80" and other architectures: CUDA C++ text; needs no device to lower for.
+- "cuda": the GPU the arguments are on (the first, for arguments on the host); the default of tensors on a GPU.
+- "cuda:sm_80" and other architectures: the same, for that architecture; needs no device to lower for.
 - "emulate:cuda:sm_80": that text on the CPU, under checks for races, bounds and initialisation.
 """
 from __future__ import annotations
@@ -21,24 +22,40 @@ def check(name: str, runs: bool = True) -> str:
     """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
     if name in ("cpu", "reference"):
         return name
-    machine = name.removeprefix(EMULATE)
-    if machine.startswith("cuda:"):
+    if name == "cuda":
+        machine(name)
+        return name
+    if name.removeprefix(EMULATE).startswith("cuda:"):
         from tilelang.backends.cuda.target import target
-        target(machine)
-        if machine != name or not runs:
-            return name
-        raise TargetError(f"cannot run on {name!r}", needs=f"cpu, reference or {EMULATE}{name}", got=name,
-                          why="launching on a device is not implemented yet", try_=f'tile.target("{EMULATE}{name}")')
-    raise TargetError(f"unknown target {name!r}", needs="cpu, reference, cuda:sm_… or emulate:cuda:sm_…", got=name,
-                      try_='tile.target("cpu")')
+        target(name.removeprefix(EMULATE))
+        return name if name.startswith(EMULATE) or not runs else machine(name)
+    raise TargetError(f"unknown target {name!r}", needs="cpu, reference, cuda, cuda:sm_… or emulate:cuda:sm_…",
+                      got=name, try_='tile.target("cpu")')
+
+
+def on_device(name: str) -> bool:
+    """Whether calls on a target run on a GPU."""
+    return name == "cuda" or name.startswith("cuda:")
+
+
+def machine(name: str, ordinal: int = 0) -> str:
+    """The architecture that a target means on a device: "cuda" is the device's own. Raises TargetError where there is
+    no such device, or it does not run code for the architecture named."""
+    from tilelang.backends.cuda.driver import driver
+    from tilelang.backends.cuda.target import runs
+    device = driver().device(ordinal)
+    if name != "cuda" and not runs(name, *device.capability):
+        raise TargetError(f"the device cannot run {name!r}", needs=device.target, got=name,
+                          try_='tile.target("cuda")')
+    return device.target if name == "cuda" else name
 
 
 def lowered(tile: Function, name: str) -> Any:
     """The function at every level: `.tile`, `.placed`, `.thread`, `.source`, …"""
-    if name.startswith("cuda:"):
+    if on_device(name):
         from tilelang.backends.cuda.compile import Lowered as Cuda
         from tilelang.backends.cuda.target import target
-        return Cuda(tile, target(name))
+        return Cuda(tile, target(machine(name) if name == "cuda" else name))
     from tilelang.backends.cpu.compile import Lowered
     from tilelang.backends.cpu.machine import host
     return Lowered(tile, host())
