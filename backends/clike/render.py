@@ -5,6 +5,7 @@ touches memory or other threads carries its number, `tl::op(n)`; `Rendered.ops` 
 """
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -244,9 +245,8 @@ class _Renderer:
 
     # -- memory -------------------------------------------------------------------------------------------------------
     def _alloc(self, op: Op) -> None:
-        t, size = memory_type(op.result), 1
-        for e in op.attrs["shape"]:
-            size *= e
+        t, layout = memory_type(op.result), op.attrs["layout"]
+        size = layout.size if layout is not None else math.prod(op.attrs["shape"])
         self.line(f"const tl::sptr<{t}> {self.name(op.result)} = tl::shared<{t}>(smem, {op.attrs['offset']}, {size});")
 
     def address(self, memory: Value, offset: Value) -> str:

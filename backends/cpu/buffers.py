@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import DType

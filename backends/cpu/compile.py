@@ -10,15 +10,9 @@ from tilelang.backends.cpu.launch import emit_entry
 from tilelang.backends.cpu.lower import lower
 from tilelang.backends.cpu.place import place
 from tilelang.ir.core import Function
-from tilelang.passes.cse import cse
-from tilelang.passes.dce import dce
-from tilelang.passes.decompose import decompose
-from tilelang.passes.driver import Pass, run_passes
+from tilelang.passes.driver import run_passes
 from tilelang.passes.expand_casts import expand_casts
-from tilelang.passes.fold import fold
-from tilelang.passes.licm import licm
-
-TILE_PASSES: tuple[Pass, ...] = (fold, cse, licm, dce, decompose, fold, cse)
+from tilelang.passes.pipeline import TILE_PASSES
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
-from tilelang.backends.cpu.builder import I32, I64, Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
-from tilelang.ir.core import BufferType, Op, Region, TensorType, Value
+from tilelang.ir.core import BufferType, Op, TensorType, Value
 
 Position = tuple[Ix, ...]
 
@@ -198,16 +198,3 @@ class Elements:
         elif mask.shape and not total.shape:
             total = b.splat(total, mask.shape[0])
         return total, mask
-
-
-def inline_region(b: ThreadBuilder, region: Region, args: Sequence[Value], scalars: dict[Value, Value]) -> list[Value]:
-    """A user's combine on vectors: its scalar operations applied lane by lane."""
-    known = dict(zip(region.args, args, strict=True))
-    for op in region.ops:
-        if op.name == "yield":
-            return [known.get(v, scalars.get(v, v)) for v in op.operands]
-        operands = [known.get(v, scalars.get(v, v)) for v in op.operands]
-        known[op.result] = b.apply(type(op), operands, op.attrs)
-    raise AssertionError("a combine region yields")
-
-

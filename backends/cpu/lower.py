@@ -11,11 +11,11 @@ from typing import Any
 
 from tilelang.backends.cpu import dots
 from tilelang.backends.cpu.buffers import Buffer, Ix, new_buffer
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
-from tilelang.backends.cpu.elements import inline_region
 from tilelang.backends.cpu.microkernel import emit_dot
-from tilelang.backends.cpu.nests import COMBINE, NestLowering
+from tilelang.backends.cpu.nests import NestLowering
 from tilelang.backends.cpu.views import emit_view
+from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh

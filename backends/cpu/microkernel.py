@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tilelang.backends.cpu.buffers import Buffer, Ix
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.cpu.dots import Blocking, DotRow
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import Value

@@ -8,23 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
-from tilelang.backends.cpu.elements import Elements, Position, inline_region
+from tilelang.backends.cpu.elements import Elements, Position
 from tilelang.backends.cpu.machine import LINE
+from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, TensorType, TileType, Value
 from tilelang.ir.reduction import Reduce, identity
-
-COMBINE: dict[str, type[Op]] = {
-    "sum": ew.Add,
-    "prod": ew.Mul,
-    "max": ew.Max,
-    "min": ew.Min,
-    "any": ew.Or,
-    "all": ew.And,
-}
 
 
 class NestLowering(Elements):

@@ -29,7 +29,8 @@ _IR = """
 @start = internal global %sem zeroinitializer, align 32
 @done = internal global %sem zeroinitializer, align 32
 @scratch = internal global [MAXW x ptr] zeroinitializer
-@scratch_size = internal global i64 0
+@sizes = internal global [MAXW x i64] zeroinitializer
+@job_bytes = internal global i64 0
 declare i32 @sem_init(ptr, i32, i32)
 declare i32 @sem_wait(ptr)
 declare i32 @sem_trywait(ptr)
@@ -47,7 +48,6 @@ define void @tl_pool_init(i32 %n) {
 
 define void @tl_pool_size(i32 %n) {
   store i32 %n, ptr @helpers
-  store i64 0, ptr @scratch_size ; a new helper has no scratch memory yet
   ret void
 }
 
@@ -55,6 +55,32 @@ define i32 @tl_workers() {
   %n = load i32, ptr @helpers
   %m = add i32 %n, 1
   ret i32 %m
+}
+
+; Scratch memory of worker %id, at least %bytes of it, or null. Only that worker calls this: any helper that was ever
+; started may take part in a job, however many are wanted now.
+define internal ptr @memory(i32 %id, i64 %bytes) {
+  %slot = getelementptr [MAXW x ptr], ptr @scratch, i64 0, i32 %id
+  %size = getelementptr [MAXW x i64], ptr @sizes, i64 0, i32 %id
+  %have = load i64, ptr %size
+  %enough = icmp sge i64 %have, %bytes
+  br i1 %enough, label %ready, label %grow
+grow:
+  %old = load ptr, ptr %slot
+  call void @free(ptr %old)
+  store ptr null, ptr %slot
+  store i64 0, ptr %size
+  %e = call i32 @posix_memalign(ptr %slot, i64 4096, i64 %bytes)
+  %bad = icmp ne i32 %e, 0
+  br i1 %bad, label %fail, label %grown
+grown:
+  store i64 %bytes, ptr %size
+  br label %ready
+ready:
+  %mem = load ptr, ptr %slot
+  ret ptr %mem
+fail:
+  ret ptr null
 }
 
 ; Hands out chunks until none is left or one failed.
@@ -89,7 +115,6 @@ out:
 ; The life of a helper: wait for a job (spinning briefly first), work, report.
 define void @tl_pool_worker(i32 %id) {
 entry:
-  %slot = getelementptr [MAXW x ptr], ptr @scratch, i64 0, i32 %id
   br label %again
 again:
   br label %spin
@@ -108,8 +133,17 @@ sleep:
   %ok = icmp eq i32 %w, 0
   br i1 %ok, label %job, label %sleep
 job:
-  %mem = load ptr, ptr %slot
+  %bytes = load i64, ptr @job_bytes
+  %mem = call ptr @memory(i32 %id, i64 %bytes)
+  %nomem = icmp eq ptr %mem, null
+  br i1 %nomem, label %fail, label %help
+fail:
+  %x = cmpxchg ptr @error, i32 0, i32 -2 seq_cst seq_cst
+  br label %report
+help:
   call void @work(ptr %mem)
+  br label %report
+report:
   %left = atomicrmw sub ptr @active, i32 1 seq_cst
   %last = icmp eq i32 %left, 1
   br i1 %last, label %tell, label %again
@@ -150,31 +184,13 @@ alone:
   ret i32 %r
 pool:
   %all = load i32, ptr @helpers
-  %size = load i64, ptr @scratch_size
-  %small = icmp slt i64 %size, %bytes
-  br i1 %small, label %grow, label %ready
-grow:
-  %g = phi i32 [ 0, %pool ], [ %g2, %grown ]
-  %slot = getelementptr [MAXW x ptr], ptr @scratch, i64 0, i32 %g
-  %old = load ptr, ptr %slot
-  call void @free(ptr %old)
-  store ptr null, ptr %slot
-  %ge = call i32 @posix_memalign(ptr %slot, i64 4096, i64 %bytes)
-  %gbad = icmp ne i32 %ge, 0
-  br i1 %gbad, label %give_up, label %grown
-grown:
-  %g2 = add i32 %g, 1
-  %gmore = icmp sle i32 %g2, %all
-  br i1 %gmore, label %grow, label %sized
+  %mem = call ptr @memory(i32 0, i64 %bytes)
+  %nomem = icmp eq ptr %mem, null
+  br i1 %nomem, label %give_up, label %ready
 give_up:
-  store i64 0, ptr @scratch_size
   store atomic i32 0, ptr @busy release, align 4
   ret i32 -2
-sized:
-  store i64 %bytes, ptr @scratch_size
-  br label %ready
 ready:
-  %mem = load ptr, ptr @scratch
   %n32 = call i64 @llvm.smin.i64(i64 %n, i64 MAXW)
   %np = trunc i64 %n32 to i32
   %spare = sub i32 %np, 1
@@ -189,6 +205,7 @@ many:
   store ptr %f, ptr @job_f
   store ptr %ctx, ptr @job_ctx
   store i64 %n, ptr @job_n
+  store i64 %bytes, ptr @job_bytes
   %ways = add i32 %use, 1
   %parts32 = mul i32 %ways, 8
   %parts = sext i32 %parts32 to i64

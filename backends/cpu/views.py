@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import lcm
 
 from tilelang.backends.cpu.buffers import Buffer, Ix
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import dtype

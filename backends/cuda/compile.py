@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tilelang.backends.clike.render import Rendered, render
-from tilelang.backends.cpu.compile import TILE_PASSES
 from tilelang.backends.cuda.occupancy import occupancy, resident_blocks
 from tilelang.backends.cuda.products import Product, assembly, product
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.lower import lower
+from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.target import SimtTarget
@@ -17,6 +17,7 @@ from tilelang.ir.core import Function
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
+from tilelang.passes.pipeline import TILE_PASSES
 
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, dce, allocate_shared, insert_barriers)
 
@@ -31,7 +32,7 @@ class Lowered:
     @cached_property
     def placed(self) -> Function:
         """Every tile with its layout."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, place))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline))
 
     @cached_property
     def thread(self) -> Function:

@@ -1,8 +1,10 @@
 """Loads emitted text and launches its kernels under the emulator's checks."""
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -128,7 +130,12 @@ class Program:
 
     def __init__(self, text: str) -> None:
         self._runtime = _runtime()
-        self._library = ctypes.CDLL(str(build.kernel(text)))
+        try:
+            self._library = ctypes.CDLL(str(build.kernel(text)))
+        except OSError:  # another process pruned the cache just now
+            self._library = ctypes.CDLL(str(build.kernel(text)))
+        # A fuzzer loads thousands of kernels, and a process may only have so many mappings.
+        weakref.finalize(self, _ctypes.dlclose, self._library._handle)
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
                policy: Policy = "forward", seed: int = 0) -> Result:

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilelang.backends.cpu.builder import I64, Index, ThreadBuilder
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import simt
@@ -22,6 +22,7 @@ class Access:
                  written: set[Value], new_phase: Callable[[], int], async_copy: bool) -> None:
         self.b, self.threads, self.facts, self.of, self.async_copy = b, threads, facts, of, async_copy
         self.written, self.new_phase = written, new_phase
+        self.managed: dict[Value, int] = {}  # buffers the compiler manages, and the phase of their accesses
 
     def dim(self, memory: Value, axis: int) -> Index:
         t = memory.type
@@ -56,7 +57,7 @@ class Access:
 
     def phase(self, memory: Value) -> int:
         """The phase of an access to a tensor; 0 for one that the kernel never writes."""
-        return self.new_phase() if memory in self.written else 0
+        return self.new_phase() if memory in self.written else self.managed.get(memory, 0)
 
     # -- blocks -------------------------------------------------------------------------------------------------------
     def _groups(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
@@ -72,6 +73,7 @@ class Access:
                 b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
             always = [leader] if leader is not None else []
         starts: list[Index] = []
+        checked: list[Value | int] = []  # the same as i32: extents are, and it compares in one step
         base: Index = 0
         buffer = memory.type if isinstance(memory.type, BufferType) else None
         strides = [self.stride(memory, a) if buffer is None else 0 for a in range(rank)]
@@ -80,6 +82,7 @@ class Access:
             if a in axes and layout is not None:
                 start = b.add(start, self.threads.part(layout, axes.index(a)))
             starts.append(start)
+            checked.append(self._narrow(offsets[a], layout, axes, a))
             base = b.add(base, b.mul(start, strides[a]))
         out = []
         for first in range(0, len(local), width):
@@ -88,29 +91,52 @@ class Access:
                 step = int(local[first][axes.index(a)]) if a in axes and layout is not None else 0
                 offset = b.add(offset, b.mul(strides[a], step))
                 at.append(b.add(starts[a], step))
-                conditions += self._within(memory, a, offsets[a], b.add(starts[a], step), step)
+                conditions += self._within(memory, a, offsets[a], checked[a], step)
                 if store and a in axes and layout is not None:
                     t = axes.index(a)
                     if layout.shape[t] > shape[t]:
-                        part = b.add(self.threads.part(layout, t), step)
-                        conditions.append(b.pure(ew.Lt, b.index(part), b.index(shape[t])))
+                        conditions.append(self._below(self.threads.part32(layout, t), step, shape[t]))
             mask = b.all_of(list(dict.fromkeys(conditions))) if conditions else None
             if buffer is not None:
                 offset = address(b, buffer.layout or shared(buffer.shape), at)
             out.append((first, width, offset, mask))
         return out
 
-    def _within(self, memory: Value, axis: int, offset: Value, at: Index, step: int) -> list[Value]:
+    def _narrow(self, offset: Value, layout: RegisterLayout | None, axes: list[int], axis: int) -> Value | int:
+        """The index along an axis of a thread's first element, as i32."""
+        b, at = self.b, self.of.get(offset, offset)
+        start: Value | int = int(at.owner.attrs["value"]) if isinstance(at.owner, sh.Const) else \
+            at if at.dtype is I32 else b.pure(ew.Cast, at, dtype=I32)
+        part = self.threads.part32(layout, axes.index(axis)) if axis in axes and layout is not None else 0
+        if isinstance(start, int) or isinstance(part, int):
+            rest = part if isinstance(start, int) else start
+            known = (start if isinstance(start, int) else 0) + (part if isinstance(part, int) else 0)
+            return known if isinstance(rest, int) else b.pure(ew.Add, rest, b.const(known, I32)) if known else rest
+        return b.pure(ew.Add, start, part)
+
+    def _below(self, at: Value | int, step: int, limit: Value | int) -> Value:
+        """at + step < limit, as i32."""
+        b = self.b
+        if isinstance(limit, int):  # the step goes to the side of the constant
+            return b.pure(ew.Lt, b.const(at, I32) if isinstance(at, int) else at, b.const(limit - step, I32))
+        if isinstance(at, int):
+            return b.pure(ew.Lt, b.const(at + step, I32), limit)
+        return b.pure(ew.Lt, b.pure(ew.Add, at, b.const(step, I32)) if step else at, limit)
+
+    def _within(self, memory: Value, axis: int, offset: Value, at: Value | int, step: int) -> list[Value]:
         """Conditions for an index to lie in the tensor, without those known to hold."""
-        b, dim = self.b, self.dim(memory, axis)
+        b, t = self.b, memory.type
+        assert isinstance(t, TensorType | BufferType)
+        size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
         out = []
         if isinstance(at, int):
-            if at < 0:
+            if at + step < 0:
                 return [b.const(0, ew.I1)]
         elif not self.facts.nonnegative(offset):
-            out.append(b.pure(ew.Ge, at, b.index(0)))
-        if not (isinstance(at, int) and isinstance(dim, int) and at < dim):
-            out.append(b.pure(ew.Lt, b.index(at), b.index(dim)))
+            out.append(b.pure(ew.Ge, at, b.const(-step, I32)))
+        if not (isinstance(at, int) and isinstance(size, int) and at + step < size):
+            limit = size if isinstance(size, int) else b.pure(Op.registry["dim"], memory, axis=axis)
+            out.append(self._below(at, step, limit))
         return out
 
     def load(self, op: Op) -> Value:
@@ -142,31 +168,32 @@ class Access:
     def copy_async(self, op: Op) -> None:
         """A block of a tensor into the whole of a buffer: by the copy unit where widths and alignment allow it."""
         b = self.b
-        memory, *offsets, buffer = op.operands
+        at = op.buffer  # type: ignore[attr-defined]
+        memory, offsets, buffer = op.operands[0], op.operands[1:at], op.operands[at]
+        lead: list[Index] = [b.to_index(self.of.get(v, v)) for v in op.operands[at + 1:]]
         t = self.of[buffer].type
         assert isinstance(t, BufferType)
-        place = t.layout or shared(t.shape)
-        size = t.dtype.storage.itemsize
-        rank = len(t.shape)
-        layout = blocked(t.shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
+        place, shape = t.layout or shared(t.shape), t.shape[len(lead):]
+        size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
+        layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
         inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
         limit = 1 << place.swizzle.base if place.swizzle else inner[0]
-        width = min(self.vector(op, memory, offsets, layout, t.shape), limit if inner[1] == 1 else 1)
+        width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
         leader = self.threads.leader(layout)
-        groups = self._groups(op, memory, offsets, layout, t.shape, False, width)
+        groups = self._groups(op, memory, offsets, layout, shape, False, width)
         local = local_offsets(layout)
         for first, _, offset, mask in groups:
             index = [b.add(self.threads.part(layout, d), int(local[first][d])) for d in range(rank)]
-            here = [b.pure(ew.Lt, b.index(at), b.index(t.shape[d])) for d, at in enumerate(index)
-                    if layout.shape[d] > t.shape[d]] + ([leader] if leader is not None else [])
-            at = b.index(address(b, place, index))
+            here = [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
+                    if layout.shape[d] > shape[d]] + ([leader] if leader is not None else [])
+            where = b.index(address(b, place, [*lead, *index]))
             if self.async_copy and width * size in (4, 8, 16) and not here:
-                b.effect(simt.StAsync, self.of[buffer], at, memory, b.index(offset),
-                         *([mask] if mask is not None else []), lanes=width)
+                b.effect(simt.StAsync, self.of[buffer], where, memory, b.index(offset),
+                         *([mask] if mask is not None else []), lanes=width, phase=phase)
                 continue
             masks = [mask] if mask is not None else []
             value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=width if width > 1 else None).result
-            b.effect(th.St, self.of[buffer], at, value, *([b.all_of(here)] if here else []))
+            b.effect(th.St, self.of[buffer], where, value, *([b.all_of(here)] if here else []), phase=phase)
 
     # -- elements -----------------------------------------------------------------------------------------------------
     def elements(self, op: Op) -> list[Value]:
@@ -223,7 +250,28 @@ class Access:
 
 
 def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:
-    """The element offset of an index in a buffer."""
+    """The element offset of an index in a buffer. What the swizzle neither reads nor changes is added last: it may
+    change in a loop while the rest does not."""
+    s = place.swizzle
+    block = 1 << (s.base + s.bits + max(s.shift, 0)) if s is not None else 1
+    outer = [i for i, digits in enumerate(place.dims) if all(step % block == 0 for _, step in digits)] if s else []
+    total = _linear(b, place, [at if i not in outer else 0 for i, at in enumerate(index)])
+    if s is None:
+        return total
+    rest = _linear(b, place, [at if i in outer else 0 for i, at in enumerate(index)])
+    if isinstance(total, int):
+        return b.add(rest, int(s(total)))
+    inner, constant = b.split(total)
+    total = b.add(inner, constant % block)  # whole blocks stay out: accesses that differ by them share an address
+    rest = b.add(rest, constant - constant % block)
+    if isinstance(total, int):
+        return b.add(rest, int(s(total)))
+    mask = ((1 << s.bits) - 1) << s.base
+    moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(s.shift)), b.index(mask))
+    return b.add(b.pure(ew.Xor, total, moved), rest)
+
+
+def _linear(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:
     out: Index = 0
     for at, digits in zip(index, place.dims, strict=True):
         rest = at
@@ -232,14 +280,7 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
             rest = b.div(rest, extent)
         if digits:
             out = b.add(out, b.mul(rest, digits[0][1]))
-    if place.swizzle is None:
-        return out
-    s = place.swizzle
-    if isinstance(out, int):
-        return int(s(out))
-    mask = ((1 << s.bits) - 1) << s.base
-    moved = b.pure(ew.And, b.pure(ew.Shr, out, b.index(s.shift)), b.index(mask))
-    return b.pure(ew.Xor, out, moved)
+    return out
 
 
 def join(b: ThreadBuilder, parts: Sequence[Value]) -> Value:

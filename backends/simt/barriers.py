@@ -35,6 +35,8 @@ class Touch:
 
 
 State = frozenset[Touch]
+ARRIVED = 0
+"""The phase of a copy that its own thread has waited for."""
 GLOBAL = 1 << 40
 """Where the pretended places of tensors begin: one for each, for blocks may lie anywhere in it."""
 
@@ -67,29 +69,34 @@ class _Scan:
                 self.place[op.result] = start, start + size_of(op)
         tensors = [p for p in fn.params if isinstance(p.type, TensorType)]
         self.place.update({p: (GLOBAL + i, GLOBAL + i + 1) for i, p in enumerate(tensors)})
-        self.copied = {op.operands[0] for op in fn.walk() if op.name == "st_async" and op.attrs["phase"]}
+        managed = {op.result for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
+        self.copies = {op.attrs["phase"] for op in fn.walk() if op.effects == "write" and op.operands[0] in managed}
 
     def touches(self, op: Op) -> list[Touch]:
-        if op.name == "wait":  # its own thread's copies only: others see them after a barrier
-            return [Touch(*self.place[v], True, -1) for v in self.copied]
         phase = op.attrs.get("phase", 0)
         return [Touch(*self.place[v], op.effects == "write", phase) for v in op.operands[:1]
                 if phase and isinstance(v.type, BufferType | TensorType)]
 
+    def under_way(self, t: Touch) -> bool:
+        """Whether this is a copy that nothing has waited for."""
+        return t.writes and t.phase in self.copies
+
     def region(self, region: Region, state: State, before: set[Op]) -> State:
         """The accesses pending after the region; `before` collects operations that need a barrier in front."""
         for op in region.ops:
-            if op.name == "barrier":
-                state = frozenset()
+            if op.name == "barrier":  # copies under way are not done by it
+                state = frozenset(t for t in state if self.under_way(t))
+            elif op.name == "wait":  # a thread's own copies are done: others see them after a barrier
+                state = frozenset(replace(t, phase=ARRIVED) if self.under_way(t) else t for t in state)
             elif op.name in ("for", "while"):
                 state = self.loop(op, state, before)
             elif op.regions:
                 state = frozenset().union(*(self.region(r, state, before) for r in op.regions))
             else:
                 mine = self.touches(op)
-                if op.name != "wait" and any(t.conflicts(o) for t in mine for o in state):
+                if any(t.conflicts(o) for t in mine for o in state):
                     before.add(op)
-                    state = frozenset()
+                    state = frozenset(t for t in state if self.under_way(t))
                 state = state | frozenset(mine)
         return state
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
-from tilelang.backends.cpu.elements import inline_region
-from tilelang.backends.cpu.nests import COMBINE
 from tilelang.backends.simt.access import join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.registers import Threads, thread_digits
+from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
 from tilelang.ir import thread as th

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from math import prod
 
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.instructions import MmaRow
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
 from tilelang.ir import thread as th

@@ -12,9 +12,9 @@ from math import prod
 
 import numpy as np
 
-from tilelang.backends.cpu.builder import Index, ThreadBuilder
 from tilelang.backends.simt.access import address, join, lanes_of
 from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
@@ -23,6 +23,10 @@ from tilelang.ir.memory import Alloc
 from tilelang.layouts import RegisterLayout, SharedLayout, Swizzle, shared
 
 Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
+
+
+def itself(index: tuple[Index, ...]) -> tuple[Index, ...]:
+    return index
 
 
 def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[int, int]:
@@ -96,9 +100,10 @@ class Exchange:
         self.phase += 1
         return self.phase
 
-    def alloc(self, dt: DType, size: int, name: str = "") -> Value:
+    def alloc(self, dt: DType, size: int, name: str = "", like: Op | None = None) -> Value:
+        """A buffer, of `size` elements or as `like` says."""
         b = self.b
-        op = Alloc([], {"dtype": dt, "shape": (size,), "space": "shared"}, loc=b.loc)
+        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": (size,)}, loc=b.loc)
         op.result.name = name
         b.levels[0].region.ops.insert(0, op)
         b.level_of[op.result] = 0
@@ -120,12 +125,12 @@ class Exchange:
                 if layout.shape[d] > shape[d]]
 
     def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
-              place: SharedLayout, where: Where = lambda i: i) -> None:
+              place: SharedLayout, where: Where = itself) -> None:
         """Writes a tile, each element once, at `where` its index goes."""
         b = self.b
         _, width = vector_width(layout, place, dt.storage.itemsize)
         leader = self.threads.leader(layout)
-        width = width if layout.shape == tuple(shape) else 1
+        width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape) + ([leader] if leader is not None else [])
@@ -134,12 +139,12 @@ class Exchange:
                                *([b.all_of(conditions)] if conditions else [])))
 
     def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
-             where: Where = lambda i: i) -> Value:
+             where: Where = itself) -> Value:
         """Reads a tile into registers; those outside the tile are 0."""
         b = self.b
         size = dt.storage.itemsize
         _, width = vector_width(layout, place, size)
-        width = width if layout.shape == tuple(shape) else 1
+        width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         parts = []
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)

@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.instructions import DotPlan, choose, plan
+from tilelang.backends.simt.stage import Staged
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
@@ -125,8 +126,9 @@ def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, sh
 class Inference:
     """Groups and edges of a function, and the search over them."""
 
-    def __init__(self, fn: Function, target: SimtTarget, threads: int) -> None:
-        self.target, self.threads = target, threads
+    def __init__(self, fn: Function, target: SimtTarget, threads: int, staged: dict[Op, Staged]) -> None:
+        self.target, self.threads, self.staged = target, threads, staged
+        self.direct = {s.value for s in staged.values()}
         self.parent: dict[Value, Value] = {}
         self.groups: dict[Value, Group] = {}
         self.dots: list[DotSite] = []
@@ -212,7 +214,7 @@ class Inference:
         self.group(tile).accesses.append((axis, t.dtype.storage.itemsize, width, weight))
 
     def _survey_load(self, op: Op, weight: int) -> None:
-        if op.result.shape:
+        if op.result.shape and op not in self.staged:
             self._access(op, op.result, weight)
 
     def _survey_store(self, op: Op, weight: int) -> None:
@@ -226,6 +228,8 @@ class Inference:
 
     def _survey_permute(self, op: Op, weight: int) -> None:
         src, order = op.operands[0], op.attrs["order"]
+        if any(op in s.permutes for s in self.staged.values()):
+            return
         inverse = [order.index(d) for d in range(len(order))]
         self._edge(src, op.result, same, lambda f: f.permute(inverse), lambda f: f.permute(order), src.shape, weight)
 
@@ -259,7 +263,8 @@ class Inference:
         for operand, side in ((a, "a"), (b, "b")):
             def want(f: RegisterLayout, side: str = side) -> RegisterLayout | None:
                 return getattr(plans[f], side) if f in plans else None
-            self._edge(operand, op.result, same, want, nothing, operand.shape, weight)
+            self._edge(operand, op.result, nothing if operand in self.direct else same, want, nothing, operand.shape,
+                       weight)
 
     # -- search -------------------------------------------------------------------------------------------------------
     def _candidates(self, g: Group) -> Iterator[RegisterLayout]:

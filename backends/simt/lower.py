@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilelang.backends.cpu.builder import ThreadBuilder
 from tilelang.backends.simt.access import Access, address, join
 from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.registers import Threads
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
-from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.layouts import RegisterLayout, conversion, shared
 
 
@@ -236,7 +237,22 @@ class _Lowering:
         self.of[op.result] = self.dots.lower(op)
 
     # -- memory -------------------------------------------------------------------------------------------------------
+    def _lower_alloc(self, op: Op) -> None:
+        """Stands before everything else, wherever the program asks for it."""
+        self.of[op.result] = memory = self.exchange.alloc(op.attrs["dtype"], 0, op.result.name, op)
+        if op.attrs["managed"]:
+            self.access.managed[op.result] = self.access.managed[memory] = self.exchange.begin()
+
     def _lower_load(self, op: Op) -> None:
+        memory = self.of.get(op.operands[0], op.operands[0])
+        t, rank = memory.type, op.result.tile.rank
+        if isinstance(t, BufferType) and t.layout is not None and op.operands[0] in self.access.managed:
+            lead = [self.b.to_index(self.of.get(v, v)) for v in op.operands[1:t.rank - rank + 1]]
+            value = load_matrices(self.b, self.threads, memory, t.layout, layout_of(op.result), lead,
+                                  self.access.managed[memory])
+            if value is not None:
+                self.of[op.result] = value
+                return
         self.of[op.result] = self.access.load(op)
 
     def _lower_store(self, op: Op) -> None:

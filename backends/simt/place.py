@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
+from tilelang.backends.simt.stage import buffer_layout, staged_loads
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
+from tilelang.ir import memory as mem
+from tilelang.ir import shape as sh
 from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.thread import ConvertLayout
@@ -34,7 +37,7 @@ def warps_for(fn: Function) -> int:
 
 def place(fn: Function, target: SimtTarget) -> Function:
     """A new function at level PLACED."""
-    inference = Inference(fn, target, target.warp * warps_for(fn))
+    inference = Inference(fn, target, target.warp * warps_for(fn), staged_loads(fn, target))
     inference.solve()
     out = Function(fn.name, fn.params, Region(), "placed", fn.loc)
     _Placer(inference).region(fn.body, out.body)
@@ -48,9 +51,15 @@ class _Placer:
         self.mapping: dict[Value, Value] = {}
         self.regions: list[Region] = []
         self.converted: list[dict[tuple[Value, RegisterLayout], Value]] = []
+        self.staged = inference.staged
+        self.silent = {step.result for s in self.staged.values() for step in s.permutes}
+        self.buffers: dict[Value, Value] = {}  # a staged tile -> its buffer
+        self.pending = False  # whether copies are under way that nothing has waited for
+        self.looping: list[bool] = []  # for each open region: a loop's body that has not met its first barrier
 
-    def region(self, old: Region, new: Region) -> None:
+    def region(self, old: Region, new: Region, loop: bool = False) -> None:
         self.regions.append(new)
+        self.looping.append(loop)
         self.converted.append({})
         for a in old.args:
             self.mapping[a] = Value(self.typed(a), a.name)
@@ -58,6 +67,7 @@ class _Placer:
         for op in old.ops:
             self.op(op)
         self.regions.pop()
+        self.looping.pop()
         self.converted.pop()
 
     def layout(self, v: Value) -> RegisterLayout:
@@ -93,6 +103,8 @@ class _Placer:
         if rule is not None:
             rule(op, operands)
             return
+        if op.name in ("for", "while", "if"):
+            self._wait(op)
         self.finish(op, operands)
 
     def finish(self, op: Op, operands: Sequence[Value], attrs: dict[str, object] | None = None) -> Op:
@@ -103,7 +115,7 @@ class _Placer:
             regions = []
             for inner in op.regions:
                 regions.append(Region())
-                self.region(inner, regions[-1])
+                self.region(inner, regions[-1], op.name in ("for", "while"))
         new = self.emit(type(op), operands, attrs or op.attrs, op, None, regions)
         for old, value in zip(op.results, new.results, strict=True):
             value.name = old.name
@@ -118,7 +130,47 @@ class _Placer:
             src = self.convert(src, before_broadcast(self.layout(op.result), src.shape, op.result.shape), op)
         self.finish(op, [src])
 
+    # -- operands by way of shared memory -----------------------------------------------------------------------------
+    def _place_load(self, op: Op, operands: Sequence[Value]) -> None:
+        if op not in self.staged:
+            self.finish(op, operands)
+            return
+        t = op.result.tile
+        if self.looping[-1]:  # the iteration before may still read the buffer
+            self.emit(mem.Barrier, [], {}, op, None)
+            self.looping[-1] = False
+        place = buffer_layout(t.shape, t.dtype.storage.itemsize, self.inference.threads)
+        alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True}, loc=op.loc)
+        self.regions[0].ops.insert(0, alloc)
+        buffer = alloc.result
+        buffer.name = f"{op.operands[0].name}_tile"
+        self.emit(mem.CopyAsync, [*operands, buffer], {"axes": op.attrs["axes"]}, op, None)
+        self.emit(mem.Commit, [], {}, op, None)
+        self.buffers[op.result] = buffer
+        self.pending = True
+
+    def _wait(self, like: Op) -> None:
+        """Lets the copies under way arrive."""
+        if self.pending:
+            self.emit(mem.Wait, [], {"pending": 0}, like, None)
+            self.pending = False
+
+    def _staged_operand(self, v: Value, layout: RegisterLayout, like: Op) -> Value:
+        """An operand read from its buffer, in `layout`."""
+        staged = next(s for s in self.staged.values() if s.value is v)
+        self._wait(like)
+        buffer, order = self.buffers[staged.load.result], staged.order
+        zero = self.emit(sh.Const, [], {"value": 0, "dtype": dtype("i32")}, like, None).result
+        inverse = [order.index(d) for d in range(2)]
+        tile = self.emit(mem.Load, [buffer, zero, zero], {"shape": staged.load.result.shape, "axes": (0, 1)}, like,
+                         layout.permute(inverse)).result
+        if order == (0, 1):
+            return tile
+        return self.emit(sh.Permute, [tile], {"order": order}, like, layout).result
+
     def _place_permute(self, op: Op, operands: Sequence[Value]) -> None:
+        if op.result in self.silent:
+            return
         order = op.attrs["order"]
         inverse = [order.index(d) for d in range(len(order))]
         self.finish(op, [self.convert(operands[0], self.layout(op.result).permute(inverse), op)])
@@ -147,12 +199,15 @@ class _Placer:
             self.finish(op, [*(self.cast(v, acc, op) for v in operands[:2]), *operands[2:]])
             return
         plan = site.plans[site.acc.layout]
-        a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in
-                zip(operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True))
+        sides = zip(op.operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True)
+        a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in sides)
         self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name})
 
     def operand(self, v: Value, dt: DType, layout: RegisterLayout, like: Op) -> Value:
         """Cast and converted; the conversion moves the narrower of the two types."""
+        if any(s.value is v for s in self.staged.values()):
+            return self.cast(self._staged_operand(v, layout, like), dt, like)
+        v = self.mapping.get(v, v)
         if dt.storage.itemsize < v.dtype.storage.itemsize:
             return self.convert(self.cast(v, dt, like), layout, like)
         return self.cast(self.convert(v, layout, like), dt, like)

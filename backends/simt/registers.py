@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.backends.cpu.builder import I32, Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Value
@@ -70,6 +70,11 @@ class Threads:
 
     def part(self, layout: RegisterLayout, dim: int) -> Index:
         """What the thread number adds to the tile index along `dim`, as an i64 index."""
+        x = self.part32(layout, dim)
+        return x if isinstance(x, int) else self.b.to_index(x)
+
+    def part32(self, layout: RegisterLayout, dim: int) -> Value | int:
+        """The same as i32."""
         b = self.b
         total: Value | None = None
         for d in thread_digits(layout):
@@ -78,7 +83,7 @@ class Threads:
                 if d.adds[1] > 1:
                     x = b.pure(ew.Mul, x, b.const(d.adds[1], I32))
                 total = x if total is None else b.pure(ew.Add, total, x)
-        return 0 if total is None else b.to_index(total)
+        return 0 if total is None else total
 
     def index(self, layout: RegisterLayout, dim: int) -> Value:
         """The tile index along `dim` of every register: an i32 vector."""

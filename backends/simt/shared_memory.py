@@ -19,7 +19,9 @@ _Span = tuple[int, int]
 
 def size_of(op: Op) -> int:
     """Bytes of a buffer, whole units of `ALIGN`."""
-    return -(-prod(op.attrs["shape"]) * op.attrs["dtype"].storage.itemsize // ALIGN) * ALIGN
+    layout = op.attrs["layout"]
+    elements = layout.size if layout is not None else prod(op.attrs["shape"])
+    return -(-elements * op.attrs["dtype"].storage.itemsize // ALIGN) * ALIGN
 
 
 def shared_allocs(fn: Function) -> list[Op]:

@@ -75,7 +75,7 @@ def carried(x: X, y: Y):
 
 @tile.kernel
 def callee(x: X, y: Y):
-    a = open("f")
+    a = input("f")
 
 
 @tile.kernel

@@ -99,12 +99,12 @@ tiles whose shapes do not broadcast
   why:   a variable keeps its shape and dtype on every path and every turn of a loop
   try:   start it as that type, or cast: a.to(...)"""),
     "callee": (errors.UnsupportedSyntax, """\
-`open` cannot be called in a kernel
+`input` cannot be called in a kernel
   --> FILE:78 in callee
-  78 | a = open("f")
-     |     ^^^^^^^^^
+  78 | a = input("f")
+     |     ^^^^^^^^^^
   needs: functions of tile.*, functions marked @tile.function, or Python functions of constants
-  got:   io.open
+  got:   builtins.input
   try:   mark it @tile.function if it works on tiles"""),
     "writes": (errors.DTypeMismatch, """\
 `store` writes an input tensor

@@ -231,7 +231,7 @@ class Tanh(_FloatUnary):
 
 class Erf(_FloatUnary):
     """The error function."""
-    name, fn = "erf", _via_f64(lambda a: _erf(a).astype(np.float64))
+    name, fn = "erf", _via_f64(lambda a: np.asarray(_erf(a), np.float64))
 
 
 class Sigmoid(_FloatUnary):

@@ -29,7 +29,7 @@ class Frame:
         self.ids, self.num_workers, self.output = ids, num_workers, output
         self.values: dict[Value, Any] = {}
         self.written: dict[int, tuple[Any, Any]] = {}  # id of a buffer -> (the buffer, which elements are set)
-        self.copies: list[list[tuple[Op, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
+        self.copies: list[list[tuple[Op, Any, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
 
     def run_region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         """Runs the operations in order; gives what the region yields."""
@@ -64,8 +64,8 @@ class Frame:
         if id(array) in self.written:
             self.written[id(array)][1][where] = True
 
-    def start_copy(self, op: Op, buffer: Any, data: Any) -> None:
-        self.copies[-1].append((op, buffer, data))
+    def start_copy(self, op: Op, buffer: Any, where: Any, data: Any) -> None:
+        self.copies[-1].append((op, buffer, where, data))
 
     def commit_copies(self) -> None:
         self.copies.append([])
@@ -73,9 +73,9 @@ class Frame:
     def wait_copies(self, pending: int) -> None:
         """Finishes all closed groups but the latest `pending`: data arrives as late as the program allows."""
         while len(self.copies) - 1 > pending:
-            for op, buffer, data in self.copies.pop(0):
-                buffer[...] = data
-                self.mark_written(op, buffer, ...)
+            for op, buffer, where, data in self.copies.pop(0):
+                buffer[where] = data
+                self.mark_written(op, buffer, where)
 
 
 def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callable[[str], None] = print,

@@ -234,9 +234,10 @@ class Atomic(_Indexed):
 # -- memory of a program (tier 2) -------------------------------------------------------------------------------------
 class Alloc(Op):
     """Memory of this program, uninitialised; reading an element never written is an error in the interpreter.
-    `offset` is its place in bytes, once a pass has chosen one."""
+    `offset` is its place in bytes, once a pass has chosen one; `managed`: the compiler uses it and sees to barriers.
+    """
     name, levels = "alloc", ALL_LEVELS
-    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None, "offset": None}
+    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None, "offset": None, "managed": False}
 
     def infer(self) -> Sequence[Type]:
         return [BufferType(self.attrs["dtype"], tuple(self.attrs["shape"]), self.attrs["space"],
@@ -247,24 +248,34 @@ class Alloc(Op):
 
 
 class CopyAsync(Op):
-    """Starts copying a block of a tensor into the whole of a buffer: operands (tensor, offsets…, buffer). The data
-    is there after the `wait` that covers its group."""
+    """Starts copying a block of a tensor into a buffer: operands (tensor, offsets…, buffer, index…). The block is the
+    whole of the buffer, or of its last dimensions at the index of the first ones. Elements outside the tensor are 0.
+    The data is there after the `wait` that covers its group."""
     name, effects, attributes = "copy_async", "write", {"axes": ...}
 
     def infer(self) -> Sequence[Type]:
-        memory, buffer = memory_type(self, self.operands[0]), memory_type(self, self.operands[-1])
-        check_offsets(self, memory, self.operands[1:-1])
-        if len(self.attrs["axes"]) != buffer.rank or memory.dtype != buffer.dtype:
+        at = self.buffer
+        memory, buffer = memory_type(self, self.operands[0]), memory_type(self, self.operands[at])
+        check_offsets(self, memory, self.operands[1:at])
+        rest = len(self.operands) - at - 1
+        if len(self.attrs["axes"]) + rest != buffer.rank or memory.dtype != buffer.dtype:
             raise ShapeMismatch("`copy_async` between memories that do not fit", loc=self.loc,
                                 needs=str(buffer), got=str(memory), try_="give the buffer the block's shape and dtype")
         return []
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        array, buffer = args[0], args[-1]
-        index, inside = _window(array, args[1:-1], buffer.shape, list(self.attrs["axes"]))
-        data = np.where(inside, array[index], np.zeros((), buffer.dtype)) if array.size else np.zeros_like(buffer)
-        frame.start_copy(self, buffer, data)
+        array, buffer, where = args[0], args[self.buffer], tuple(map(int, args[self.buffer + 1:]))
+        index, inside = _window(array, args[1:self.buffer], buffer[where].shape, list(self.attrs["axes"]))
+        zero = np.zeros((), buffer.dtype)
+        data = np.where(inside, array[index], zero) if array.size else np.full(buffer[where].shape, zero)
+        frame.start_copy(self, buffer, where, data)
         return ()
+
+    @property
+    def buffer(self) -> int:
+        """Position of the buffer among the operands."""
+        last = len(self.operands) - 1
+        return next((i for i, v in enumerate(self.operands) if isinstance(v.type, BufferType)), last)
 
 
 class Commit(Op):

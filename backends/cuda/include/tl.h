@@ -22,7 +22,11 @@ TL_FN T* shared(unsigned char* arena, i64 offset, i64) {
 TL_FN int thread() { return threadIdx.x; }
 TL_FN i64 program() { return blockIdx.x + i64(blockIdx.y) * gridDim.x; }  // y only beyond 2**31 - 1 blocks
 
-TL_FN u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+// The address of an element in the shared window. 32-bit arithmetic, so that constants end in the instruction.
+template <class T>
+TL_FN u32 shared_address(const T* p, int off) {
+  return u32(__cvta_generic_to_shared(p)) + u32(off) * u32(sizeof(T));
+}
 
 // ---- loads and stores: one instruction for each access. Offsets keep their type: those into shared memory are int.
 
@@ -100,9 +104,9 @@ TL_FN void cp_async(T* s, int soff, const T* g, i64 goff, bool mask, op o) {
   constexpr int bytes = N * int(sizeof(T));
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "an async copy is 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
-  const u32 to = shared_address(s + soff);
-  const T* from = mask ? g + goff : g;
-  const int read = mask ? bytes : 0;  // the rest is zeros
+  const u32 to = shared_address(s, soff);
+  const T* from = g + goff;
+  const int read = mask ? bytes : 0;  // the rest is zeros; an address nothing is read from may be any
   if constexpr (bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read) : "memory");
   else

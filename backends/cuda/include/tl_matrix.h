@@ -33,7 +33,7 @@ template <int X, bool TRANS, class T, int K>
 TL_FN void ldmatrix(vec<T, K>& r, int at, T* s, int off, op) {
   static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
   constexpr int step = 4 / int(sizeof(T));
-  const u32 row = shared_address(s + off);
+  const u32 row = shared_address(s, off);
   u32 w[4];
   if constexpr (X == 1) TL_LDMATRIX("{%0}", "%1", "x1", "=r"(w[0]));
   if constexpr (X == 2) TL_LDMATRIX("{%0, %1}", "%2", "x2", "=r"(w[0]), "=r"(w[1]));
@@ -59,7 +59,7 @@ TL_FN void stmatrix(T* s, int off, const vec<T, K>& r, int at, op) {
   constexpr int step = 4 / int(sizeof(T));
   u32 w[4];
   TL_UNROLL for (int i = 0; i < X; i++) w[i] = reg(r, at + i * step);
-  const u32 row = shared_address(s + off);
+  const u32 row = shared_address(s, off);
 #if __CUDA_ARCH__ >= 900
   if constexpr (X == 1) TL_STMATRIX("{%1}", "x1", "r"(w[0]));
   if constexpr (X == 2) TL_STMATRIX("{%1, %2}", "x2", "r"(w[0]), "r"(w[1]));

@@ -3,8 +3,8 @@
 
 namespace tl {
 
-template <class T> TL_FN constexpr T inf() { return T(__builtin_huge_val()); }
-template <class T> TL_FN constexpr T nan() { return T(__builtin_nan("")); }
+template <class T> TL_FN T inf() { return T(bits<float>(0x7f800000u)); }
+template <class T> TL_FN T nan() { return T(bits<float>(0x7fc00000u)); }
 
 template <class T, int N>
 TL_FN vec<T, N> full(plain<T> x) {

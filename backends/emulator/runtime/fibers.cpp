@@ -84,10 +84,31 @@ static void stop_ready() {  // the running thread cannot go on for now
        run.done);
 }
 
+// Lets the lanes with long logs go on, when all others have come as far as they can.
+static bool drain() {
+  bool any = false;
+  for (int w = 0; w < run.warps; w++) {
+    if (!warps[w].full) continue;
+    flush(w, warps[w].all);
+    set_ready(w, warps[w].ready | warps[w].full);
+    warps[w].full = 0;
+    any = true;
+  }
+  return any;
+}
+
 static void suspend() {
   run.streak = 0;
-  if (Thread* t = next()) resume(t);
-  else deadlock();
+  Thread* t = next();
+  if (!t && drain()) t = next();
+  if (!t) deadlock();
+  resume(t);
+}
+
+static void wait_for_others() {
+  warps[current->warp].full |= 1u << current->lane;
+  stop_ready();
+  suspend();
 }
 
 static void give_way() {
@@ -159,8 +180,6 @@ static void prepare_stacks() {
   stacks = (u8*)p;
   for (int i = 0; i < MAX_THREADS; i++) mprotect(stacks + i * STACK, 4096, PROT_NONE);  // overflow faults at once
 }
-
-static void flush(int warp, u32 lanes);
 
 }  // namespace emu
 

@@ -7,7 +7,7 @@
 
 namespace emu {
 
-constexpr int ROWS = 16, COLUMNS = 8, DEEP = 256;
+constexpr int ROWS = 16, COLUMNS = 8;
 
 static float f16_table[1 << 16], fp8_table[2][256];
 
@@ -51,10 +51,10 @@ struct Xor {
 
 // m16n8 with PER elements in a register and A in REGISTERS of them: register r of A is in the upper or lower eight
 // rows by its lowest bit, in the left or right half of k by the next. Integers wrap, floats add up in order of k.
-template <class T, int PER, int REGISTERS, class Combine, class DecodeA, class DecodeB>
-static void m16n8(const Collective* const* lanes, DecodeA decode_a, DecodeB decode_b) {
+template <class T, int PER, int REGISTERS, class Combine, auto decode_a, auto decode_b>
+static void m16n8(const Collective* const* lanes) {
   constexpr int K = 2 * PER * REGISTERS;
-  static T a[ROWS][DEEP], b[DEEP][COLUMNS], c[ROWS][COLUMNS];
+  T a[ROWS][K], b[K][COLUMNS], c[ROWS][COLUMNS];
   for (int l = 0; l < LANES; l++) {
     const int group = l / 4, t = l % 4;
     for (int e = 0; e < REGISTERS * PER; e++) {
@@ -88,20 +88,20 @@ static void m8n8k4_f64(const Collective* const* lanes) {
 
 static void multiply(const Collective* const* l, Shape shape) {
   switch (shape) {
-    case F16_K16: return m16n8<float, 2, 4, Times>(l, as_f16, as_f16);
-    case BF16_K16: return m16n8<float, 2, 4, Times>(l, as_bf16, as_bf16);
-    case F16_K8: return m16n8<float, 2, 2, Times>(l, as_f16, as_f16);
-    case TF32: return m16n8<float, 1, 4, Times>(l, as_tf32, as_tf32);
-    case E4M3: return m16n8<float, 4, 4, Times>(l, as_e4m3, as_e4m3);
-    case E5M2: return m16n8<float, 4, 4, Times>(l, as_e5m2, as_e5m2);
-    case S8: return m16n8<u32, 4, 4, Times>(l, as_s8, as_s8);
-    case U8: return m16n8<u32, 4, 4, Times>(l, as_u8, as_u8);
-    case S8U8: return m16n8<u32, 4, 4, Times>(l, as_s8, as_u8);
-    case U8S8: return m16n8<u32, 4, 4, Times>(l, as_u8, as_s8);
-    case S4: return m16n8<u32, 8, 4, Times>(l, as_s4, as_s4);
-    case U4: return m16n8<u32, 8, 4, Times>(l, as_u4, as_u4);
-    case B1_AND: return m16n8<u32, 32, 4, And>(l, as_bit, as_bit);
-    case B1_XOR: return m16n8<u32, 32, 4, Xor>(l, as_bit, as_bit);
+    case F16_K16: return m16n8<float, 2, 4, Times, as_f16, as_f16>(l);
+    case BF16_K16: return m16n8<float, 2, 4, Times, as_bf16, as_bf16>(l);
+    case F16_K8: return m16n8<float, 2, 2, Times, as_f16, as_f16>(l);
+    case TF32: return m16n8<float, 1, 4, Times, as_tf32, as_tf32>(l);
+    case E4M3: return m16n8<float, 4, 4, Times, as_e4m3, as_e4m3>(l);
+    case E5M2: return m16n8<float, 4, 4, Times, as_e5m2, as_e5m2>(l);
+    case S8: return m16n8<u32, 4, 4, Times, as_s8, as_s8>(l);
+    case U8: return m16n8<u32, 4, 4, Times, as_u8, as_u8>(l);
+    case S8U8: return m16n8<u32, 4, 4, Times, as_s8, as_u8>(l);
+    case U8S8: return m16n8<u32, 4, 4, Times, as_u8, as_s8>(l);
+    case S4: return m16n8<u32, 8, 4, Times, as_s4, as_s4>(l);
+    case U4: return m16n8<u32, 8, 4, Times, as_u4, as_u4>(l);
+    case B1_AND: return m16n8<u32, 32, 4, And, as_bit, as_bit>(l);
+    case B1_XOR: return m16n8<u32, 32, 4, Xor, as_bit, as_bit>(l);
     case F64: return m8n8k4_f64(l);
     case SHAPES: break;
   }

@@ -131,6 +131,7 @@ static void complete(const Copy& copy) {
 
 struct GlobalCell {
   u32 writer, reader;  // blocks + 1; EVERY for several
+  Stamp wrote, read;
   int write_op, read_op;
   u8 use;  // of the last write
   bool initialised;
@@ -153,6 +154,7 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
   const bool writes = use == STORE || use == ATOMIC || use == STORE_BITS;
   const bool reads = use != STORE && use != STORE_BITS;
   const u32 me = u32(run.block) + 1;
+  const Stamp now = stamp(*current);
   b.shadow.refine(bytes);
   for (i64 i = at / b.shadow.granule; i < (at + bytes) / b.shadow.granule; i++) {
     GlobalCell& c = b.shadow.cells[i];
@@ -164,16 +166,24 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     if (c.writer && c.writer != me && !benign)
       report("race-global", op, c.write_op, "%s byte %lld of argument %d, which another block (%d) wrote",
              writes ? "writes" : "reads", (long long)byte, b.index, int(c.writer - 1));
+    else if (reads && !benign && !ordered(c.wrote, now))  // threads that store one value twice do no harm
+      report("race-global", op, c.write_op, "reads byte %lld of argument %d, which %s wrote with no barrier between",
+             (long long)byte, b.index, name(c.wrote).c_str());
     if (writes) {
       if (c.reader && c.reader != me && !(benign && c.writer))
         report("race-global", op, c.read_op, "writes byte %lld of argument %d, which another block (%d) read",
                (long long)byte, b.index, int(c.reader - 1));
+      else if (!benign && !ordered(c.read, now))
+        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read with no barrier between",
+               (long long)byte, b.index, name(c.read).c_str());
       c.writer = benign && c.writer && c.writer != me ? EVERY : me;
+      c.wrote = benign ? join(c.wrote, now) : now;
       c.write_op = op;
       c.use = use;
       c.initialised = true;
     } else {
       c.reader = c.reader && c.reader != me ? EVERY : me;
+      c.read = join(c.read, now);
       c.read_op = op;
     }
   }
@@ -194,6 +204,7 @@ static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, in
 }
 
 static void pause(Use use, int op) {  // other threads may run between any two accesses
+  if (current->log.size() >= LOG) wait_for_others();
   if (run.policy == RANDOM && draw(16) == 0) give_way();
   if (use != ATOMIC) return;
   if (++run.atomics > 1u << 22) fail("deadlock", op, -1, "atomics without end: a loop waits for what never comes");
@@ -229,7 +240,10 @@ extern "C" void* emu_shared(long long base, long long limit, long long offset, i
   return shared_memory + at;
 }
 
-extern "C" void emu_idle(int shared, Use use, int op) { current->log.push_back({0, op, 0, u8(use), u8(shared)}); }
+extern "C" void emu_idle(int shared, Use use, int op) {
+  pause(LOAD, op);
+  current->log.push_back({0, op, 0, u8(use), u8(shared)});
+}
 
 extern "C" void emu_copy_async(long long base, long long limit, long long offset, Buffer* b, const void* from,
                                long long from_offset, int size, int bytes, int mask, int op) {

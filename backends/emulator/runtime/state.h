@@ -22,6 +22,7 @@ typedef uint32_t u32;
 typedef int64_t i64;
 typedef uint64_t u64;
 
+constexpr size_t LOG = 8192;  // records of a lane before it lets the others catch up
 constexpr int LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES;
 
 enum Policy { FORWARD, REVERSE, RANDOM };
@@ -52,6 +53,7 @@ struct Thread {
 
 struct Warp {
   u32 all, ready, waiting, exited;  // lanes
+  u32 full;                         // lanes that wait because they logged much more than the others
   u32 clock;  // counts syncwarp since the last barrier
   const Collective* calls[LANES];
 };
@@ -86,6 +88,9 @@ static u64 draw(u64 bound);
 [[noreturn]] static void abandon();
 static void give_way();
 static void give_way_to_any();
+static void wait_for_others();
+// ---- counters.cpp
+static void flush(int warp, u32 lanes);
 // ---- shadow.cpp
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
 // ---- matrix.cpp

@@ -128,9 +128,14 @@ class Warp:
             result = _mma(form, *([self.value(r) for r in names] for names in (d, a, b)))
             self.registers.update(zip(d, result, strict=True))
         elif op == "shfl":
-            assert form[2] == "idx"
-            source, lane = self.value(operands[1]), self.value(operands[2]) & np.uint64(31)
-            self.registers[to.split("|")[0]] = source[lane.astype(np.int64)]
+            lane, source = np.arange(32), self.value(operands[1])
+            distance = self.value(operands[2]).astype(np.int64) & 31
+            place = {"idx": distance, "bfly": lane ^ distance, "up": lane - distance, "down": lane + distance}[form[2]]
+            assert self.value(operands[3])[0] == (0 if form[2] == "up" else 31)  # no segments
+            self.registers[to.split("|")[0]] = source[np.where((place < 0) | (place > 31), lane, place)]
+        elif op == "cp":
+            if form[2] in ("ca", "cg"):
+                self.copy(operands)
         elif op == "mov" and "{" in operands[1]:
             parts = operands[1].strip("{}").replace(",", " ").split()
             step = np.uint64(_width(kind) // len(parts))
@@ -161,12 +166,25 @@ class Warp:
         if op == "bfi":
             field = np.uint64((1 << int(x[3][0])) - 1)
             return x[1] & ~(field << x[2]) | (x[0] & field) << x[2]
+        if op == "setp":
+            compare = {"lt": np.less, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "gt": np.greater}
+            return compare[form[1]](_signed(x[0], kind), _signed(x[1], kind)).astype(np.uint64)
+        if op == "selp":
+            return np.where(x[2] != 0, x[0], x[1])
         if op == "shr":
             return _mask((_signed(x[0], kind) >> x[1].view(np.int64)).view(np.uint64), kind)
         simple = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "shl": np.left_shift, "or": np.bitwise_or,
                   "and": np.bitwise_and, "xor": np.bitwise_xor}
         result = simple[op](*x)
         return _mask(result, kind) if result[0] < SMEM else result
+
+    def copy(self, operands: list[str]) -> None:
+        """cp.async: bytes to write, and how many of them to read; the rest are zeros."""
+        size, read = int(operands[2], 0), self.value(operands[3])
+        cells = self.bytes_at(operands[0], size, "shared")
+        for cell, source, n in zip(cells, self.bytes_at(operands[1], size, "global"), read, strict=True):
+            cell[:] = 0
+            cell[:int(n)] = source[:int(n)]
 
     def matrices(self, load: bool, trans: bool, operands: list[str]) -> None:
         names = operands[not load].strip("{}").replace(",", " ").split()

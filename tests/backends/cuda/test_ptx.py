@@ -57,3 +57,24 @@ def test_rows(arch: int) -> None:
         Warp([data, order, *got], 1024).run(ptx, name)
         for g, e in zip(got, expected, strict=True):
             np.testing.assert_array_equal(g, e, name)
+
+
+@pytest.mark.parametrize(("t", "n"), [("float", 1), ("float", 2), ("float", 4), ("tl::u16", 8)])
+def test_async_copies(t: str, n: int) -> None:
+    text = wrappers.including(wrappers.copy(t, n))
+    a = np.arange(1, 32 * n + 1).astype(TYPES[t])
+    expected, got = np.zeros_like(a), np.zeros_like(a)
+    assert not load(text).launch(f"copy_{n}", [Buffer(a), Buffer(expected)], threads=32, shared_bytes=1024).findings
+    Warp([a, got], 1024).run(nvrtc.ptx(text, "sm_80"), f"copy_{n}")
+    np.testing.assert_array_equal(got, expected)
+    assert (expected.reshape(32, n)[31] == a.reshape(32, n)[3]).all() and not expected[:9 * n].any()
+
+
+@pytest.mark.parametrize("t", ["float", "double", "tl::u8", "tl::u16", "tl::i32"])
+def test_shuffles(t: str) -> None:
+    text, name = wrappers.including(wrappers.shuffle(t)), f"shuffles_{t.removeprefix('tl::')}"
+    a = np.random.default_rng(0).integers(0, 250, 32).astype(TYPES[t])
+    expected, got = np.zeros(128, a.dtype), np.zeros(128, a.dtype)
+    assert not load(text).launch(name, [Buffer(a), Buffer(expected)], threads=32).findings
+    Warp([a, got], 0).run(nvrtc.ptx(text, "sm_80"), name)
+    np.testing.assert_array_equal(got, expected)

@@ -51,6 +51,29 @@ def memory() -> list[str]:
     return out
 
 
+def copy(t: str, n: int) -> str:
+    """An async copy of `n` elements in each lane; the last lanes are masked and fill with zeros."""
+    return kernel(f"copy_{n}", f"tl::gptr<const {t}> a, tl::gptr<{t}> o", f"""
+  TL_SHARED(smem, 1024);
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 512, 32 * {n});
+  const int t = tl::thread();
+  tl::cp_async<{n}>(s, (31 - t) * {n}, a, (t ^ 3) * {n}, t < 23, tl::op(1));
+  tl::cp_commit(tl::op(2));
+  tl::cp_wait<0>(tl::op(3));
+  tl::barrier(tl::op(4));
+  tl::st<{n}>(o, t * {n}, tl::ld<{n}>(s, t * {n}, tl::op(5)), tl::op(6));""")
+
+
+def shuffle(t: str) -> str:
+    """Every shuffle of one value."""
+    body = "".join(f"""
+  y = tl::{f}(x, {n}, tl::op(2));
+  tl::st<1>(o, {32 * i} + tl::thread(), tl::vec<{t}, 1>{{y}}, tl::op(3));"""
+                   for i, (f, n) in enumerate(zip(SHUFFLES, (5, 9, 3, 4), strict=True)))
+    return kernel(f"shuffles_{t.removeprefix('tl::')}", f"tl::gptr<const {t}> a, tl::gptr<{t}> o",
+                  f"  {t} y, x = tl::ld<1>(a, tl::thread(), tl::op(1))[0];{body}")
+
+
 def threads() -> list[str]:
     """Atomics, shuffles and meeting points."""
     out = []

@@ -1,6 +1,8 @@
 """Building and launching: the cache, processes at once, and messages about wrong use."""
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,25 @@ def test_a_second_build_comes_from_the_cache() -> None:
     assert build.kernel(COPY) == first and first.stat().st_ino == stamp
     assert build.kernel(COPY + "\n") != first
     assert not list(first.parent.glob(".build-*"))
+
+
+def test_libraries_used_longest_ago_are_pruned(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"kernel-{i}.so").write_bytes(bytes(100))
+        os.utime(tmp_path / f"kernel-{i}.so", (i, i))
+    build._prune(tmp_path, 250)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kernel-3.so", "kernel-4.so"]
+
+
+def test_kernels_are_unloaded() -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("emulator/kernel-")
+
+    program = load(COPY)
+    loaded = mapped()
+    del program
+    gc.collect()
+    assert mapped() < loaded
 
 
 def test_processes_may_build_at_once(tmp_path: Path) -> None:

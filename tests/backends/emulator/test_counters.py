@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.backends.emulator.texts import kernel, output, run, values
-from tilelang.backends.emulator.run import POLICIES, Buffer, Counter
+from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Policy
 
 
 def _load(index: str, width: int = 1, mask: str = "true") -> Counter:
@@ -62,6 +62,19 @@ def test_bank_conflicts_of_matrix_rows(pitch: int, wavefronts: int) -> None:
     counters = run(text, [Buffer(np.zeros(256, np.uint16))], 32, pitch * 64).counters
     assert counters[1] == Counter(1, 512, 16, 16, wavefronts, 4, {"copy_async": 1})
     assert counters[4] == Counter(1, 512, 0, 0, wavefronts, 4, {"ldmatrix": 1})
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_long_loops_are_counted_in_parts(policy: Policy) -> None:
+    """A lane far ahead waits for the others; its log does not grow without end."""
+    text = kernel("tl::gptr<const float> a", """
+  for (int i = 0; i < 20000; i++) tl::ld<1>(a, t, tl::op(1));
+  if (t < 32) tl::shfl_xor(t, 1, tl::op(2));
+  for (int i = 0; i < 20000; i++) tl::ld<1>(a, t, t > 8, tl::op(3));
+  tl::barrier(tl::op(4));""")
+    counters = run(text, [values(64)], policy=policy).counters
+    assert counters[1] == Counter(40000, 40000 * 128, 160000, 160000, 0, 0, {"load": 40000})
+    assert counters[3].instructions == {"load": 40000}
 
 
 def test_lanes_that_part_are_counted_together() -> None:

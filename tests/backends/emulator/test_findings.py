@@ -171,6 +171,16 @@ CASES = [
   tl::st<1>(o, p * 64 + t, tl::vec<float, 1>{}, tl::op(1));
   tl::ld<1>(o, t + 64 * $, tl::op(2));""",
          "(p ^ 1)", "p", ("race-global", 2, 1), programs=4, also=("race-global", "uninitialised-global")),
+    Case("a thread reads what another of its block wrote to global memory", """
+  tl::st<1>(o, t, tl::vec<float, 1>{}, tl::op(1));
+  $
+  tl::ld<1>(o, t ^ 32, tl::op(3));""",
+         "", "tl::barrier(tl::op(2));", ("race-global", 3, 1), also=("uninitialised-global",)),
+    Case("a thread writes what another of its block reads from global memory", """
+  const float x = tl::ld<1>(a, t ^ 1, tl::op(1))[0];
+  $
+  tl::st<1>(a, t, tl::vec<float, 1>{x}, tl::op(3));""",
+         "", "tl::syncwarp(tl::op(2));", ("race-global", 3, 1), params=F.replace("const ", "")),
     Case("an addition that should be atomic", """
   tl::st<1>(o, 0, tl::vec<float, 1>{}, p < 0, tl::op(1));
   $""", "if (t == 0) tl::st<1>(a, 0, tl::ld<1>(a, 0, tl::op(2)), tl::op(3));",

@@ -112,7 +112,7 @@ class ThreadBuilder:
             return {ew.Add: a + b, ew.Sub: a - b, ew.Mul: a * b}[cls]  # type: ignore[index]
         return self.pure(cls, self.index(a), self.index(b))
 
-    def _split(self, x: Index) -> tuple[Index, int]:
+    def split(self, x: Index) -> tuple[Index, int]:
         """x as (value, constant): constants are kept outermost, so that they end in the address of an access."""
         return (0, x) if isinstance(x, int) else self.sums.get(x, (x, 0))
 
@@ -126,7 +126,7 @@ class ThreadBuilder:
         return out
 
     def add(self, a: Index, b: Index) -> Index:
-        (x, i), (y, j) = self._split(a), self._split(b)
+        (x, i), (y, j) = self.split(a), self.split(b)
         if isinstance(x, int) or isinstance(y, int):
             return self._plus(y if isinstance(x, int) else x, i + j)
         return self._plus(self.pure(ew.Add, x, y), i + j)
@@ -140,7 +140,7 @@ class ThreadBuilder:
         if not isinstance(b, int):
             assert isinstance(a, Value)
             return self.pure(ew.Mul, a, b)
-        x, constant = self._split(a)
+        x, constant = self.split(a)
         if b == 0 or isinstance(x, int):
             return constant * b
         return self._plus(x if b == 1 else self.pure(ew.Mul, x, self.index(b)), constant * b)

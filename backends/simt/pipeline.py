@@ -1,0 +1,153 @@
+"""pipeline: overlaps the copies of a loop's later iterations with the work of the present one.
+
+requires: PLACED, where a block that a loop's body copies into managed shared memory is waited for at once
+ensures: in a `for` with `stages` n > 1 such a copy runs n - 1 iterations ahead, through a ring of n blocks; one wait
+and one barrier in each iteration serve all of them
+example: `for … {stages=3} { barrier; copy_async %a, %k, %s; commit; wait {pending=0}; barrier; load %s; … }` copies
+the first two blocks before the loop, and in it waits for the oldest, then copies the block after the next
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilelang.backends.simt.stage import ring
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.ir import elementwise as ew
+from tilelang.ir import memory as mem
+from tilelang.ir import shape as sh
+from tilelang.ir.control import For, Yield
+from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Value
+from tilelang.ir.dtypes import dtype
+
+I32 = dtype("i32")
+
+
+def pipeline(fn: Function, target: SimtTarget) -> Function:
+    """Rewrites every such loop, in place."""
+    allocs = {op.result: op for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
+
+    def visit(region: Region) -> None:
+        for op in list(region.ops):
+            for inner in op.regions:
+                visit(inner)
+            if op.name == "for" and op.attrs["stages"] > 1:
+                _Loop(region, op, allocs, op.attrs["stages"]).run()
+    visit(fn.body)
+    return fn
+
+
+class _Loop:
+    def __init__(self, around: Region, op: Op, allocs: dict[Value, Op], stages: int) -> None:
+        self.around, self.op, self.body, self.allocs, self.stages = around, op, op.regions[0], allocs, stages
+        self.index = self.body.args[0]
+
+    def run(self) -> None:
+        copies = [op for op in self.body.ops if op.name == "copy_async" and op.operands[-1] in self.allocs
+                  and self._slice(op) is not None]
+        if not copies:
+            return
+        rings = {op.operands[-1]: self._ring(self.allocs[op.operands[-1]]) for op in copies}
+        before: list[Op] = []
+        lo, _, step = self.op.operands[:3]
+        at = lo
+        for stage in range(self.stages - 1):
+            slot = self._const(before, stage)
+            for copy in copies:
+                self._copy(before, copy, at, rings, slot)
+            before.append(mem.Commit([], loc=self.op.loc))
+            at = self._op(before, ew.Add, at, step)
+        self._rewrite(before, copies, rings, step)
+
+    # -- building -----------------------------------------------------------------------------------------------------
+    def _op(self, out: list[Op], cls: type[Op], *operands: Value, **attrs: object) -> Value:
+        out.append(cls(operands, attrs, loc=self.op.loc))
+        return out[-1].result
+
+    def _const(self, out: list[Op], value: int, like: Value | None = None) -> Value:
+        return self._op(out, sh.Const, value=value, dtype=like.dtype if like is not None else I32)
+
+    def _ring(self, alloc: Op) -> Value:
+        """The buffer of `alloc`, once for every stage; it takes the place of `alloc`."""
+        t = alloc.result.type
+        assert isinstance(t, BufferType)
+        assert t.layout is not None
+        shape, layout = (self.stages, *t.shape), ring(t.layout, self.stages)
+        alloc.attrs.update(shape=shape, layout=layout)
+        alloc.result.type = BufferType(t.dtype, shape, t.space, layout)
+        return alloc.result
+
+    def _slice(self, copy: Op) -> list[Op] | None:
+        """The operations of the body that compute the place of a copy from the loop's index; None where it depends
+        on more: a carried value, or memory."""
+        inside = set(self.body.ops)
+        needed: list[Op] = []
+        pending = list(copy.operands[1:-1])
+        while pending:
+            v = pending.pop()
+            if v in self.body.args[1:]:
+                return None
+            op = v.owner
+            if op is None or op not in inside or op in needed:
+                continue
+            tiles = op.name != "dim" and any(not isinstance(o.type, TileType) or o.shape for o in op.operands)
+            if op.effects or op.regions or tiles:
+                return None
+            needed.append(op)
+            pending += op.operands
+        return [op for op in self.body.ops if op in needed]
+
+    def _waits(self, body: Sequence[Op], rings: dict[Value, Value]) -> bool:
+        """Whether something else in the body needs its waits: the user's buffers, or a copy that stays."""
+        ops = list(Region([], body).walk())
+        copied = {op.operands[-1] for op in ops if op.name == "copy_async"}
+        return any(isinstance(v.type, BufferType) and v not in rings and (v not in self.allocs or v in copied)
+                   for op in ops for v in op.operands)
+
+    def _copy(self, out: list[Op], copy: Op, at: Value, rings: dict[Value, Value], slot: Value) -> None:
+        """The copy as iteration `at` makes it, into block `slot`."""
+        mapping = {self.index: at}
+        for op in self._slice(copy) or []:
+            out.append(op.clone(mapping))
+        *source, buffer = copy.operands
+        out.append(mem.CopyAsync([*(mapping.get(v, v) for v in source), rings[buffer], slot], copy.attrs,
+                                 loc=copy.loc))
+
+    def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: dict[Value, Value], step: Value) -> None:
+        """The loop carries the number of the oldest block."""
+        first = self._const(before, 0)
+        oldest = Value(TileType((), I32), "stage")
+        head: list[Op] = [mem.Wait([], {"pending": self.stages - 2}, loc=self.op.loc),
+                          mem.Barrier([], loc=self.op.loc)]
+        one, count = (self._const(head, n) for n in (1, self.stages))
+
+        def following(x: Value, by: Value) -> Value:
+            moved = self._op(head, ew.Add, x, by)
+            past = self._op(head, ew.Ge, moved, count)
+            return self._op(head, ew.Where, past, self._op(head, ew.Sub, moved, count), moved)
+        ahead = self._const(head, self.stages - 1)
+        newest = following(oldest, ahead)
+        distance = self._op(head, ew.Mul, step, self._const(head, self.stages - 1, step))
+        at = self._op(head, ew.Add, self.index, distance)
+        for copy in copies:
+            self._copy(head, copy, at, rings, newest)
+        head.append(mem.Commit([], loc=self.op.loc))
+        carried = following(oldest, one)
+        body = [op for op in self.body.ops if op not in copies]
+        if not self._waits(body, rings):
+            body = [op for op in body if op.name not in ("commit", "wait", "barrier")]
+        for op in body:
+            if op.name == "load" and op.operands[0] in rings:
+                op.operands.insert(1, oldest)
+                op.attrs["axes"] = tuple(a + 1 for a in op.attrs["axes"])
+        last = body.pop()
+        yields = Yield([*last.operands, carried], loc=last.loc)
+        region = Region([*self.body.args, oldest], [*head, *body, yields])
+        new = For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc)
+        for old, value in zip(self.op.results, new.results, strict=False):
+            value.name = old.name
+        place = self.around.ops.index(self.op)
+        after = mem.Wait([], {"pending": 0}, loc=self.op.loc)
+        self.around.ops[place:place + 1] = [*before, new, after]
+        replaced = dict(zip(self.op.results, new.results, strict=False))
+        for op in Region([], self.around.ops[place:]).walk():
+            op.operands = [replaced.get(v, v) for v in op.operands]

@@ -1,0 +1,75 @@
+"""Operands of dots that go straight from a tensor into shared memory, without passing through registers."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tilelang.backends.simt.exchange import staging
+from tilelang.backends.simt.instructions import choose
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.ir.core import Function, Op, TensorType, Value
+from tilelang.layouts import RegisterLayout, SharedLayout, blocked, local, spatial
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A `load` that only feeds operand `side` of a `dot`, permuted by `order` in between."""
+
+    load: Op
+    dot: Op
+    side: int
+    order: tuple[int, ...]
+    permutes: tuple[Op, ...]
+
+    @property
+    def value(self) -> Value:
+        """The operand."""
+        return self.dot.operands[self.side]
+
+
+def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
+    """The loads of `fn` that need no registers, by load."""
+    users: dict[Value, list[Op]] = {}
+    written = {op.operands[0] for op in fn.walk() if op.effects == "write"}
+    for op in fn.walk():
+        for v in op.operands:
+            users.setdefault(v, []).append(op)
+    out = {}
+    for op in fn.walk():
+        t = op.operands[0].type if op.operands else None
+        if op.name != "load" or not isinstance(t, TensorType) or t.dtype.packed or t.dtype.kind == "bool" \
+                or op.attrs["fill"] != 0 or op.result.tile.rank != 2 or op.operands[0] in written:
+            continue
+        order: Sequence[int] = (0, 1)
+        v, permutes = op.result, list[Op]()
+        while len(users.get(v, [])) == 1 and users[v][0].name == "permute":
+            step = users[v][0]
+            order = tuple(order[d] for d in step.attrs["order"])
+            v = step.result
+            permutes.append(step)
+        if len(users.get(v, [])) != 1 or users[v][0].name != "dot" or v not in users[v][0].operands[:2]:
+            continue
+        dot = users[v][0]
+        a, b = dot.operands[:2]
+        if a is not b and choose(target.mma, a.dtype, b.dtype, dot.attrs["dtype"]) is not None:
+            out[op] = Staged(op, dot, dot.operands.index(v), tuple(order), tuple(permutes))
+    return out
+
+
+def matrix_rows(size: int) -> RegisterLayout:
+    """How `ldmatrix` reads memory: eight rows of 16 bytes at a time."""
+    return spatial(8, 1) * local(1, 16 // size)
+
+
+def buffer_layout(shape: tuple[int, ...], size: int, threads: int) -> SharedLayout:
+    """A block as copies write it and `ldmatrix` reads it, with the fewest bank conflicts."""
+    rows = matrix_rows(size)
+    users = [blocked(shape, threads, (1, 0), 16 // size)]
+    if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0:
+        users.append(rows)
+    return staging(shape, size, tuple(users))
+
+
+def ring(place: SharedLayout, stages: int) -> SharedLayout:
+    """`stages` blocks one after the other."""
+    return SharedLayout((((stages, place.size),), *place.dims), place.swizzle)

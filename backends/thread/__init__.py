@@ -1,0 +1,1 @@
+"""Building THREAD code: what every backend's lowering uses."""

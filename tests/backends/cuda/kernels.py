@@ -1,0 +1,82 @@
+"""Kernels that exercise every way in which threads of a program exchange data, and calls of them."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tilelang as tile
+from tilelang import ops
+
+
+@tile.kernel
+def matmul(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.f32, "M N"],
+           BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1):
+    """c = a @ b"""
+    (M, K), N = a.shape, b.shape[1]
+    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
+    acc = tile.zeros((BM, BN), tile.f32)
+    for k in tile.range(0, K, BK, stages=STAGES):
+        acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))
+    tile.store(c, (m * BM, n * BN), acc)
+
+
+@tile.kernel
+def attention(q: tile.Tensor[tile.f16, "S D"], k: tile.Tensor[tile.f16, "L D"], v: tile.Tensor[tile.f16, "L D"],
+              o: tile.Out[tile.f32, "S D"], BM: tile.Const = 64, BN: tile.Const = 32, BD: tile.Const = 32,
+              STAGES: tile.Const = 1):
+    """softmax(q k^T) v, dot -> cast -> dot in registers."""
+    S, L = q.shape[0], k.shape[0]
+    m = tile.grid(tile.cdiv(S, BM))
+    query = tile.load(q, (m * BM, 0), (BM, BD))
+    top = tile.full((BM,), float("-inf"), tile.f32)
+    total = tile.zeros((BM,), tile.f32)
+    acc = tile.zeros((BM, BD), tile.f32)
+    for n in tile.range(0, L, BN, stages=STAGES):
+        s = tile.dot(query, tile.load(k, (n, 0), (BN, BD)).T)
+        s = tile.where(n + tile.arange(BN)[None, :] < L, s, float("-inf"))
+        new = tile.maximum(top, s.max(1))
+        p = tile.exp(s - new[:, None])
+        keep = tile.exp(top - new)
+        total = total * keep + p.sum(1)
+        acc = tile.dot(p.to(tile.f16), tile.load(v, (n, 0), (BN, BD)), acc * keep[:, None])
+        top = new
+    tile.store(o, (m * BM, 0), acc / total[:, None])
+
+
+@tile.kernel
+def rows(x: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M N"], z: tile.Out[tile.f32, "M"],
+         BM: tile.Const = 4, BN: tile.Const = 256):
+    """Prefix sums and the sum of each row, across warps."""
+    m = tile.grid(tile.cdiv(x.shape[0], BM))
+    t = tile.load(x, (m * BM, 0), (BM, BN))
+    tile.store(y, (m * BM, 0), tile.cumsum(t, 1))
+    tile.store(z, (m * BM,), t.sum(1))
+
+
+def normal(*shape: int, dtype: Any = np.float32) -> Any:
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def calls() -> dict[str, Callable[[], Any]]:
+    """Name -> a call whose arguments are drawn once."""
+    half = {name: normal(m, n, dtype=np.float16) for name, m, n in (
+        ("a", 72, 80), ("b", 80, 40), ("q", 72, 32), ("k", 80, 32))}
+    x, w = normal(33, 100), normal(100)
+    q, k = normal(1, 2, 40, 16), normal(1, 2, 50, 16)
+    return {
+        "matmul f16": lambda: matmul(half["a"], half["b"]),
+        "matmul f16, 3 stages": lambda: matmul(half["a"], half["b"], STAGES=3),
+        "matmul f32": lambda: matmul(x, np.ascontiguousarray(x.T)),
+        "attention f16": lambda: attention(half["q"], half["k"], half["k"]),
+        "attention f16, 2 stages": lambda: attention(half["q"], half["k"], half["k"], STAGES=2),
+        "rows": lambda: rows(normal(9, 256)),
+        "ops.matmul": lambda: ops.matmul(half["a"], half["b"]),
+        "ops.softmax": lambda: ops.softmax(x),
+        "ops.layer_norm": lambda: ops.layer_norm(x, w, w),
+        "ops.rms_norm": lambda: ops.rms_norm(x, w),
+        "ops.gelu": lambda: ops.gelu(x),
+        "ops.linear": lambda: ops.linear(x, normal(48, 100), normal(48)),
+        "ops.attention": lambda: ops.attention(q, k, k, causal=True),
+    }

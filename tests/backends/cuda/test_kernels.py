@@ -1,0 +1,77 @@
+"""Whole kernels on every target: results, and barriers that are enough and of which none can be left out."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tests.backends.cuda import kernels
+from tilelang import targets
+from tilelang.backends.clike.render import render
+from tilelang.backends.emulator.execute import execute
+from tilelang.backends.simt.shared_memory import shared_bytes
+from tilelang.errors import CheckError
+from tilelang.ir.core import Function, Op, Region
+
+CALLS = kernels.calls()
+TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CALLS)
+def test_same_result_as_on_the_cpu(name: str, target: str) -> None:
+    wanted = CALLS[name]()
+    with tile.target("emulate:" + target):
+        got = CALLS[name]()
+    for g, w in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, wanted)), strict=True):
+        # Sums of at most 256 terms of order 1 in two orders of f32, or one rounding of f16.
+        np.testing.assert_allclose(g, w, rtol=2.0 ** -10, atol=256 * 2.0 ** -23)
+
+
+def barriers(fn: Function) -> list[tuple[Region, Op]]:
+    found: list[tuple[Region, Op]] = []
+
+    def visit(region: Region) -> None:
+        for op in region.ops:
+            if op.name == "barrier":
+                found.append((region, op))
+            for inner in op.regions:
+                visit(inner)
+    visit(fn.body)
+    return found
+
+
+@pytest.mark.parametrize("name", ["matmul f16", "matmul f16, 3 stages", "attention f16", "attention f16, 2 stages",
+                                  "rows", "matmul f32", "ops.layer_norm"])
+def test_no_barrier_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    run = targets.emulate
+
+    def spy(code, arrays, shapes, strides):  # type: ignore[no-untyped-def]
+        seen.append((code, [np.array(a) for a in arrays], shapes, strides))
+        run(code, arrays, shapes, strides)
+    monkeypatch.setattr(targets, "emulate", spy)
+    with tile.target("emulate:cuda:sm_80"):
+        CALLS[name]()
+    code, arrays, shapes, strides = seen[-1]
+    count = len(barriers(code.thread))
+    assert count
+    for i in range(count):
+        fn = code.thread.clone()
+        region, op = barriers(fn)[i]
+        region.ops.remove(op)
+        with pytest.raises(CheckError) as caught:
+            execute(code.tile, render(fn, "without a barrier", shared_bytes(fn)), [a.copy() for a in arrays], shapes,
+                    strides)
+        assert any(kind in f for f in caught.value.findings for kind in ("race-", "async-pending")), caught.value
+
+
+def test_counters_of_a_matmul() -> None:
+    """Tensor cores, no bank conflicts, whole sectors, 16 bytes at a time."""
+    a, b = kernels.normal(128, 64, dtype=np.float16), kernels.normal(64, 128, dtype=np.float16)
+    with tile.target("emulate:cuda:sm_80"):
+        kernels.matmul(a, b, BM=64, BN=64, BK=32, STAGES=3)
+    total = sum(tile.last_counters().values(), start=next(iter(tile.last_counters().values())).__class__())
+    assert total.mma == 128 * 128 * 64 // (16 * 8 * 16)
+    assert total.wavefronts == total.ideal_wavefronts
+    assert total.sectors == total.ideal_sectors
