@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
+import tilelang as tile
 from tests import tier2
 from tilelang.checking import check, sizes
 from tilelang.cli import main
@@ -53,6 +55,17 @@ def test_the_repair_is_silent_and_its_lines_are_counted(name: str, capsys: pytes
     line = _line(kernel, "tile.barrier()")
     assert re.search(rf"tier2.py:{line}  tile.barrier\(\) +0/0 +0/0 +0 +\d+ *\n", out)
     assert len(list(sizes(kernel, {}))) == len(re.findall(r"^  [MN]=", out, re.M)) == 3
+
+
+@pytest.mark.parametrize("path", sorted((FILE.parent.parent / "examples").glob("[0-9]*.py")), ids=lambda p: p.stem)
+def test_the_examples_have_no_findings(path: Path) -> None:
+    kernels = [x for x in runpy.run_path(str(path)).values() if isinstance(x, Kernel)]
+    for kernel in kernels:
+        consts = {p.name: 16 for p in kernel.params if p.kind == "const" and p.required}
+        done = check(kernel, "cuda:sm_80", consts, {"T": tile.dtype("f16"), "U": tile.dtype("f16")})
+        assert not done.found, "\n".join(done.found[0].render())
+        assert done.counters
+    assert kernels
 
 
 def test_a_failing_assertion_is_a_finding() -> None:

@@ -303,7 +303,8 @@ class Kernel(KernelDef):
                 fn(*bound.ffi())
             except _Failed as error:
                 raise self._failure(error, bound) from None
-        if (self._plain and len(args) <= len(self._runtime) and direct(bound.tensors.values())
+        if (self._plain and len(args) <= len(self._runtime)
+                and (targets.on_device(name) or direct(bound.tensors.values()))
                 and all(_is_constant(x) for name, x in kwargs.items() if name in self._consts)):
             self._plans[self._pattern(args, kwargs)] = Plan(fn, self._runtime, len(args), bound, _target.get())
         return bound.outputs()

@@ -61,6 +61,7 @@ class FakeDriver:
         self.library = ctypes.CDLL(self.path)
         self.library.fake_image.restype = self.library.fake_name.restype = ctypes.c_char_p
         self.library.fake_shared_limit.restype = self.library.fake_live.restype = ctypes.c_int64
+        self.library.fake_other_calls.restype = ctypes.c_int64
         for name in ("image", "name", "shared_limit"):
             getattr(self.library, f"fake_{name}").argtypes = [ctypes.c_void_p]
         self.launches: list[Launched] = []

@@ -59,6 +59,11 @@ def unpack_fn(x: tile.Tensor[tile.u3, "M N"], y: tile.Out[tile.i32, "M N"]):
         tile.store(y, (m, n), tile.load(x, (m, n), (None, 32)).to(tile.i32), (None, 32))
 
 
+def negate_fn(x: tile.Tensor[tile.f8e4m3, "N"], y: tile.Out[tile.f8e4m3, "N"]):
+    p = tile.grid(tile.cdiv(x.shape[0], 64))
+    tile.store(y, p * 64, (-tile.load(x, p * 64, 64).to(tile.f32)).to(tile.f8e4m3))
+
+
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     fake = FakeDriver(tmp_path)
@@ -173,6 +178,26 @@ def test_repeats_take_the_short_way_and_still_see_what_differs(gpu: FakeDriver,
     assert torch.equal(base, copy * 2 + 1)
     launch = gpu.launches[-1].numbers()
     assert launch["y"] == base.data_ptr() != launch["x"]
+
+
+def test_a_repeated_call_does_nothing_but_launch(gpu: FakeDriver) -> None:
+    """So that it may be captured in a graph: no memory, no copies, no synchronisation."""
+    gpu.library.fake_enter(0)
+    kernel, x, y = Kernel(scale_fn), on_device(torch.randn(40, 33)), on_device(torch.empty(40, 33))
+    kernel(x, y, 2.0, 1)
+    before = gpu.library.fake_other_calls()
+    for i in range(5):
+        kernel(x, y, float(i), i)
+    assert before > 0 and gpu.library.fake_other_calls() == before and len(gpu.launches) == 6
+
+
+def test_small_floats_take_the_short_way(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x = Kernel(negate_fn), torch.randn(70).to(torch.float8_e4m3fn)
+    first = kernel(on_device(x))
+    monkeypatch.setattr(Kernel, "_call", None)
+    for y in (first, kernel(on_device(x)), kernel(on_device(x.clone()))):
+        assert y.dtype is x.dtype and torch.equal(y.view(torch.uint8) + 0,
+                                                    (-x.float()).to(x.dtype).view(torch.uint8))
 
 
 def test_the_grid_follows_a_scalar(gpu: FakeDriver) -> None:
