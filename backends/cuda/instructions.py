@@ -26,12 +26,13 @@ def _row(name: str, a: str, b: str, acc: str, halves: int, group: int, archs: tu
     return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs)
 
 
+# The first row that holds both operands exactly is taken: narrow types stand first.
 ROWS = (
+    _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
+    _row("mma_m16n8k32_e5m2", "f8e5m2", "f8e5m2", "f32", 2, 4, (89, _EVER)),
     _row("mma_m16n8k16_f16", "f16", "f16", "f32", 2, 2, (80, _EVER)),
     _row("mma_m16n8k16_bf16", "bf16", "bf16", "f32", 2, 2, (80, _EVER)),
     _row("mma_m16n8k8_f16", "f16", "f16", "f32", 1, 2, (75, 79)),
-    _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
-    _row("mma_m16n8k32_e5m2", "f8e5m2", "f8e5m2", "f32", 2, 4, (89, _EVER)),
     _row("mma_m16n8k32_s8", "i8", "i8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k32_u8", "u8", "u8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k32_su8", "i8", "u8", "i32", 2, 4, (80, _EVER)),

@@ -10,9 +10,9 @@ from tilelang.backends.cuda.instructions import ROWS
 from tilelang.ir.parser import parse
 from tilelang.passes.meaning import difference
 
-TEXT = """\
-func @product(%x: tensor<in {a} align {align}, M, K:1>, %y: tensor<in {b} align {align}, K, N:1>,
-              %z: tensor<out {acc} align {align}, M, N:1>) tile {{
+PARAMS = "%x: tensor<in {a} align {align}, M, K:1>, %y: tensor<in {b} align {align}, K, N:1>, " \
+    "%z: tensor<out {acc} align {align}, M, N:1>"
+TEXT = "func @product(" + PARAMS + """) tile {{
   %0 = const {{value=0, dtype=i32}} : i32
   %1 = load %x, %0, %0 {{shape=({m}, {k}), axes=(0, 1), fill=0}} : {a}[{m}, {k}]
   %2 = load %y, %0, %0 {{shape=({k}, {n}), axes=(0, 1), fill=0}} : {b}[{k}, {n}]
@@ -21,9 +21,19 @@ func @product(%x: tensor<in {a} align {align}, M, K:1>, %y: tensor<in {b} align 
 }}
 """
 PAIRS = [(row.a, row.b, row.acc) for row in ROWS if row.archs[1] >= 80] + [
-    ("f16", "u4", "f32"), ("bf16", "i4", "f32"), ("f16", "bf16", "f32"), ("f6e3m2", "f16", "f32"), ("f32", "f32", "f32"),
-    ("i4", "u8", "i32"), ("i16", "i16", "i32"), ("i32", "i32", "i64"), ("f16", "f16", "f64"), ("ternary", "i8", "i32"),
-    ("f8e4m3", "f8e5m2", "f32"), ("s2", "f16", "f32")]
+    ("f16", "u4", "f32"),
+    ("bf16", "i4", "f32"),
+    ("f16", "bf16", "f32"),
+    ("f6e3m2", "f16", "f32"),
+    ("f32", "f32", "f32"),
+    ("i4", "u8", "i32"),
+    ("i16", "i16", "i32"),
+    ("i32", "i32", "i64"),
+    ("f16", "f16", "f64"),
+    ("ternary", "i8", "i32"),
+    ("f8e4m3", "f8e5m2", "f32"),
+    ("s2", "f16", "f32"),
+]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: "x".join(p))
