@@ -74,16 +74,14 @@ class Collect:
         """The results, in the layout `source.reduce([axis])`."""
         layout, axis = op.operands[0].tile.layout, op.attrs["axis"]
         assert isinstance(layout, RegisterLayout)
+        layout = layout.canonical
         values, combine = self._prepare(op, layout)
         modes = [i for i in range(len(layout.extents)) if self._dim_of(layout, i) == axis]
         local = list(layout.local)
         if op.attrs["kind"] != "custom":  # order does not matter: registers first, to shuffle less
             modes.sort(key=lambda m: m in local)
         for m in reversed(modes):
-            if layout.extents[m] == 1:
-                if m in local:
-                    local.remove(m)
-            elif m in local:
+            if m in local:
                 values = self._fold(layout, local, m, values, combine)
                 local.remove(m)
             else:
