@@ -170,7 +170,7 @@ class Inference:
                 self.union(v)
             if isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
                 self.union(*op.operands, *op.results)
-            elif op.name in ("gather", "scatter", "atomic"):
+            elif op.name in ("gather", "scatter", "atomic", "lookup"):
                 self.union(*op.operands[1:], *op.results)
             elif op.name == "dot" and len(op.operands) == 3:
                 self.union(op.operands[2], op.result)
