@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tilelang.errors import ArgumentDevice, ArgumentDType, ArgumentLayout, Loc
+from tilelang.errors import ArgumentCount, ArgumentDevice, ArgumentDType, ArgumentLayout, Loc
 from tilelang.ir import codec
 from tilelang.ir.core import TensorType
 from tilelang.ir.dtypes import DType, from_external
@@ -26,7 +27,8 @@ class Argument:
     dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    kind: str  # numpy, torch or packed
+    kind: str  # numpy, torch, packed or cuda (an object with __cuda_array_interface__)
+    device: str = "cpu"  # or "cuda:0"
 
     @property
     def unit(self) -> tuple[bool, ...]:
@@ -45,10 +47,20 @@ class Argument:
         size = self.dtype.storage.itemsize
         if self.kind == "packed" or 0 in self.shape:
             return 1
-        numbers = [address(self.array)]
+        numbers = [self.address]
         for n, s, one in zip(self.shape, self.strides, self.unit, strict=True):
             numbers += [n * size] if one else [s * size] if n > 1 else []
         return math.gcd(16, *numbers)
+
+    @property
+    def owner(self) -> Any:
+        """The object that owns the memory: of a packed tensor its bytes."""
+        return self.array.buffer if self.kind == "packed" else self.array
+
+    @property
+    def address(self) -> int:
+        """Address of the first element."""
+        return address(self.owner)
 
     def memory(self) -> Any:
         """The NumPy array over the argument's own memory: elements, or the bytes of a packed tensor."""
@@ -63,11 +75,10 @@ class Argument:
             return 0, 0
         reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
         low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+        base = self.address
         if self.kind == "packed":
-            base = address(self.array.buffer)
             return base + low // 8, base + (high + self.dtype.bits + 7) // 8
         size = self.dtype.storage.itemsize
-        base = address(self.array)
         return base + low * size, base + (high + 1) * size
 
     def ffi(self) -> list[Any]:
@@ -95,8 +106,10 @@ class Argument:
 
 
 def address(array: Any) -> int:
-    """Address of the first element of a NumPy array or torch tensor."""
-    return int(array.ctypes.data) if isinstance(array, np.ndarray) else int(array.data_ptr())
+    """Address of the first element of a NumPy array, torch tensor or array on a GPU."""
+    if isinstance(array, np.ndarray):
+        return int(array.ctypes.data)
+    return int(array.data_ptr()) if is_torch(array) else int(array.__cuda_array_interface__["data"][0])
 
 
 def is_torch(x: Any) -> bool:
@@ -112,11 +125,10 @@ def is_tensor(x: Any) -> bool:
 def describe(name: str, x: Any, loc: Loc | None) -> Argument:
     """Looks at a tensor argument. Raises ArgumentDType, ArgumentDevice or ArgumentLayout."""
     if isinstance(x, Packed):
-        return Argument(name, x, x.dtype, x.shape, x.strides, "packed")
+        where = _torch_device(name, x.buffer, loc) if is_torch(x.buffer) else "cpu"
+        return Argument(name, x, x.dtype, x.shape, x.strides, "packed", where)
     if is_torch(x):
-        if x.device.type != "cpu":
-            raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="a tensor on the CPU",
-                                 got=str(x.device), try_=f"{name}.cpu()")
+        where = _torch_device(name, x, loc)
         if x.layout is not sys.modules["torch"].strided or x.is_conj() or x.is_neg():
             raise ArgumentLayout(
                 f"parameter `{name}` is not a plain strided tensor",
@@ -125,8 +137,11 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                 got=str(x.layout),
                 try_=f"{name}.to_dense().resolve_conj()",
             )
-        return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch")
+        return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch",
+                        where)
     if not isinstance(x, np.ndarray):
+        if hasattr(x, "__cuda_array_interface__"):
+            return _cuda_array(name, x, loc)
         if not hasattr(x, "__dlpack__"):
             raise ArgumentDType(f"parameter `{name}` is not a tensor", loc=loc,
                                 needs="a torch tensor, a NumPy array or an object with __dlpack__",
@@ -141,6 +156,36 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                              got=f"{x.dtype.str}, strides {x.strides} bytes", try_=f"np.array({name})")
     return Argument(name, x, _dtype(name, x.dtype, loc), x.shape, tuple(s // x.dtype.itemsize for s in x.strides),
                     "numpy")
+
+
+def _torch_device(name: str, x: Any, loc: Loc | None) -> str:
+    if x.device.type not in ("cpu", "cuda"):
+        raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc,
+                             needs="a tensor on the CPU or an NVIDIA GPU", got=str(x.device), try_=f"{name}.cpu()")
+    return "cpu" if x.device.type == "cpu" else f"cuda:{x.get_device()}"
+
+
+def _cuda_array(name: str, x: Any, loc: Loc | None) -> Argument:
+    """An array of CuPy, Numba and others: described as NumPy would, on the device that DLPack names."""
+    info = x.__cuda_array_interface__
+    dt, shape = np.dtype(info["typestr"]), tuple(info["shape"])
+    strides = info.get("strides") or [dt.itemsize * math.prod(shape[i + 1:]) for i in range(len(shape))]
+    if info.get("mask") is not None or any(s % dt.itemsize for s in strides):
+        raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc, needs="strides of whole elements",
+                             got=f"strides {strides} bytes", try_="copy it")
+    number = x.__dlpack_device__()[1] if hasattr(x, "__dlpack_device__") else 0
+    return Argument(name, x, _dtype(name, dt, loc), shape, tuple(s // dt.itemsize for s in strides), "cuda",
+                    f"cuda:{number}")
+
+
+def common_device(arguments: Iterable[Argument], loc: Loc | None) -> str:
+    """Where all tensors of a call are. Raises ArgumentDevice where that is not one place."""
+    found = {a.device: a.name for a in reversed(list(arguments))}
+    if len(found) > 1:
+        raise ArgumentDevice("arguments are on different devices", loc=loc, needs="all tensors on one device",
+                             got=", ".join(f"{name} on {device}" for device, name in reversed(found.items())),
+                             try_=f".to({min(found, key=lambda d: d == 'cpu')!r})")
+    return next(iter(found), "cpu")
 
 
 def _dtype(name: str, external: Any, loc: Loc | None) -> DType:
@@ -168,15 +213,26 @@ def check_layout(argument: Argument, t: TensorType, loc: Loc | None) -> None:
 
 
 def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
-    """A new output of the kind of an input: torch, NumPy, or packed for sub-byte dtypes."""
+    """A new output of the kind of an input, on its device: torch, NumPy, CuPy, or packed for sub-byte dtypes."""
+    if isinstance(model, Packed) and is_torch(model.buffer) and model.buffer.device.type != "cpu":
+        model = model.buffer
     if dt.packed:
-        return Packed.empty(shape, dt)
+        packed = Packed.empty(shape, dt)
+        if is_torch(model) and model.device.type != "cpu":
+            packed.buffer = model.new_zeros(len(packed.buffer), dtype=sys.modules["torch"].uint8)
+        return packed
     if is_torch(model):
         import torch
         names = {"i1": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
                  "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu"}
         name = names.get(dt.name) or {"i": "int", "u": "uint", "f": "float"}[dt.name[0]] + str(dt.bits)
-        return torch.empty(shape, dtype=getattr(torch, name))
+        return torch.empty(shape, dtype=getattr(torch, name), device=model.device)
+    if hasattr(model, "__cuda_array_interface__"):
+        empty = getattr(sys.modules.get(type(model).__module__.partition(".")[0]), "empty", None)
+        if empty is None:
+            raise ArgumentCount("an output cannot be allocated like the first argument", needs="torch or CuPy arrays",
+                                got=type(model).__name__, try_="pass the outputs")
+        return empty(shape, numpy_dtype(dt))
     return np.empty(shape, numpy_dtype(dt))
 
 

@@ -1,39 +1,103 @@
-"""The command line: `python -m tilelang {compile,cache}`."""
+"""The command line: `python -m tilelang {check,compile,cache}`."""
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import linecache
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-LEVELS = {"tile": "tile", "placed": "placed", "thread": "thread", "llvm": "source", "asm": "assembly"}
+from tilelang.errors import TileError
+
+if TYPE_CHECKING:
+    from tilelang.ir.dtypes import DType
+    from tilelang.jit import Kernel
+
+LEVELS = {"tile": "tile", "placed": "placed", "thread": "thread", "source": "source", "assembly": "assembly",
+          "report": "report", "llvm": "source", "asm": "assembly"}
 
 
-def compile_command(options: argparse.Namespace) -> int:
-    """Prints a kernel at one level."""
-    from tilelang.backends.cpu.compile import Lowered
-    from tilelang.backends.cpu.machine import host
+class _Given(NamedTuple):
+    """A kernel and what `--set` says of it: constants, dtypes of type variables, extents of dimensions."""
+
+    kernel: Kernel
+    consts: dict[str, Any]
+    dtypes: dict[str, DType]
+    extents: dict[str, int]
+
+
+def _given(options: argparse.Namespace) -> _Given:
     from tilelang.ir.dtypes import dtype
     from tilelang.jit import Kernel
     file, _, name = options.kernel.partition(":")
     kernel = _load(file, name)
     if not isinstance(kernel, Kernel):
-        return _fail(f"{options.kernel} is no kernel", "FILE:KERNEL with a function marked @tile.kernel")
-    given: dict[str, str] = dict(item.partition("=")[::2] for item in options.set)
-    consts, dtypes = {}, {}
+        raise SystemExit(_fail(f"{options.kernel} is no kernel", "FILE:KERNEL with a function marked @tile.kernel"))
+    texts: dict[str, str] = dict(item.partition("=")[::2] for item in options.set)
+    given = _Given(kernel, {}, {}, {})
     for p in kernel.params:
         if p.kind == "const":
-            if p.name not in given and p.required:
-                return _fail(f"`{p.name}` has no default", f"--set {p.name}=VALUE")
-            consts[p.name] = _value(given[p.name]) if p.name in given else p.default
-        elif p.kind == "tensor" and isinstance(p.tensor.dtype, str):
-            dtypes[p.tensor.dtype] = dtype(given.get(p.tensor.dtype, "f32"))
+            if p.name not in texts and p.required:
+                raise SystemExit(_fail(f"`{p.name}` has no default", f"--set {p.name}=VALUE"))
+            given.consts[p.name] = _value(texts.pop(p.name)) if p.name in texts else p.default
+    for p in kernel.params:
+        if p.kind == "tensor":
+            given.extents.update({d: int(texts[d]) for d in p.tensor.dims if isinstance(d, str) and d in texts})
+            if isinstance(p.tensor.dtype, str):
+                given.dtypes[p.tensor.dtype] = dtype(texts.get(p.tensor.dtype, "f32"))
+    if unknown := texts.keys() - given.dtypes.keys() - given.extents.keys():
+        raise SystemExit(_fail(f"`{name}` has nothing named {min(unknown)}",
+                               ", ".join([*given.consts, *given.dtypes]) or "a kernel with constants"))
+    return given
+
+
+def compile_command(options: argparse.Namespace) -> int:
+    """Prints a kernel at one level."""
+    from tilelang import targets
+    kernel, consts, dtypes, _ = _given(options)
     unit = {p.name: (False,) * (len(p.tensor.dims) - 1) + (True,) for p in kernel.params if p.kind == "tensor"}
-    lowered = Lowered(kernel.trace(kernel.types(dtypes, unit), consts), host())
-    print(getattr(lowered, LEVELS[options.emit]))
+    name = targets.check(options.target, runs=False).removeprefix(targets.EMULATE)
+    align = 1 if name == "cpu" else options.align
+    lowered = targets.lowered(kernel.trace(kernel.types(dtypes, unit, align), consts), name)
+    out = getattr(lowered, LEVELS[options.emit])
+    print("\n".join(f"{k}: {v}" for k, v in out.items()) if isinstance(out, dict) else out)
     return 0
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """Runs a kernel under the emulator's checks and prints what they find, or what its lines cost."""
+    from rich.console import Console
+
+    from tilelang.checking import check
+    kernel, consts, dtypes, extents = _given(options)
+    done = check(kernel, options.target, consts, dtypes, extents)
+    wide = None if sys.stdout.isatty() else 120  # in a file or a pipe nothing says how wide a line may be
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
+    for found in done.found:
+        console.print("\n".join([*found.render(), ""]))
+    console.print(f"{len(done.found) or 'no'} finding{'s' * (len(done.found) > 1)} in `{kernel.name}` for "
+                  f"{options.target}, run with\n" + "\n".join(f"  {case}" for case in done.cases))
+    if done.found:
+        return 1
+    console.print(_table(done.counters, done.cases[0]), soft_wrap=False)
+    return 0
+
+
+def _table(counters: dict[tuple[str, int], Any], case: str) -> Any:
+    """What the lines of the source cost, beside the least that their accesses could."""
+    from rich.table import Table
+    from rich.text import Text
+    table = Table(title=Text(f"whole warps' work by line, for {case}"), box=None, title_justify="left")
+    table.add_column("line", overflow="fold", max_width=60)
+    for title in ("global sectors/ideal", "shared wavefronts/ideal", "MMA", "instructions"):
+        table.add_column(title, justify="right")
+    for (file, line), c in sorted(counters.items()):
+        text = f"{Path(file).name}:{line}  {linecache.getline(file, line).strip()}" if file else "(the compiler's own)"
+        table.add_row(Text(text), f"{c.sectors}/{c.ideal_sectors}", f"{c.wavefronts}/{c.ideal_wavefronts}",
+                      str(c.mma), str(sum(c.instructions.values())))
+    return table
 
 
 def _value(text: str) -> Any:
@@ -85,17 +149,31 @@ def cache_command(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; gives the exit status."""
+    """Runs a command; gives the exit status: 0, 1 where a check found something, 2 for a mistake in the request."""
     parser = argparse.ArgumentParser(prog="tilelang", description="Tile kernels and their compiler.")
     commands = parser.add_subparsers(required=True)
     compile_ = commands.add_parser("compile", help="print a kernel at one level of the compiler")
-    compile_.add_argument("kernel", metavar="FILE:KERNEL")
     compile_.add_argument("--emit", choices=LEVELS, default="tile")
-    compile_.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                          help="a constant, or the dtype of a type variable (f32 unless given)")
+    compile_.add_argument("--target", default="cpu", help="cpu, cuda:sm_80 … (default: cpu)")
+    compile_.add_argument("--align", type=int, default=16, metavar="BYTES", choices=(1, 2, 4, 8, 16),
+                          help="what addresses and rows are multiples of on a GPU (default: 16)")
     compile_.set_defaults(run=compile_command)
+    check = commands.add_parser("check", help="run a kernel under the emulator's checks; status 1 where they find "
+                                "something")
+    check.add_argument("--target", default="cuda:sm_80", help="default: cuda:sm_80")
+    check.set_defaults(run=check_command)
+    for command in (compile_, check):
+        command.add_argument("kernel", metavar="FILE:KERNEL")
+        command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant, the dtype "
+                             "of a type variable (f32 unless given), or for `check` the extent of a dimension")
     cache = commands.add_parser("cache", help="look after the compile cache")
     cache.add_argument("action", choices=["list", "size", "verify", "prune", "clear", "path"])
     cache.set_defaults(run=cache_command)
     options = parser.parse_args(argv)
-    return int(options.run(options))
+    try:
+        return int(options.run(options))
+    except (TileError, SystemExit) as error:
+        if isinstance(error, SystemExit):
+            return int(error.code or 0) if isinstance(error.code, int) else 2
+        print(f"tilelang: {error}", file=sys.stderr)
+        return 2

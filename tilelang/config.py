@@ -20,7 +20,7 @@ class Config:
     cache_bytes: int = _var("CACHE_BYTES", 256 << 20, "Size at which the oldest entries of the cache are dropped.")
     check: int = _var("CHECK", 0, "1 verifies the IR after every pass; 2 also runs it before and after.")
     dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.")
-    target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, reference, emulate:cuda:sm_80 …")
+    target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, cuda, emulate:cuda:sm_80 …")
     threads: int = _var("THREADS", 0, "Number of CPU threads (default: those this process may run on).")
 
 
@@ -46,3 +46,10 @@ def read(environ: Mapping[str, str]) -> Config:
 def config() -> Config:
     """The process's configuration."""
     return read(os.environ)
+
+
+def table() -> str:
+    """The variables as a Markdown table: docs/targets.md holds it."""
+    rows = [f"| `{f.metadata['name']}` | {f.default if f.default != '' else ''} | {f.metadata['doc']} |"
+            for f in fields(Config)]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import tilelang
-from tilelang import cache, targets
-from tilelang.args import Argument, check_layout, describe, empty_like, is_tensor
+from tilelang import cache, device, targets
+from tilelang.args import Argument, check_layout, common_device, describe, empty_like, is_tensor
 from tilelang.config import config
 from tilelang.errors import (
     ArgumentCount,
@@ -36,8 +36,8 @@ _compile_lock = threading.RLock()
 
 @contextmanager
 def target(name: str) -> Iterator[None]:
-    """Runs the calls inside on a target: "cpu", "reference" for the NumPy interpreter, or for example
-    "emulate:cuda:sm_80" for CUDA text on the CPU under checks. Raises TargetError."""
+    """Runs the calls inside on a target: "cpu", "reference" for the NumPy interpreter, "cuda" for
+    the GPU, or for example "emulate:cuda:sm_80" for CUDA text on the CPU under checks. Raises TargetError."""
     token = _target.set(targets.check(name))
     try:
         yield
@@ -95,6 +95,7 @@ class Bound:
         for p in kernel.params:
             if p.name in self.allocated:
                 self._allocate(p)
+        self.device = common_device(self.tensors.values(), loc)
         self._separate()
 
     def _match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -219,6 +220,16 @@ class Bound:
                 out.append(self.scalars[p.name])
         return out
 
+    def memory(self, on_host: bool = True) -> tuple[list[Any], list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """For each run-time parameter the array over its memory (None unless `on_host`) or the scalar, the shape, and
+        the strides."""
+        runtime = [p for p in self.kernel.params if p.kind != "const"]
+        tensors = [self.tensors.get(p.name) for p in runtime]
+        return ([self.scalar(p) if a is None else a.memory() if on_host else None
+                 for p, a in zip(runtime, tensors, strict=True)],
+                [a.shape if a is not None else () for a in tensors],
+                [a.strides if a is not None else () for a in tensors])
+
     def outputs(self) -> Any:
         outs = tuple(self.tensors[p.name].array for p in self.kernel.params
                      if p.kind == "tensor" and p.tensor.mode == "out")
@@ -229,9 +240,9 @@ class Kernel(KernelDef):
     """A function marked `@tile.kernel`. Call it with tensors; see also `lower`, `reference` and `trace`.
 
     `kernel(a, b)` allocates and gives the outputs; `kernel(a, b, c=out)` writes into `out`. Arguments are torch
-    tensors on the CPU, NumPy arrays, objects with DLPack, or `tilelang.Packed`. Inputs that overlap an output are read
-    from a copy. Raises ArgumentCount, ArgumentDType, ArgumentRank, ArgumentDevice, ArgumentLayout, DimMismatch,
-    AssertFailed, and at the first call of a specialisation whatever the compiler finds.
+    tensors, NumPy or CuPy arrays, objects with DLPack, or `tilelang.Packed`; those on a GPU run there. Inputs that
+    overlap an output are read from a copy. Raises ArgumentCount, ArgumentDType, ArgumentRank, ArgumentDevice,
+    ArgumentLayout, DimMismatch, AssertFailed, and at the first call of a specialisation whatever the compiler finds.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -249,7 +260,7 @@ class Kernel(KernelDef):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plan = self._plans.get(self._pattern(args, kwargs))
-        if plan is not None and not _target.get():  # the common case: native code checks the arguments itself
+        if plan is not None and plan.target == _target.get():  # the common case: native code checks arguments
             try:
                 values = plan.values(args, kwargs)
                 plan.fn(*values)
@@ -271,22 +282,41 @@ class Kernel(KernelDef):
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         bound = Bound(self, args, kwargs)
-        name = _target.get() or targets.check(config().target or "cpu")
+        name = _target.get() or targets.check(config().target or bound.device.partition(":")[0])
+        device.check_device(name, bound)
         if name == "reference":
             self._interpret(bound)
             return bound.outputs()
         if name.startswith(targets.EMULATE):
             self._emulate(bound, name.removeprefix(targets.EMULATE))
             return bound.outputs()
-        fn, _ = self._specialise(bound)
-        try:
-            fn(*bound.ffi())
-        except _Failed as error:
-            raise self._failure(error, bound) from None
-        if (self._plain and len(args) <= len(self._runtime) and direct(bound.tensors.values())
+        fn: Any
+        if targets.on_device(name):
+            fn = self._launch(bound, name)
+            old = self._plans.get(self._pattern(args, kwargs))
+            calls = old.fn if old is not None and isinstance(old.fn, device.Calls) else device.Calls(self._runtime)
+            calls.learn(bound, fn, device.run(bound, fn))
+            fn = calls
+        else:
+            fn, _ = self._specialise(bound)
+            try:
+                fn(*bound.ffi())
+            except _Failed as error:
+                raise self._failure(error, bound) from None
+        if (self._plain and len(args) <= len(self._runtime)
+                and (targets.on_device(name) or direct(bound.tensors.values()))
                 and all(_is_constant(x) for name, x in kwargs.items() if name in self._consts)):
-            self._plans[self._pattern(args, kwargs)] = Plan(fn, self._runtime, len(args), bound)
+            self._plans[self._pattern(args, kwargs)] = Plan(fn, self._runtime, len(args), bound, _target.get())
         return bound.outputs()
+
+    def _launch(self, bound: Bound, name: str) -> Any:
+        """The launch for these types, constants and device."""
+        types = bound.types(aligned=True)
+        key = (name, bound.device, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
+        with _compile_lock:
+            if key not in self._compiled:
+                self._compiled[key] = device.load(bound, name)
+        return self._compiled[key]
 
     def _specialise(self, bound: Bound) -> tuple[Any, Function]:
         """The native function for these types and constants."""
@@ -313,7 +343,7 @@ class Kernel(KernelDef):
 
     def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
         """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR or CUDA
-        C++). For the CPU also `.assembly` and `.report`. Nothing is run, and no device is needed."""
+        C++), `.assembly`; and `.report`, what it uses. Nothing is run, and no device is needed."""
         bound = Bound(self, args, kwargs)
         name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
         return targets.lowered(self.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
@@ -329,13 +359,7 @@ class Kernel(KernelDef):
         key = (machine, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
         if key not in self._compiled:
             self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
-        tensors = [bound.tensors.get(p.name) for p in self._runtime]
-        arrays = [
-            a.memory() if a is not None else bound.scalar(p) for p, a in zip(self._runtime, tensors, strict=True)
-        ]
-        shapes = [a.shape if a is not None else () for a in tensors]
-        strides = [a.strides if a is not None else () for a in tensors]
-        targets.emulate(self._compiled[key], arrays, shapes, strides)
+        targets.emulate(self._compiled[key], *bound.memory())
 
     def _interpret(self, bound: Bound) -> None:
         arrays: list[Any] = []

@@ -28,8 +28,9 @@ class Mismatch(Exception):
 class Plan:
     """How to call `fn` with arguments for the run-time parameters `params`, the first `given` of them by position."""
 
-    def __init__(self, fn: Callable[..., Any], params: Sequence[Param], given: int, bound: Bound) -> None:
-        self.fn = fn
+    def __init__(self, fn: Callable[..., Any], params: Sequence[Param], given: int, bound: Bound,
+                 target: str = "") -> None:
+        self.fn, self.target = fn, target
         self.rest = [(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in params[given:]]
         self.outs = [i for i, p in enumerate(params) if p.kind == "tensor" and p.tensor.mode == "out"]
         self.model = next((i for i, p in enumerate(params) if p.kind == "tensor"), -1)
@@ -47,8 +48,10 @@ class Plan:
                  i not in self.outs for axis, dim in enumerate(p.tensor.dims)}
         for i in self.outs:
             out, dims = bound.tensors[params[i].name], params[i].tensor.dims
-            if out.kind == model.kind and all(isinstance(d, int) or d in where for d in dims):
-                empty = np.empty if out.kind == "numpy" else sys.modules["torch"].empty
+            if out.kind == model.kind != "cuda" and all(isinstance(d, int) or d in where for d in dims):
+                empty: Any = np.empty if out.kind == "numpy" else sys.modules["torch"].empty
+                if out.device != "cpu":
+                    empty = partial(empty, device=out.array.device)
                 self.recipes[i] = (partial(empty, dtype=out.array.dtype),
                                    [(-1, d) if isinstance(d, int) else where[d] for d in dims])
 

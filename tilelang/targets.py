@@ -2,16 +2,17 @@
 
 - "cpu": machine code through LLVM; the default.
 - "reference": the NumPy interpreter.
-- "cuda:sm_80" and other architectures: CUDA C++ text; needs no device to lower for.
+- "cuda": the GPU the arguments are on (the first, for arguments on the host); the default of tensors on a GPU.
+- "cuda:sm_80" and other architectures: the same, for that architecture; needs no device to lower for.
 - "emulate:cuda:sm_80": that text on the CPU, under checks for races, bounds and initialisation.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilelang.errors import TargetError
-from tilelang.ir.core import Function
+from tilelang.ir.core import Function, Op
 
 EMULATE = "emulate:"
 _last: dict[tuple[str, int], Any] = {}
@@ -21,24 +22,40 @@ def check(name: str, runs: bool = True) -> str:
     """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
     if name in ("cpu", "reference"):
         return name
-    machine = name.removeprefix(EMULATE)
-    if machine.startswith("cuda:"):
+    if name == "cuda":
+        machine(name)
+        return name
+    if name.removeprefix(EMULATE).startswith("cuda:"):
         from tilelang.backends.cuda.target import target
-        target(machine)
-        if machine != name or not runs:
-            return name
-        raise TargetError(f"cannot run on {name!r}", needs=f"cpu, reference or {EMULATE}{name}", got=name,
-                          why="launching on a device is not implemented yet", try_=f'tile.target("{EMULATE}{name}")')
-    raise TargetError(f"unknown target {name!r}", needs="cpu, reference, cuda:sm_… or emulate:cuda:sm_…", got=name,
-                      try_='tile.target("cpu")')
+        target(name.removeprefix(EMULATE))
+        return name if name.startswith(EMULATE) or not runs else machine(name)
+    raise TargetError(f"unknown target {name!r}", needs="cpu, reference, cuda, cuda:sm_… or emulate:cuda:sm_…",
+                      got=name, try_='tile.target("cpu")')
+
+
+def on_device(name: str) -> bool:
+    """Whether calls on a target run on a GPU."""
+    return name == "cuda" or name.startswith("cuda:")
+
+
+def machine(name: str, ordinal: int = 0) -> str:
+    """The architecture that a target means on a device: "cuda" is the device's own. Raises TargetError where there is
+    no such device, or it does not run code for the architecture named."""
+    from tilelang.backends.cuda.driver import driver
+    from tilelang.backends.cuda.target import runs
+    device = driver().device(ordinal)
+    if name != "cuda" and not runs(name, *device.capability):
+        raise TargetError(f"the device cannot run {name!r}", needs=device.target, got=name,
+                          try_='tile.target("cuda")')
+    return device.target if name == "cuda" else name
 
 
 def lowered(tile: Function, name: str) -> Any:
     """The function at every level: `.tile`, `.placed`, `.thread`, `.source`, …"""
-    if name.startswith("cuda:"):
+    if on_device(name):
         from tilelang.backends.cuda.compile import Lowered as Cuda
         from tilelang.backends.cuda.target import target
-        return Cuda(tile, target(name))
+        return Cuda(tile, target(machine(name) if name == "cuda" else name))
     from tilelang.backends.cpu.compile import Lowered
     from tilelang.backends.cpu.machine import host
     return Lowered(tile, host())
@@ -50,10 +67,17 @@ def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
     NumPy array or scalar of every parameter. Raises CheckError, AssertFailed."""
     from tilelang.backends.emulator.execute import execute
     _last.clear()
-    for number, counter in execute(code.tile, code.rendered, arrays, shapes, strides).items():
-        op = code.rendered.ops[number] if number >= 0 else None
-        line = (op.loc.file, op.loc.line) if op is not None and op.loc is not None else ("", 0)
-        _last[line] = _last[line] + counter if line in _last else counter
+    _last.update(by_line(execute(code.tile, code.rendered, arrays, shapes, strides), code.rendered.ops))
+
+
+def by_line(counters: Mapping[int, Any], ops: Sequence[Op]) -> dict[tuple[str, int], Any]:
+    """The counters of operations summed by (file, line) of the user's source; ("", 0) for what has none."""
+    out: dict[tuple[str, int], Any] = {}
+    for number, counter in counters.items():
+        loc = ops[number].loc if number >= 0 else None
+        line = (loc.file, loc.line) if loc is not None else ("", 0)
+        out[line] = out[line] + counter if line in out else counter
+    return out
 
 
 def last_counters() -> dict[tuple[str, int], Any]:

@@ -48,18 +48,29 @@ def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, 
         seed = data.draw(st.integers(0, 2**16), label="seed")
         gaps = data.draw(st.booleans(), label="gaps")
         rng = np.random.default_rng(seed)
-        inputs: dict[str, Any] = {}
-        for p in kernel.params:
-            if p.kind == "tensor" and p.tensor.mode != "out":
-                dt = types[p.tensor.dtype] if isinstance(p.tensor.dtype, str) else p.tensor.dtype
-                shape = tuple(sizes[d] if isinstance(d, str) else d for d in p.tensor.dims)
-                inputs[p.name] = _tensor(rng, dt, shape, gaps, special)
-            elif p.kind == "scalar":
-                inputs[p.name] = data.draw(st.sampled_from(list((scalars or {}).get(p.name, _numbers(p)))),
-                                           label=p.name)
+        values = {p.name: data.draw(st.sampled_from(list((scalars or {}).get(p.name, _numbers(p)))), label=p.name)
+                  for p in kernel.params if p.kind == "scalar"}
+        inputs = {**tensors(kernel, rng, types, sizes, gaps, special), **values}
         note(f"{kernel.name}: {types}, {sizes}, {chosen}, seed {seed}, gaps {gaps}")
         _compare(kernel, reference, inputs, chosen, rng)
     check()
+
+
+def tensors(kernel: Kernel, rng: np.random.Generator, types: Mapping[str, DType], sizes: Mapping[str, int],
+            gaps: bool = False, special: bool = False) -> dict[str, Any]:
+    """Random tensors for a kernel's inputs, by name, where type variables and dimensions have the values given."""
+    out: dict[str, Any] = {}
+    for p in kernel.params:
+        if p.kind == "tensor" and p.tensor.mode != "out":
+            dt = types[p.tensor.dtype] if isinstance(p.tensor.dtype, str) else p.tensor.dtype
+            shape = tuple(sizes[d] if isinstance(d, str) else d for d in p.tensor.dims)
+            out[p.name] = _tensor(rng, dt, shape, gaps, special)
+    return out
+
+
+def numbers(kernel: Kernel, rng: np.random.Generator) -> dict[str, Any]:
+    """A plain number for each of a kernel's scalars, by name."""
+    return {p.name: _numbers(p)[int(rng.integers(3))] for p in kernel.params if p.kind == "scalar"}
 
 
 def _numbers(p: Param) -> list[Any]:

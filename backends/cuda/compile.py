@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tilelang.backends.clike.render import Rendered, render
+from tilelang.backends.cuda.occupancy import occupancy, resident_blocks
+from tilelang.backends.cuda.products import Product, assembly, product
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
@@ -47,3 +49,29 @@ class Lowered:
     def source(self) -> str:
         """CUDA C++."""
         return self.rendered.text
+
+    @cached_property
+    def product(self) -> Product:
+        """Machine code as NVRTC made it, with what it uses."""
+        return product(self.source, self.rendered.name, self.target.name.removeprefix("cuda:"))
+
+    @property
+    def cubin(self) -> bytes:
+        """Machine code. Raises TargetError where NVRTC is not installed."""
+        return self.product.cubin
+
+    @cached_property
+    def assembly(self) -> str:
+        """The machine code as instructions. Raises TargetError where nvdisasm is not installed."""
+        return assembly(self.cubin)
+
+    @property
+    def report(self) -> dict[str, int | float | str]:
+        """What a block uses (registers of a thread, bytes spilled by a thread, shared memory), how many blocks a
+        multiprocessor holds at once, which share of its warps that is, and what keeps more out."""
+        uses, threads = self.product.uses, self.rendered.threads
+        shared = uses["shared_bytes"] + self.rendered.shared_bytes
+        blocks, limit = resident_blocks(self.target.arch, threads, uses["registers"], shared)
+        return {"registers": uses["registers"], "spills": uses["spill_bytes"], "stack_bytes": uses["stack_bytes"],
+                "shared_bytes": shared, "threads": threads, "resident_blocks": blocks,
+                "occupancy": occupancy(self.target.arch, threads, blocks), "limited_by": limit}

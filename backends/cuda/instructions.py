@@ -6,7 +6,7 @@ in `a` and `b`, along n in the accumulator.
 from __future__ import annotations
 
 from tilelang.backends.simt.instructions import MmaRow
-from tilelang.layouts import RegisterLayout, local, spatial
+from tilelang.layouts import RegisterLayout, column_spatial, local, spatial
 
 _EVER = 999
 _ACC = local(2, 1) * spatial(8, 4) * local(1, 2)
@@ -26,12 +26,18 @@ def _row(name: str, a: str, b: str, acc: str, halves: int, group: int, archs: tu
     return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs)
 
 
+# The first row that holds both operands exactly is taken: narrow types stand first.
 ROWS = (
+    _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
+    _row("mma_m16n8k32_e5m2", "f8e5m2", "f8e5m2", "f32", 2, 4, (89, _EVER)),
     _row("mma_m16n8k16_f16", "f16", "f16", "f32", 2, 2, (80, _EVER)),
     _row("mma_m16n8k16_bf16", "bf16", "bf16", "f32", 2, 2, (80, _EVER)),
     _row("mma_m16n8k8_f16", "f16", "f16", "f32", 1, 2, (75, 79)),
-    _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
-    _row("mma_m16n8k32_e5m2", "f8e5m2", "f8e5m2", "f32", 2, 4, (89, _EVER)),
     _row("mma_m16n8k32_s8", "i8", "i8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k32_u8", "u8", "u8", "i32", 2, 4, (80, _EVER)),
+    _row("mma_m16n8k32_su8", "i8", "u8", "i32", 2, 4, (80, _EVER)),
+    _row("mma_m16n8k32_us8", "u8", "i8", "i32", 2, 4, (80, _EVER)),
+    _row("mma_m16n8k8_tf32", "tf32", "tf32", "f32", 2, 1, (80, _EVER)),
+    MmaRow("mma_m8n8k4_f64", "f64", "f64", "f64", spatial(8, 4), column_spatial(4, 8), spatial(8, 4) * local(1, 2),
+           (80, _EVER)),
 )

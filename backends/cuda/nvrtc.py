@@ -69,20 +69,19 @@ def _blob(program: ctypes.c_void_p, what: str) -> bytes:
 
 def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`."""
-    cubin, log = _compile(text, arch, ("--ptxas-options=-v", *options), "CUBIN")
+    cubin, log = _compile(text, arch, (f"-I{INCLUDE}", "--ptxas-options=-v", *options), "CUBIN")
     return Compiled(cubin, log, _report(log))
 
 
-def ptx(text: str, arch: str, options: tuple[str, ...] = ()) -> str:
-    """The PTX of emitted text, for reading and for tests of the prelude."""
-    return _compile(text, arch.replace("sm_", "compute_"), options, "PTX")[0].rstrip(b"\0").decode()
+def ptx(text: str, arch: str, options: tuple[str, ...] = (), include: Path = INCLUDE) -> str:
+    """The PTX of emitted text, for reading and for tests of the prelude, which is the one in `include`."""
+    return _compile(text, arch.replace("sm_", "compute_"), (f"-I{include}", *options), "PTX")[0].rstrip(b"\0").decode()
 
 
 def _compile(text: str, arch: str, options: tuple[str, ...], what: str) -> tuple[bytes, str]:
     library, program = _nvrtc(), ctypes.c_void_p()
     # No contraction: a kernel fuses where its text says fma().
-    flags = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{INCLUDE}", "--fmad=false", "--no-source-include",
-             *options]
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--no-source-include", *options]
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
         encoded = (ctypes.c_char_p * len(flags))(*map(str.encode, flags))

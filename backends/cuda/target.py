@@ -16,9 +16,30 @@ def target(name: str) -> SimtTarget:
     """The target of a name such as "cuda:sm_80". Raises TargetError."""
     text = name.removeprefix("cuda:sm_").removesuffix("a")
     if not text.isdigit() or int(text) not in SHARED_BYTES:
-        known = ", ".join(f"cuda:sm_{a}{'a' if a == 90 else ''}" for a in SHARED_BYTES)
+        known = ", ".join(map(_name, SHARED_BYTES))
         raise TargetError(f"unknown target {name!r}", needs=known, got=name, try_='tile.target("emulate:cuda:sm_80")')
     arch = int(text)
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
     return SimtTarget(name, arch, 32, SHARED_BYTES[arch], rows, arch >= 80, True,
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}))
+
+
+def runs(name: str, major: int, minor: int) -> bool:
+    """Whether a device of that compute capability runs machine code for a target. Code for sm_90a runs on 9.0 only."""
+    arch = target(name).arch
+    return arch // 10 == major and (arch % 10 <= minor if arch < 90 else arch % 10 == minor)
+
+
+def for_device(major: int, minor: int) -> str:
+    """The target whose machine code a device of that compute capability runs: it runs that of its own generation,
+    made for no later member of it. Raises TargetError."""
+    fitting = [a for a in SHARED_BYTES if runs(_name(a), major, minor)]
+    if not fitting:
+        known = ", ".join(map(_name, SHARED_BYTES))
+        raise TargetError(f"compute capability {major}.{minor} is not supported", needs=known,
+                          got=f"a device of sm_{major}{minor}", try_='tile.target("cpu")')
+    return _name(max(fitting))
+
+
+def _name(arch: int) -> str:
+    return f"cuda:sm_{arch}{'a' if arch == 90 else ''}"

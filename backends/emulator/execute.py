@@ -1,13 +1,13 @@
 """Runs a lowered kernel's text in the emulator on the arguments of a call."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tilelang.backends.clike.render import Rendered
-from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Policy, load
+from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Policy, Result, load
 from tilelang.errors import AssertFailed, CheckError
 from tilelang.ir.core import Function, Op, TensorType
 from tilelang.ir.interpreter import grid_extents
@@ -16,38 +16,51 @@ WORKERS = 2
 """Programs that a persistent grid is told to have."""
 
 
-def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
-            strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES) -> dict[int, Counter]:
-    """Runs `rendered`, the text of TILE function `fn`, under every policy; gives the counters by operation.
+def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+            strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES) -> Iterator[Result]:
+    """Launches `rendered`, the text of TILE function `fn`, once under each policy.
 
     `arrays` are the tensors (NumPy; bytes of packed ones) and scalars; each run starts from the same contents and the
-    last run's are kept. Raises CheckError with every finding, AssertFailed for an assertion of the user.
+    last run's are kept.
     """
     program = load(rendered.text)
-    programs = int(np.prod(grid_extents(fn, arrays, shapes), dtype=np.int64))
+    programs = int(np.prod(grid_extents(fn, arrays, shapes, WORKERS), dtype=np.int64))
     outputs = [i for i, p in enumerate(fn.params) if isinstance(p.type, TensorType) and p.type.writable]
     before = {i: arrays[i].copy() for i in outputs}
-    counters: dict[int, Counter] = {}
     for policy in policies:
         for i, old in before.items():
             arrays[i][...] = old
-        args: list[Any] = []
-        for p in rendered.parameters:
-            if p.kind == "data":
-                t = fn.params[p.index].type
-                assert isinstance(t, TensorType)
-                args.append(Buffer(arrays[p.index], initialised=t.mode != "out" or t.dtype.packed))
-            elif p.kind in ("shape", "stride"):
-                args.append(np.int64((shapes if p.kind == "shape" else strides)[p.index][p.axis]))
-            else:
-                args.append(np.int32(WORKERS) if p.kind == "workers" else np.asarray(arrays[p.index])[()])
-        if programs:
-            result = program.launch(rendered.name, args, programs=programs, threads=rendered.threads,
-                                    shared_bytes=rendered.shared_bytes, policy=policy)
-            if result.findings:
-                _report(result.findings, rendered.ops)
-            counters = result.counters
+        args = arguments(fn, rendered, arrays, shapes, strides)
+        yield program.launch(rendered.name, args, programs=programs, threads=rendered.threads,
+                             shared_bytes=rendered.shared_bytes, policy=policy) if programs else Result([], {}, True)
+
+
+def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+            strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES) -> dict[int, Counter]:
+    """Runs as `observe` does; gives the counters by operation. Raises CheckError with every finding of the first
+    policy that has any, AssertFailed for an assertion of the user."""
+    counters: dict[int, Counter] = {}
+    for result in observe(fn, rendered, arrays, shapes, strides, policies):
+        if result.findings:
+            _report(result.findings, rendered.ops)
+        counters = result.counters
     return counters
+
+
+def arguments(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+              strides: Sequence[Sequence[int]]) -> list[Any]:
+    """What the rendered kernel takes for the arguments of a call."""
+    args: list[Any] = []
+    for p in rendered.parameters:
+        if p.kind == "data":
+            t = fn.params[p.index].type
+            assert isinstance(t, TensorType)
+            args.append(Buffer(arrays[p.index], initialised=t.mode != "out" or t.dtype.packed))
+        elif p.kind in ("shape", "stride"):
+            args.append(np.int64((shapes if p.kind == "shape" else strides)[p.index][p.axis]))
+        else:
+            args.append(np.int32(WORKERS) if p.kind == "workers" else np.asarray(arrays[p.index])[()])
+    return args
 
 
 def _report(findings: Sequence[Finding], ops: Sequence[Op]) -> None:

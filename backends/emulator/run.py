@@ -108,7 +108,7 @@ def _runtime() -> ctypes.CDLL:
     return library
 
 
-def _memory(array: np.ndarray[Any, Any]) -> tuple[int, int, int]:
+def extent(array: np.ndarray[Any, Any]) -> tuple[int, int, int]:
     """Start, length and phase of an array's memory; alignment counts from the allocation it lies in."""
     low, high = np.lib.array_utils.byte_bounds(array)
     owner = array
@@ -117,7 +117,8 @@ def _memory(array: np.ndarray[Any, Any]) -> tuple[int, int, int]:
     return low, high - low if array.size else 0, (low - np.lib.array_utils.byte_bounds(owner)[0]) % 256
 
 
-def _scalar(value: Any) -> np.generic:
+def scalar(value: Any) -> np.generic:
+    """A number as the C type it is passed as."""
     if isinstance(value, np.generic):
         return value
     if isinstance(value, bool):
@@ -158,7 +159,7 @@ class Program:
         if count != len(args):
             raise TargetError(f"kernel `{name}` takes {count} arguments", got=str(len(args)))
         for i, (value, size) in enumerate(zip(args, sizes, strict=False)):
-            given = ctypes.sizeof(_Pointer) if isinstance(value, Buffer) else _scalar(value).nbytes
+            given = ctypes.sizeof(_Pointer) if isinstance(value, Buffer) else scalar(value).nbytes
             if given != size:
                 raise TargetError(f"argument {i} of kernel `{name}` has the wrong size", needs=f"{size} bytes",
                                   got=f"{given} bytes ({type(value).__name__})")
@@ -170,11 +171,11 @@ class Program:
         try:
             for i, value in enumerate(args):
                 if isinstance(value, Buffer):
-                    buffers.append(runtime.emu_buffer(*_memory(value.array), i, value.initialised))
+                    buffers.append(runtime.emu_buffer(*extent(value.array), i, value.initialised))
                     holder: Any = _Pointer(value.array.ctypes.data, buffers[-1])
                     pointers[i] = ctypes.addressof(holder)
                 else:
-                    holder = np.atleast_1d(_scalar(value))
+                    holder = np.atleast_1d(scalar(value))
                     pointers[i] = holder.ctypes.data
                 keep.append(holder)
             abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,

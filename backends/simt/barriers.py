@@ -70,7 +70,9 @@ class _Scan:
         tensors = [p for p in fn.params if isinstance(p.type, TensorType)]
         self.place.update({p: (GLOBAL + i, GLOBAL + i + 1) for i, p in enumerate(tensors)})
         managed = {op.result for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
-        self.copies = {op.attrs["phase"] for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed}
+        self.copies = {
+            op.attrs["phase"] for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed
+        }
 
     def touches(self, op: Op) -> list[Touch]:
         phase = op.attrs.get("phase", 0)

@@ -80,8 +80,10 @@ def holds(wide: DType, narrow: DType) -> bool:
         if wide.kind == "float":
             return narrow.bits <= wide.mantissa_bits + 1
         return bool(wide.min <= narrow.min and narrow.max <= wide.max)
-    if narrow.bits > 8 or wide.kind != "float" or wide.bits <= 8:
+    if wide.kind != "float" or wide.bits <= 8:
         return False
+    if narrow.kind == "float" and narrow.bits > 8:
+        return narrow.exponent_bits <= wide.exponent_bits and narrow.mantissa_bits <= wide.mantissa_bits
     values = codec.values_of(narrow)
     there = codec.decode(codec.encode(values, wide), wide)
     return bool(np.array_equal(np.asarray(values, np.float64), np.asarray(there, np.float64), equal_nan=True))

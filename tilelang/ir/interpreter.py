@@ -99,11 +99,12 @@ def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callabl
                 execute(ids[linear])
 
 
-def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]]) -> list[int]:
+def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]],
+                 num_workers: int = 1) -> list[int]:
     """The extents of the grid of `fn` for these arguments; [1] where it has none. Only the shapes of tensors count."""
     if not any(op.name == "grid" for op in fn.body.ops):
         return [1]
-    frame = Frame(None, 1, print)
+    frame = Frame(None, num_workers, print)
     for p, value, shape in zip(fn.params, args, shapes, strict=True):
         frame.values[p] = np.broadcast_to(np.zeros((), p.dtype.storage), shape) if isinstance(p.type, TensorType) \
             else np.asarray(value)

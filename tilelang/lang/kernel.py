@@ -73,15 +73,16 @@ class KernelDef:
                                 try_=f"{p.name}: tile.Tensor[tile.f32, \"N\"]")
 
     def types(
-        self, dtypes: Mapping[str, DType], unit: Mapping[str, tuple[bool, ...]] | None = None
+        self, dtypes: Mapping[str, DType], unit: Mapping[str, tuple[bool, ...]] | None = None, align: int = 1
     ) -> dict[str, Type]:
-        """Parameter types where type variables have the given dtypes."""
+        """Parameter types where type variables have the given dtypes and memory is aligned to `align` bytes."""
         out: dict[str, Type] = {}
         for p in self.params:
             if p.kind == "tensor":
                 spec = p.tensor
                 dt = dtypes[spec.dtype] if isinstance(spec.dtype, str) else spec.dtype
-                out[p.name] = TensorType(dt, spec.dims, spec.mode, (unit or {}).get(p.name, ()))
+                out[p.name] = TensorType(dt, spec.dims, spec.mode, (unit or {}).get(p.name, ()),
+                                         1 if dt.packed else align)
             elif p.kind == "scalar":
                 assert isinstance(p.spec, DType)
                 out[p.name] = TileType((), p.spec)

@@ -20,6 +20,7 @@ TL_MATH(abs, fabs)
 TL_MATH(floor, floor)
 TL_MATH(ceil, ceil)
 TL_MATH(round, rint)
+TL_MATH(trunc, trunc)
 #undef TL_MATH
 
 TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }

@@ -11,8 +11,10 @@ from tilelang.ir.core import Function, TensorType
 from tilelang.ir.packed import Packed
 
 
-def emulated(fn: Function, target: str = "cuda:sm_80") -> Callable[[list[Any]], None]:
-    """Emulated code with the interpreter's calling convention: arguments are written in place. Raises CheckError."""
+def emulated(fn: Function, target: str = "cuda:sm_80",
+             runs: Callable[..., Any] = execute) -> Callable[[list[Any]], None]:
+    """Emulated code with the interpreter's calling convention: arguments are written in place. Raises CheckError.
+    `runs` takes what `execute` does."""
     code = targets.lowered(fn, target)
 
     def call(args: list[Any]) -> None:
@@ -29,7 +31,7 @@ def emulated(fn: Function, target: str = "cuda:sm_80") -> Callable[[list[Any]], 
                 arrays.append(a)
                 strides.append(tuple(s // a.itemsize for s in a.strides))
             shapes.append(a.shape)
-        execute(code.tile, code.rendered, arrays, shapes, strides)
+        runs(code.tile, code.rendered, arrays, shapes, strides)
         for stored, a in packed:
             a[...] = codec.from_bits(stored.codes(), stored.dtype)
     return call

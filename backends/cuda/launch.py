@@ -1,0 +1,132 @@
+"""Launching a compiled kernel: the driver's argument buffer, prepared once and overwritten where calls differ."""
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tilelang.backends.cuda.compile import Lowered
+from tilelang.backends.cuda.driver import Device
+from tilelang.errors import TargetError
+from tilelang.ir.core import Function, TensorType, Value
+from tilelang.ir.interpreter import grid_extents
+
+MAX_GRID_X, MAX_GRID_Y = (1 << 31) - 1, (1 << 16) - 1
+SLOT = 8
+"""Bytes of the buffer that each parameter takes; a parameter lies in the first of them."""
+_FORMATS = {"i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I", "i64": "q", "u64": "Q",
+            "f16": "e", "f32": "f", "f64": "d"}
+
+
+class Prepared(NamedTuple):
+    """What calls with the same shapes share: the end of the argument buffer, and the grid."""
+
+    tail: bytes
+    grid: tuple[int, int]
+
+
+class Launch:
+    """A kernel on a device. A launch allocates nothing and waits for nothing, so it may be captured in a graph.
+
+    The arguments lie in one buffer, in this order: what every call brings, the pointers and scalars (`head` lists
+    their parameters); then what is as `prepare` found it: shapes, strides, the number of workers, and the scalars
+    that are `fixed`: those the grid follows from, and those of a dtype that Python cannot write.
+    """
+
+    def __init__(self, lowered: Lowered, device: Device) -> None:
+        rendered, params = lowered.rendered, lowered.tile.params
+        self.tile, self.device, self.rendered = lowered.tile, device, rendered
+        self.function = device.load(lowered.cubin, rendered.name, rendered.shared_bytes)
+        self.workers = device.multiprocessors * max(int(lowered.report["resident_blocks"]), 1)
+        tensors = [i for i, p in enumerate(params) if isinstance(p.type, TensorType)]
+        needed = _behind_grid(self.tile)
+        self.fixed = [i for i, p in enumerate(params) if i not in tensors
+                      and (p in needed or p.dtype.name not in _FORMATS)]
+        self.head = [*tensors, *(i for i in range(len(params)) if i not in tensors and i not in self.fixed)]
+        forms = ["Q" if i in tensors else _FORMATS[params[i].dtype.name] for i in self.head]
+        self._pack = struct.Struct("<" + "".join(f"{f}{SLOT - struct.calcsize('<' + f)}x" for f in forms)).pack_into
+        self._tail = [p for p in rendered.parameters if p.kind != "data" and p.index not in self.head
+                      or p.kind in ("shape", "stride", "workers")]
+        count = len(rendered.parameters)
+        self._buffer = (ctypes.c_uint64 * count)()
+        self._rest = memoryview(self._buffer).cast("B")[SLOT * len(self.head):]
+        start, at = ctypes.addressof(self._buffer), {p: len(self.head) + n for n, p in enumerate(self._tail)}
+        slots = [at[p] if p in at else self.head.index(p.index) for p in rendered.parameters]
+        self._params = (ctypes.c_void_p * count)(*(start + SLOT * slot for slot in slots))
+        self.fire = self._fire()
+
+    def prepare(self, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+                strides: Sequence[Sequence[int]]) -> Prepared:
+        """For the scalars (in storage form, as arguments of `grid_extents`), shapes and strides of all parameters."""
+        tail = b""
+        for p in self._tail:
+            if p.kind == "value":
+                data = np.asarray(arrays[p.index]).tobytes()
+            else:
+                data = struct.pack("<q", self.workers if p.kind == "workers" else
+                                   (shapes if p.kind == "shape" else strides)[p.index][p.axis])
+            tail += data.ljust(SLOT, b"\0")
+        extents = grid_extents(self.tile, arrays, shapes, self.workers)
+        return Prepared(tail, _split(int(np.prod(extents, dtype=object)), self.tile))
+
+    def _fire(self) -> Callable[[Prepared, Sequence[Any], int], None]:
+        """`fire(prepared, head, stream)` launches with the addresses and numbers of `self.head`. It raises
+        struct.error or OverflowError, before anything has run, for a number that its dtype must first convert.
+
+        A closure: its names are found faster than attributes, of which a call would look up twenty.
+        """
+        driver, rendered = self.device.driver, self.rendered
+        get_current, launch_kernel = driver.library.cuCtxGetCurrent, driver.library.cuLaunchKernel
+        context, own, pointer = ctypes.c_void_p(), self.device.context.value, ctypes.c_void_p
+        context_at, lock = ctypes.byref(context), threading.Lock()  # the driver has copied the buffer when it returns
+        pack, buffer, rest, params, function = self._pack, self._buffer, self._rest, self._params, self.function
+        threads, shared_bytes = rendered.threads, rendered.shared_bytes
+        last: Prepared | None = None
+
+        def fire(prepared: Prepared, head: Sequence[Any], stream: int) -> None:
+            nonlocal last
+            x, y = prepared.grid
+            if not x:
+                return
+            with lock:
+                pack(buffer, 0, *head)
+                if prepared is not last:
+                    rest[:] = prepared.tail
+                    last = prepared
+                get_current(context_at)
+                if context.value == own:
+                    code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, pointer(stream), params, None)
+                else:
+                    with self.device.current():
+                        code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, pointer(stream), params,
+                                             None)
+            if code:
+                raise driver.error("cuLaunchKernel", code)
+        return fire
+
+
+def _split(programs: int, fn: Function) -> tuple[int, int]:
+    """The grid's two extents: their product is the number of programs."""
+    y = max(-(-programs // MAX_GRID_X), 1)
+    while programs % y and y <= MAX_GRID_Y:
+        y += 1
+    if y > MAX_GRID_Y:
+        raise TargetError(f"`{fn.name}` has too many programs", loc=fn.loc, needs=f"at most {MAX_GRID_X}, or a "
+                          f"multiple of a number up to {MAX_GRID_Y}", got=str(programs), try_="use larger tiles")
+    return programs // y, y
+
+
+def _behind_grid(fn: Function) -> set[Value]:
+    """What the number of programs depends on."""
+    found: set[Value] = set()
+    pending = [v for op in fn.body.ops if op.name == "grid" for v in op.operands]
+    while pending:
+        v = pending.pop()
+        if v not in found:
+            found.add(v)
+            pending += v.owner.operands if v.owner is not None else []
+    return found

@@ -1,0 +1,194 @@
+"""Branches, barriers and the instructions of whole warps."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tilelang.backends.emulator.ptx import mma
+from tilelang.backends.emulator.ptx.build import POISON, Builder, Read, Rule
+from tilelang.backends.emulator.ptx.forms import Mnemonic
+from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
+from tilelang.backends.emulator.ptx.memory import located
+from tilelang.backends.emulator.ptx.numbers import Array
+from tilelang.backends.emulator.ptx.parse import Instruction, Operand, PtxError, Vector
+
+Body = Callable[[Machine], None]
+
+
+def _branch(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    to = c.target(i.operands[0])
+    if i.guard is None:
+        return lambda m: [(to, m.active)]
+    holds = c.guard(i)
+
+    def step(m: Machine) -> list[tuple[int, Array]] | None:
+        who = m.active & holds(m)
+        if not who.any():
+            return None
+        stay = m.active & ~who
+        return [(to, who), (at + 1, stay)] if stay.any() else [(to, m.active)]
+    return step
+
+
+def _exit(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    holds = c.guard(i) if i.guard is not None else lambda m: m.active
+
+    def step(m: Machine) -> list[tuple[int, Array]] | None:
+        who = m.active & holds(m)
+        m.live = m.live & ~who
+        stay = m.active & ~who
+        return [(at + 1, stay)] if stay.any() else []
+    return step
+
+
+def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """`bar.sync 0` waits for every thread of the block: one that has exited never comes."""
+    if "warp" in m.mods:
+        return _collective(c, at, c.read(i.operands[0], "u32"), lambda m: None)
+    if set(m.mods) != {"sync"} or len(i.operands) != 1 or c.source(i.operands[0], 4) != c.constant(0, 4):
+        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+
+    def step(m: Machine) -> list[tuple[int, Array]] | None:
+        here = m.active | m.parked.pop(at) if at in m.parked else m.active
+        if (here == m.exists).all():
+            return None if here is m.active else [(at + 1, here)]
+        m.parked[at] = here
+        return []
+    return step
+
+
+def _collective(c: Builder, at: int, named: Read | None, body: Body) -> Step:
+    """Runs `body` for warps all of whose members have come: those `named` by a mask, else all lanes."""
+    bit = np.left_shift(np.ones(LANES, np.uint32), np.arange(LANES, dtype=np.uint32))
+
+    def step(m: Machine) -> list[tuple[int, Array]] | None:
+        here = m.active | m.parked.pop(at) if at in m.parked else m.active
+        lanes, members = here.reshape(-1, LANES), m.exists.reshape(-1, LANES)
+        if named is not None:
+            masks = named(m).reshape(-1, LANES)
+            strangers: Array = lanes & (masks & bit == 0)
+            if strangers.any():
+                raise PtxError(f"lane {int(np.nonzero(strangers)[1][0])} is not in its own member mask",
+                               got=f"{int(masks[strangers][0]):#010x}")
+            first = masks[np.arange(len(masks)), lanes.argmax(1)]
+            members = members & (first[:, None] & bit != 0)
+        complete = np.logical_and.reduce(lanes | ~members, 1) & np.logical_or.reduce(lanes, 1)
+        ready = (complete[:, None] & lanes).reshape(-1)
+        if here is m.active and (ready == here).all():
+            body(m)
+            return None
+        wait = here & ~ready
+        if wait.any():
+            m.parked[at] = wait
+        if not ready.any():
+            return []
+        m.activate(ready)
+        body(m)
+        return [(at + 1, ready)]
+    return step
+
+
+def _shuffle(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    kind = m.one_of("bfly", "idx", "up", "down")
+    result, *operands = i.operands
+    out = result.items if isinstance(result, Vector) else (result, None)
+    put, flag = c.write(out[0], "b32"), c.write(out[1], "pred")
+    value, other, bounds, named = (c.read(o, "b32") for o in operands)
+    unknown = np.uint32(POISON * 0x01010101)
+
+    def body(m: Machine) -> None:
+        lane = np.arange(m.width, dtype=np.int64) % LANES
+        b, clamp = other(m).astype(np.int64) & 31, bounds(m).astype(np.int64)
+        segment, clamp = clamp >> 8 & 31, clamp & 31
+        low, high = lane & segment, lane & segment | clamp & ~segment
+        source = {"bfly": lane ^ b, "idx": low | b & ~segment, "up": lane - b, "down": lane + b}[kind]
+        inside = source >= high if kind == "up" else source <= high
+        source = np.where(inside, source, lane) + np.arange(m.width) // LANES * LANES
+        put(m, np.where(m.active[source], value(m)[source], unknown))  # of a lane that takes no part
+        flag(m, inside)
+    return _collective(c, at, named, body)
+
+
+def _warps(m: Machine) -> Array:
+    """The warps whose lanes are active: all of a warp's are."""
+    return np.flatnonzero(m.active[::LANES])
+
+
+def _gather(m: Machine, reads: list[Read]) -> Array:
+    """Registers as [warp, lane, register] of the active warps."""
+    return np.stack([r(m) for r in reads], 1).reshape(-1, LANES, len(reads))[_warps(m)]
+
+
+def _scatter(m: Machine, writes: list[Callable[[Machine, Array], None]], values: Array) -> None:
+    """Puts [warp, lane, register] into registers."""
+    for j, put in enumerate(writes):
+        put(m, m.spread(np.ascontiguousarray(values[:, :, j]).reshape(-1)))
+
+
+def _vector(o: Operand) -> tuple[Operand, ...]:
+    return o.items if isinstance(o, Vector) else (o,)
+
+
+def _rows(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """`ldmatrix` and `stmatrix`: lane l names the 16 bytes of row l % 8 of matrix l / 8."""
+    load, trans = m.name == "ldmatrix", "trans" in m.mods
+    count = int(m.one_of("x1", "x2", "x4")[1:])
+    address, vector = i.operands[::-1] if load else i.operands
+    if not {"m8n8", "shared", "sync", "aligned"} <= set(m.mods) or m.type != "b16" or len(_vector(vector)) != count:
+        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+    where, words = c.address(address), np.arange(8)
+    takes = [] if load else [c.read(o, "b32") for o in _vector(vector)]
+    puts = [c.write(o, "b32") for o in _vector(vector)] if load else []
+
+    def body(m: Machine) -> None:
+        memory, warps = m.spaces["shared"], len(_warps(m))
+        rows = where(m).reshape(warps, LANES)[:, :8 * count]
+        if (rows & 15).any():
+            raise PtxError("a row of a matrix is not aligned to 16 bytes")
+        offsets = memory.check(rows, 16)[..., None] + 2 * words  # [warp, row, column]
+        if load:
+            cells = memory.load(offsets, 2).reshape(warps, count, 8, 8)
+            cells = np.ascontiguousarray(cells.swapaxes(2, 3) if trans else cells)
+            fragments = cells.view(np.uint32).reshape(warps, count, LANES)
+            _scatter(m, puts, fragments.swapaxes(1, 2))
+        else:
+            cells = np.ascontiguousarray(_gather(m, takes).swapaxes(1, 2)).view(np.uint16).reshape(warps, count, 8, 8)
+            memory.store(offsets, (cells.swapaxes(2, 3) if trans else cells).reshape(warps, 8 * count, 8))
+    return _collective(c, at, None, body)
+
+
+def _mma(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    product = mma.find(i.name)
+    if product is None:
+        raise PtxError(f"`{i.name}` is not covered by the PTX interpreter")
+    d_type, a_type, b_type, c_type = product.registers
+    puts = [c.write(o, d_type) for o in _vector(i.operands[0])]
+    parts = [[c.read(o, t) for o in _vector(v)] for v, t in zip(i.operands[1:], (a_type, b_type, c_type), strict=True)]
+    if (len(puts), *map(len, parts)) != product.counts:
+        raise PtxError(f"`{i.text}` has other numbers of registers than its shape needs")
+
+    def body(m: Machine) -> None:
+        _scatter(m, puts, product.run(*(_gather(m, reads) for reads in parts)))
+    return _collective(c, at, None, body)
+
+
+def _assertion(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """CUDA's `assert`: the line is the number of the operation."""
+    where = located(c, i.operands[2], "local", 4)
+
+    def step(m: Machine) -> None:
+        memory, offsets = where(m)
+        raise PtxError(f"the assertion of operation {int(memory.load(offsets, 4)[0])} failed")
+    return step
+
+
+def _nothing(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    return lambda m: None
+
+
+RULES: dict[str, Rule] = {
+    "bra": _branch, "ret": _exit, "exit": _exit, "bar": _barrier, "barrier": _barrier, "shfl": _shuffle,
+    "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "__assertfail": _assertion, "membar": _nothing,
+    "fence": _nothing,
+}

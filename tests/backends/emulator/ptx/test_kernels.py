@@ -1,0 +1,94 @@
+"""Kernels through the whole pipeline, NVRTC included: the PTX computes what the interpreter does."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tests.backends.cuda.emulated import emulated
+from tests.backends.emulator.ptx.tiers import needs_nvrtc, ptx
+from tests.ir.op_examples import EXAMPLES, example
+from tilelang import targets
+from tilelang.backends.clike.render import Rendered
+from tilelang.backends.emulator.execute import arguments
+from tilelang.backends.emulator.ptx.run import run
+from tilelang.errors import TargetError
+from tilelang.ir import interpreter
+from tilelang.ir.core import Function, TensorType
+from tilelang.jit import Bound, Kernel
+from tilelang.ops.attention import attention_kernel
+from tilelang.ops.matmul import matmul_kernel
+from tilelang.ops.norm import layer_norm_kernel
+from tilelang.ops.softmax import softmax_kernel
+from tilelang.passes.meaning import difference, explained, noise
+
+pytestmark = needs_nvrtc
+
+
+def execute(fn: Function, code: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+            strides: Sequence[Sequence[int]]) -> None:
+    """What the emulator's function of this name does, by PTX."""
+    programs = int(np.prod(interpreter.grid_extents(fn, arrays, shapes), dtype=np.int64))
+    run(ptx(code.text), code.name, arguments(fn, code, arrays, shapes, strides), programs=programs,
+        threads=code.threads, shared_bytes=code.shared_bytes)
+
+
+RNG = np.random.default_rng(2)
+
+
+def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    return np.zeros(shape, dtype)
+
+
+CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with instructions that the PTX must have
+    "matmul": (matmul_kernel, {"a": draw(80, 64, dtype=np.float16), "b": draw(64, 72, dtype=np.float16),
+                               "c": zeros(80, 72, dtype=np.float16), "BM": 64, "BN": 64, "BK": 32, "ACC": tile.f32},
+               ("mma.sync",)),
+    "softmax": (softmax_kernel, {"x": draw(5, 100), "y": zeros(5, 100), "BM": 4, "BN": 128}, ("shfl.sync.bfly",)),
+    "layer norm": (layer_norm_kernel, {"x": draw(5, 100), "weight": draw(100), "bias": draw(100), "y": zeros(5, 100),
+                                       "eps": 1e-5, "BM": 4, "BN": 128}, ("shfl.sync.bfly", "rsqrt.approx")),
+    "attention": (attention_kernel, {"q": draw(1, 2, 20, 16), "k": draw(1, 1, 24, 16), "v": draw(1, 1, 24, 16),
+                                     "o": zeros(1, 2, 20, 16), "scale": 0.25, "CAUSAL": True, "BM": 16, "BN": 16,
+                                     "BD": 16, "BE": 16}, ("ex2.approx", "bar.sync")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel(name: str) -> None:
+    """Both tiers, within what rounding can do."""
+    kernel, given, instructions = CASES[name]
+    bound = Bound(kernel, (), given)
+    fn = kernel.trace(bound.types(aligned=True), bound.consts)
+    values = [bound.tensors[p.name].storage() if p.kind == "tensor" else bound.scalar(p)
+              for p in kernel.params if p.kind != "const"]
+    samples = noise(fn, values, np.random.default_rng(3))
+    want, here, there = ([np.copy(v) for v in values] for _ in range(3))
+    interpreter.run(fn, want)
+    emulated(fn, runs=execute)(here)
+    emulated(fn)(there)
+    for i, p in enumerate(fn.params):
+        if isinstance(p.type, TensorType):
+            for got in (here, there):
+                assert explained(want[i], got[i], [s[i] for s in samples], p.type.dtype).all()
+    text = ptx(targets.lowered(fn, "cuda:sm_80").rendered.text)
+    assert all(i in text for i in instructions)
+
+
+@pytest.mark.parametrize("key", [k for k in EXAMPLES if example(k).level == "tile"])
+def test_operation(key: str) -> None:
+    """Every operation that the CUDA pipeline takes."""
+    fn = example(key)
+    try:
+        call = emulated(fn, runs=execute)
+        targets.lowered(fn, "cuda:sm_80").rendered
+    except TargetError as e:
+        assert "cannot be compiled for cuda" in str(e)
+        return
+    assert not difference(fn, call, np.random.default_rng(5), trials=1)

@@ -1,0 +1,109 @@
+"""Checking a kernel without a device: its own GPU text in the emulator, on arguments drawn from its signature."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tilelang import targets
+from tilelang.args import empty_like
+from tilelang.errors import Loc
+from tilelang.ir.core import Op
+from tilelang.ir.dtypes import DType
+from tilelang.jit import Bound, Kernel
+from tilelang.testing import numbers, tensors
+
+RAGGED = (149, 77, 101, 59, 131)
+"""Extents that no power of two divides, another for each dimension."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An operation of the user's kernel: its name, and where it stands."""
+
+    name: str
+    loc: Loc | None
+
+
+@dataclass
+class Found:
+    """One kind of mistake at one place (or pair of places): how often it was met, and the first time in words."""
+
+    kind: str
+    places: tuple[Place, ...]
+    message: str
+    where: str
+    count: int = 1
+
+    def render(self) -> list[str]:
+        """The report, with the user's lines."""
+        out = [f"{self.kind}: {self.message}"]
+        for n, place in enumerate(self.places):
+            out += [f"  {'and' if n else 'by'} `{place.name}`", *(place.loc.render() if place.loc else [])]
+        return [*out, f"  first with {self.where}; met {self.count} times"]
+
+
+@dataclass
+class Checked:
+    """What `check` found, and the counters by (file, line) of its first case."""
+
+    cases: list[str] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+    counters: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+
+def sizes(kernel: Kernel, fixed: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Extents for every dimension name: whole blocks, ragged, and nearly none; `fixed` ones stay.
+
+    A dimension is long where it is one of the last two of a tensor; those before are batches.
+    """
+    specs = [p.tensor.dims for p in kernel.params if p.kind == "tensor"]
+    names = list(dict.fromkeys(d for dims in specs for d in dims if isinstance(d, str)))
+    long = {d for dims in specs for d in dims[-2:]}
+    line = max(map(len, specs), default=0) <= 1
+    yield {d: (2048 if line else 192) if d in long else 2 for d in names} | dict(fixed)
+    yield {d: (1900 if line else 0) + RAGGED[i % len(RAGGED)] if d in long else 3 for i, d in enumerate(names)} \
+        | dict(fixed)
+    yield {d: 1 + i % 3 if d in long else 1 for i, d in enumerate(names)} | dict(fixed)
+
+
+def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
+          dtypes: Mapping[str, DType] | None = None, extents: Mapping[str, int] | None = None) -> Checked:
+    """Runs the kernel's text for a target such as "cuda:sm_80" in the emulator, on random arguments of several
+    shapes, the ragged ones with gaps between rows, under every order of threads. Raises what calls raise, but for
+    CheckError and AssertFailed, which are findings."""
+    from tilelang.backends.emulator.execute import observe
+    from tilelang.backends.emulator.run import POLICIES
+    name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
+    dtypes = dtypes or {}
+    out, rng, known = Checked(), np.random.default_rng(0), dict[Any, Found]()
+    for number, shape in enumerate(sizes(kernel, extents or {})):
+        inputs = tensors(kernel, rng, dtypes, shape, gaps=number == 1)
+        scalars = numbers(kernel, rng)
+        outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims),
+                                   dtypes[p.tensor.dtype])  # no input need tell the dtype
+                for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"
+                and isinstance(p.tensor.dtype, str) and p.tensor.dtype in dtypes}
+        bound = Bound(kernel, (), {**inputs, **outs, **scalars, **(consts or {})})
+        code = targets.lowered(kernel.trace(bound.types(aligned=True), bound.consts), name)
+        case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"
+        out.cases.append(case)
+        results = observe(code.tile, code.rendered, *bound.memory())
+        for policy, result in zip(POLICIES, results, strict=True):
+            for f in result.findings:
+                places = tuple(_place(code.rendered.ops[i]) for i in (f.op, f.other_op) if i >= 0)
+                if (key := (f.kind, places)) in known:
+                    known[key].count += 1
+                else:
+                    known[key] = Found(f.kind, places, f.message, f"{case}, threads in {policy} order")
+            if not number:
+                counters = targets.by_line(result.counters, code.rendered.ops)
+        out.counters = out.counters or counters
+    out.found = list(known.values())
+    return out
+
+
+def _place(op: Op) -> Place:
+    return Place(op.name, op.loc)
