@@ -100,10 +100,10 @@ class Exchange:
         self.phase += 1
         return self.phase
 
-    def alloc(self, dt: DType, size: int, name: str = "", like: Op | None = None) -> Value:
-        """A buffer, of `size` elements or as `like` says."""
-        b = self.b
-        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": (size,)}, loc=b.loc)
+    def alloc(self, dt: DType, size: int | tuple[int, ...], name: str = "", like: Op | None = None) -> Value:
+        """A buffer, of `size` elements, of a tile's shape or as `like` says."""
+        b, shape = self.b, (size,) if isinstance(size, int) else size
+        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": shape}, loc=b.loc)
         op.result.name = name
         b.levels[0].region.ops.insert(0, op)
         b.level_of[op.result] = 0

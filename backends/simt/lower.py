@@ -186,10 +186,14 @@ class _Lowering:
 
     def _stage(self, v: Value) -> Value:
         """A tile in shared memory, row-major; opens the phase of its readers."""
-        x = self.exchange
-        memory = x.alloc(v.dtype, v.tile.size)
+        x, value = self.exchange, self.of.get(v, v)
+        memory = x.alloc(v.dtype, v.shape)
         x.begin()
-        x.write(self.of[v], v.dtype, layout_of(v), v.shape, memory, shared(v.shape))
+        if v.shape:
+            x.write(value, v.dtype, layout_of(v), v.shape, memory, shared(v.shape))
+        else:
+            first = self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))
+            x.note(self.b.effect(th.St, memory, self.b.index(0), value, first))
         x.begin()
         return memory
 
@@ -293,12 +297,8 @@ class _Lowering:
         values, x = self.access.elements(op), self.exchange
         value = join(self.b, values) if op.result.shape else values[0]
         if not op.result.shape:
-            memory = x.alloc(value.dtype, 1)
-            x.begin()
-            first = self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))
-            x.note(self.b.effect(th.St, memory, self.b.index(0), value, first))
-            x.begin()
-            value = x.read_one(memory, 0)
+            self.of[op.result] = value
+            value = x.read_one(self._stage(op.result), 0)
         elif self.threads.leader(layout_of(op.result)) is not None:  # the copies learn what the leader got
             layout = layout_of(op.result)
             value = x.pass_through(value, value.dtype, layout, layout, op.result.shape)
@@ -313,6 +313,10 @@ class _Lowering:
                 ok = b.pure(ew.Or, ok, b.pure(ew.Not, inside))
             ok = b.pure(reduction.Reduce, ok, kind="all", axis=0)
         b.effect(Assert, ok, **op.attrs)
+
+    def _lower_print(self, op: Op) -> None:
+        memories = [self._stage(v) for v in op.operands]
+        self.exchange.note(self.b.effect(simt.PrintShared, *memories, text=op.attrs["text"]))
 
     # -- control flow -------------------------------------------------------------------------------------------------
     def _args(self, args: Sequence[Value]) -> list[Value]:
