@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilelang.backends.clike.expressions import c_type, literal, unary_or_infix
+from tilelang.backends.clike.expressions import c_string, c_type, literal, print_form, unary_or_infix
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
@@ -317,6 +317,11 @@ class _Renderer:
     def _barrier(self, op: Op) -> None:
         self.line(f"tl::barrier({self.number(op)});")
 
+    def _print_shared(self, op: Op) -> None:
+        parts = [f"tl::show<'{print_form(v.dtype)}'>({self.name(v)}, {math.prod(v.type.shape)})"  # type: ignore[union-attr]
+                 for v in op.operands]
+        self.line(f"tl::print({', '.join([self.number(op), c_string(op.attrs['text']), *parts])});")
+
     # -- warps --------------------------------------------------------------------------------------------------------
     def _shuffle(self, op: Op) -> None:
         (v,), number = op.operands, self.number(op)
@@ -412,66 +417,12 @@ class _Renderer:
         self.close()
 
 
-_RESERVED = {
-    "smem",
-    "workers",
-    "tl",
-    "i",
-    "int",
-    "float",
-    "double",
-    "bool",
-    "char",
-    "short",
-    "long",
-    "for",
-    "while",
-    "if",
-    "else",
-    "do",
-    "return",
-    "const",
-    "auto",
-    "new",
-    "delete",
-    "this",
-    "class",
-    "struct",
-    "union",
-    "enum",
-    "template",
-    "typename",
-    "operator",
-    "switch",
-    "case",
-    "default",
-    "break",
-    "continue",
-    "goto",
-    "static",
-    "signed",
-    "unsigned",
-    "void",
-    "volatile",
-    "true",
-    "false",
-    "register",
-    "extern",
-    "inline",
-    "namespace",
-    "using",
-    "public",
-    "private",
-    "and",
-    "or",
-    "not",
-    "xor",
-    "asm",
-    "sizeof",
-    "try",
-    "catch",
-    "throw",
-}
+_RESERVED = set("""
+smem workers tl i int float double bool char short long for while if else do return const auto new delete
+this class struct union enum template typename operator switch case default break continue goto static signed
+unsigned void volatile true false register extern inline namespace using public private and or not xor asm
+sizeof try catch throw
+""".split())
 
 
 def memory_type(v: Value) -> str:

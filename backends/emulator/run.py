@@ -5,7 +5,7 @@ import _ctypes
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -23,6 +23,8 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma",
            "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
+Output = Callable[[int, bytes], None]
+"""Takes the number of an operation that prints, and the bytes of its operands one after the other."""
 _lock = threading.Lock()  # the runtime holds one launch at a time
 
 
@@ -88,6 +90,7 @@ class _Finding(ctypes.Structure):
     _fields_ = (("kind", ctypes.c_char_p), ("op", ctypes.c_int), ("other", ctypes.c_int), ("message", ctypes.c_char_p))
 
 
+_PRINT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 _COUNTS = ("requests", "bytes", "sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")
 
 
@@ -104,7 +107,7 @@ def _runtime() -> ctypes.CDLL:
     library.emu_finding.restype = ctypes.POINTER(_Finding)
     library.emu_counter.restype = ctypes.POINTER(_Counter)
     library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.c_int,
-                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64)
+                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, _PRINT)
     return library
 
 
@@ -139,8 +142,9 @@ class Program:
         weakref.finalize(self, _ctypes.dlclose, self._library._handle)
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
-               policy: Policy = "forward", seed: int = 0) -> Result:
-        """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type."""
+               policy: Policy = "forward", seed: int = 0, output: Output | None = None) -> Result:
+        """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type.
+        `output` is called, while the kernel runs, for every operation that prints; what it raises is raised."""
         try:
             entry = getattr(self._library, f"{name}__entry")
         except AttributeError:
@@ -150,7 +154,7 @@ class Program:
             raise TargetError(f"kernel `{name}` cannot run with {threads} threads", needs=f"1 to {min(limit, 1024)}")
         self._check_signature(name, args)
         with _lock:
-            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed)
+            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed, output)
 
     def _check_signature(self, name: str, args: Sequence[Any]) -> None:
         signature = getattr(self._library, f"{name}__signature")
@@ -165,8 +169,16 @@ class Program:
                                   got=f"{given} bytes ({type(value).__name__})")
 
     def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
-                policy: Policy, seed: int) -> Result:
+                policy: Policy, seed: int, output: Output | None) -> Result:
         runtime, buffers, keep = self._runtime, [], []
+        errors: list[BaseException] = []
+
+        def handed(op: int, data: int, size: int) -> None:
+            try:
+                if output is not None and not errors:
+                    output(op, ctypes.string_at(data, size))
+            except BaseException as error:  # it cannot pass through the emulated threads
+                errors.append(error)
         pointers = (ctypes.c_void_p * max(len(args), 1))()
         try:
             for i, value in enumerate(args):
@@ -179,7 +191,10 @@ class Program:
                     pointers[i] = holder.ctypes.data
                 keep.append(holder)
             abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,
-                                           shared_bytes, POLICIES.index(policy), seed)
+                                           shared_bytes, POLICIES.index(policy), seed,
+                                           _PRINT(handed) if output is not None else _PRINT())
+            if errors:
+                raise errors[0]
             return Result(self._findings(), self._counters(), not abandoned)
         finally:
             for buffer in buffers:

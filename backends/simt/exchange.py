@@ -100,10 +100,10 @@ class Exchange:
         self.phase += 1
         return self.phase
 
-    def alloc(self, dt: DType, size: int, name: str = "", like: Op | None = None) -> Value:
-        """A buffer, of `size` elements or as `like` says."""
-        b = self.b
-        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": (size,)}, loc=b.loc)
+    def alloc(self, dt: DType, size: int | tuple[int, ...], name: str = "", like: Op | None = None) -> Value:
+        """A buffer, of `size` elements, of a tile's shape or as `like` says."""
+        b, shape = self.b, (size,) if isinstance(size, int) else size
+        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": shape}, loc=b.loc)
         op.result.name = name
         b.levels[0].region.ops.insert(0, op)
         b.level_of[op.result] = 0
@@ -125,11 +125,11 @@ class Exchange:
                 if layout.shape[d] > shape[d]]
 
     def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
-              place: SharedLayout, where: Where = itself) -> None:
-        """Writes a tile, each element once, at `where` its index goes."""
+              place: SharedLayout, where: Where = itself, last: bool = False) -> None:
+        """Writes a tile, each element once, at `where` its index goes; of copies that differ the `last` counts."""
         b = self.b
         _, width = vector_width(layout, place, dt.storage.itemsize)
-        leader = self.threads.leader(layout)
+        leader = self.threads.leader(layout, last)
         width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
@@ -160,12 +160,12 @@ class Exchange:
         return self.note(self.b.effect(th.Ld, memory, self.b.index(offset), lanes=None)).result
 
     def pass_through(self, value: Value, dt: DType, src: RegisterLayout, dst: RegisterLayout,
-                     shape: tuple[int, ...]) -> Value:
+                     shape: tuple[int, ...], last: bool = False) -> Value:
         """A conversion of layout by way of memory."""
         size = dt.storage.itemsize
         place = staging(shape, size, (src, dst))
         memory = self.alloc(dt, place.size)
         self.begin()
-        self.write(value, dt, src, shape, memory, place)
+        self.write(value, dt, src, shape, memory, place, last=last)
         self.begin()
         return self.read(dt, dst, shape, memory, place)

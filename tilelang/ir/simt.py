@@ -80,6 +80,17 @@ class StAsync(Op):
         return []
 
 
+class PrintShared(Op):
+    """What `print` is for tiles, for buffers in shared memory that all hold a row-major tile: thread 0 prints them.
+    `phase` as in `ld`."""
+    name, levels, effects, attributes = "print_shared", THREAD, "control", {"text": "", "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        for v in self.operands:
+            memory_type(self, v)
+        return []
+
+
 class LdMatrix(Op):
     """`count` 8 x 8 matrices of 16-bit elements from shared memory (PTX `ldmatrix`): (buffer, offset); lane l gives
     the address of row l % 8 of matrix l / 8, and gets two neighbours of each; `trans` transposes the matrices."""
