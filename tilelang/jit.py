@@ -294,7 +294,8 @@ class Kernel(KernelDef):
         if targets.on_device(name):
             fn = self._launch(bound, name)
             old = self._plans.get(self._pattern(args, kwargs))
-            calls = old.fn if old is not None and isinstance(old.fn, device.Calls) else device.Calls(self._runtime)
+            same = old is not None and old.target == _target.get() and isinstance(old.fn, device.Calls)
+            calls = old.fn if same else device.Calls(self._runtime)  # type: ignore[union-attr]
             calls.learn(bound, fn, device.run(bound, fn))
             fn = calls
         else:
