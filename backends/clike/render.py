@@ -14,8 +14,7 @@ from typing import Any
 from tilelang.backends.clike.expressions import c_string, c_type, literal, print_form, unary_or_infix
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.ir.dtypes import dtype
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
 
 
@@ -443,6 +442,3 @@ def _wrap(args: Sequence[str]) -> str:
             current = ""
         current += (", " if current else "") + a
     return ",\n    ".join([*lines, current])
-
-
-__all__ = ["Parameter", "Rendered", "TileType", "dtype", "parameters", "render"]

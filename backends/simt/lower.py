@@ -24,11 +24,10 @@ from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
-from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import RegisterLayout, conversion, shared
+from tilelang.layouts import LayoutError, RegisterLayout, conversion, shared
 
 
 def lower(fn: Function, target: SimtTarget) -> Function:
@@ -363,11 +362,8 @@ def _same_copies(source: RegisterLayout, target: RegisterLayout) -> bool:
 
 def _reshapes(layout: RegisterLayout, shape: tuple[int, ...], wanted: RegisterLayout) -> bool:
     """Whether a tile in `layout`, reshaped, has its elements in the threads of `wanted`."""
-    from tilelang.layouts import LayoutError
     try:
         return conversion(layout.reshape(shape), wanted, shape).kind != "shared"
     except LayoutError:
         return False
 
-
-__all__ = ["layout_of", "lower", "sh", "thread_count"]
