@@ -323,12 +323,14 @@ class _Renderer:
 
     # -- warps --------------------------------------------------------------------------------------------------------
     def _shuffle(self, op: Op) -> None:
-        (v,), number = op.operands, self.number(op)
+        v, number = op.operands[0], self.number(op)
+        name, lane = ("shfl_xor", str(op.attrs["by"])) if op.attrs["kind"] == "xor" else \
+            ("shfl", self.scalar(op.operands[1]))
         if not v.shape:
-            self.define(op.result, f"tl::shfl_xor({self.scalar(v)}, {op.attrs['by']}, {number})")
+            self.define(op.result, f"tl::{name}({self.scalar(v)}, {lane}, {number})")
             return
-        name = self.declare(op.result)
-        self.each(v.shape[0], f"{name}[i] = tl::shfl_xor({self.lane(v, 'i')}, {op.attrs['by']}, {number});")
+        out = self.declare(op.result)
+        self.each(v.shape[0], f"{out}[i] = tl::{name}({self.lane(v, 'i')}, {lane}, {number});")
 
     def _ldmatrix(self, op: Op) -> None:
         name, count = self.declare(op.result), op.attrs["count"]

@@ -16,6 +16,7 @@ from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.registers import Threads, local_offsets, repeated
 from tilelang.backends.simt.target import SimtTarget
@@ -152,8 +153,11 @@ class _Lowering:
     def _lower_convert_layout(self, op: Op) -> None:
         (v,), dst = op.operands, layout_of(op.result)
         src = layout_of(v)
-        how = conversion(src, dst, v.shape)
-        if how.kind == "shared":
+        how = conversion(src, dst, v.shape, self.target.warp)
+        if how.kind == "shuffle" and how.shuffles * self.threads.count * 4 < \
+                conversion_cost(None, dst, v.shape, v.dtype.storage.itemsize, self.target.warp):
+            self.of[op.result] = self.exchange.shuffle(self.of[v], how.moves, self.target.warp)
+        elif how.kind in ("shared", "shuffle"):
             self.of[op.result] = self.exchange.pass_through(self.of[v], v.dtype, src, dst, v.shape)
         elif how.kind == "registers":
             self.of[op.result] = self._take(self.of[v], how.take)
@@ -363,7 +367,7 @@ def _same_copies(source: RegisterLayout, target: RegisterLayout) -> bool:
 def _reshapes(layout: RegisterLayout, shape: tuple[int, ...], wanted: RegisterLayout) -> bool:
     """Whether a tile in `layout`, reshaped, has its elements in the threads of `wanted`."""
     try:
-        return conversion(layout.reshape(shape), wanted, shape).kind != "shared"
+        return conversion(layout.reshape(shape), wanted, shape).kind in ("none", "registers")
     except LayoutError:
         return False
 
