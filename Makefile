@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SECONDS ?= 60
 
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test lint fuzz bench bench-static clean
 
 demo: .venv/examples
 	$(BIN)/python examples/minilm.py
@@ -20,6 +20,9 @@ fuzz: .venv/dev
 
 bench: .venv/examples
 	$(BIN)/python -m benchmarks
+
+bench-static: .venv/static
+	$(BIN)/python -m benchmarks.static
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
