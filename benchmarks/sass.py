@@ -72,8 +72,8 @@ def opcode(instruction: str) -> str:
 
 def matrix_work(loop: Sequence[str]) -> list[str]:
     """What a loop does for its matrix products: products, copies, waiting, addresses, comparisons of indices, moves
-    and branches. Left out: floating-point arithmetic, selections, conversions and shuffles, and the shift by which `expf`
-    makes a power of two."""
+    and branches. Left out: floating-point arithmetic, selections, conversions and shuffles, and the shift by which
+    `expf` makes a power of two."""
     return [i for i in loop if not _FLOATING.match(opcode(i)) and not _EXP.search(i)]
 
 

@@ -1,6 +1,6 @@
-// Hand-written kernels beside which `python -m benchmarks.static` counts instructions. Plain CUDA C++ and inline PTX for
-// sm_80 and later. Row strides are known at run time only, as in the emitted text; extents are multiples of the tiles,
-// so nothing in a loop compares an index with an edge, except that the last copies are left out.
+// Hand-written kernels beside which `python -m benchmarks.static` counts instructions. Plain CUDA C++ and inline PTX
+// for sm_80 and later. Row strides are known at run time only, as in the emitted text; extents are multiples of the
+// tiles, so nothing in a loop compares an index with an edge, except that the last copies are left out.
 
 typedef unsigned short f16;
 typedef unsigned int u32;
@@ -110,8 +110,8 @@ gemm(const f16* a, long long lda, const f16* b, long long ldb, float* c, long lo
     }
 }
 
-// o = (q k^T) v: the products of attention without its softmax. 64 rows of q to a block, 16 to a warp, 64 rows of k and
-// v to an iteration, in two stages: k [64][D], then v [64][D]. The fragments of q stay in registers.
+// o = (q k^T) v: the products of attention without its softmax. 64 rows of q to a block, 16 to a warp, 64 rows of k
+// and v to an iteration, in two stages: k [64][D], then v [64][D]. The fragments of q stay in registers.
 template <int D>
 __device__ __forceinline__ void products(const f16* q, long long ldq, const f16* k, long long ldk, const f16* v,
                                          long long ldv, float* o, long long ldo, int L) {
@@ -201,10 +201,11 @@ __device__ __forceinline__ void products(const f16* q, long long ldq, const f16*
   }
 }
 
-#define PRODUCTS(NAME, D)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(128, 1) NAME(const f16* q, long long ldq, const f16* k, long long ldk,   \
-                                                         const f16* v, long long ldv, float* o, long long ldo, int L) { \
-    products<D>(q, ldq, k, ldk, v, ldv, o, ldo, L);                                                                  \
+#define PRODUCTS(D)                                                                                                 \
+  extern "C" __global__ void __launch_bounds__(128, 1)                                                              \
+  products_##D(const f16* q, long long ldq, const f16* k, long long ldk, const f16* v, long long ldv, float* o,     \
+               long long ldo, int L) {                                                                              \
+    products<D>(q, ldq, k, ldk, v, ldv, o, ldo, L);                                                                 \
   }
-PRODUCTS(products_64, 64)
-PRODUCTS(products_128, 128)
+PRODUCTS(64)
+PRODUCTS(128)
