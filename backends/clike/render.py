@@ -317,8 +317,10 @@ class _Renderer:
         self.line(f"tl::barrier({self.number(op)});")
 
     def _print_shared(self, op: Op) -> None:
-        parts = [f"tl::show<'{print_form(v.dtype)}'>({self.name(v)}, {math.prod(v.type.shape)})"  # type: ignore[union-attr]
-                 for v in op.operands]
+        parts = []
+        for v in op.operands:
+            assert isinstance(v.type, BufferType)
+            parts.append(f"tl::show<'{print_form(v.dtype)}'>({self.name(v)}, {math.prod(v.type.shape)})")
         self.line(f"tl::print({', '.join([self.number(op), c_string(op.attrs['text']), *parts])});")
 
     # -- warps --------------------------------------------------------------------------------------------------------
