@@ -7,7 +7,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilelang.layouts import Conversion, RegisterLayout, blocked, column_spatial, conversion, flat_table, local, spatial
+from tilelang.layouts import (
+    Conversion,
+    RegisterLayout,
+    blocked,
+    column_spatial,
+    conversion,
+    flat_table,
+    local,
+    spatial,
+)
 
 WARP = 32
 
