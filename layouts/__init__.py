@@ -1,5 +1,5 @@
 """The layout algebra: which thread holds which element, and where elements lie in memory."""
-from tilelang.layouts.conversion import Conversion, blocked, conversion, flat_table
+from tilelang.layouts.conversion import Conversion, Move, blocked, conversion, flat_table
 from tilelang.layouts.draw import ascii, svg
 from tilelang.layouts.register import (
                                        LayoutError,
@@ -16,7 +16,7 @@ from tilelang.layouts.text import parse
 __all__ = [
     "Banks",
     "Conversion",
-    "LayoutError",
+    "LayoutError", "Move",
     "RegisterLayout",
     "SharedLayout",
     "Swizzle",

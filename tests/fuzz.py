@@ -1,33 +1,32 @@
-"""A fuzz campaign: `python -m tests.fuzz SECONDS`. Stops at the first difference between the interpreter and machine
-code, shrinks it, and writes a runnable reproducer."""
+"""A fuzz campaign: `python -m tests.fuzz SECONDS`. Stops at the first difference between the interpreter, machine code
+and emulated CUDA text under all checks, shrinks it, and writes a runnable reproducer."""
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.backends.cpu.native import native
+from tests.backends.cuda.emulated import emulated
 from tests.strategies import functions
 from tilelang.ir.core import Function
 from tilelang.passes.meaning import difference
 
 REPRODUCER = '''"""Found by the fuzzer: {found}"""
-import numpy as np
-
-from tests.backends.cpu.native import native
+from tests.fuzz import check
 from tilelang.ir.parser import parse
-from tilelang.passes.meaning import difference
 
 TEXT = """
 {text}"""
 
 
 def test_reproducer() -> None:
-    fn = parse(TEXT)
-    assert difference(fn, native(fn), np.random.default_rng(0)) == ""
+    assert check(parse(TEXT), "{target}") == ""
 
 
 if __name__ == "__main__":
@@ -35,28 +34,33 @@ if __name__ == "__main__":
 '''
 
 
-def check(fn: Function) -> str:
-    """What is wrong with the machine code of `fn`; empty if nothing is."""
-    return difference(fn, native(fn), np.random.default_rng(0))
+EMULATED = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a")
+
+
+def check(fn: Function, target: str = "cpu") -> str:
+    """What is wrong with the code of `fn` for a target; empty if nothing is."""
+    code: Callable[[list[Any]], None] = native(fn) if target == "cpu" else emulated(fn, target)
+    return difference(fn, code, np.random.default_rng(0), trials=4 if target == "cpu" else 2)
 
 
 def main(seconds: float) -> int:
     """Runs random functions for about `seconds`; 1 if one of them failed."""
-    end, count, last = time.monotonic() + seconds, 0, ("", "")
+    end, count, last = time.monotonic() + seconds, 0, ("", "", "")
 
     @settings(max_examples=50, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
               suppress_health_check=list(HealthCheck))
-    @given(functions())
+    @given(functions(old_values=False))
     def batch(fn: Function) -> None:
         nonlocal count, last
         count += 1
-        try:
-            found = check(fn)
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}".splitlines()[0]
-        if found:
-            last = found, str(fn)
-            raise AssertionError(found.split(";")[0][:40])
+        for target in ("cpu", EMULATED[len(str(fn)) % len(EMULATED)]):
+            try:
+                found = check(fn, target)
+            except Exception as error:
+                found = f"{type(error).__name__}: {error}".splitlines()[0]
+            if found:
+                last = f"{target}: {found}", str(fn), target
+                raise AssertionError(last[0].split(";")[0][:40])
     while time.monotonic() < end:
         try:
             batch()
@@ -64,7 +68,7 @@ def main(seconds: float) -> int:
             if not last[0] or isinstance(error, KeyboardInterrupt):
                 raise
             path = Path("fuzz_reproducer.py")
-            path.write_text(REPRODUCER.format(found=last[0].replace('"', "'"), text=last[1]))
+            path.write_text(REPRODUCER.format(found=last[0].replace('"', "'"), text=last[1], target=last[2]))
             print(f"after {count} functions: {last[0]}\n\n{last[1]}\nwritten to {path}: python -m {path.stem}")
             return 1
     print(f"{count} random functions, no difference")

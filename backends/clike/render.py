@@ -14,8 +14,7 @@ from typing import Any
 from tilelang.backends.clike.expressions import c_string, c_type, literal, print_form, unary_or_infix
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.ir.dtypes import dtype
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
 
 
@@ -326,12 +325,14 @@ class _Renderer:
 
     # -- warps --------------------------------------------------------------------------------------------------------
     def _shuffle(self, op: Op) -> None:
-        (v,), number = op.operands, self.number(op)
+        v, number = op.operands[0], self.number(op)
+        name, lane = ("shfl_xor", str(op.attrs["by"])) if op.attrs["kind"] == "xor" else \
+            ("shfl", self.scalar(op.operands[1]))
         if not v.shape:
-            self.define(op.result, f"tl::shfl_xor({self.scalar(v)}, {op.attrs['by']}, {number})")
+            self.define(op.result, f"tl::{name}({self.scalar(v)}, {lane}, {number})")
             return
-        name = self.declare(op.result)
-        self.each(v.shape[0], f"{name}[i] = tl::shfl_xor({self.lane(v, 'i')}, {op.attrs['by']}, {number});")
+        out = self.declare(op.result)
+        self.each(v.shape[0], f"{out}[i] = tl::{name}({self.lane(v, 'i')}, {lane}, {number});")
 
     def _ldmatrix(self, op: Op) -> None:
         name, count = self.declare(op.result), op.attrs["count"]
@@ -445,6 +446,3 @@ def _wrap(args: Sequence[str]) -> str:
             current = ""
         current += (", " if current else "") + a
     return ",\n    ".join([*lines, current])
-
-
-__all__ = ["Parameter", "Rendered", "TileType", "dtype", "parameters", "render"]

@@ -14,13 +14,14 @@ import numpy as np
 
 from tilelang.backends.simt.access import address, join, lanes_of
 from tilelang.backends.simt.registers import Threads, local_offsets
-from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
+from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.memory import Alloc
-from tilelang.layouts import RegisterLayout, SharedLayout, Swizzle, shared
+from tilelang.layouts import Move, RegisterLayout, SharedLayout, Swizzle, shared
 
 Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
 
@@ -158,6 +159,31 @@ class Exchange:
     def read_one(self, memory: Value, offset: Index) -> Value:
         """One element, the same for all threads."""
         return self.note(self.b.effect(th.Ld, memory, self.b.index(offset), lanes=None)).result
+
+    def shuffle(self, value: Value, moves: Sequence[Move], warp: int) -> Value:
+        """A conversion of layout within each warp."""
+        b, parts = self.b, []
+        lane = b.pure(ew.And, self.threads.thread, b.const(warp - 1, I32))
+
+        def bit(n: int) -> Value:
+            return b.pure(ew.And, b.pure(ew.Shr, lane, b.const(n, I32)), b.const(1, I32))
+
+        def fetch(register: int, m: Move) -> Value:
+            x = b.pure(th.Extract, value, lane=register)
+            if m.xor is not None:
+                return x if m.xor == 0 else b.effect(simt.Shuffle, x, by=m.xor, warp=warp).result
+            source = b.const(m.base, I32)
+            for n, weight in enumerate(m.weights):
+                if weight:
+                    source = b.pure(ew.Add, source, b.pure(ew.Mul, bit(n), b.const(weight, I32)))
+            return b.effect(simt.Shuffle, x, source, kind="index", warp=warp).result
+        for m in moves:
+            part = fetch(m.register, m)
+            if m.other is not None:
+                upper = b.pure(ew.Ne, bit(m.bit), b.const(0, I32))
+                part = b.pure(ew.Where, upper, fetch(m.other, m), part)
+            parts.append(part)
+        return join(b, parts)
 
     def pass_through(self, value: Value, dt: DType, src: RegisterLayout, dst: RegisterLayout,
                      shape: tuple[int, ...], last: bool = False) -> Value:

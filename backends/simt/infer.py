@@ -124,15 +124,17 @@ def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
                for d in thread_digits(layout))
 
 
-def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...],
-                    size: int) -> int:
+def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...], size: int,
+                    warp: int) -> int:
     """Bytes written and read, the fixed cost of an exchange included."""
-    if have is not None and want is not None:
-        kind = conversion(have, want, shape).kind
-        if kind != "shared":
-            return 0 if kind == "none" else prod(shape) * size // 8
     reads = want.num_threads * want.local_size if want is not None else prod(shape)
-    return EXCHANGE + (prod(shape) + reads) * size
+    by_memory = EXCHANGE + (prod(shape) + reads) * size
+    if have is None or want is None:
+        return by_memory
+    how = conversion(have, want, shape, warp)
+    if how.kind == "shuffle":
+        return min(how.shuffles * want.num_threads * 4, by_memory)
+    return {"none": 0, "registers": prod(shape) * size // 8, "shared": by_memory}[how.kind]
 
 
 class Inference:
@@ -172,7 +174,7 @@ class Inference:
                 self.union(v)
             if isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
                 self.union(*op.operands, *op.results)
-            elif op.name in ("gather", "scatter", "atomic"):
+            elif op.name in ("gather", "scatter", "atomic", "lookup"):
                 self.union(*op.operands[1:], *op.results)
             elif op.name == "dot" and len(op.operands) == 3:
                 self.union(op.operands[2], op.result)
@@ -313,12 +315,12 @@ class Inference:
         total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))
         for fixed, made, size, weight in g.views:
             have, want = (fixed, layout) if made else (layout, fixed)
-            total += weight * conversion_cost(have, want, g.shape, size)
+            total += weight * conversion_cost(have, want, g.shape, size, self.target.warp)
         for e in g.edges:
             src = layout if e.src is g else e.src.layout
             dst = layout if e.dst is g else e.dst.layout
             if src is not None and dst is not None:
-                total += e.weight * conversion_cost(e.have(src), e.want(dst), e.shape, e.bytes)
+                total += e.weight * conversion_cost(e.have(src), e.want(dst), e.shape, e.bytes, self.target.warp)
         if any(site.acc is g and layout not in site.plans for site in self.dots):
             total += 1 << 40  # the instruction needs its accumulator
         return total

@@ -16,6 +16,7 @@ from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.registers import Threads, local_offsets, repeated
 from tilelang.backends.simt.target import SimtTarget
@@ -24,11 +25,10 @@ from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
-from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import RegisterLayout, conversion, shared
+from tilelang.layouts import LayoutError, RegisterLayout, conversion, shared
 
 
 def lower(fn: Function, target: SimtTarget) -> Function:
@@ -153,8 +153,11 @@ class _Lowering:
     def _lower_convert_layout(self, op: Op) -> None:
         (v,), dst = op.operands, layout_of(op.result)
         src = layout_of(v)
-        how = conversion(src, dst, v.shape)
-        if how.kind == "shared":
+        how = conversion(src, dst, v.shape, self.target.warp)
+        if how.kind == "shuffle" and how.shuffles * self.threads.count * 4 < \
+                conversion_cost(None, dst, v.shape, v.dtype.storage.itemsize, self.target.warp):
+            self.of[op.result] = self.exchange.shuffle(self.of[v], how.moves, self.target.warp)
+        elif how.kind in ("shared", "shuffle"):
             self.of[op.result] = self.exchange.pass_through(self.of[v], v.dtype, src, dst, v.shape)
         elif how.kind == "registers":
             self.of[op.result] = self._take(self.of[v], how.take)
@@ -363,11 +366,8 @@ def _same_copies(source: RegisterLayout, target: RegisterLayout) -> bool:
 
 def _reshapes(layout: RegisterLayout, shape: tuple[int, ...], wanted: RegisterLayout) -> bool:
     """Whether a tile in `layout`, reshaped, has its elements in the threads of `wanted`."""
-    from tilelang.layouts import LayoutError
     try:
-        return conversion(layout.reshape(shape), wanted, shape).kind != "shared"
+        return conversion(layout.reshape(shape), wanted, shape).kind in ("none", "registers")
     except LayoutError:
         return False
 
-
-__all__ = ["layout_of", "lower", "sh", "thread_count"]

@@ -34,7 +34,8 @@ class Digits:
 
 @lru_cache(maxsize=1024)
 def thread_digits(layout: RegisterLayout) -> tuple[Digits, ...]:
-    """The most significant first."""
+    """The most significant first: those of `layout.canonical`, for equal layouts share them."""
+    layout = layout.canonical
     place: dict[int, tuple[int, int]] = {}
     mode = 0
     for d, dim in enumerate(layout.modes):

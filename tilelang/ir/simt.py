@@ -59,14 +59,16 @@ class Take(Op):
 
 
 class Shuffle(Op):
-    """The value of another thread of the warp: of thread t ^ `by` ("xor"). All threads of the warp take part."""
-    name, levels, effects, attributes = "shuffle", THREAD, "control", {"kind": "xor", "by": ...}
+    """The value of another thread of the warp: of lane l ^ `by` ("xor"), or of the lane a second operand names
+    ("index"). All threads of the warp take part."""
+    name, levels, effects, attributes = "shuffle", THREAD, "control", {"kind": "xor", "by": 0, "warp": 32}
 
     def infer(self) -> Sequence[Type]:
         return [self.operands[0].type]
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        return args[0][np.arange(len(args[0])) ^ self.attrs["by"]]
+        thread, warp = np.arange(len(args[0])), self.attrs["warp"]
+        return args[0][thread ^ self.attrs["by"] if self.attrs["kind"] == "xor" else thread // warp * warp + args[1]]
 
 
 class StAsync(Op):

@@ -162,6 +162,7 @@ def _error_of(op: Op) -> Callable[..., Any] | None:
 
 def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, frame: Any, *args: Any) -> Any:
     out = type(op).eval(op, frame, *args)
+    (out,) = out if isinstance(out, tuple) else (out,)
     dt = op.result.dtype
     real = codec.decode(out, dt).astype(np.float64)
     error = size(real, *(codec.decode(a, v.dtype).astype(np.float64) for a, v in zip(args, op.operands, strict=True)))

@@ -26,6 +26,17 @@ func @fuzzed(%x: tensor<in u32, M, N:1>, %y: tensor<out u32, M, N>, %z: tensor<o
   store %z, %0, %2 {axes=(0,)}
 }
 """,
+    "the result of a look-up was laid out otherwise than its index": """\
+func @fuzzed(%x: tensor<in i1, M, N>, %y: tensor<out i1, K, L>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0, %0 {shape=(2, 1), axes=(0, 1), fill=0} : i1[2, 1]
+  %2 = permute %1 {order=(1, 0)} : i1[1, 2]
+  %3 = dot %1, %2 {dtype=i32, bias=0, instruction=''} : i32[2, 2]
+  %4 = reshape %1 {shape=(2,)} : i1[2]
+  %5 = lookup %4, %3 : i1[2, 2]
+  store %y, %0, %0, %5 {axes=(0, 1)}
+}
+""",
     "a program reads what another of its threads has written": """\
 func @fuzzed(%x: tensor<in i32, M:1>, %t: tensor<inout i64, N:1>, %y: tensor<out i64, K>) tile {
   %0 = const {value=0, dtype=i32} : i32
