@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SECONDS ?= 60
 
-.PHONY: demo test lint fuzz bench gpu clean
+.PHONY: demo test lint fuzz bench bench-static gpu clean
 
 demo: .venv/examples
 	$(BIN)/python examples/minilm.py
@@ -20,6 +20,9 @@ fuzz: .venv/dev
 
 bench: .venv/examples
 	$(BIN)/python -m benchmarks
+
+bench-static: .venv/cuda
+	$(BIN)/python -m benchmarks.static
 
 # On a machine with an NVIDIA GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails.
 gpu: .venv/dev

@@ -1,5 +1,5 @@
 """The layout algebra: which thread holds which element, and where elements lie in memory."""
-from tilelang.layouts.conversion import Conversion, blocked, conversion, flat_table
+from tilelang.layouts.conversion import Conversion, Move, blocked, conversion, flat_table
 from tilelang.layouts.draw import ascii, svg
 from tilelang.layouts.register import (
                                        LayoutError,
@@ -17,6 +17,7 @@ __all__ = [
     "Banks",
     "Conversion",
     "LayoutError",
+    "Move",
     "Ports",
     "RegisterLayout",
     "SharedLayout",

@@ -12,16 +12,41 @@ from tilelang.layouts.register import RegisterLayout
 
 
 @dataclass(frozen=True)
+class Move:
+    """One register from another lane of the warp: lane l gets register `register` of lane `base` + the sum of
+    `weights[b]` over the bits b that are set in l. Where l has bit `bit` set it gets `other` instead (None: never)."""
+
+    register: int
+    base: int
+    weights: tuple[int, ...]
+    other: int | None = None
+    bit: int = 0
+
+    @property
+    def xor(self) -> int | None:
+        """The number x for which the lane is l ^ x, if there is one."""
+        if all(w == (-1 if self.base >> b & 1 else 1) << b for b, w in enumerate(self.weights)):
+            return self.base
+        return None
+
+
+@dataclass(frozen=True)
 class Conversion:
-    """How a conversion is done, the cheapest way that works.
+    """How a conversion is done.
 
     `kind` is "none" (every thread holds its elements in the same registers), "registers" (in other registers of the
-    same thread) or "shared" (in other threads: through memory). `take[i]` is the source register of register i,
-    given for the first two kinds.
+    same thread), "shuffle" (in other lanes of its warp) or "shared" (anywhere: through memory). `take[i]` is the
+    source register of register i for the first two kinds, `moves[i]` how register i is shuffled for the third.
     """
 
     kind: str
     take: tuple[int, ...] = ()
+    moves: tuple[Move, ...] = ()
+
+    @property
+    def shuffles(self) -> int:
+        """Shuffles of every warp."""
+        return sum(1 if m.other is None else 2 for m in self.moves if m.other is not None or m.xor != 0)
 
 
 @lru_cache(maxsize=4096)
@@ -38,8 +63,9 @@ def flat_table(layout: RegisterLayout, shape: tuple[int, ...]) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def conversion(src: RegisterLayout, dst: RegisterLayout, shape: tuple[int, ...]) -> Conversion:
-    """The cheapest conversion of a tile of `shape` from `src` to `dst`; both have the same number of threads."""
+def conversion(src: RegisterLayout, dst: RegisterLayout, shape: tuple[int, ...], warp: int = 32) -> Conversion:
+    """The nearest conversion of a tile of `shape` from `src` to `dst`, which have the same number of threads, in warps
+    of `warp`."""
     if src == dst:
         return Conversion("none", tuple(range(src.local_size)))
     have, want = flat_table(src, shape), flat_table(dst, shape)
@@ -47,7 +73,8 @@ def conversion(src: RegisterLayout, dst: RegisterLayout, shape: tuple[int, ...])
     for i in range(want.shape[1]):
         register = _register(have, want[:, i])
         if register is None:
-            return Conversion("shared")
+            moves = _moves(have, want, warp)
+            return Conversion("shared") if moves is None else Conversion("shuffle", moves=moves)
         take.append(register)
     same = len(take) == src.local_size and take == list(range(len(take)))
     return Conversion("none" if same else "registers", tuple(take))
@@ -62,6 +89,62 @@ def _register(have: Any, want: Any) -> int | None:
     for register in np.flatnonzero(have[first] == want[first]):
         if np.array_equal(have[threads, register], want[threads]):
             return int(register)
+    return None
+
+
+def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
+    """A shuffle for every register, the same in all warps; None where some element comes from another warp, or from a
+    lane that is no sum over the bits of the lane number."""
+    count = len(have)
+    if count % warp:
+        return None
+    where: list[dict[int, list[tuple[int, int]]]] = []  # for each warp: element -> (lane, register)
+    for first in range(0, count, warp):
+        owners: dict[int, list[tuple[int, int]]] = {}
+        for lane in range(warp):
+            for register, element in enumerate(have[first + lane]):
+                owners.setdefault(int(element), []).append((lane, register))
+        where.append(owners)
+    out = []
+    for i in range(want.shape[1]):
+        sources: dict[int, tuple[int, int]] = {}  # lane -> (lane, register) it comes from
+        for thread, element in enumerate(want[:, i]):
+            lane, owners = thread % warp, where[thread // warp]
+            if element < 0:
+                continue
+            if int(element) not in owners:
+                return None
+            source = min(owners[int(element)], key=lambda o: ((o[0] ^ lane).bit_count(), o))
+            if sources.setdefault(lane, source) != source:
+                return None
+        move = _move(sources, warp)
+        if move is None:
+            return None
+        out.append(move)
+    return tuple(out)
+
+
+def _move(sources: dict[int, tuple[int, int]], warp: int) -> Move | None:
+    """The shuffle that brings each lane its element, from `sources` (lanes that want nothing are left out)."""
+    bits = warp.bit_length() - 1
+    if not sources:
+        return Move(0, 0, tuple(1 << b for b in range(bits)))
+    lanes = {lane: source for lane, (source, _) in sources.items()}
+    first = min(lanes)
+    # A lane that wants nothing says nothing of its bits: they count as if they moved nothing.
+    weights = tuple(lanes[first | 1 << b] - lanes[first] if first | 1 << b in lanes and not first >> b & 1 else 0
+                    for b in range(bits))
+    base = lanes[first] - sum(w for b, w in enumerate(weights) if first >> b & 1)
+    total = {lane: base + sum(w for b, w in enumerate(weights) if lane >> b & 1) for lane in range(warp)}
+    if any(total[lane] != source for lane, source in lanes.items()) or not all(0 <= s < warp for s in total.values()):
+        return None
+    registers = sorted({register for _, register in sources.values()})
+    if len(registers) == 1:
+        return Move(registers[0], base, weights)
+    for bit in range(bits):
+        halves = [{r for lane, (_, r) in sources.items() if lane >> bit & 1 == side} for side in (0, 1)]
+        if all(len(h) == 1 for h in halves):
+            return Move(halves[0].pop(), base, weights, halves[1].pop(), bit)
     return None
 
 

@@ -46,6 +46,18 @@ def literal(value: Any, dt: DType) -> str:
     return str(x) if dt.kind == "int" or bits < 32 else f"{x}u"
 
 
+def c_string(text: str) -> str:
+    """A string literal. Octal escapes take three digits, so that what follows is not read as part of them."""
+    plain = {c: chr(c) for c in range(32, 127) if chr(c) not in '"\\?'}
+    return '"' + "".join(plain.get(c) or f"\\{c:03o}" for c in text.encode()) + '"'
+
+
+def print_form(dt: DType) -> str:
+    """How a device without Python prints elements: n numbers, h f16, b bf16, c codes."""
+    return {"f16": "h", "bf16": "b"}.get(dt.name) or ("n" if dt.name in ("f32", "f64") or dt.kind in (
+        "int", "uint", "bool") else "c")
+
+
 def unary_or_infix(op: Op, args: list[str]) -> str:
     """The value of `op` on the given operands."""
     dt, out = op.operands[0].dtype, op.result.dtype

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilelang.backends.clike.expressions import c_type, literal, unary_or_infix
+from tilelang.backends.clike.expressions import c_string, c_type, literal, print_form, unary_or_infix
+from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.ir.dtypes import dtype
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
 from tilelang.layouts import Ports
 
@@ -56,9 +56,9 @@ def parameters(fn: Function) -> tuple[Parameter, ...]:
     return (*out, Parameter("workers"))
 
 
-def render(fn: Function, title: str, shared_bytes: int, warp: int, ports: Ports) -> Rendered:
-    """The text of a THREAD function for warps of `warp` lanes. Raises TargetError for an operation without a form."""
-    return _Renderer(fn).run(title, shared_bytes, warp, ports)
+def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
+    """The text of a THREAD function. Raises TargetError for an operation without a form."""
+    return _Renderer(fn).run(title, shared_bytes, target)
 
 
 class _Renderer:
@@ -118,7 +118,7 @@ class _Renderer:
         return f"tl::op({len(self.ops) - 1})"
 
     # -- the function -------------------------------------------------------------------------------------------------
-    def run(self, title: str, shared_bytes: int, warp: int, ports: Ports) -> Rendered:
+    def run(self, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
         threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
         args = []
         for p in parameters(self.fn):
@@ -137,12 +137,12 @@ class _Renderer:
                 args.append(f"tl::i64 {name}_{'n' if p.kind == 'shape' else 's'}{p.axis}")
         name = f"{self.fn.name}_kernel"
         self.region(self.fn.body)
-        head = [f"// {title}", f"#define TL_WARP {warp}", '#include "tl.h"', "",
+        head = [f"// {title}", f"#define TL_WARP {target.warp}", '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({_wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
-        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops), ports)
+        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops), target.ports)
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -320,14 +320,23 @@ class _Renderer:
     def _barrier(self, op: Op) -> None:
         self.line(f"tl::barrier({self.number(op)});")
 
+    def _print_shared(self, op: Op) -> None:
+        parts = []
+        for v in op.operands:
+            assert isinstance(v.type, BufferType)
+            parts.append(f"tl::show<'{print_form(v.dtype)}'>({self.name(v)}, {math.prod(v.type.shape)})")
+        self.line(f"tl::print({', '.join([self.number(op), c_string(op.attrs['text']), *parts])});")
+
     # -- warps --------------------------------------------------------------------------------------------------------
     def _shuffle(self, op: Op) -> None:
-        (v,), number = op.operands, self.number(op)
+        v, number = op.operands[0], self.number(op)
+        name, lane = ("shfl_xor", str(op.attrs["by"])) if op.attrs["kind"] == "xor" else \
+            ("shfl", self.scalar(op.operands[1]))
         if not v.shape:
-            self.define(op.result, f"tl::shfl_xor({self.scalar(v)}, {op.attrs['by']}, {number})")
+            self.define(op.result, f"tl::{name}({self.scalar(v)}, {lane}, {number})")
             return
-        name = self.declare(op.result)
-        self.each(v.shape[0], f"{name}[i] = tl::shfl_xor({self.lane(v, 'i')}, {op.attrs['by']}, {number});")
+        out = self.declare(op.result)
+        self.each(v.shape[0], f"{out}[i] = tl::{name}({self.lane(v, 'i')}, {lane}, {number});")
 
     def _ldmatrix(self, op: Op) -> None:
         name, count = self.declare(op.result), op.attrs["count"]
@@ -415,66 +424,12 @@ class _Renderer:
         self.close()
 
 
-_RESERVED = {
-    "smem",
-    "workers",
-    "tl",
-    "i",
-    "int",
-    "float",
-    "double",
-    "bool",
-    "char",
-    "short",
-    "long",
-    "for",
-    "while",
-    "if",
-    "else",
-    "do",
-    "return",
-    "const",
-    "auto",
-    "new",
-    "delete",
-    "this",
-    "class",
-    "struct",
-    "union",
-    "enum",
-    "template",
-    "typename",
-    "operator",
-    "switch",
-    "case",
-    "default",
-    "break",
-    "continue",
-    "goto",
-    "static",
-    "signed",
-    "unsigned",
-    "void",
-    "volatile",
-    "true",
-    "false",
-    "register",
-    "extern",
-    "inline",
-    "namespace",
-    "using",
-    "public",
-    "private",
-    "and",
-    "or",
-    "not",
-    "xor",
-    "asm",
-    "sizeof",
-    "try",
-    "catch",
-    "throw",
-}
+_RESERVED = set("""
+smem workers tl i int float double bool char short long for while if else do return const auto new delete
+this class struct union enum template typename operator switch case default break continue goto static signed
+unsigned void volatile true false register extern inline namespace using public private and or not xor asm
+sizeof try catch throw
+""".split())
 
 
 def memory_type(v: Value) -> str:
@@ -495,6 +450,3 @@ def _wrap(args: Sequence[str]) -> str:
             current = ""
         current += (", " if current else "") + a
     return ",\n    ".join([*lines, current])
-
-
-__all__ = ["Parameter", "Rendered", "TileType", "dtype", "parameters", "render"]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from math import lcm
 
 from tilelang.backends.cpu.buffers import Buffer, Ix
+from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import Index, ThreadBuilder
-from tilelang.ir import elementwise as ew
-from tilelang.ir.core import Value
-from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout
 
 
@@ -18,12 +16,10 @@ def emit_view(b: ThreadBuilder, source: Buffer, a: RegisterLayout, target: Buffe
     wide, narrow = source.dtype.bits, target.dtype.bits
     turn = lcm(wide, narrow)
     with b.loop(0, a.num_threads) as thread, b.loop(0, a.local_size * wide // turn) as group:
-        codes = [_code(b, source.load(b, _index(b, a, thread.i, b.add(b.mul(group.i, turn // wide), i))))
-                 for i in range(turn // wide)]
-        for i in range(turn // narrow):
-            at = _index(b, c, thread.i, b.add(b.mul(group.i, turn // narrow), i))
-            bits = b.pure(ew.Cast, _cut(b, codes, wide, i * narrow, narrow), dtype=dtype(f"u{narrow}"))
-            target.store(b, at, b.pure(ew.Bitcast, bits, dtype=target.dtype))
+        values = [source.load(b, _index(b, a, thread.i, b.add(b.mul(group.i, turn // wide), i)))
+                  for i in range(turn // wide)]
+        for i, value in enumerate(recut(b, values, target.dtype)):
+            target.store(b, _index(b, c, thread.i, b.add(b.mul(group.i, turn // narrow), i)), value)
 
 
 def _index(b: ThreadBuilder, layout: RegisterLayout, thread: Index, local: Index) -> tuple[Ix, ...]:
@@ -42,22 +38,3 @@ def _index(b: ThreadBuilder, layout: RegisterLayout, thread: Index, local: Index
             mode += 1
         out.append(Ix(at))
     return tuple(out)
-
-
-def _code(b: ThreadBuilder, x: Value) -> Value:
-    """The bits of one element as u64."""
-    return b.pure(ew.Cast, b.pure(ew.Bitcast, x, dtype=dtype(f"u{x.dtype.bits}")), dtype=dtype("u64"))
-
-
-def _cut(b: ThreadBuilder, codes: list[Value], width: int, start: int, size: int) -> Value:
-    """Bits [start, start + size) of a word whose parts of `width` bits are `codes`; more may stand above them."""
-    u64 = dtype("u64")
-    out: Value | None = None
-    for i in range(start // width, (start + size - 1) // width + 1):
-        by = i * width - start
-        part = codes[i]
-        if by:
-            part = b.pure(ew.Shl if by > 0 else ew.Shr, part, b.const(abs(by), u64))
-        out = part if out is None else b.pure(ew.Or, out, part)
-    assert out is not None
-    return out

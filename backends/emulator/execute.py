@@ -1,15 +1,19 @@
 """Runs a lowered kernel's text in the emulator on the arguments of a call."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from tilelang.backends.clike.render import Rendered
-from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Policy, Result, load
+from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Output, Policy, Result, load
 from tilelang.errors import AssertFailed, CheckError
-from tilelang.ir.core import Function, Op, TensorType
+from tilelang.ir.control import printed
+from tilelang.ir.core import BufferType, Function, Op, TensorType
 from tilelang.ir.interpreter import grid_extents
 
 WORKERS = 2
@@ -17,36 +21,48 @@ WORKERS = 2
 
 
 def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
-            strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES) -> Iterator[Result]:
+            strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES,
+            output: Output | None = None) -> Iterator[Result]:
     """Launches `rendered`, the text of TILE function `fn`, once under each policy.
 
     `arrays` are the tensors (NumPy; bytes of packed ones) and scalars; each run starts from the same contents and the
-    last run's are kept.
+    last run's are kept. `output` gets what the first run prints.
     """
     program = load(rendered.text)
     programs = int(np.prod(grid_extents(fn, arrays, shapes, WORKERS), dtype=np.int64))
     outputs = [i for i, p in enumerate(fn.params) if isinstance(p.type, TensorType) and p.type.writable]
     before = {i: arrays[i].copy() for i in outputs}
-    for policy in policies:
+    for number, policy in enumerate(policies):
         for i, old in before.items():
             arrays[i][...] = old
         args = arguments(fn, rendered, arrays, shapes, strides)
         yield program.launch(
             rendered.name, args, programs=programs, threads=rendered.threads, shared_bytes=rendered.shared_bytes,
-            policy=policy, ports=rendered.ports,
+            policy=policy, ports=rendered.ports, output=None if number else output,
         ) if programs else Result([], {}, True)
 
 
 def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
             strides: Sequence[Sequence[int]], policies: Sequence[Policy] = POLICIES) -> dict[int, Counter]:
-    """Runs as `observe` does; gives the counters by operation. Raises CheckError with every finding of the first
-    policy that has any, AssertFailed for an assertion of the user."""
+    """Runs as `observe` does, and prints; gives the counters by operation. Raises CheckError with every finding of
+    the first policy that has any, AssertFailed for an assertion of the user."""
     counters: dict[int, Counter] = {}
-    for result in observe(fn, rendered, arrays, shapes, strides, policies):
+    for result in observe(fn, rendered, arrays, shapes, strides, policies, partial(_print, rendered.ops)):
         if result.findings:
             _report(result.findings, rendered.ops)
         counters = result.counters
     return counters
+
+
+def _print(ops: Sequence[Op], number: int, raw: bytes) -> None:
+    """Writes what the interpreter would for operation `number`, whose operands' bytes are `raw`."""
+    values = []
+    for v in ops[number].operands:
+        assert isinstance(v.type, BufferType)
+        size = prod(v.type.shape) * v.dtype.storage.itemsize
+        values.append((np.frombuffer(raw[:size], v.dtype.storage).reshape(v.type.shape), v.dtype))
+        raw = raw[size:]
+    sys.stdout.write(printed(ops[number].attrs["text"], values) + "\n")  # one call: lines stay whole
 
 
 def arguments(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

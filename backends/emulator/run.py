@@ -5,7 +5,7 @@ import _ctypes
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -25,6 +25,8 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma",
            "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
+Output = Callable[[int, bytes], None]
+"""Takes the number of an operation that prints, and the bytes of its operands one after the other."""
 _lock = threading.Lock()  # the runtime holds one launch at a time
 
 
@@ -112,6 +114,7 @@ def _machine(lanes: int, ports: Ports) -> _Machine:
     return out
 
 
+_PRINT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 _COUNTS = ("requests", "bytes", "sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")
 
 
@@ -128,7 +131,7 @@ def _runtime() -> ctypes.CDLL:
     library.emu_finding.restype = ctypes.POINTER(_Finding)
     library.emu_counter.restype = ctypes.POINTER(_Counter)
     library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.c_int,
-                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_Machine))
+                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_Machine), _PRINT)
     return library
 
 
@@ -163,9 +166,11 @@ class Program:
         weakref.finalize(self, _ctypes.dlclose, self._library._handle)
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
-               policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS) -> Result:
+               policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS,
+               output: Output | None = None) -> Result:
         """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type.
-        `ports` are those of the shared memory that conflicts are counted for."""
+        `ports` are those of the shared memory that conflicts are counted for. `output` is called, while the kernel
+        runs, for every operation that prints; what it raises is raised."""
         try:
             entry = getattr(self._library, f"{name}__entry")
         except AttributeError:
@@ -176,7 +181,7 @@ class Program:
         self._check_signature(name, args)
         with _lock:
             machine = _machine(getattr(self._library, f"{name}__warp")(), ports)
-            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine)
+            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output)
 
     def _check_signature(self, name: str, args: Sequence[Any]) -> None:
         signature = getattr(self._library, f"{name}__signature")
@@ -191,8 +196,16 @@ class Program:
                                   got=f"{given} bytes ({type(value).__name__})")
 
     def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
-                policy: Policy, seed: int, machine: _Machine) -> Result:
+                policy: Policy, seed: int, machine: _Machine, output: Output | None) -> Result:
         runtime, buffers, keep = self._runtime, [], []
+        errors: list[BaseException] = []
+
+        def handed(op: int, data: int, size: int) -> None:
+            try:
+                if output is not None and not errors:
+                    output(op, ctypes.string_at(data, size))
+            except BaseException as error:  # it cannot pass through the emulated threads
+                errors.append(error)
         pointers = (ctypes.c_void_p * max(len(args), 1))()
         try:
             for i, value in enumerate(args):
@@ -205,7 +218,10 @@ class Program:
                     pointers[i] = holder.ctypes.data
                 keep.append(holder)
             abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,
-                                           shared_bytes, POLICIES.index(policy), seed, machine)
+                                           shared_bytes, POLICIES.index(policy), seed, machine,
+                                           _PRINT(handed) if output is not None else _PRINT())
+            if errors:
+                raise errors[0]
             return Result(self._findings(), self._counters(), not abandoned)
         finally:
             for buffer in buffers:

@@ -76,7 +76,8 @@ class _Scan:
 
     def touches(self, op: Op) -> list[Touch]:
         phase = op.attrs.get("phase", 0)
-        return [Touch(*self.place[root(v)], op.effects == "write", phase) for v in op.operands[:1]
+        touched = op.operands if op.name == "print_shared" else op.operands[:1]
+        return [Touch(*self.place[root(v)], op.effects == "write", phase) for v in touched
                 if phase and isinstance(v.type, BufferType | TensorType)]
 
     def under_way(self, t: Touch) -> bool:

@@ -85,7 +85,7 @@ class Collect:
                 values = self._fold(layout, local, m, values, combine)
                 local.remove(m)
             else:
-                values = self._across(layout, m, values, combine)
+                values = self._across(layout, m, values, combine, op.attrs["kind"] == "custom")
         return values[:len(op.operands)]
 
     @staticmethod
@@ -113,23 +113,25 @@ class Collect:
             parts = joined + parts[len(parts) & ~1:]
         return parts[0]
 
-    def _across(self, layout: RegisterLayout, mode: int, values: Values, combine: Combine) -> Values:
-        """Combines over one digit of the thread number."""
+    def _across(self, layout: RegisterLayout, mode: int, values: Values, combine: Combine, ordered: bool) -> Values:
+        """Combines over one digit of the thread number; `ordered` where a combination may not commute."""
         place = len(layout.spatial) - 1 - list(reversed(layout.spatial)).index(mode)
         d = thread_digits(layout)[place]
         if d.extent & (d.extent - 1) or d.stride & (d.stride - 1):
             return self._through_memory(d.stride, d.extent, values, combine)
         stride, end = d.stride, d.stride * d.extent
         while stride < min(end, self.warp):
-            values = self._shuffled(stride, values, combine)
+            values = self._shuffled(stride, values, combine, ordered)
             stride *= 2
         if stride < end:
             values = self._through_memory(stride, end // stride, values, combine)
         return values
 
-    def _shuffled(self, stride: int, values: Values, combine: Combine) -> Values:
+    def _shuffled(self, stride: int, values: Values, combine: Combine, ordered: bool) -> Values:
         b = self.b
-        other = [b.effect(simt.Shuffle, v, by=stride).result for v in values]
+        other = [b.effect(simt.Shuffle, v, by=stride, warp=self.warp).result for v in values]
+        if not ordered:
+            return combine(values, other)
         bit = b.pure(ew.And, self.threads.thread, b.const(stride, simt.I32))
         upper = b.pure(ew.Ne, bit, b.const(0, simt.I32))
         lanes = values[0].shape[0]

@@ -42,7 +42,7 @@ class Lowered:
     def rendered(self) -> Rendered:
         """The text with its parameters and the operations it numbers."""
         return render(self.thread, f"{self.tile.name} for {self.target.name}", shared_bytes(self.thread),
-                      self.target.warp, self.target.ports)
+                      self.target)
 
     @property
     def source(self) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 
 from tilelang.backends.simt.access import address, join, lanes_of
 from tilelang.backends.simt.registers import Threads, local_offsets
-from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
+from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.memory import Alloc
-from tilelang.layouts import Ports, RegisterLayout, SharedLayout, Swizzle, shared
+from tilelang.layouts import Move, Ports, RegisterLayout, SharedLayout, Swizzle, shared
 
 Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
 
@@ -96,10 +97,10 @@ class Exchange:
         self.phase += 1
         return self.phase
 
-    def alloc(self, dt: DType, size: int, name: str = "", like: Op | None = None) -> Value:
-        """A buffer, of `size` elements or as `like` says."""
-        b = self.b
-        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": (size,)}, loc=b.loc)
+    def alloc(self, dt: DType, size: int | tuple[int, ...], name: str = "", like: Op | None = None) -> Value:
+        """A buffer, of `size` elements, of a tile's shape or as `like` says."""
+        b, shape = self.b, (size,) if isinstance(size, int) else size
+        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": shape}, loc=b.loc)
         op.result.name = name
         b.levels[0].region.ops.insert(0, op)
         b.level_of[op.result] = 0
@@ -121,11 +122,11 @@ class Exchange:
                 if layout.shape[d] > shape[d]]
 
     def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
-              place: SharedLayout, where: Where = itself) -> None:
-        """Writes a tile, each element once, at `where` its index goes."""
+              place: SharedLayout, where: Where = itself, last: bool = False) -> None:
+        """Writes a tile, each element once, at `where` its index goes; of copies that differ the `last` counts."""
         b = self.b
         _, width = vector_width(layout, place, dt.storage.itemsize)
-        leader = self.threads.leader(layout)
+        leader = self.threads.leader(layout, last)
         width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
@@ -155,13 +156,38 @@ class Exchange:
         """One element, the same for all threads."""
         return self.note(self.b.effect(th.Ld, memory, self.b.index(offset), lanes=None)).result
 
+    def shuffle(self, value: Value, moves: Sequence[Move], warp: int) -> Value:
+        """A conversion of layout within each warp."""
+        b, parts = self.b, []
+        lane = b.pure(ew.And, self.threads.thread, b.const(warp - 1, I32))
+
+        def bit(n: int) -> Value:
+            return b.pure(ew.And, b.pure(ew.Shr, lane, b.const(n, I32)), b.const(1, I32))
+
+        def fetch(register: int, m: Move) -> Value:
+            x = b.pure(th.Extract, value, lane=register)
+            if m.xor is not None:
+                return x if m.xor == 0 else b.effect(simt.Shuffle, x, by=m.xor, warp=warp).result
+            source = b.const(m.base, I32)
+            for n, weight in enumerate(m.weights):
+                if weight:
+                    source = b.pure(ew.Add, source, b.pure(ew.Mul, bit(n), b.const(weight, I32)))
+            return b.effect(simt.Shuffle, x, source, kind="index", warp=warp).result
+        for m in moves:
+            part = fetch(m.register, m)
+            if m.other is not None:
+                upper = b.pure(ew.Ne, bit(m.bit), b.const(0, I32))
+                part = b.pure(ew.Where, upper, fetch(m.other, m), part)
+            parts.append(part)
+        return join(b, parts)
+
     def pass_through(self, value: Value, dt: DType, src: RegisterLayout, dst: RegisterLayout,
-                     shape: tuple[int, ...]) -> Value:
+                     shape: tuple[int, ...], last: bool = False) -> Value:
         """A conversion of layout by way of memory."""
         size = dt.storage.itemsize
         place = staging(shape, size, src, dst, self.ports)
         memory = self.alloc(dt, place.size)
         self.begin()
-        self.write(value, dt, src, shape, memory, place)
+        self.write(value, dt, src, shape, memory, place, last=last)
         self.begin()
         return self.read(dt, dst, shape, memory, place)

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.instructions import DotPlan, choose, plan
-from tilelang.backends.simt.registers import thread_digits
+from tilelang.backends.simt.registers import repeated, thread_digits
 from tilelang.backends.simt.stage import Staged
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
@@ -39,6 +39,8 @@ class Group:
     """(tile dimension along which the memory is contiguous, element bytes, widest vector in bytes, weight)."""
     reductions: list[tuple[int, int]] = field(default_factory=list)
     """(axis, weight) of reductions over tiles of the group."""
+    views: list[tuple[RegisterLayout, bool, int, int]] = field(default_factory=list)
+    """(layout in which a `view` has a tile of the group, whether it makes the tile, element bytes, weight)."""
     edges: list[Edge] = field(default_factory=list)
     layout: RegisterLayout | None = None
 
@@ -122,15 +124,17 @@ def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
                for d in thread_digits(layout))
 
 
-def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...],
-                    size: int) -> int:
+def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...], size: int,
+                    warp: int) -> int:
     """Bytes written and read, the fixed cost of an exchange included."""
-    if have is not None and want is not None:
-        kind = conversion(have, want, shape).kind
-        if kind != "shared":
-            return 0 if kind == "none" else prod(shape) * size // 8
     reads = want.num_threads * want.local_size if want is not None else prod(shape)
-    return EXCHANGE + (prod(shape) + reads) * size
+    by_memory = EXCHANGE + (prod(shape) + reads) * size
+    if have is None or want is None:
+        return by_memory
+    how = conversion(have, want, shape, warp)
+    if how.kind == "shuffle":
+        return min(how.shuffles * want.num_threads * 4, by_memory)
+    return {"none": 0, "registers": prod(shape) * size // 8, "shared": by_memory}[how.kind]
 
 
 class Inference:
@@ -249,6 +253,12 @@ class Inference:
             self._edge(src, dst, same, lambda f: reshaped(f, dst.shape, src.shape),
                        lambda f: reshaped(f, src.shape, dst.shape), src.shape, weight)
 
+    def _survey_view(self, op: Op, weight: int) -> None:
+        for v, key in ((op.operands[0], "source"), (op.result, "layout")):
+            if v.shape:
+                layout = repeated(op.attrs[key], self.threads)
+                self.group(v).views.append((layout, v is op.result, v.dtype.storage.itemsize, weight))
+
     def _survey_reduce(self, op: Op, weight: int) -> None:
         axis = op.attrs["axis"]
         self.group(op.operands[0]).reductions.append((axis, weight))
@@ -284,6 +294,7 @@ class Inference:
             if axis is not None:
                 order = [axis, *(d for d in reversed(range(rank)) if d != axis)]
                 yield blocked(g.shape, self.threads, order, max(width // size, 1))
+        yield from (layout for layout, *_ in g.views)
         for site in self.dots:
             if site.acc is g:
                 yield from site.plans
@@ -302,11 +313,14 @@ class Inference:
         for axis, size, width, weight in g.accesses:
             total += weight * access_cost(layout, g.shape, axis, size, width, self.target.warp)
         total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))
+        for fixed, made, size, weight in g.views:
+            have, want = (fixed, layout) if made else (layout, fixed)
+            total += weight * conversion_cost(have, want, g.shape, size, self.target.warp)
         for e in g.edges:
             src = layout if e.src is g else e.src.layout
             dst = layout if e.dst is g else e.dst.layout
             if src is not None and dst is not None:
-                total += e.weight * conversion_cost(e.have(src), e.want(dst), e.shape, e.bytes)
+                total += e.weight * conversion_cost(e.have(src), e.want(dst), e.shape, e.bytes, self.target.warp)
         if any(site.acc is g and layout not in site.plans for site in self.dots):
             total += 1 << 40  # the instruction needs its accumulator
         return total

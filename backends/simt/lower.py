@@ -7,24 +7,28 @@ example: a tile of 128 elements of 32 threads is a vector of 4 lanes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import lcm
+
+import numpy as np
 
 from tilelang.backends.simt.access import Access, address, block_of, join
 from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
-from tilelang.backends.simt.registers import Threads
+from tilelang.backends.simt.registers import Threads, local_offsets, repeated
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
-from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import RegisterLayout, SharedLayout, conversion, shared
+from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
 
 def lower(fn: Function, target: SimtTarget) -> Function:
@@ -115,7 +119,6 @@ class _Lowering:
             self.of[op.result] = self.b.splat(value, layout.local_size)
             return
         # Registers of the result that differ only along broadcast dimensions come from one register.
-        from tilelang.backends.simt.registers import local_offsets
         source = layout_of(src)
         lead = layout.rank - source.rank
         have = {tuple(map(int, o)): i for i, o in enumerate(local_offsets(source))}
@@ -124,8 +127,7 @@ class _Lowering:
             key = tuple(0 if src.shape[d] == 1 and op.result.shape[lead + d] != 1 else int(o[lead + d])
                         for d in range(source.rank))
             lanes.append(have[key])
-        self.of[op.result] = value if lanes == list(range(source.local_size)) else \
-            self.b.pure(simt.Take, value, lanes=tuple(lanes))
+        self.of[op.result] = self._take(value, lanes)
 
     def _lower_const_tile(self, op: Op) -> None:
         """A table: every thread writes its part, then reads its elements."""
@@ -151,23 +153,50 @@ class _Lowering:
     def _lower_convert_layout(self, op: Op) -> None:
         (v,), dst = op.operands, layout_of(op.result)
         src = layout_of(v)
-        how = conversion(src, dst, v.shape)
-        if how.kind == "shared":
+        how = conversion(src, dst, v.shape, self.target.warp)
+        if how.kind == "shuffle" and how.shuffles * self.threads.count * 4 < \
+                conversion_cost(None, dst, v.shape, v.dtype.storage.itemsize, self.target.warp):
+            self.of[op.result] = self.exchange.shuffle(self.of[v], how.moves, self.target.warp)
+        elif how.kind in ("shared", "shuffle"):
             self.of[op.result] = self.exchange.pass_through(self.of[v], v.dtype, src, dst, v.shape)
         elif how.kind == "registers":
-            self.of[op.result] = self.b.pure(simt.Take, self.of[v], lanes=how.take)
+            self.of[op.result] = self._take(self.of[v], how.take)
         else:
             self.of[op.result] = self.of[v]
+
+    def _take(self, value: Value, lanes: Sequence[int]) -> Value:
+        """Lanes of a vector, in this order."""
+        same = list(lanes) == list(range(value.shape[0]))
+        return value if same else self.b.pure(simt.Take, value, lanes=tuple(lanes))
 
     def _lower_permute(self, op: Op) -> None:
         self.of[op.result] = self.of[op.operands[0]]
 
+    def _lower_view(self, op: Op) -> None:
+        """Registers are cut anew; copies that come to differ take the value of the last thread, as the interpreter."""
+        (v,), out, b, target = op.operands, op.result, self.b, op.attrs["layout"]
+        value = b.splat(self.of.get(v, v), 1)
+        turn = lcm(v.dtype.bits, out.dtype.bits)
+        per, count = turn // v.dtype.bits, turn // out.dtype.bits
+        turns = value.shape[0] // per
+        parts = [self._take(value, range(i, turns * per, per)) for i in range(per)]
+        value = self._take(join(b, recut(b, parts, out.dtype)),
+                           [i * turns + t for t in range(turns) for i in range(count)])
+        if not _same_copies(op.attrs["source"], target):
+            held = repeated(target, self.threads.count)
+            value = self.exchange.pass_through(value, out.dtype, held, held, out.shape, last=True)
+        self.of[out] = value if out.shape else b.pure(th.Extract, value, lane=0)
+
     def _stage(self, v: Value) -> Value:
         """A tile in shared memory, row-major; opens the phase of its readers."""
-        x = self.exchange
-        memory = x.alloc(v.dtype, v.tile.size)
+        x, value = self.exchange, self.of.get(v, v)
+        memory = x.alloc(v.dtype, v.shape)
         x.begin()
-        x.write(self.of[v], v.dtype, layout_of(v), v.shape, memory, shared(v.shape))
+        if v.shape:
+            x.write(value, v.dtype, layout_of(v), v.shape, memory, shared(v.shape))
+        else:
+            first = self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))
+            x.note(self.b.effect(th.St, memory, self.b.index(0), value, first))
         x.begin()
         return memory
 
@@ -182,9 +211,8 @@ class _Lowering:
             if dst.shape == out.shape and src.shape == v.shape and _reshapes(dst, v.shape, src):
                 how = conversion(dst.reshape(v.shape), src, v.shape)
                 inverse = {r: i for i, r in enumerate(how.take)}
-                lanes = tuple(inverse[i] for i in range(dst.local_size))
                 self.of[out] = self.of[v] if how.kind == "none" else \
-                    self.b.pure(simt.Take, self.of[v], lanes=lanes)
+                    self._take(self.of[v], [inverse[i] for i in range(dst.local_size)])
                 return
             self.of[out] = self.exchange.read(v.dtype, dst, out.shape, self._stage(v), shared(out.shape))
 
@@ -277,12 +305,8 @@ class _Lowering:
         values, x = self.access.elements(op), self.exchange
         value = join(self.b, values) if op.result.shape else values[0]
         if not op.result.shape:
-            memory = x.alloc(value.dtype, 1)
-            x.begin()
-            first = self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))
-            x.note(self.b.effect(th.St, memory, self.b.index(0), value, first))
-            x.begin()
-            value = x.read_one(memory, 0)
+            self.of[op.result] = value
+            value = x.read_one(self._stage(op.result), 0)
         elif self.threads.leader(layout_of(op.result)) is not None:  # the copies learn what the leader got
             layout = layout_of(op.result)
             value = x.pass_through(value, value.dtype, layout, layout, op.result.shape)
@@ -297,6 +321,10 @@ class _Lowering:
                 ok = b.pure(ew.Or, ok, b.pure(ew.Not, inside))
             ok = b.pure(reduction.Reduce, ok, kind="all", axis=0)
         b.effect(Assert, ok, **op.attrs)
+
+    def _lower_print(self, op: Op) -> None:
+        memories = [self._stage(v) for v in op.operands]
+        self.exchange.note(self.b.effect(simt.PrintShared, *memories, text=op.attrs["text"]))
 
     # -- control flow -------------------------------------------------------------------------------------------------
     def _args(self, args: Sequence[Value]) -> list[Value]:
@@ -334,13 +362,17 @@ class _Lowering:
         self.of.update(zip(op.results, self.b.effect(If, condition, regions=regions).results, strict=True))
 
 
+def _same_copies(source: RegisterLayout, target: RegisterLayout) -> bool:
+    """Whether threads that hold the same elements under `target` do so under `source`."""
+    have, want = (f.table().reshape(f.num_threads, -1) for f in (source, target))
+    both = np.concatenate([have, want], 1)
+    return len(np.unique(both, axis=0)) == len(np.unique(want, axis=0))
+
+
 def _reshapes(layout: RegisterLayout, shape: tuple[int, ...], wanted: RegisterLayout) -> bool:
     """Whether a tile in `layout`, reshaped, has its elements in the threads of `wanted`."""
-    from tilelang.layouts import LayoutError
     try:
-        return conversion(layout.reshape(shape), wanted, shape).kind != "shared"
+        return conversion(layout.reshape(shape), wanted, shape).kind in ("none", "registers")
     except LayoutError:
         return False
 
-
-__all__ = ["layout_of", "lower", "sh", "thread_count"]

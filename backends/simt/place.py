@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
+from tilelang.backends.simt.registers import repeated
 from tilelang.backends.simt.stage import buffer_layout, staged_loads
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
@@ -24,8 +26,7 @@ from tilelang.layouts import RegisterLayout
 ELEMENTS_PER_THREAD = 32
 """How many elements of the largest tile a thread should hold."""
 MAX_WARPS = 8
-
-
+MAX_THREADS = 1024
 SCHEDULERS = 4
 """Warps a multiprocessor issues from at once: a program with dots goes no lower of its own accord."""
 REGISTERS = 128
@@ -41,6 +42,21 @@ def warps_for(fn: Function, lanes: int) -> int:
     return warps
 
 
+def warps_of_views(fn: Function, target: SimtTarget) -> int:
+    """How many warps the layouts of `view`s need at least. Raises TargetError where no program has such threads."""
+    warps = 1
+    for op in fn.walk():
+        if op.name == "view":
+            n = op.attrs["source"].num_threads
+            if n & (n - 1) or n > MAX_THREADS:  # others do not divide the threads of whole warps
+                raise TargetError(f"`view` has layouts of {n} threads", loc=op.loc,
+                                  needs=f"a power of two, at most {MAX_THREADS} threads",
+                                  got=f"{op.attrs['source']} and {op.attrs['layout']}",
+                                  try_="make digits of the threads local, or run on the CPU")
+            warps = max(warps, n // target.warp)
+    return warps
+
+
 def place(fn: Function, target: SimtTarget) -> Function:
     """A new function at level PLACED."""
     inference = _infer(fn, target)
@@ -51,10 +67,11 @@ def place(fn: Function, target: SimtTarget) -> Function:
 
 def _infer(fn: Function, target: SimtTarget) -> Inference:
     """Layouts for the number of warps that moves the fewest bytes; only dots make a difference."""
-    staged, warps = staged_loads(fn, target), warps_for(fn, target.warp)
+    staged, least = staged_loads(fn, target), warps_of_views(fn, target)
+    warps = max(warps_for(fn, target.warp), least)
     best = Inference(fn, target, target.warp * warps, staged)
     cost = best.solve()
-    while best.dots and warps > SCHEDULERS:
+    while best.dots and warps > max(SCHEDULERS, least):
         warps //= 2
         other = Inference(fn, target, target.warp * warps, staged)
         found = other.solve()
@@ -208,6 +225,15 @@ class _Placer:
             if wanted is not None:
                 src = self.convert(src, wanted, op)
         self.finish(op, [src])
+
+    def _place_view(self, op: Op, operands: Sequence[Value]) -> None:
+        (src,), threads = operands, self.inference.threads
+        if src.shape:
+            src = self.convert(src, repeated(op.attrs["source"], threads), op)
+        value = self.finish(op, [src]).result
+        if value.shape:
+            value.type = TileType(value.shape, value.dtype, repeated(op.attrs["layout"], threads))
+            self.mapping[op.result] = self.convert(value, self.layout(op.result), op)
 
     def _place_reduce(self, op: Op, operands: Sequence[Value]) -> None:
         new = self.finish(op, operands)

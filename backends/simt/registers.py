@@ -13,7 +13,7 @@ from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Value
-from tilelang.layouts import RegisterLayout
+from tilelang.layouts import RegisterLayout, replicated
 
 
 @lru_cache(maxsize=1024)
@@ -49,6 +49,11 @@ def thread_digits(layout: RegisterLayout) -> tuple[Digits, ...]:
         out.insert(0, Digits(stride, extent, place.get(m)))
         stride *= extent
     return tuple(out)
+
+
+def repeated(layout: RegisterLayout, threads: int) -> RegisterLayout:
+    """`layout` among more threads: they hold copies of it."""
+    return replicated(threads // layout.num_threads, layout.rank) * layout
 
 
 class Threads:
@@ -95,11 +100,12 @@ class Threads:
             return steps
         return b.pure(ew.Add, b.splat(b.pure(ew.Cast, part, dtype=I32), layout.local_size), steps)
 
-    def leader(self, layout: RegisterLayout) -> Value | None:
-        """Whether this thread is the first of those that hold copies of its elements; None where it is alone."""
+    def leader(self, layout: RegisterLayout, last: bool = False) -> Value | None:
+        """Whether this thread is the first (or last) of those that hold copies of its elements; None where it is
+        alone."""
         b = self.b
-        conditions = [b.pure(ew.Eq, self.digit(d), b.const(0, I32)) for d in thread_digits(layout)
-                      if d.adds is None and d.extent > 1]
+        conditions = [b.pure(ew.Eq, self.digit(d), b.const(d.extent - 1 if last else 0, I32))
+                      for d in thread_digits(layout) if d.adds is None and d.extent > 1]
         return b.all_of(conditions) if conditions else None
 
     def inside(self, layout: RegisterLayout, shape: Sequence[int]) -> Value | None:

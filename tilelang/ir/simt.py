@@ -59,14 +59,16 @@ class Take(Op):
 
 
 class Shuffle(Op):
-    """The value of another thread of the warp: of thread t ^ `by` ("xor"). All threads of the warp take part."""
-    name, levels, effects, attributes = "shuffle", THREAD, "control", {"kind": "xor", "by": ...}
+    """The value of another thread of the warp: of lane l ^ `by` ("xor"), or of the lane a second operand names
+    ("index"). All threads of the warp take part."""
+    name, levels, effects, attributes = "shuffle", THREAD, "control", {"kind": "xor", "by": 0, "warp": 32}
 
     def infer(self) -> Sequence[Type]:
         return [self.operands[0].type]
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        return args[0][np.arange(len(args[0])) ^ self.attrs["by"]]
+        thread, warp = np.arange(len(args[0])), self.attrs["warp"]
+        return args[0][thread ^ self.attrs["by"] if self.attrs["kind"] == "xor" else thread // warp * warp + args[1]]
 
 
 class StAsync(Op):
@@ -77,6 +79,17 @@ class StAsync(Op):
     def infer(self) -> Sequence[Type]:
         memory_type(self, self.operands[0])
         memory_type(self, self.operands[2])
+        return []
+
+
+class PrintShared(Op):
+    """What `print` is for tiles, for buffers in shared memory that all hold a row-major tile: thread 0 prints them.
+    `phase` as in `ld`."""
+    name, levels, effects, attributes = "print_shared", THREAD, "control", {"text": "", "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        for v in self.operands:
+            memory_type(self, v)
         return []
 
 

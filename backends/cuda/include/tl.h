@@ -211,6 +211,44 @@ TL_FN void check(bool ok, op o) {
   if (!ok) __assertfail("checked condition", "operation", u32(o.id), "tilelang", 1);
 }
 
+// ---- printing: thread 0 prints the elements one by one, a tile's in brackets. CUDA writes its lines to the process's
+// standard output when the device is next waited for; those of programs that run at once may mix.
+
+template <char FORM, class T>
+struct shown {
+  const T* from;
+  int count;
+};
+template <char FORM, class T> TL_FN shown<FORM, T> show(const T* from, int count) { return {from, count}; }
+
+template <char FORM, class T>
+TL_FN void print_one(T x) {
+  if constexpr (FORM == 'h') printf("%g", double(f16_to_f32(x)));
+  else if constexpr (FORM == 'b') printf("%g", double(bf16_to_f32(x)));
+  else if constexpr (is_float<T>) printf("%g", double(x));
+  else if constexpr (FORM == 'c') printf("#%llx", u64(x));
+  else if constexpr (is_signed<T>) printf("%lld", i64(x));
+  else printf("%llu", u64(x));
+}
+
+template <char FORM, class T>
+TL_FN void print_all(const shown<FORM, T>& part) {
+  printf(part.count == 1 ? " " : " [");
+  for (int i = 0; i < part.count; ++i) {
+    if (i) printf(" ");
+    print_one<FORM>(part.from[i]);
+  }
+  if (part.count != 1) printf("]");
+}
+
+template <class... P>
+TL_FN void print(op, const char* text, const P&... parts) {
+  if (thread()) return;
+  printf("%s", text);
+  (print_all(parts), ...);
+  printf("\n");
+}
+
 }  // namespace tl
 
 #include "tl_matrix.h"

@@ -198,6 +198,22 @@ TL_FN void check(bool ok, op o) {
   if (!ok) emu_check_failed(o.id);
 }
 
+// ---- printing: thread 0 hands the bytes to Python, which knows the operation
+
+template <class T>
+struct shown {
+  sptr<T> from;
+  i64 count;
+};
+template <char FORM, class T> TL_FN shown<T> show(sptr<T> from, i64 count) { return {from, count}; }
+
+template <class... T>
+TL_FN void print(op o, const char*, shown<T>... parts) {
+  if (thread()) return;
+  (emu_print_part(parts.from.base, parts.from.limit, parts.count, sizeof(T), o.id), ...);
+  emu_print(o.id);
+}
+
 // ---- matrices
 
 // Registers [at, at + bytes) of v, refused where v is shorter.

@@ -80,6 +80,8 @@ void emu_wait(int pending, int op);
 void emu_barrier(int op);
 void emu_collective(emu::Collective* call);
 void emu_check_failed(int op);
+void emu_print_part(long long base, long long limit, long long count, int size, int op);
+void emu_print(int op);  // hands over the parts so far
 void emu_bad_register(int at, int count, int length, int op);
 }
 #pragma GCC visibility pop

@@ -1,13 +1,16 @@
 """Branches, barriers and the instructions of whole warps."""
 from __future__ import annotations
 
+import re
+import struct
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
 from tilelang.backends.emulator.ptx import mma
 from tilelang.backends.emulator.ptx.build import POISON, Builder, Read, Rule
-from tilelang.backends.emulator.ptx.forms import Mnemonic
+from tilelang.backends.emulator.ptx.forms import WINDOWS, Mnemonic
 from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
 from tilelang.backends.emulator.ptx.memory import located
 from tilelang.backends.emulator.ptx.numbers import Array
@@ -183,12 +186,37 @@ def _assertion(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     return step
 
 
+def _print(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """CUDA's `printf` of a format and the address of its values, which take 8 bytes each."""
+    parameters = [located(c, o, "local", 8) for o in i.operands]
+
+    def step(m: Machine) -> None:
+        given = [memory.load(offsets, 8) for memory, offsets in (where(m) for where in parameters)]
+        for thread, form, values in zip(np.flatnonzero(m.active), *given, strict=True):
+            text, found = _string(m, int(form)), []
+            for n, kind in enumerate(re.findall(r"%(ll[dux]|g|s)?", text)):
+                if not kind:
+                    raise PtxError(f"the format {text!r} is not covered by the PTX interpreter")
+                start = int(values) - WINDOWS["local"] + int(thread) * c.local + 8 * n
+                raw = m.spaces["local"].data[start:start + 8].tobytes()
+                found.append(_string(m, int.from_bytes(raw, "little")) if kind == "s" else
+                             struct.unpack({"g": "<d", "lld": "<q"}.get(kind, "<Q"), raw)[0])
+            sys.stdout.write(text.replace("%ll", "%") % tuple(found))
+    return step
+
+
+def _string(m: Machine, address: int) -> str:
+    """The text at a generic address in global memory."""
+    memory = m.spaces["global"]
+    return memory.data[address - memory.base:].tobytes().partition(b"\0")[0].decode()
+
+
 def _nothing(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     return lambda m: None
 
 
 RULES: dict[str, Rule] = {
     "bra": _branch, "ret": _exit, "exit": _exit, "bar": _barrier, "barrier": _barrier, "shfl": _shuffle,
-    "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "__assertfail": _assertion, "membar": _nothing,
-    "fence": _nothing,
+    "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "__assertfail": _assertion, "vprintf": _print,
+    "membar": _nothing, "fence": _nothing,
 }

@@ -173,6 +173,12 @@ static void run_block(i64 block) {
   const int w = pick(run.ready_warps);
   current = &threads[w * run.lanes + pick(warps[w].ready)];
   emu_switch(&host, current->stack);
+  while (run.print_op >= 0) {  // Python does not fit on the stack of a thread
+    run.print(run.print_op, printed.data(), i64(printed.size()));
+    printed.clear();
+    run.print_op = -1;
+    emu_switch(&host, current->stack);
+  }
 }
 
 static void prepare_stacks() {
@@ -190,6 +196,12 @@ using namespace emu;
 
 extern "C" int emu_thread() { return current->id; }
 extern "C" long long emu_program() { return run.block; }
+
+extern "C" void emu_print(int op) {
+  if (!run.print) return printed.clear();
+  run.print_op = op;
+  emu_switch(&current->stack, host);
+}
 
 extern "C" void emu_barrier(int op) {
   Thread& t = *current;

@@ -284,6 +284,14 @@ extern "C" void emu_declare_shared(long long bytes) {
 
 extern "C" void emu_check_failed(int op) { fail("assertion", op, -1, "a checked condition is false"); }
 
+extern "C" void emu_print_part(long long base, long long limit, long long count, int size, int op) {
+  for (i64 i = 0; i < count; i++) {
+    check_shared_bounds(base, limit, i, size, size, op);
+    check_shared(u32(base + i * size), size, LOAD, op, *current);
+  }
+  printed.insert(printed.end(), shared_memory + base, shared_memory + base + count * size);
+}
+
 extern "C" void emu_bad_register(int at, int count, int length, int op) {
   fail("bounds-register", op, -1, "registers %d to %d of a vector of %d", at, at + count - 1, length);
 }

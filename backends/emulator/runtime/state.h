@@ -88,6 +88,8 @@ struct Launch {
   int at_barrier, barrier_op, done;
   u32 atomics, streak;  // since the last barrier, and since a thread last gave way
   bool abandoned;
+  void (*print)(int op, const void* bytes, i64 count);  // null: what kernels print is dropped
+  int print_op = -1;                                    // whose bytes wait in `printed` for the host
 };
 
 static Launch run;
@@ -95,6 +97,7 @@ static Thread threads[MAX_THREADS];
 static Warp warps[MAX_WARPS];
 static Thread* current;
 static u8* shared_memory;
+static std::vector<u8> printed;
 
 // ---- reports.cpp
 static void report(const char* kind, int op, int other, const char* format, ...) __attribute__((format(printf, 4, 5)));

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,13 +38,18 @@ def talk(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.f32, "M N"], by: tile.f
     tile.store(y, (m * B, 0), e)
 
 
+def argument(dt: str) -> Any:
+    """A tensor of shape (7, 9) for `talk`."""
+    wanted, rng = tile.dtype(dt), np.random.default_rng(0)
+    if wanted.packed:
+        return tile.Packed.from_codes(rng.integers(0, 1 << wanted.bits, (7, 9)), wanted)
+    kinds = {"f8e5m2": "float8_e5m2", "bf16": "bfloat16", "i1": "bool", "i8": "int8"}
+    return torch.from_numpy(rng.integers(0, 2, (7, 9))).to(getattr(torch, kinds.get(dt, "float32")))
+
+
 @pytest.mark.parametrize("dt", ["f32", "bf16", "f8e5m2", "i8", "i1", "u3", "codebook(1, [-0.5, 2.0])"])
 def test_text_and_results_are_the_interpreters(dt: str, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = tile.dtype(dt)
-    rng = np.random.default_rng(0)
-    x = tile.Packed.from_codes(rng.integers(0, 1 << wanted.bits, (7, 9)), wanted) if wanted.packed else \
-        torch.from_numpy(rng.integers(0, 2, (7, 9))).to(getattr(torch, {"f8e5m2": "float8_e5m2", "bf16": "bfloat16",
-                                                                       "i1": "bool", "i8": "int8"}.get(dt, "float32")))
+    x = argument(dt)
     got = talk(x, by=0.25)
     text = capsys.readouterr().out
     talk.reference(x, by=0.25)

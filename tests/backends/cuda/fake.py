@@ -39,6 +39,7 @@ class Launched:
     stream: int
     device: int
     args: list[tuple[str, Any]]  # (name in the text, value; a pointer's address)
+    text: str
 
     def numbers(self) -> dict[str, Any]:
         return dict(self.args)
@@ -79,7 +80,7 @@ class FakeDriver:
             text, name = self.library.fake_image(f).decode(), self.library.fake_name(f).decode()
             args = list(_arguments(text, params))
             self.launches.append(Launched(name, grid, block, shared, self.library.fake_shared_limit(f), stream or 0,
-                                          self.library.fake_current(), [(n, v) for n, _, v in args]))
+                                          self.library.fake_current(), [(n, v) for n, _, v in args], text))
             if self.emulate:
                 _run(text, name, args, grid, block, shared)
         except BaseException as error:  # a callback of C cannot raise

@@ -191,6 +191,17 @@ def test_a_repeated_call_does_nothing_but_launch(gpu: FakeDriver) -> None:
     assert before > 0 and gpu.library.fake_other_calls() == before and len(gpu.launches) == 6
 
 
+def test_each_target_launches_its_own_code(gpu: FakeDriver) -> None:
+    gpu.emulate = False
+    kernel, x, y = Kernel(scale_fn), on_device(torch.zeros(16, 32)), on_device(torch.zeros(16, 32))
+    for _ in range(2):
+        kernel(x, y, 1.0, 0)
+        for _ in range(2):
+            with tile.target("cuda:sm_80"):
+                kernel(x, y, 1.0, 0)
+    assert [r.text.partition(" for ")[2][:10] for r in gpu.launches] == ["cuda:sm_86", "cuda:sm_80", "cuda:sm_80"] * 2
+
+
 def test_small_floats_take_the_short_way(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x = Kernel(negate_fn), torch.randn(70).to(torch.float8_e4m3fn)
     first = kernel(on_device(x))
