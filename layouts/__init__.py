@@ -10,13 +10,15 @@ from tilelang.layouts.register import (
                                        replicated,
                                        spatial,
 )
-from tilelang.layouts.shared import Banks, SharedLayout, Swizzle, conflicts, derive_swizzle, shared
+from tilelang.layouts.shared import Banks, Ports, SharedLayout, Swizzle, conflicts, derive_swizzle, in_order, shared
 from tilelang.layouts.text import parse
 
 __all__ = [
     "Banks",
     "Conversion",
-    "LayoutError", "Move",
+    "LayoutError",
+    "Move",
+    "Ports",
     "RegisterLayout",
     "SharedLayout",
     "Swizzle",
@@ -28,6 +30,7 @@ __all__ = [
     "conversion",
     "derive_swizzle",
     "flat_table",
+    "in_order",
     "local",
     "parse",
     "replicated",

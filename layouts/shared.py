@@ -116,6 +116,22 @@ class Banks:
     phases: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True)
+class Ports:
+    """How a memory serves loads, and stores, of up to 4, 8 and 16 bytes a lane."""
+
+    loads: tuple[Banks, Banks, Banks]
+    stores: tuple[Banks, Banks, Banks]
+
+    def of(self, nbytes: int, store: bool) -> Banks:
+        return (self.stores if store else self.loads)[0 if nbytes <= 4 else 1 if nbytes <= 8 else 2]
+
+
+def in_order(count: int, lanes: int, each: int) -> Banks:
+    """`count` banks of 4 bytes that serve a warp of `lanes` lanes `each` at a time, in order."""
+    return Banks(count, 4, tuple(tuple(range(i, i + each)) for i in range(0, lanes, each)))
+
+
 def conflicts(addresses: Sequence[int], nbytes: int, banks: Banks) -> int:
     """Extra cycles of one request: lane i accesses `nbytes` from byte `addresses[i]`. 0 is conflict-free."""
     extra = 0

@@ -4,7 +4,8 @@
 - "reference": the NumPy interpreter.
 - "cuda": the GPU the arguments are on (the first, for arguments on the host); the default of tensors on a GPU.
 - "cuda:sm_80" and other architectures: the same, for that architecture; needs no device to lower for.
-- "emulate:cuda:sm_80": that text on the CPU, under checks for races, bounds and initialisation.
+- "hip:gfx942" and other architectures of AMD's: to lower for; calls do not run on AMD's GPUs yet.
+- "emulate:cuda:sm_80", "emulate:hip:gfx942": that text on the CPU, under checks for races, bounds and initialisation.
 """
 from __future__ import annotations
 
@@ -25,11 +26,20 @@ def check(name: str, runs: bool = True) -> str:
     if name == "cuda":
         machine(name)
         return name
-    if name.removeprefix(EMULATE).startswith("cuda:"):
-        from tilelang.backends.cuda.target import target
-        target(name.removeprefix(EMULATE))
+    bare = name.removeprefix(EMULATE)
+    if bare.startswith("cuda:"):
+        from tilelang.backends.cuda.target import target as cuda
+        cuda(bare)
         return name if name.startswith(EMULATE) or not runs else machine(name)
-    raise TargetError(f"unknown target {name!r}", needs="cpu, reference, cuda, cuda:sm_… or emulate:cuda:sm_…",
+    if bare.startswith("hip:"):
+        from tilelang.backends.hip.target import target as hip
+        hip(bare)
+        if name.startswith(EMULATE) or not runs:
+            return name
+        raise TargetError("calls on AMD GPUs are not supported yet", needs="a target that runs kernels", got=name,
+                          try_=f'tile.target("{EMULATE}{name}")')
+    raise TargetError(f"unknown target {name!r}",
+                      needs="cpu, reference, cuda, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
                       got=name, try_='tile.target("cpu")')
 
 
@@ -56,6 +66,10 @@ def lowered(tile: Function, name: str) -> Any:
         from tilelang.backends.cuda.compile import Lowered as Cuda
         from tilelang.backends.cuda.target import target
         return Cuda(tile, target(machine(name) if name == "cuda" else name))
+    if name.startswith("hip:"):
+        from tilelang.backends.hip.compile import Lowered as Hip
+        from tilelang.backends.hip.target import target as amd
+        return Hip(tile, amd(name))
     from tilelang.backends.cpu.compile import Lowered
     from tilelang.backends.cpu.machine import host
     return Lowered(tile, host())

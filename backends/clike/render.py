@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilelang.backends.clike.expressions import c_string, c_type, literal, print_form, unary_or_infix
+from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
+from tilelang.layouts import Ports
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text, its parameters, and the operations it numbers."""
+    """The text, its parameters, the operations it numbers, and what shared memory it is for."""
 
     text: str
     name: str
@@ -38,6 +40,7 @@ class Rendered:
     shared_bytes: int
     parameters: tuple[Parameter, ...]
     ops: tuple[Op, ...]
+    ports: Ports
 
 
 def parameters(fn: Function) -> tuple[Parameter, ...]:
@@ -53,9 +56,9 @@ def parameters(fn: Function) -> tuple[Parameter, ...]:
     return (*out, Parameter("workers"))
 
 
-def render(fn: Function, title: str, shared_bytes: int) -> Rendered:
+def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
     """The text of a THREAD function. Raises TargetError for an operation without a form."""
-    return _Renderer(fn).run(title, shared_bytes)
+    return _Renderer(fn).run(title, shared_bytes, target)
 
 
 class _Renderer:
@@ -115,7 +118,7 @@ class _Renderer:
         return f"tl::op({len(self.ops) - 1})"
 
     # -- the function -------------------------------------------------------------------------------------------------
-    def run(self, title: str, shared_bytes: int) -> Rendered:
+    def run(self, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
         threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
         args = []
         for p in parameters(self.fn):
@@ -134,11 +137,12 @@ class _Renderer:
                 args.append(f"tl::i64 {name}_{'n' if p.kind == 'shape' else 's'}{p.axis}")
         name = f"{self.fn.name}_kernel"
         self.region(self.fn.body)
-        head = [f"// {title}", '#include "tl.h"', "", f"TL_KERNEL({name}, {threads})({_wrap(args)}) {{"]
+        head = [f"// {title}", f"#define TL_WARP {target.warp}", '#include "tl.h"', "",
+                f"TL_KERNEL({name}, {threads})({_wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
-        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops))
+        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops), target.ports)
 
     def region(self, region: Region) -> None:
         for op in region.ops:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from tilelang.errors import TargetError
 
 INCLUDE = Path(__file__).resolve().parent / "include"
+COMMON = INCLUDE.parents[1] / "clike" / "include"
+"""What every prelude shares."""
 
 
 class Compiled(NamedTuple):
@@ -81,7 +83,8 @@ def ptx(text: str, arch: str, options: tuple[str, ...] = (), include: Path = INC
 def _compile(text: str, arch: str, options: tuple[str, ...], what: str) -> tuple[bytes, str]:
     library, program = _nvrtc(), ctypes.c_void_p()
     # No contraction: a kernel fuses where its text says fma().
-    flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--no-source-include", *options]
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--no-source-include", *options,
+             f"-I{COMMON}"]
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
         encoded = (ctypes.c_char_p * len(flags))(*map(str.encode, flags))

@@ -28,7 +28,7 @@ def _compiler() -> str:
     found = nvrtc.find()
     info = found[1].stat() if found else None
     parts = [str((nvrtc.version(), info and (info.st_size, info.st_mtime_ns))), Path(nvrtc.__file__).read_text()]
-    for header in sorted(nvrtc.INCLUDE.glob("*.h")):
+    for header in (h for d in (nvrtc.INCLUDE, nvrtc.COMMON) for h in sorted(d.glob("*.h"))):
         parts += [header.name, header.read_text()]
     return cache.key(*parts)
 

@@ -6,9 +6,13 @@ from functools import cache
 from tilelang.backends.cuda.instructions import ROWS
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
+from tilelang.layouts import Ports, in_order
 
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 """Shared memory of a block, opted in (CUDA C++ Programming Guide, table of compute capabilities)."""
+
+PORTS = Ports(*[(in_order(32, 32, 32), in_order(32, 32, 16), in_order(32, 32, 8))] * 2)
+"""A request of 8 bytes a lane takes two phases, one of 16 bytes (or of matrix rows) four."""
 
 
 @cache
@@ -20,7 +24,7 @@ def target(name: str) -> SimtTarget:
         raise TargetError(f"unknown target {name!r}", needs=known, got=name, try_='tile.target("emulate:cuda:sm_80")')
     arch = int(text)
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
-    return SimtTarget(name, arch, 32, SHARED_BYTES[arch], rows, arch >= 80, True,
+    return SimtTarget(name, arch, 32, SHARED_BYTES[arch], PORTS, rows, arch >= 80, True,
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}))
 
 

@@ -17,7 +17,7 @@ from tilelang.config import config
 from tilelang.errors import TargetError
 
 HERE = Path(__file__).resolve().parent
-INCLUDES = (HERE / "include", HERE.parent / "cuda" / "include")  # in order: `tl.h` is the emulator's
+INCLUDES = (HERE / "include", HERE.parent / "clike" / "include")  # in order: `tl.h` is the emulator's
 _COMMON = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wl,-Bsymbolic")
 RUNTIME_FLAGS = (*_COMMON, "-O3")
 # No contraction and wrapping integers: the arithmetic of a kernel is the one it spells out.

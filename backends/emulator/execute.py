@@ -36,9 +36,10 @@ def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
         for i, old in before.items():
             arrays[i][...] = old
         args = arguments(fn, rendered, arrays, shapes, strides)
-        yield program.launch(rendered.name, args, programs=programs, threads=rendered.threads,
-                             shared_bytes=rendered.shared_bytes, policy=policy,
-                             output=None if number else output) if programs else Result([], {}, True)
+        yield program.launch(
+            rendered.name, args, programs=programs, threads=rendered.threads, shared_bytes=rendered.shared_bytes,
+            policy=policy, ports=rendered.ports, output=None if number else output,
+        ) if programs else Result([], {}, True)
 
 
 def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

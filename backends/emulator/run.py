@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tilelang.backends.cuda.target import PORTS
 from tilelang.backends.emulator import build
 from tilelang.errors import TargetError
+from tilelang.layouts import Ports
 
 Policy = Literal["forward", "reverse", "random"]
 POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
@@ -90,6 +92,28 @@ class _Finding(ctypes.Structure):
     _fields_ = (("kind", ctypes.c_char_p), ("op", ctypes.c_int), ("other", ctypes.c_int), ("message", ctypes.c_char_p))
 
 
+class _Banks(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_int), ("phases", ctypes.c_int), ("phase", ctypes.c_uint8 * 64))
+
+
+class _Machine(ctypes.Structure):
+    _fields_ = (("lanes", ctypes.c_int), ("banks", _Banks * 3 * 2))
+
+
+@lru_cache(maxsize=16)
+def _machine(lanes: int, ports: Ports) -> _Machine:
+    """Warps of `lanes` lanes with such a shared memory."""
+    out = _Machine(lanes)
+    for store, widths in enumerate((ports.loads, ports.stores)):
+        for width, banks in enumerate(widths):
+            record = out.banks[store][width]
+            record.count, record.phases = banks.count, len(banks.phases)
+            for number, phase in enumerate(banks.phases):
+                for lane in phase:
+                    record.phase[lane] = number
+    return out
+
+
 _PRINT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 _COUNTS = ("requests", "bytes", "sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")
 
@@ -107,7 +131,7 @@ def _runtime() -> ctypes.CDLL:
     library.emu_finding.restype = ctypes.POINTER(_Finding)
     library.emu_counter.restype = ctypes.POINTER(_Counter)
     library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.c_int,
-                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, _PRINT)
+                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_Machine), _PRINT)
     return library
 
 
@@ -142,9 +166,11 @@ class Program:
         weakref.finalize(self, _ctypes.dlclose, self._library._handle)
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
-               policy: Policy = "forward", seed: int = 0, output: Output | None = None) -> Result:
+               policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS,
+               output: Output | None = None) -> Result:
         """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type.
-        `output` is called, while the kernel runs, for every operation that prints; what it raises is raised."""
+        `ports` are those of the shared memory that conflicts are counted for. `output` is called, while the kernel
+        runs, for every operation that prints; what it raises is raised."""
         try:
             entry = getattr(self._library, f"{name}__entry")
         except AttributeError:
@@ -154,7 +180,8 @@ class Program:
             raise TargetError(f"kernel `{name}` cannot run with {threads} threads", needs=f"1 to {min(limit, 1024)}")
         self._check_signature(name, args)
         with _lock:
-            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed, output)
+            machine = _machine(getattr(self._library, f"{name}__warp")(), ports)
+            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output)
 
     def _check_signature(self, name: str, args: Sequence[Any]) -> None:
         signature = getattr(self._library, f"{name}__signature")
@@ -169,7 +196,7 @@ class Program:
                                   got=f"{given} bytes ({type(value).__name__})")
 
     def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
-                policy: Policy, seed: int, output: Output | None) -> Result:
+                policy: Policy, seed: int, machine: _Machine, output: Output | None) -> Result:
         runtime, buffers, keep = self._runtime, [], []
         errors: list[BaseException] = []
 
@@ -191,7 +218,7 @@ class Program:
                     pointers[i] = holder.ctypes.data
                 keep.append(holder)
             abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,
-                                           shared_bytes, POLICIES.index(policy), seed,
+                                           shared_bytes, POLICIES.index(policy), seed, machine,
                                            _PRINT(handed) if output is not None else _PRINT())
             if errors:
                 raise errors[0]

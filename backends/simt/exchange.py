@@ -21,7 +21,7 @@ from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.memory import Alloc
-from tilelang.layouts import Move, RegisterLayout, SharedLayout, Swizzle, shared
+from tilelang.layouts import Move, Ports, RegisterLayout, SharedLayout, Swizzle, shared
 
 Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
 
@@ -31,42 +31,38 @@ def itself(index: tuple[Index, ...]) -> tuple[Index, ...]:
 
 
 @lru_cache(maxsize=1024)
-def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int) -> int:
-    """Cycles by which the accesses of one warp exceed the fewest possible (32 banks of 4 bytes)."""
+def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Ports, store: bool) -> int:
+    """Cycles by which the accesses of one warp exceed the fewest possible."""
     _, width = vector_width(layout, place, size)
-    table = layout.table()[:32]
     nbytes = width * size
-    lanes = max(1, min(32, 128 // max(nbytes, 4)))
+    banks = ports.of(nbytes, store)
+    table = layout.table()[:sum(map(len, banks.phases))]
+    phases = [[lane for lane in phase if lane < len(table)] for phase in banks.phases]
     extra = 0
     for i in range(0, layout.local_size, width):
         address = place.offset(tuple(np.minimum(table[:, i, d], place.shape[d] - 1) for d in range(layout.rank)))
         address = np.broadcast_to(address, (len(table),)) * size
-        for start in range(0, len(table), lanes):
-            words = address[start:start + lanes, None] // 4 + np.arange(max(nbytes // 4, 1))
-            unique = np.unique(words)
-            extra += int(np.bincount(unique % 32, minlength=32).max()) - max(1, -(-len(unique) // 32))
+        for lanes in filter(None, phases):
+            unique = np.unique(address[lanes, None] // banks.width + np.arange(max(nbytes // banks.width, 1)))
+            extra += int(np.bincount(unique % banks.count).max()) - -(-len(unique) // banks.count)
     return extra
 
 
 @lru_cache(maxsize=1024)
-def staging(shape: tuple[int, ...], size: int, users: tuple[RegisterLayout, ...],
-            order: tuple[int, ...] | None = None) -> SharedLayout:
-    """A layout of a staging buffer under which all `users` access it with the fewest bank conflicts; row-major, or
-    with the last of `order` contiguous."""
-    order = order or tuple(range(len(shape)))
-    steps = [1] * len(shape)
-    for i in reversed(range(len(order) - 1)):
-        steps[order[i]] = steps[order[i + 1]] * shape[order[i + 1]]
-    plain = shared(shape, steps)
-    best, cost = plain, sum(wavefronts(u, plain, size) for u in users)
-    base = max(1, *(vector_width(u, plain, size)[1] for u in users)).bit_length() - 1
+def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: RegisterLayout | None,
+            ports: Ports) -> SharedLayout:
+    """A row-major layout of a staging buffer that is written and read with the fewest bank conflicts."""
+    users = [(stored, True)] + ([(loaded, False)] if loaded is not None else [])
+    plain = shared(shape)
+    best, cost = plain, sum(wavefronts(u, plain, size, ports, store) for u, store in users)
+    base = max(vector_width(u, plain, size)[1] for u, _ in users).bit_length() - 1
     top = (prod(shape) - 1).bit_length()
     for bits in (1, 2, 3, 4, 5):
         for shift in range(bits, top - base - bits + 1):
             if cost == 0:
                 return best
             candidate = plain.with_swizzle(Swizzle(bits, base, shift))
-            found = sum(wavefronts(u, candidate, size) for u in users)
+            found = sum(wavefronts(u, candidate, size, ports, store) for u, store in users)
             if found < cost:
                 best, cost = candidate, found
     return best
@@ -75,8 +71,8 @@ def staging(shape: tuple[int, ...], size: int, users: tuple[RegisterLayout, ...]
 class Exchange:
     """Staging buffers of one function; every access to one carries the number of its phase."""
 
-    def __init__(self, b: ThreadBuilder, threads: Threads) -> None:
-        self.b, self.threads = b, threads
+    def __init__(self, b: ThreadBuilder, threads: Threads, ports: Ports) -> None:
+        self.b, self.threads, self.ports = b, threads, ports
         self.phase = 0
 
     def begin(self) -> int:
@@ -123,7 +119,7 @@ class Exchange:
                                *([b.all_of(conditions)] if conditions else [])))
 
     def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
-             where: Where = itself) -> Value:
+             where: Where = itself, phase: int | None = None) -> Value:
         """Reads a tile into registers; those outside the tile are 0."""
         b = self.b
         size = dt.storage.itemsize
@@ -134,9 +130,9 @@ class Exchange:
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape)
             offset = address(b, place, where(index))
-            parts.append(self.note(b.effect(th.Ld, memory, b.index(offset),
-                                            *([b.all_of(conditions)] if conditions else []),
-                                            lanes=width if width > 1 else None)).result)
+            parts.append(b.effect(th.Ld, memory, b.index(offset), *([b.all_of(conditions)] if conditions else []),
+                                  lanes=width if width > 1 else None,
+                                  phase=self.phase if phase is None else phase).result)
         return join(b, parts)
 
     def read_one(self, memory: Value, offset: Index) -> Value:
@@ -172,7 +168,7 @@ class Exchange:
                      shape: tuple[int, ...], last: bool = False) -> Value:
         """A conversion of layout by way of memory."""
         size = dt.storage.itemsize
-        place = staging(shape, size, (src, dst))
+        place = staging(shape, size, src, dst, self.ports)
         memory = self.alloc(dt, place.size)
         self.begin()
         self.write(value, dt, src, shape, memory, place, last=last)

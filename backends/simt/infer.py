@@ -268,7 +268,7 @@ class Inference:
 
     def _survey_dot(self, op: Op, weight: int) -> None:
         a, b = op.operands[:2]
-        row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"])
+        row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], op.attrs["instruction"])
         if row is None:
             return
         *batch, m, k = a.shape

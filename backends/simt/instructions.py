@@ -89,12 +89,13 @@ def holds(wide: DType, narrow: DType) -> bool:
     return bool(np.array_equal(np.asarray(values, np.float64), np.asarray(there, np.float64), equal_nan=True))
 
 
-def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType) -> MmaRow | None:
-    """The first row that computes the product exactly."""
-    for row in rows:
-        if row.acc == acc.name and holds(dtype(row.a), a) and holds(dtype(row.b), b):
-            return row
-    return None
+def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, name: str = "") -> MmaRow | None:
+    """The row that computes the product exactly: that called `name`, else the first for its types whose `k` is not
+    more than the product's."""
+    exact = [row for row in rows if row.acc == acc.name and holds(dtype(row.a), a) and holds(dtype(row.b), b)]
+    alike = [row for row in exact if (row.a, row.b) == (exact[0].a, exact[0].b)]
+    named = [row for row in exact if row.name == name]
+    return next(iter([*named, *(row for row in alike if row.k <= k), *alike]), None)
 
 
 def divides(layout: RegisterLayout, atom: RegisterLayout) -> bool:

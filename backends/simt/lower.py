@@ -11,7 +11,7 @@ from math import lcm
 
 import numpy as np
 
-from tilelang.backends.simt.access import Access, address, join
+from tilelang.backends.simt.access import Access, address, block_of, join
 from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
@@ -28,7 +28,7 @@ from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import LayoutError, RegisterLayout, conversion, shared
+from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
 
 def lower(fn: Function, target: SimtTarget) -> Function:
@@ -63,7 +63,7 @@ class _Lowering:
         self.of: dict[Value, Value] = {}
         count = thread_count(fn, target)
         self.threads = Threads(b, b.pure(simt.ThreadId, count=count), count)
-        self.exchange = Exchange(b, self.threads)
+        self.exchange = Exchange(b, self.threads, target.ports)
         self.facts = Facts({op.regions[0].args[0]: (op.operands[0], op.operands[2])
                             for op in fn.walk() if op.name == "for"})
         self.access = Access(
@@ -276,11 +276,16 @@ class _Lowering:
         t, rank = memory.type, op.result.tile.rank
         if isinstance(t, BufferType) and t.layout is not None and op.operands[0] in self.access.managed:
             lead = [self.b.to_index(self.of.get(v, v)) for v in op.operands[1:t.rank - rank + 1]]
-            value = load_matrices(self.b, self.threads, memory, t.layout, layout_of(op.result), lead,
-                                  self.access.managed[memory])
-            if value is not None:
-                self.of[op.result] = value
-                return
+            layout, phase = layout_of(op.result), self.access.managed[memory]
+            value = None
+            if self.target.ldmatrix:
+                value = load_matrices(self.b, self.threads, memory, t.layout, layout, lead, phase)
+            if value is None:
+                place = SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle)
+                block = block_of(self.b, memory, t.layout, lead)
+                value = self.exchange.read(t.dtype, layout, op.result.shape, block, place, phase=phase)
+            self.of[op.result] = value
+            return
         self.of[op.result] = self.access.load(op)
 
     def _lower_store(self, op: Op) -> None:

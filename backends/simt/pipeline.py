@@ -1,8 +1,8 @@
 """pipeline: overlaps the copies of a loop's later iterations with the work of the present one.
 
 requires: PLACED, where a block that a loop's body copies into managed shared memory is waited for at once
-ensures: in a `for` with `stages` n > 1 such a copy runs n - 1 iterations ahead, through a ring of n blocks; one wait
-and one barrier in each iteration serve all of them
+ensures: in a `for` with `stages` n > 1 such a copy runs n - 1 iterations ahead, through a ring of n blocks (of as many
+as shared memory holds); one wait and one barrier in each iteration serve all of them
 example: `for … {stages=3} { barrier; copy_async %a, %k, %s; commit; wait {pending=0}; barrier; load %s; … }` copies
 the first two blocks before the loop, and in it waits for the oldest, then copies the block after the next
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tilelang.backends.simt.shared_memory import size_of
 from tilelang.backends.simt.stage import ring
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
@@ -31,7 +32,7 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
             for inner in op.regions:
                 visit(inner)
             if op.name == "for" and op.attrs["stages"] > 1:
-                _Loop(region, op, allocs, op.attrs["stages"]).run()
+                _Loop(region, op, allocs, op.attrs["stages"]).run(target.shared_bytes)
     visit(fn.body)
     return fn
 
@@ -41,10 +42,12 @@ class _Loop:
         self.around, self.op, self.body, self.allocs, self.stages = around, op, op.regions[0], allocs, stages
         self.index = self.body.args[0]
 
-    def run(self) -> None:
+    def run(self, shared_bytes: int) -> None:
         copies = [op for op in self.body.ops if op.name == "copy_async" and op.operands[-1] in self.allocs
                   and self._slice(op) is not None]
-        if not copies:
+        block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
+        self.stages = min(self.stages, shared_bytes // max(block, 1))
+        if not copies or self.stages < 2:
             return
         rings = {op.operands[-1]: self._ring(self.allocs[op.operands[-1]]) for op in copies}
         before: list[Op] = []

@@ -33,11 +33,11 @@ REGISTERS = 128
 """How many registers of a thread one tile may take where a dot would be better off with fewer warps."""
 
 
-def warps_for(fn: Function) -> int:
-    """How many warps the largest tile of a program asks for, a power of two."""
+def warps_for(fn: Function, lanes: int) -> int:
+    """How many warps of so many lanes the largest tile of a program asks for, a power of two."""
     largest = max((v.tile.size for op in fn.walk() for v in op.results if isinstance(v.type, TileType)), default=1)
     warps = 1
-    while warps < MAX_WARPS and warps * 32 * ELEMENTS_PER_THREAD < largest:
+    while warps < MAX_WARPS and warps * lanes * ELEMENTS_PER_THREAD < largest:
         warps *= 2
     return warps
 
@@ -68,7 +68,7 @@ def place(fn: Function, target: SimtTarget) -> Function:
 def _infer(fn: Function, target: SimtTarget) -> Inference:
     """Layouts for the number of warps that moves the fewest bytes; only dots make a difference."""
     staged, least = staged_loads(fn, target), warps_of_views(fn, target)
-    warps = max(warps_for(fn), least)
+    warps = max(warps_for(fn, target.warp), least)
     best = Inference(fn, target, target.warp * warps, staged)
     cost = best.solve()
     while best.dots and warps > max(SCHEDULERS, least):
@@ -176,7 +176,13 @@ class _Placer:
         if self.looping[-1]:  # the iteration before may still read the buffer
             self.emit(mem.Barrier, [], {}, op, None)
             self.looping[-1] = False
-        place = buffer_layout(t.shape, t.dtype.storage.itemsize, self.inference.threads)
+        staged = self.staged[op]
+        site = self.sites[staged.dot]
+        assert site.acc.layout is not None
+        plan = site.plans[site.acc.layout]
+        operand = (plan.a, plan.b)[staged.side].permute([staged.order.index(d) for d in range(2)])
+        place = buffer_layout(t.shape, t.dtype.storage.itemsize, self.inference.threads, self.inference.target,
+                              operand)
         alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True}, loc=op.loc)
         self.regions[0].ops.insert(0, alloc)
         buffer = alloc.result

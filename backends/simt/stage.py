@@ -61,13 +61,14 @@ def matrix_rows(size: int) -> RegisterLayout:
     return spatial(8, 1) * local(1, 16 // size)
 
 
-def buffer_layout(shape: tuple[int, ...], size: int, threads: int) -> SharedLayout:
-    """A block as copies write it and `ldmatrix` reads it, with the fewest bank conflicts."""
-    rows = matrix_rows(size)
-    users = [blocked(shape, threads, (1, 0), 16 // size)]
-    if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0:
-        users.append(rows)
-    return staging(shape, size, tuple(users))
+def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
+                  operand: RegisterLayout) -> SharedLayout:
+    """A block as copies write it and `ldmatrix`, or threads that hold it as `operand`, read it, with the fewest bank
+    conflicts."""
+    reader: RegisterLayout | None = operand
+    if target.ldmatrix:
+        reader = matrix_rows(size) if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0 else None
+    return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), reader, target.ports)
 
 
 def ring(place: SharedLayout, stages: int) -> SharedLayout:

@@ -4,16 +4,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilelang.backends.simt.instructions import MmaRow
+from tilelang.layouts import Ports
 
 
 @dataclass(frozen=True)
 class SimtTarget:
-    """A machine of warps. `shared_bytes` is the largest shared memory of a block."""
+    """A machine of warps of `warp` lanes. `shared_bytes` is the largest shared memory of a block, `ports` how it
+    serves requests."""
 
     name: str
     arch: int
     warp: int
     shared_bytes: int
+    ports: Ports
     mma: tuple[MmaRow, ...]
     async_copy: bool
     ldmatrix: bool

@@ -1,6 +1,10 @@
 #pragma once
-// The prelude of emitted kernels for the emulator: the same names as the CUDA prelude, every access through the
-// runtime's checks. Pointers carry the buffer they came from.
+// The prelude of emitted kernels for the emulator: the same names as on a GPU, every access through the runtime's
+// checks. Pointers carry the buffer they came from. The text says how many lanes a warp has, unless they are 32.
+
+#ifndef TL_WARP
+#define TL_WARP 32
+#endif
 
 #define TL_FN inline __attribute__((always_inline))
 #define TL_COPY __builtin_memcpy
@@ -266,6 +270,17 @@ EMU_MMA(m16n8k64_s4, S4, i32, 16, 16, 8)
 EMU_MMA(m16n8k64_u4, U4, i32, 16, 16, 8)
 #undef EMU_MMA
 
+#define EMU_MFMA(NAME, D, M, PER, ...)                                                                               \
+  template <class T, int NA, class A, int NB, class B, int NC>                                                       \
+  TL_FN void mfma_##NAME(vec<T, NA>& acc, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op o) {     \
+    static_assert(sizeof(T) == sizeof(D), "the accumulator's type");                                                 \
+    emu::Collective c{emu::MMA, o.id, emu::MFMA_##NAME, 0, 0, registers(acc, i, M * M / 64 * int(sizeof(T)), o),     \
+                      registers(a, j, PER * int(sizeof(A)), o), registers(b, k, PER * int(sizeof(B)), o)};           \
+    emu_collective(&c);                                                                                              \
+  }
+EMU_MFMAS
+#undef EMU_MFMA
+
 }  // namespace tl
 
 // ---- kernels
@@ -303,4 +318,5 @@ int signature(void (*)(A...), int* sizes) {
   __attribute__((visibility("default"))) void name##__entry(void** args) { emu::call(&name, args); }          \
   __attribute__((visibility("default"))) int name##__signature(int* sizes) { return emu::signature(&name, sizes); } \
   __attribute__((visibility("default"))) int name##__threads() { return name##__limit; }                      \
+  __attribute__((visibility("default"))) int name##__warp() { return TL_WARP; }                               \
   }

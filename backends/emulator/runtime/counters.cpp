@@ -19,9 +19,9 @@ static int distinct(i64* values, int n) {
 }
 
 static void count_global(Counter& c, const Record* const* lanes) {
-  i64 sectors[2 * LANES];
+  i64 sectors[2 * MAX_LANES];
   int n = 0, bytes = 0;
-  for (int l = 0; l < LANES; l++) {
+  for (int l = 0; l < run.lanes; l++) {
     if (!lanes[l] || !lanes[l]->bytes) continue;
     const i64 first = lanes[l]->address >> 5, last = (lanes[l]->address + lanes[l]->bytes - 1) >> 5;
     sectors[n++] = first;
@@ -34,19 +34,19 @@ static void count_global(Counter& c, const Record* const* lanes) {
   c.ideal_sectors += std::min(n, (bytes + 31) / 32);  // lanes that read one address need one sector
 }
 
-// 32 banks of 4 bytes. A request of 8 bytes a lane takes two phases, one of 16 bytes (or of matrix rows) four.
-static void count_shared(Counter& c, const Record* const* lanes, int bytes) {
-  const int phase = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
-  for (int start = 0; start < LANES; start += phase) {
-    i64 words[LANES];
-    int n = 0, used[32] = {0}, most = 0;
-    for (int l = start; l < start + phase; l++) {
-      if (!lanes[l] || !lanes[l]->bytes) continue;
+// A request is served in phases, each of some of the lanes; every bank of 4 bytes gives one word at a time.
+static void count_shared(Counter& c, const Record* const* lanes, int bytes, bool store) {
+  const Banks& banks = run.machine->banks[store][bytes <= 4 ? 0 : bytes == 8 ? 1 : 2];
+  for (int phase = 0; phase < banks.phases; phase++) {
+    i64 words[4 * MAX_LANES];
+    int n = 0, used[MAX_BANKS] = {0}, most = 0;
+    for (int l = 0; l < run.lanes; l++) {
+      if (banks.phase[l] != phase || !lanes[l] || !lanes[l]->bytes) continue;
       c.bytes += lanes[l]->bytes;
       for (int b = 0; b < lanes[l]->bytes; b += 4) words[n++] = (lanes[l]->address + b) >> 2;
     }
     n = distinct(words, n);
-    for (int i = 0; i < n; i++) most = std::max(most, ++used[words[i] & 31]);
+    for (int i = 0; i < n; i++) most = std::max(most, ++used[words[i] % banks.count]);
     c.wavefronts += most;
     c.ideal_wavefronts += n > 0;
   }
@@ -58,16 +58,17 @@ static void count(const Record* const* lanes, const Record& r) {
   if (!(r.use == COPY_ASYNC && r.shared))  // a copy is one instruction with two sides
     c.instructions[r.shared && r.use <= ATOMIC ? USES + r.use : r.use]++;
   int bytes = 0;
-  for (int l = 0; l < LANES; l++)
+  for (int l = 0; l < run.lanes; l++)
     if (lanes[l]) bytes = std::max(bytes, int(lanes[l]->bytes));
   if (!bytes) return;
   if (!(r.use == COPY_ASYNC && r.shared)) c.requests++;
+  const bool store = r.use != LOAD && r.use != LDMATRIX;
   if (r.shared && r.use == COPY_ASYNC) {
     const i64 before = c.bytes;
-    count_shared(c, lanes, bytes);
+    count_shared(c, lanes, bytes, store);
     c.bytes = before;
   } else if (r.shared) {
-    count_shared(c, lanes, bytes);
+    count_shared(c, lanes, bytes, store);
   } else {
     count_global(c, lanes);
   }
@@ -75,27 +76,27 @@ static void count(const Record* const* lanes, const Record& r) {
 
 // Counts what the lanes did since they last met. Lanes that went the same way match one by one; otherwise the k-th
 // access of an op by one lane goes with the k-th by the others.
-static void flush(int warp, u32 mask) {
-  Thread* lane = &threads[warp * LANES];
+static void flush(int warp, Lanes mask) {
+  Thread* lane = &threads[warp * run.lanes];
   const std::vector<Record>& first = lane[0].log;
   bool same = true;
-  for (u32 m = mask; m && same; m &= m - 1) {
-    const std::vector<Record>& log = lane[__builtin_ctz(m)].log;
+  for (Lanes m = mask; m && same; m &= m - 1) {
+    const std::vector<Record>& log = lane[lowest(m)].log;
     same = log.size() == first.size() && std::equal(log.begin(), log.end(), first.begin());
   }
-  const Record* lanes[LANES] = {};
+  const Record* lanes[MAX_LANES] = {};
   if (same) {
     for (size_t i = 0; i < first.size(); i++) {
-      for (u32 m = mask; m; m &= m - 1) lanes[__builtin_ctz(m)] = &lane[__builtin_ctz(m)].log[i];
+      for (Lanes m = mask; m; m &= m - 1) lanes[lowest(m)] = &lane[lowest(m)].log[i];
       count(lanes, first[i]);
     }
   } else {
     using Key = std::tuple<int, int, int, int>;  // op, use, shared, occurrence
     std::vector<std::tuple<Key, int, const Record*>> all;
-    for (u32 m = mask; m; m &= m - 1) {
+    for (Lanes m = mask; m; m &= m - 1) {
       std::map<std::tuple<int, int, int>, int> seen;
-      for (const Record& r : lane[__builtin_ctz(m)].log)
-        all.push_back({Key{r.op, r.use, r.shared, seen[{r.op, r.use, r.shared}]++}, __builtin_ctz(m), &r});
+      for (const Record& r : lane[lowest(m)].log)
+        all.push_back({Key{r.op, r.use, r.shared, seen[{r.op, r.use, r.shared}]++}, lowest(m), &r});
     }
     std::sort(all.begin(), all.end());
     for (size_t i = 0; i < all.size();) {
@@ -106,7 +107,7 @@ static void flush(int warp, u32 mask) {
       count(lanes, r);
     }
   }
-  for (u32 m = mask; m; m &= m - 1) lane[__builtin_ctz(m)].log.clear();
+  for (Lanes m = mask; m; m &= m - 1) lane[lowest(m)].log.clear();
 }
 
 }  // namespace emu

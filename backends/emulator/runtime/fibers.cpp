@@ -17,18 +17,21 @@ static u64 draw(u64 bound) {  // splitmix64
   return (z ^ z >> 31) % bound;
 }
 
-static int nth_bit(u32 mask, u32 n) {
+static int lowest(Lanes mask) { return __builtin_ctzll(mask); }
+static int size(Lanes mask) { return __builtin_popcountll(mask); }
+
+static int nth_bit(Lanes mask, u32 n) {
   while (n--) mask &= mask - 1;
-  return __builtin_ctz(mask);
+  return lowest(mask);
 }
 
-static int pick(u32 mask) {
-  if (run.policy == FORWARD) return __builtin_ctz(mask);
-  if (run.policy == REVERSE) return 31 - __builtin_clz(mask);
-  return nth_bit(mask, u32(draw(__builtin_popcount(mask))));
+static int pick(Lanes mask) {
+  if (run.policy == FORWARD) return lowest(mask);
+  if (run.policy == REVERSE) return 63 - __builtin_clzll(mask);
+  return nth_bit(mask, u32(draw(size(mask))));
 }
 
-static void set_ready(int warp, u32 mask) {
+static void set_ready(int warp, Lanes mask) {
   warps[warp].ready = mask;
   if (mask) run.ready_warps |= 1u << warp;
   else run.ready_warps &= ~(1u << warp);
@@ -44,7 +47,7 @@ static Thread* next() {
     if (run.policy == FORWARD) w = pick(above ? above : below);
     else w = pick(run.policy == REVERSE && below ? below : run.ready_warps);
   }
-  return &threads[w * LANES + pick(warps[w].ready)];
+  return &threads[w * run.lanes + pick(warps[w].ready)];
 }
 
 static void resume(Thread* t) {
@@ -67,7 +70,7 @@ static void resume(Thread* t) {
 }
 
 static void stop_ready() {  // the running thread cannot go on for now
-  set_ready(current->warp, warps[current->warp].ready & ~(1u << current->lane));
+  set_ready(current->warp, warps[current->warp].ready & ~(Lanes(1) << current->lane));
 }
 
 // Nobody can go on: some wait where others never come.
@@ -75,8 +78,8 @@ static void stop_ready() {  // the running thread cannot go on for now
   int waiting = 0, op = -1;
   for (int w = 0; w < run.warps; w++) {
     if (!warps[w].waiting) continue;
-    waiting += __builtin_popcount(warps[w].waiting);
-    op = warps[w].calls[__builtin_ctz(warps[w].waiting)]->op;
+    waiting += size(warps[w].waiting);
+    op = warps[w].calls[lowest(warps[w].waiting)]->op;
   }
   const int barrier = run.at_barrier ? run.barrier_op : -1;
   fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
@@ -106,7 +109,7 @@ static void suspend() {
 }
 
 static void wait_for_others() {
-  warps[current->warp].full |= 1u << current->lane;
+  warps[current->warp].full |= Lanes(1) << current->lane;
   stop_ready();
   suspend();
 }
@@ -118,20 +121,20 @@ static void give_way() {
 // For a loop that waits for another thread: any thread may go on, whatever the policy prefers.
 static void give_way_to_any() {
   run.streak = 0;
-  const int w = nth_bit(run.ready_warps, u32(draw(__builtin_popcount(run.ready_warps))));
-  resume(&threads[w * LANES + nth_bit(warps[w].ready, u32(draw(__builtin_popcount(warps[w].ready))))]);
+  const int w = nth_bit(run.ready_warps, u32(draw(size(run.ready_warps))));
+  resume(&threads[w * run.lanes + nth_bit(warps[w].ready, u32(draw(size(warps[w].ready))))]);
 }
 
 static void enter() {
   run.entry(run.args);
   Thread& t = *current;
   Warp& w = warps[t.warp];
-  w.exited |= 1u << t.lane;
+  w.exited |= Lanes(1) << t.lane;
   run.done++;
   if (!t.copies.empty())
     report("async-unwaited", t.copies[0].op, -1, "exits with %zu async copies never waited for", t.copies.size());
   if (w.waiting)
-    fail("divergent-collective", w.calls[__builtin_ctz(w.waiting)]->op, -1,
+    fail("divergent-collective", w.calls[lowest(w.waiting)]->op, -1,
          "exits while lanes of its warp wait for it");
   if (run.at_barrier)
     fail("divergent-barrier", run.barrier_op, -1, "exits while %d threads wait at a barrier", run.at_barrier);
@@ -149,14 +152,14 @@ static void start_block(i64 block) {
   run.atomics = run.streak = 0;
   memset(shared_memory, 0xff, run.shared_bytes);  // NaN in every float format
   for (int w = 0; w < run.warps; w++) {
-    const int lanes = run.threads - w * LANES < LANES ? run.threads - w * LANES : LANES;
+    const int left = run.threads - w * run.lanes;
     warps[w] = Warp{};
-    warps[w].all = u32((u64(1) << lanes) - 1);
+    warps[w].all = ~Lanes(0) >> (MAX_LANES - (left < run.lanes ? left : run.lanes));
     set_ready(w, warps[w].all);
   }
   for (int i = 0; i < run.threads; i++) {
     Thread& t = threads[i];
-    t.id = i, t.lane = i % LANES, t.warp = i / LANES;
+    t.id = i, t.lane = i % run.lanes, t.warp = i / run.lanes;
     t.group = 0;
     t.copies.clear();
     t.log.clear();
@@ -168,7 +171,7 @@ static void start_block(i64 block) {
 static void run_block(i64 block) {
   start_block(block);
   const int w = pick(run.ready_warps);
-  current = &threads[w * LANES + pick(warps[w].ready)];
+  current = &threads[w * run.lanes + pick(warps[w].ready)];
   emu_switch(&host, current->stack);
   while (run.print_op >= 0) {  // Python does not fit on the stack of a thread
     run.print(run.print_op, printed.data(), i64(printed.size()));

@@ -1,22 +1,24 @@
-// Matrix instructions, from the fragments of the PTX manual: lane l is row group l / 4 and column group l % 4.
+// Matrix instructions: NVIDIA's from the fragments of the PTX manual, AMD's from those of the CDNA manuals.
 #include "state.h"
 
 #define TL_FN inline
 #define TL_COPY memcpy
-#include "../../cuda/include/tl_common.h"
+#include "../../clike/include/tl_common.h"
 
 namespace emu {
 
 constexpr int ROWS = 16, COLUMNS = 8;
 
-static float f16_table[1 << 16], fp8_table[2][256];
+static float f16_table[1 << 16], fp8_table[4][256];
 
-// 8-bit floats by their definition: `mantissa` bits of fraction; e4m3 has no infinity and NaN only at all ones.
-static float decode_fp8(int code, int mantissa) {
-  const int bias = mantissa == 3 ? 7 : 15;
+// 8-bit floats by their definition: `mantissa` bits of fraction; e4m3 has no infinity and NaN only at all ones. Those
+// called fnuz have neither infinity nor -0, whose code is NaN, and one more in the bias.
+static float decode_fp8(int code, int mantissa, bool fnuz) {
+  const int bias = (mantissa == 3 ? 7 : 15) + fnuz;
   const int exponent = (code & 127) >> mantissa, fraction = code & ((1 << mantissa) - 1);
   float value = exponent ? __builtin_ldexpf(float(fraction + (1 << mantissa)), exponent - bias - mantissa)
                          : __builtin_ldexpf(float(fraction), 1 - bias - mantissa);
+  if (fnuz) return code == 128 ? __builtin_nanf("") : code & 128 ? -value : value;
   if (mantissa == 3 && (code & 127) == 127) value = __builtin_nanf("");
   if (mantissa == 2 && exponent == 31) value = fraction ? __builtin_nanf("") : __builtin_inff();
   return code & 128 ? -value : value;
@@ -24,15 +26,20 @@ static float decode_fp8(int code, int mantissa) {
 
 static void prepare_tables() {
   for (int i = 0; i < 1 << 16; i++) f16_table[i] = tl::f16_to_f32_soft(u16(i));
-  for (int i = 0; i < 256; i++) fp8_table[0][i] = decode_fp8(i, 3), fp8_table[1][i] = decode_fp8(i, 2);
+  for (int f = 0; f < 4; f++)
+    for (int i = 0; i < 256; i++) fp8_table[f][i] = decode_fp8(i, f % 2 ? 2 : 3, f / 2);
 }
 
-// Element `e` of the 32-bit registers of a lane.
+// Element `e` of the registers of a lane.
 static float as_f16(const u8* r, int e) { return f16_table[((const u16*)r)[e]]; }
 static float as_bf16(const u8* r, int e) { return tl::bf16_to_f32(((const u16*)r)[e]); }
 static float as_tf32(const u8* r, int e) { return tl::bits<float>(((const u32*)r)[e] & 0xffffe000); }  // drops 13 bits
 static float as_e4m3(const u8* r, int e) { return fp8_table[0][r[e]]; }
 static float as_e5m2(const u8* r, int e) { return fp8_table[1][r[e]]; }
+static float as_e4m3fnuz(const u8* r, int e) { return fp8_table[2][r[e]]; }
+static float as_e5m2fnuz(const u8* r, int e) { return fp8_table[3][r[e]]; }
+static float as_f32(const u8* r, int e) { return ((const float*)r)[e]; }
+static double as_f64(const u8* r, int e) { return ((const double*)r)[e]; }
 static u32 as_s8(const u8* r, int e) { return u32(int8_t(r[e])); }
 static u32 as_u8(const u8* r, int e) { return r[e]; }
 static u32 as_u4(const u8* r, int e) { return r[e / 2] >> (4 * (e % 2)) & 15; }
@@ -49,10 +56,12 @@ struct Xor {
   static u32 apply(u32 a, u32 b) { return a ^ b; }
 };
 
-// m16n8 with PER elements in a register and A in REGISTERS of them: register r of A is in the upper or lower eight
-// rows by its lowest bit, in the left or right half of k by the next. Integers wrap, floats add up in order of k.
+// One product of NVIDIA's, m16n8 with PER elements in a register and A in REGISTERS of them: lane l is row group l / 4
+// and column group l % 4; register r of A is in the upper or lower eight rows by its lowest bit, in the left or right
+// half of k by the next. Integers wrap, floats add up in order of k.
 template <class T, int PER, int REGISTERS, class Combine, auto decode_a, auto decode_b>
 static void m16n8(const Collective* const* lanes) {
+  constexpr int LANES = 32;
   constexpr int K = 2 * PER * REGISTERS;
   T a[ROWS][K], b[K][COLUMNS], c[ROWS][COLUMNS];
   for (int l = 0; l < LANES; l++) {
@@ -73,6 +82,7 @@ static void m16n8(const Collective* const* lanes) {
 }
 
 static void m8n8k4_f64(const Collective* const* lanes) {
+  constexpr int LANES = 32;
   double a[8][4], b[4][8], c[8][8];
   for (int l = 0; l < LANES; l++) {
     a[l / 4][l % 4] = *(const double*)lanes[l]->a;
@@ -85,6 +95,29 @@ static void m8n8k4_f64(const Collective* const* lanes) {
   for (int l = 0; l < LANES; l++)
     for (int i = 0; i < 2; i++) ((double*)lanes[l]->out)[i] = c[l / 4][2 * (l % 4) + i];
 }
+
+// One product of AMD's, M x M: lane l holds PER neighbours along k of row (of B: column) l % M, and of the result
+// column l % M, whose rows come in runs of GROUP.
+template <class T, int M, int PER, int GROUP, auto decode_a, auto decode_b>
+static void mfma(const Collective* const* lanes) {
+  constexpr int LANES = 64, PARTS = LANES / M, K = PARTS * PER, HELD = M / PARTS;
+  T a[M][K], b[K][M], c[M][M];
+  const auto row = [](int l, int r) { return (r / GROUP * PARTS + l / M) * GROUP + r % GROUP; };
+  for (int l = 0; l < LANES; l++) {
+    for (int e = 0; e < PER; e++) {
+      a[l % M][l / M * PER + e] = decode_a((const u8*)lanes[l]->a, e);
+      b[l / M * PER + e][l % M] = decode_b((const u8*)lanes[l]->b, e);
+    }
+    for (int r = 0; r < HELD; r++) c[row(l, r)][l % M] = ((const T*)lanes[l]->out)[r];
+  }
+  for (int i = 0; i < M; i++)
+    for (int k = 0; k < K; k++)
+      for (int j = 0; j < M; j++) c[i][j] += a[i][k] * b[k][j];
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < HELD; r++) ((T*)lanes[l]->out)[r] = c[row(l, r)][l % M];
+}
+
+static int lanes_of(Shape shape) { return shape < MFMA_FIRST ? 32 : 64; }
 
 static void multiply(const Collective* const* l, Shape shape) {
   switch (shape) {
@@ -103,6 +136,11 @@ static void multiply(const Collective* const* l, Shape shape) {
     case B1_AND: return m16n8<u32, 32, 4, And, as_bit, as_bit>(l);
     case B1_XOR: return m16n8<u32, 32, 4, Xor, as_bit, as_bit>(l);
     case F64: return m8n8k4_f64(l);
+#define EMU_MFMA(NAME, D, M, PER, A, B) \
+    case MFMA_##NAME: return mfma<D, M, PER, sizeof(D) == 8 ? 1 : 4, as_##A, as_##B>(l);
+    EMU_MFMAS
+#undef EMU_MFMA
+    case MFMA_FIRST:
     case SHAPES: break;
   }
 }

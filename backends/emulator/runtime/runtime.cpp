@@ -27,7 +27,7 @@ EXPORT void emu_free(Buffer* b) { delete b; }
 
 // 0 when every block ran to its end, 1 when a mistake ended the launch.
 EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int count, u32 shared_bytes, int policy,
-                      u64 seed, void (*print)(int, const void*, i64)) {
+                      u64 seed, const Machine* machine, void (*print)(int, const void*, i64)) {
   current = nullptr;
   clear_findings();
   counters.clear();
@@ -37,7 +37,8 @@ EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int coun
   run.entry = entry, run.args = args, run.policy = Policy(policy), run.seed = seed;
   run.print = print;
   printed.clear();
-  run.threads = count, run.warps = (count + LANES - 1) / LANES, run.shared_bytes = shared_bytes;
+  run.machine = machine, run.lanes = machine->lanes;
+  run.threads = count, run.warps = (count + run.lanes - 1) / run.lanes, run.shared_bytes = shared_bytes;
   free(shared_memory);
   shared_memory = (u8*)aligned_alloc(1024, (size_t(shared_bytes) + 1024) & ~size_t(1023));
   shared_cells.reset(shared_bytes, 16, SharedCell{});

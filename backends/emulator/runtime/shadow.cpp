@@ -62,7 +62,7 @@ static Stamp join(const Stamp& a, Stamp b) {
 static std::string name(const Stamp& s) {
   if (s.warp == MANY) return "several warps";
   if (s.lane == MANY) return "several threads of warp " + std::to_string(s.warp);
-  return "thread " + std::to_string(s.warp * LANES + s.lane);
+  return "thread " + std::to_string(s.warp * run.lanes + s.lane);
 }
 
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by) {

@@ -23,7 +23,10 @@ typedef int64_t i64;
 typedef uint64_t u64;
 
 constexpr size_t LOG = 8192;  // records of a lane before it lets the others catch up
-constexpr int LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES;
+constexpr int MAX_LANES = 64, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32;
+
+typedef u64 Lanes;  // a set of lanes of one warp
+
 
 enum Policy { FORWARD, REVERSE, RANDOM };
 
@@ -52,16 +55,30 @@ struct Thread {
 };
 
 struct Warp {
-  u32 all, ready, waiting, exited;  // lanes
-  u32 full;                         // lanes that wait because they logged much more than the others
+  Lanes all, ready, waiting, exited;
+  Lanes full;  // those that wait because they logged much more than the others
   u32 clock;  // counts syncwarp since the last barrier
-  const Collective* calls[LANES];
+  const Collective* calls[MAX_LANES];
+};
+
+constexpr int MAX_BANKS = 64;
+
+// How shared memory serves a request: the phase in which each lane is served, and the banks of 4 bytes.
+struct Banks {
+  int count, phases;
+  u8 phase[MAX_LANES];
+};
+
+struct Machine {
+  int lanes;          // of a whole warp
+  Banks banks[2][3];  // of loads and of stores, of up to 4, 8 and 16 bytes a lane
 };
 
 struct Launch {
+  const Machine* machine;
   void (*entry)(void**);
   void** args;
-  int threads, warps;
+  int threads, warps, lanes;  // `lanes` of a whole warp
   u32 shared_bytes;
   Policy policy;
   u64 seed;
@@ -93,10 +110,11 @@ static void give_way();
 static void give_way_to_any();
 static void wait_for_others();
 // ---- counters.cpp
-static void flush(int warp, u32 lanes);
+static void flush(int warp, Lanes mask);
 // ---- shadow.cpp
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
 // ---- matrix.cpp
+static int lanes_of(Shape shape);
 static void multiply(const Collective* const* lanes, Shape shape);
 
 }  // namespace emu

@@ -4,20 +4,21 @@
 namespace emu {
 
 static void shuffle(const Warp& w) {
-  for (int l = 0; l < LANES; l++) {
+  for (int l = 0; l < run.lanes; l++) {
     if (!(w.all >> l & 1)) continue;
     const Collective& c = *w.calls[l];
     int from = l;
     if (c.detail == XOR) from = l ^ c.argument;
-    else if (c.detail == INDEX) from = c.argument & (LANES - 1);
+    else if (c.detail == INDEX) from = c.argument & (run.lanes - 1);
     else from = c.detail == UP ? l - c.argument : l + c.argument;
-    if (from < 0 || from >= LANES || !(w.all >> from & 1)) from = l;
+    if (from < 0 || from >= run.lanes || !(w.all >> from & 1)) from = l;
     memcpy(c.out, w.calls[from]->a, c.bytes);
   }
 }
 
 // The 16-byte rows of up to four 8x8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8.
 static void matrices(const Warp& w, int warp) {
+  constexpr int LANES = 32;
   const Collective& first = *w.calls[0];
   const bool transposed = first.detail < 0, load = first.use == LDMATRIX;
   const int count = transposed ? -first.detail : first.detail;
@@ -53,12 +54,13 @@ static void matrices(const Warp& w, int warp) {
 
 static void perform(const Warp& w, int warp) {
   const Collective& first = *w.calls[0];
-  if (first.use != SHUFFLE && first.use != SYNCWARP && w.all != ~0u)
-    fail("divergent-collective", first.op, -1, "a matrix instruction needs 32 lanes, its warp has %d",
-         __builtin_popcount(w.all));
+  const int needs = first.use == MMA ? lanes_of(Shape(first.detail)) : 32;
+  if (first.use != SHUFFLE && first.use != SYNCWARP && size(w.all) != needs)
+    fail("divergent-collective", first.op, -1, "a matrix instruction needs %d lanes, its warp has %d", needs,
+         size(w.all));
   if (first.use == LDMATRIX || first.use == STMATRIX) return matrices(w, warp);
-  for (int l = 0; l < LANES; l++)
-    if (w.all >> l & 1) threads[warp * LANES + l].log.push_back({0, first.op, 0, u8(first.use), 0});
+  for (int l = 0; l < run.lanes; l++)
+    if (w.all >> l & 1) threads[warp * run.lanes + l].log.push_back({0, first.op, 0, u8(first.use), 0});
   if (first.use == SYNCWARP) warps[warp].clock++;
   else if (first.use == SHUFFLE) shuffle(w);
   else multiply(w.calls, Shape(first.detail));
@@ -70,15 +72,15 @@ extern "C" void emu_collective(Collective* call) {
   Thread& t = *current;
   Warp& w = warps[t.warp];
   if (w.waiting) {
-    const Collective& other = *w.calls[__builtin_ctz(w.waiting)];
+    const Collective& other = *w.calls[lowest(w.waiting)];
     if (other.op != call->op || other.use != call->use || other.detail != call->detail)
       fail("divergent-collective", call->op, other.op,
            "is at this collective while lanes of its warp wait at another");
   }
   if (w.exited)
-    fail("divergent-collective", call->op, -1, "waits for lane %d, which has exited", __builtin_ctz(w.exited));
+    fail("divergent-collective", call->op, -1, "waits for lane %d, which has exited", lowest(w.exited));
   w.calls[t.lane] = call;
-  w.waiting |= 1u << t.lane;
+  w.waiting |= Lanes(1) << t.lane;
   if (w.waiting != w.all) {
     stop_ready();
     suspend();

@@ -61,8 +61,8 @@ def test_no_barrier_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) 
         region, op = barriers(fn)[i]
         region.ops.remove(op)
         with pytest.raises(CheckError) as caught:
-            execute(code.tile, render(fn, "without a barrier", shared_bytes(fn)), [a.copy() for a in arrays], shapes,
-                    strides)
+            rendered = render(fn, "without a barrier", shared_bytes(fn), code.target)
+            execute(code.tile, rendered, [a.copy() for a in arrays], shapes, strides)
         assert any(kind in f for f in caught.value.findings for kind in ("race-", "async-pending")), caught.value
 
 

@@ -76,7 +76,7 @@ def test_no_barrier_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
         region, op = barriers(fn)[i]
         region.ops.remove(op)
         with pytest.raises(CheckError, match="race-"):
-            execute(code.tile, render(fn, "", shared_bytes(fn)), [x], [x.shape], [(1,)])
+            execute(code.tile, render(fn, "", shared_bytes(fn), code.target), [x], [x.shape], [(1,)])
 
 
 def test_tiles_too_large_for_shared_memory_are_refused() -> None:

@@ -1,0 +1,1 @@
+"""The HIP backend: AMD's data-center GPUs."""

@@ -1,0 +1,43 @@
+"""AMD targets."""
+from __future__ import annotations
+
+from functools import cache
+
+from tilelang.backends.hip.instructions import CDNA2, CDNA3, CDNA4, ROWS
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.errors import TargetError
+from tilelang.layouts import Banks, Ports, in_order
+
+SHARED_BYTES = {CDNA2: 64 << 10, CDNA3: 64 << 10, CDNA4: 160 << 10}
+"""Local memory (LDS) of a work group (the instruction set manuals, section "LDS")."""
+
+
+def _phases(*lanes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The phases of the first 32 lanes, given by the first of each run of four, and the same 32 lanes on."""
+    first = [tuple(start + i for start in phase for i in range(4)) for phase in lanes]
+    return tuple(tuple(lane + half for lane in phase) for half in (0, 32) for phase in first)
+
+
+STORES = in_order(32, 64, 32), in_order(32, 64, 16), in_order(32, 64, 8)
+"""AMD's Composable Kernel, "Understanding AMD GPU LDS and Bank Conflicts"."""
+_WIDE = Banks(32, 4, _phases((0, 20), (4, 16), (8, 28), (12, 24)))
+_WIDE_CDNA4 = Banks(64, 4, _phases((0, 12, 20, 24), (4, 8, 16, 28)))
+PORTS = Ports((in_order(32, 64, 32), in_order(32, 64, 16), _WIDE), STORES)
+PORTS_CDNA4 = Ports((in_order(64, 64, 64), in_order(64, 64, 32), _WIDE_CDNA4), STORES)
+"""As measured for HipKittens (arXiv 2511.08083)."""
+
+
+@cache
+def target(name: str) -> SimtTarget:
+    """The target of a name such as "hip:gfx942". Raises TargetError."""
+    arch = {_name(a): a for a in SHARED_BYTES}.get(name)
+    if arch is None:
+        raise TargetError(f"unknown target {name!r}", needs=", ".join(map(_name, SHARED_BYTES)), got=name,
+                          try_='tile.target("emulate:hip:gfx942")')
+    rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
+    return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if arch >= CDNA4 else PORTS, rows, False, False,
+                      frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}))
+
+
+def _name(arch: int) -> str:
+    return f"hip:gfx{arch:x}"

@@ -1,0 +1,50 @@
+"""The pipeline of all GPUs: a literal list of passes, then C++ text."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tilelang.backends.clike.render import Rendered, render
+from tilelang.backends.simt.barriers import insert_barriers
+from tilelang.backends.simt.lower import lower
+from tilelang.backends.simt.pipeline import pipeline
+from tilelang.backends.simt.place import place
+from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
+from tilelang.backends.simt.strength import reduce_strength
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.ir.core import Function
+from tilelang.passes.dce import dce
+from tilelang.passes.driver import Pass, run_passes
+from tilelang.passes.expand_casts import expand_casts
+from tilelang.passes.pipeline import TILE_PASSES
+
+THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, dce, allocate_shared, insert_barriers)
+
+
+@dataclass
+class Lowered:
+    """A kernel at every level, computed when asked for. Needs no device."""
+
+    tile: Function
+    target: SimtTarget
+
+    @cached_property
+    def placed(self) -> Function:
+        """Every tile with its layout."""
+        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline))
+
+    @cached_property
+    def thread(self) -> Function:
+        """The code of one thread."""
+        return run_passes(self.placed, self.target, THREAD_PASSES)
+
+    @cached_property
+    def rendered(self) -> Rendered:
+        """The text with its parameters and the operations it numbers."""
+        return render(self.thread, f"{self.tile.name} for {self.target.name}", shared_bytes(self.thread),
+                      self.target)
+
+    @property
+    def source(self) -> str:
+        """C++."""
+        return self.rendered.text
