@@ -90,12 +90,12 @@ def holds(wide: DType, narrow: DType) -> bool:
 
 
 def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, name: str = "") -> MmaRow | None:
-    """The row that computes the product exactly: that called `name`, else the first for its types whose `k` is not
-    more than the product's."""
+    """The row that computes the product exactly: that called `name`, else the first whose `k` is not more than the
+    product's, else the one that pads it the least."""
     exact = [row for row in rows if row.acc == acc.name and holds(dtype(row.a), a) and holds(dtype(row.b), b)]
-    alike = [row for row in exact if (row.a, row.b) == (exact[0].a, exact[0].b)]
     named = [row for row in exact if row.name == name]
-    return next(iter([*named, *(row for row in alike if row.k <= k), *alike]), None)
+    least = sorted(exact, key=lambda row: row.k * dtype(row.a).bits)
+    return next(iter([*named, *(row for row in exact if row.k <= k), *least]), None)
 
 
 def divides(layout: RegisterLayout, atom: RegisterLayout) -> bool:
