@@ -31,7 +31,7 @@ def linear(x: Any, w: Any, bias: Any, activation: str | None = None) -> Any:
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     flat = rows(x)
-    bm, bn, bk = blocks(flat.shape[0], w.shape[0], flat.shape[1])
+    bm, bn, bk = blocks(flat.shape[0], w.shape[0], flat.shape[1], gpu=tile.on_gpu(x, w))
     out = linear_kernel(flat, w, bias, BM=bm, BN=bn, BK=bk, GELU=activation == "gelu")
     return out.reshape(*x.shape[:-1], w.shape[0])
 

@@ -22,10 +22,14 @@ def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], 
     tile.store(c, (m * BM, n * BN), acc.to(c.dtype))
 
 
-def blocks(m: int, n: int, k: int, narrow: bool = False) -> tuple[int, int, int]:
-    """(BM, BN, BK): the accumulator and both operand blocks stay in a 1 MiB second-level cache, the number of blocks
-    is even where it can be, and the last block is not mostly empty. Operands that fit into i8 (`narrow`) leave room
-    for blocks of twice the height and depth, so that packing them takes a smaller share of the time."""
+def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> tuple[int, int, int]:
+    """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, the number of
+    blocks is even where it can be, and the last block is not mostly empty. Operands that fit into i8 (`narrow`) leave
+    room for blocks of twice the height and depth, so that packing them takes a smaller share of the time. On a `gpu`
+    they fill registers and shared memory."""
+    if gpu:
+        return block(m, 128, 16), block(n, 128, 16), block(k, 64 if narrow else 32, 16)
+
     def even(extent: int, largest: int, multiple: int) -> int:
         count = -(-extent // largest)
         return block(-(-extent // count), largest, multiple)
@@ -43,7 +47,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
         result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
     else:
         result = out
-    bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1], dt.is_integer and dt.max <= 127)
+    bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1], dt.is_integer and dt.max <= 127, tile.on_gpu(a, b))
     return matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc)
 
 

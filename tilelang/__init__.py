@@ -5,7 +5,7 @@ from typing import Any
 
 from tilelang.ir.dtypes import DType, codebook, dtype
 from tilelang.ir.packed import Packed
-from tilelang.jit import Kernel, get_num_threads, kernel, set_num_threads, target
+from tilelang.jit import Kernel, get_num_threads, kernel, on_gpu, set_num_threads, target
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
 from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
@@ -31,4 +31,4 @@ def function(fn: Any) -> Any:
 
 
 __all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "Tensor", "codebook", "dtype", "function",
-           "get_num_threads", "kernel", "last_counters", "set_num_threads", "target"]
+           "get_num_threads", "kernel", "last_counters", "on_gpu", "set_num_threads", "target"]

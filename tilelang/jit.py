@@ -45,6 +45,14 @@ def target(name: str) -> Iterator[None]:
         _target.reset(token)
 
 
+def on_gpu(*tensors: Any) -> bool:
+    """Whether a call with these tensors runs on a GPU, or in the emulator of one: what a wrapper chooses blocks by."""
+    name = _target.get() or config().target
+    if name:
+        return "cuda" in name or "hip" in name
+    return any(str(getattr(t, "device", "cpu")).startswith(("cuda", "hip")) for t in tensors)
+
+
 class _Guard(RuntimeError):
     """Native code found arguments it was not compiled for."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tilelang.backends.simt.facts import Facts
-from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -44,7 +44,13 @@ class Access:
         """How many neighbouring registers one access may carry."""
         t, axes = memory.type, list(op.attrs["axes"])
         assert isinstance(t, TensorType | BufferType)
-        if layout is None or t.dtype.packed or isinstance(t, BufferType):
+        if layout is None:
+            return 1
+        if isinstance(t, BufferType):
+            whole = tuple(shape) == t.shape == layout.shape and all(
+                isinstance(v.owner, sh.Const) and v.owner.attrs["value"] == 0 for v in offsets)
+            return vector_width(layout, t.layout or shared(t.shape), t.dtype.storage.itemsize)[1] if whole else 1
+        if t.dtype.packed:
             return 1
         unit = next((i for i, u in enumerate(t.unit) if u), None)
         if unit is None or unit not in axes:

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.access import address, join, lanes_of
-from tilelang.backends.simt.registers import Threads, local_offsets
+from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
@@ -28,23 +28,6 @@ Where = Callable[[tuple[Index, ...]], tuple[Index, ...]]
 
 def itself(index: tuple[Index, ...]) -> tuple[Index, ...]:
     return index
-
-
-def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[int, int]:
-    """(dimension, registers) of the widest access that a register layout makes to a shared one."""
-    best = (0, 1)
-    for d in range(layout.rank):
-        digits = place.dims[d]
-        if not digits or digits[-1][1] != 1:
-            continue
-        width = min(layout.contiguous(d), 16 // size)
-        limit = 1 << place.swizzle.base if place.swizzle else 1 << 30
-        while width > 1 and (width & (width - 1) or digits[-1][0] % width or width > limit
-                             or layout.local_size % width):
-            width -= 1
-        if width > best[1]:
-            best = (d, width)
-    return best
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Value
-from tilelang.layouts import RegisterLayout, replicated
+from tilelang.layouts import RegisterLayout, SharedLayout, replicated
 
 
 @lru_cache(maxsize=1024)
@@ -54,6 +54,23 @@ def thread_digits(layout: RegisterLayout) -> tuple[Digits, ...]:
 def repeated(layout: RegisterLayout, threads: int) -> RegisterLayout:
     """`layout` among more threads: they hold copies of it."""
     return replicated(threads // layout.num_threads, layout.rank) * layout
+
+
+def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[int, int]:
+    """(dimension, registers) of the widest access that a register layout makes to a shared one."""
+    best = (0, 1)
+    for d in range(layout.rank):
+        digits = place.dims[d]
+        if not digits or digits[-1][1] != 1:
+            continue
+        width = min(layout.contiguous(d), 16 // size)
+        limit = 1 << place.swizzle.base if place.swizzle else 1 << 30
+        while width > 1 and (width & (width - 1) or digits[-1][0] % width or width > limit
+                             or layout.local_size % width):
+            width -= 1
+        if width > best[1]:
+            best = (d, width)
+    return best
 
 
 class Threads:

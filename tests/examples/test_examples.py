@@ -1,12 +1,18 @@
-"""Every example runs, and its own assertions hold."""
+"""Every example runs, and its own assertions hold, the tutorials' also for threads."""
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
+import tilelang as tile
+from tilelang import targets
+from tilelang.config import config
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+TUTORIALS = [p for p in EXAMPLES if p.stem[0].isdigit()]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -15,7 +21,25 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("path", [p for p in EXAMPLES if p.stem[0].isdigit()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_say_the_same_by_threads(path: Path, capsys: pytest.CaptureFixture[str], fresh_config: None,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the errors they measure: sums are taken in another order."""
+    runpy.run_path(str(path))["main"]()
+    wanted = capsys.readouterr().out
+    monkeypatch.setenv("TILELANG_TARGET", "emulate:cuda:sm_80")
+    config.cache_clear()
+    targets._last.clear()
+    runpy.run_path(str(path))["main"]()
+    got = capsys.readouterr().out
+    assert tile.last_counters()  # it was emulated
+    error = re.compile(r"\d\.\de-\d\d")
+    assert error.sub("", got) == error.sub("", wanted)
+    for a, b in zip(error.findall(got), error.findall(wanted), strict=True):
+        assert 1 / 8 < float(a) / float(b) < 8
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_tutorials_stay_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
 

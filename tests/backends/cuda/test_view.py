@@ -38,6 +38,23 @@ def test_any_number_of_threads(threads: int) -> None:
     np.testing.assert_array_equal(y, np.stack([x & 15, x >> 4], -1).reshape(-1) + 1)
 
 
+def test_views_of_different_numbers_of_threads_stand_in_one_program() -> None:
+    few, many = layouts.spatial(8) * layouts.local(32), layouts.local(2) * layouts.spatial(128)
+
+    @tile.kernel
+    def both(x: tile.Tensor[tile.f32, "256"], y: tile.Out[tile.i32, "256"], z: tile.Out[tile.i32, "256"]):
+        v = tile.load(x, (0,), (256,))
+        tile.store(y, (0,), tile.view(v, tile.i32, few, layouts.local(32) * layouts.spatial(8)))
+        tile.store(z, (0,), tile.view(v, tile.i32, many, many))
+
+    x = np.random.default_rng(0).standard_normal(256).astype(np.float32)
+    assert both.lower(x, target="cuda:sm_80").rendered.threads == 128
+    with tile.target("emulate:cuda:sm_80"):
+        y, z = both(x)
+    np.testing.assert_array_equal(y, x.view(np.int32).reshape(8, 32).T.reshape(-1))
+    np.testing.assert_array_equal(z, x.view(np.int32))
+
+
 @pytest.mark.parametrize("threads", [6, 2048])
 def test_threads_that_no_program_has_are_refused(threads: int) -> None:
     a, c = layouts.spatial(threads) * layouts.local(2), layouts.spatial(threads) * layouts.local(4)
