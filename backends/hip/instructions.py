@@ -22,8 +22,8 @@ def _row(m: int, each: int, a: str, b: str, acc: str, archs: tuple[int, int]) ->
                   local(m // parts // run, 1) * spatial(parts, m) * local(run, 1), archs)
 
 
-# The first row that holds both operands exactly is taken, or one of its shape that is deeper, but not than the product;
-# others where a dot names them. Rows of which a processor has only a part are several instructions of it, one after
+# The first row that holds both operands exactly is taken, or one of its shape that is deeper, but not than the
+# product; others where a dot names them. Rows of which a processor has only a part are several instructions of it, one after
 # the other along the registers: k may be in any order, if it is the same in A and in B, and lanes read 16 bytes at a
 # time from shared memory.
 ROWS = (

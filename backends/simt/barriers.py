@@ -90,7 +90,8 @@ class _Scan:
             if op.name == "barrier":
                 state = self.after_barrier(state)
             elif op.name == "wait":  # a thread's own copies are done: others see them after a barrier
-                state = frozenset(replace(t, phase=ARRIVED) if t.writes and t.phase in self.copies else t for t in state)
+                state = frozenset(replace(t, phase=ARRIVED) if t.writes and t.phase in self.copies else t
+                                  for t in state)
             elif op.name in ("for", "while"):
                 state = self.loop(op, state, before)
             elif op.regions:

@@ -171,7 +171,7 @@ TL_FN double erf(double x) {
                             -k / 6894720, k / 76204800, -k / 918086400, k / 11975040000, -k / 168129561600,
                             k / 2528170444800, -k / 40537905408000, k / 690452066304000, -k / 12449059983360000,
                             k / 236887827111936000};
-    return __builtin_fma(x, z * poly(z, c), k * x);
+    return __builtin_copysign(__builtin_fma(x, z * poly(z, c), k * x), x);
   }
   if (!(a < 6)) return x != x ? x : __builtin_copysign(1.0, x);
   // 1 - exp(-x**2) P((x - 2.4) / (x + 2.4)), a minimax fit between 0.95 and 6.1.

@@ -1,4 +1,4 @@
-"""Every operation, in every example: the emulated text for each kind of GPU means what the interpreter says, under all checks."""
+"""Every operation, in every example: emulated text means what the interpreter says, under all checks."""
 from __future__ import annotations
 
 import numpy as np
