@@ -9,7 +9,7 @@ demo: .venv/examples
 	$(BIN)/python examples/minilm.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: .venv/dev
 	$(BIN)/ruff check .

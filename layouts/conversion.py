@@ -98,6 +98,12 @@ def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
     count = len(have)
     if count % warp:
         return None
+    held = np.zeros((count // warp, int(max(have.max(), want.max())) + 2), bool)  # the last column: any element
+    each = np.arange(count)[:, None] // warp
+    held[each, have] = True
+    held[:, -1] = True
+    if not held[each, want].all():  # found out at once, for most conversions that are tried
+        return None
     where: list[dict[int, list[tuple[int, int]]]] = []  # for each warp: element -> (lane, register)
     for first in range(0, count, warp):
         owners: dict[int, list[tuple[int, int]]] = {}

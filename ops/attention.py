@@ -22,7 +22,7 @@ def attention_kernel(
     BN: tile.Const,
     BD: tile.Const,
     BE: tile.Const,
-    ROUND: tile.Const,
+    ROUND: tile.Const = False,
 ):
     """One block of BM queries of one head for each program; BD >= D, BE >= E. Exponentials are taken to base 2. ROUND:
     probabilities take part in the second product in v's dtype, as tensor cores want them."""

@@ -8,11 +8,13 @@ from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.instructions import MmaRow
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
+from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, shared
 
 
@@ -41,7 +43,10 @@ class Dots:
         assert isinstance(la, RegisterLayout) and isinstance(lb, RegisterLayout)
         a = self._zeroed(self.of[va], la, la.rank - 1, k)
         p = self._zeroed(self.of[vb], lb, lb.rank - 2, k)
-        sizes = tuple(f.local_size for f in (row.acc_atom, row.a_atom, row.b_atom))
+        a, p = self._words(a, row.a), self._words(p, row.b)
+        per_word = {name: 32 // dtype(name).bits if dtype(name).bits < 8 else 1 for name in (row.a, row.b)}
+        sizes = (row.acc_atom.local_size, row.a_atom.local_size // per_word[row.a],
+                 row.b_atom.local_size // per_word[row.b])
         batches = prod(layout.shape[:-2])
         ni, nj = (layout.local_size // (sizes[0] * batches * self._steps(layout, row.n, 1, row)),
                   self._steps(layout, row.n, 1, row))
@@ -56,6 +61,15 @@ class Dots:
                                       ((batch * nk + kk) * nj + j) * sizes[2]))
         return b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, row=row.name, sizes=sizes,
                         steps=tuple(steps)).result
+
+    def _words(self, value: Value, name: str) -> Value:
+        """Registers of codes below 8 bits as the 32-bit words that instructions take."""
+        bits, b = dtype(name).bits, self.b
+        if bits >= 8:
+            return value
+        group, n = 32 // bits, value.shape[0]
+        parts = [b.pure(simt.Take, value, lanes=tuple(range(i, n, group))) for i in range(group)]
+        return recut(b, parts, dtype("u32"))[0]
 
     @staticmethod
     def _steps(layout: RegisterLayout, unit: int, _: int, row: MmaRow) -> int:

@@ -26,6 +26,8 @@ LOOP_WEIGHT = 8
 """How often a loop's body is assumed to run."""
 EXCHANGE = 16384
 """Cost, in bytes, of going through shared memory once: two barriers and the latency, at 128 bytes a cycle."""
+GLOBAL = 4
+"""What a byte of global memory costs beside one of shared memory."""
 Map = Callable[[RegisterLayout], RegisterLayout | None]
 
 
@@ -97,7 +99,7 @@ def reshaped(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[int, ...])
 @lru_cache(maxsize=4096)
 def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None, size: int, width: int,
                 warp: int) -> int:
-    """Bytes of the 32-byte sectors that a block access touches, plus 32 for every instruction of every warp."""
+    """Bytes of the 32-byte sectors that a block access touches, weighed, plus 32 for every instruction of a warp."""
     table = flat_table(layout, shape)[:warp]
     vector = 1
     if axis is not None:
@@ -114,7 +116,7 @@ def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None
         other = first // (row * shape[axis]) * row + first % row
         sector = np.where(first >= 0, other * (1 << 40) + inner * size // 32, -1)
         sectors = sum(len(np.unique(sector[:, i][sector[:, i] >= 0])) for i in range(sector.shape[1]))
-    return warps * (32 * sectors + 32 * first.shape[1])
+    return warps * (GLOBAL * 32 * sectors + 32 * first.shape[1])
 
 
 @lru_cache(maxsize=4096)
@@ -145,6 +147,7 @@ class Inference:
         self.direct = {s.value for s in staged.values()}
         self.parent: dict[Value, Value] = {}
         self.groups: dict[Value, Group] = {}
+        self.stores: dict[Op, Group] = {}  # a tile may be stored in another layout than it was computed in
         self.dots: list[DotSite] = []
         self._unite(fn.body)
         for v in list(self.parent):
@@ -216,7 +219,7 @@ class Inference:
                 for inner in op.regions:
                     self._survey(inner, inside)
 
-    def _access(self, op: Op, tile: Value, weight: int) -> None:
+    def _access(self, op: Op, group: Group, weight: int) -> None:
         t = op.operands[0].type
         assert isinstance(t, TensorType | BufferType)
         axis, width = None, t.dtype.storage.itemsize
@@ -225,15 +228,20 @@ class Inference:
             axes = list(op.attrs["axes"])
             axis = axes.index(unit) if unit in axes else None
             width = 16 if isinstance(t, BufferType) else min(t.align, 16)
-        self.group(tile).accesses.append((axis, t.dtype.storage.itemsize, width, weight))
+        group.accesses.append((axis, t.dtype.storage.itemsize, width, weight))
 
     def _survey_load(self, op: Op, weight: int) -> None:
         if op.result.shape and op not in self.staged:
-            self._access(op, op.result, weight)
+            self._access(op, self.group(op.result), weight)
 
     def _survey_store(self, op: Op, weight: int) -> None:
-        if op.operands[-1].shape:
-            self._access(op, op.operands[-1], weight)
+        v = op.operands[-1]
+        if v.shape:
+            group = self.stores[op] = Group(v.shape, v.dtype.storage.itemsize)
+            self._access(op, group, weight)
+            edge = Edge(self.group(v), group, same, same, same, v.shape, v.dtype.storage.itemsize, weight)
+            edge.src.edges.append(edge)
+            group.edges.append(edge)
 
     def _survey_broadcast(self, op: Op, weight: int) -> None:
         src, dst = op.operands[0], op.result
@@ -327,7 +335,7 @@ class Inference:
 
     def _descend(self) -> int:
         """Improves one group at a time, the largest first; gives the cost of the whole."""
-        order = sorted(self.groups.values(), key=lambda g: -prod(g.shape))
+        order = sorted(self.every(), key=lambda g: -prod(g.shape))
         for _ in range(8):
             changed = False
             for g in order:
@@ -338,9 +346,13 @@ class Inference:
                 break
         return sum(self._cost(g, g.layout) for g in order if g.layout is not None)
 
+    def every(self) -> list[Group]:
+        """All groups."""
+        return [*self.groups.values(), *self.stores.values()]
+
     def registers(self) -> int:
         """32-bit registers of a thread that the largest tile takes."""
-        return max((g.layout.local_size * g.bytes // 4 for g in self.groups.values() if g.layout is not None),
+        return max((g.layout.local_size * g.bytes // 4 for g in self.every() if g.layout is not None),
                    default=0)
 
     def solve(self) -> int:
@@ -348,13 +360,13 @@ class Inference:
         best: tuple[int, dict[Group, RegisterLayout]] | None = None
         count = max((len(site.plans) for site in self.dots), default=1)
         for start in range(count):
-            for g in self.groups.values():
+            for g in self.every():
                 g.layout = None
             for site in self.dots:
                 site.acc.layout = list(site.plans)[min(start, len(site.plans) - 1)]
             cost = self._descend()
             if best is None or cost < best[0]:
-                best = cost, {g: g.layout for g in self.groups.values() if g.layout is not None}
+                best = cost, {g: g.layout for g in self.every() if g.layout is not None}
         assert best is not None
         for g, f in best[1].items():
             g.layout = f

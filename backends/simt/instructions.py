@@ -90,13 +90,12 @@ def holds(wide: DType, narrow: DType) -> bool:
 
 
 def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, name: str = "") -> MmaRow | None:
-    """The row that computes the product exactly: that called `name`, else the first, or the deepest of its kind that
-    is not deeper than the product."""
+    """The row that computes the product exactly: that called `name`, else the first whose `k` is not more than the
+    product's, else the one that pads it the least."""
     exact = [row for row in rows if row.acc == acc.name and holds(dtype(row.a), a) and holds(dtype(row.b), b)]
-    if named := [row for row in exact if row.name == name]:
-        return named[0]
-    alike = [row for row in exact if (row.a, row.b, row.m, row.n) == (exact[0].a, exact[0].b, exact[0].m, exact[0].n)]
-    return max(alike, key=lambda row: (row.k <= k, row.k if row.k <= k else -row.k), default=None)
+    named = [row for row in exact if row.name == name]
+    least = sorted(exact, key=lambda row: row.k * dtype(row.a).bits)
+    return next(iter([*named, *(row for row in exact if row.k <= k), *least]), None)
 
 
 def divides(layout: RegisterLayout, atom: RegisterLayout) -> bool:

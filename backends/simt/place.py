@@ -167,6 +167,13 @@ class _Placer:
             src = self.convert(src, before_broadcast(self.layout(op.result), src.shape, op.result.shape), op)
         self.finish(op, [src])
 
+    def _place_store(self, op: Op, operands: Sequence[Value]) -> None:
+        if op in self.inference.stores:
+            layout = self.inference.stores[op].layout
+            assert layout is not None
+            operands = [*operands[:-1], self.convert(operands[-1], layout, op)]
+        self.finish(op, operands)
+
     # -- operands by way of shared memory -----------------------------------------------------------------------------
     def _place_load(self, op: Op, operands: Sequence[Value]) -> None:
         if op not in self.staged:

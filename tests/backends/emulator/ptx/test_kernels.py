@@ -57,6 +57,11 @@ CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with ins
     "attention": (attention_kernel, {"q": draw(1, 2, 20, 16), "k": draw(1, 1, 24, 16), "v": draw(1, 1, 24, 16),
                                      "o": zeros(1, 2, 20, 16), "scale": 0.25, "CAUSAL": True, "BM": 16, "BN": 16,
                                      "BD": 16, "BE": 16}, ("ex2.approx", "bar.sync")),
+    "attention f16": (attention_kernel, {
+        "q": draw(1, 2, 20, 16, dtype=np.float16), "k": draw(1, 1, 24, 16, dtype=np.float16),
+        "v": draw(1, 1, 24, 16, dtype=np.float16), "o": zeros(1, 2, 20, 16, dtype=np.float16), "scale": 0.25,
+        "CAUSAL": True, "BM": 16, "BN": 16, "BD": 16, "BE": 16, "ROUND": True},
+        ("ex2.approx", "mma.sync", "ldmatrix", "cp.async")),
 }
 
 
