@@ -35,12 +35,13 @@ class Lowered(simt.Lowered):
     @property
     def report(self) -> dict[str, int | float | str]:
         """What a block uses (vector registers of a thread and how many of them only accumulate, scalar registers of a
-        wave, bytes spilled by a thread, shared memory), how many blocks a compute unit holds at once, which share of
-        its waves that is, and what keeps more out."""
+        wave and how many more of them lanes of vector registers keep, bytes spilled by a thread, shared memory), how
+        many blocks a compute unit holds at once, which share of its waves that is, and what keeps more out."""
         uses, threads = self.product[1], self.rendered.threads
-        blocks, limit = resident_blocks(self.target.shared_bytes, threads, uses["registers"], uses["shared_bytes"])
+        shared = uses["shared_bytes"]
+        blocks, limit = resident_blocks(self.target.shared_bytes, threads, uses["registers"], shared)
         return {"registers": uses["registers"], "accumulation_registers": uses["accumulation_registers"],
-                "scalar_registers": uses["scalar_registers"],
-                "spills": 4 * (uses["spilled_registers"] + uses["scalar_spills"]), "stack_bytes": uses["stack_bytes"],
-                "shared_bytes": uses["shared_bytes"], "threads": threads, "resident_blocks": blocks,
-                "occupancy": occupancy(threads, blocks), "limited_by": limit}
+                "scalar_registers": uses["scalar_registers"], "scalar_spills": uses["scalar_spills"],
+                "spills": 4 * uses["spilled_registers"], "stack_bytes": uses["stack_bytes"], "shared_bytes": shared,
+                "threads": threads, "resident_blocks": blocks, "occupancy": occupancy(threads, blocks),
+                "limited_by": limit}

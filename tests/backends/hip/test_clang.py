@@ -9,6 +9,7 @@ import pytest
 import tilelang as tile
 from tests.backends.cuda import wrappers
 from tests.backends.simt import kernels
+from tilelang import targets
 from tilelang.backends.clike.expressions import c_type
 from tilelang.backends.hip import clang
 from tilelang.backends.hip.compile import Lowered
@@ -78,6 +79,18 @@ def test_a_matmul_in_machine_code(arch: str) -> None:
     assert held >= 1 and held * threads // 64 * report["registers"] <= 4 * REGISTERS
     assert held * report["shared_bytes"] <= lowered.target.shared_bytes
     assert report["occupancy"] == held * threads / 64 / 32 <= 1
+
+
+@compiles
+@pytest.mark.parametrize("name", ["attention f16, 2 stages", "rows", "ops.gelu", "ops.layer_norm", "ops.linear"])
+def test_whole_kernels_link_and_do_not_spill(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Lowered] = []
+    monkeypatch.setattr(targets, "emulate", lambda code, *arguments: seen.append(code))
+    with tile.target("emulate:hip:gfx942"):
+        kernels.calls()[name]()
+    for lowered in seen:
+        assert lowered.report["spills"] == lowered.report["scalar_spills"] == lowered.report["stack_bytes"] == 0
+    assert seen
 
 
 @pytest.mark.parametrize(("threads", "registers", "shared", "blocks", "limit"), [
