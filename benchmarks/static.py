@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import sass
-from tests.backends.cuda import kernels
+from tests.backends.simt import kernels
 from tilelang import targets
 from tilelang.backends.cuda import nvrtc
 from tilelang.backends.cuda.compile import Lowered

@@ -1,5 +1,5 @@
 """A fuzz campaign: `python -m tests.fuzz SECONDS`. Stops at the first difference between the interpreter, machine code
-and emulated CUDA text under all checks, shrinks it, and writes a runnable reproducer."""
+and emulated GPU text under all checks, shrinks it, and writes a runnable reproducer."""
 from __future__ import annotations
 
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.backends.cpu.native import native
-from tests.backends.cuda.emulated import emulated
+from tests.backends.simt.emulated import emulated
 from tests.strategies import functions
 from tilelang.ir.core import Function
 from tilelang.passes.meaning import difference
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 '''
 
 
-EMULATED = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a")
+EMULATED = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a", "hip:gfx90a", "hip:gfx942", "hip:gfx950")
 
 
 def check(fn: Function, target: str = "cpu") -> str:

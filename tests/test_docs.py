@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tilelang.backends.cuda import nvrtc, products
+from tilelang.backends.hip import clang
 from tilelang.cli import main
 from tilelang.config import table
 
@@ -21,7 +22,9 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for lin
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if "--emit report" in command and nvrtc.find() is None:
+    if "hip:" in command and "--emit report" in command and clang.version() is None:
+        pytest.skip("ziglang is not installed")
+    if "cuda:" in command and "--emit report" in command and nvrtc.find() is None:
         pytest.skip("nvidia-cuda-nvrtc is not installed")
     if "--emit assembly" in command and None in (nvrtc.find(), products.nvdisasm()):
         pytest.skip("nvidia-cuda-nvrtc or nvidia-cuda-nvdisasm is not installed")
@@ -42,8 +45,9 @@ def test_programs_run(code: str, capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_every_report_entry_and_variable_is_explained() -> None:
-    assert table() in PAGE and len(COMMANDS) == 8
+    assert table() in PAGE and len(COMMANDS) == 10
     entries = re.search(r"## Reading a report\n(.*?)\n## ", PAGE, re.S)[1]
-    source = (ROOT / "backends" / "cuda" / "compile.py").read_text()
-    for entry in re.findall(r'"(\w+)": ', source[source.index("def report"):]):
-        assert f"`{entry}`" in entries
+    for backend in ("cuda", "hip"):
+        source = (ROOT / "backends" / backend / "compile.py").read_text()
+        for entry in re.findall(r'"(\w+)": ', source[source.index("def report"):]):
+            assert f"`{entry}`" in entries

@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     compile_ = commands.add_parser("compile", help="print a kernel at one level of the compiler")
     compile_.add_argument("--emit", choices=LEVELS, default="tile")
-    compile_.add_argument("--target", default="cpu", help="cpu, cuda:sm_80 … (default: cpu)")
+    compile_.add_argument("--target", default="cpu", help="cpu, cuda:sm_80, hip:gfx942 … (default: cpu)")
     compile_.add_argument("--align", type=int, default=16, metavar="BYTES", choices=(1, 2, 4, 8, 16),
                           help="what addresses and rows are multiples of on a GPU (default: 16)")
     compile_.set_defaults(run=compile_command)

@@ -8,11 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tilelang.backends.simt.products import COMMON
 from tilelang.errors import TargetError
 
 INCLUDE = Path(__file__).resolve().parent / "include"
-COMMON = INCLUDE.parents[1] / "clike" / "include"
-"""What every prelude shares."""
 
 
 class Compiled(NamedTuple):

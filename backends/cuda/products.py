@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import tempfile
@@ -10,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tilelang import cache
 from tilelang.backends.cuda import nvrtc
+from tilelang.backends.simt.products import Uses, cached, identity
 from tilelang.errors import TargetError
 
 
@@ -19,30 +18,23 @@ class Product(NamedTuple):
     """Machine code of one kernel, and what it uses: registers, spill_bytes, stack_bytes, shared_bytes (static)."""
 
     cubin: bytes
-    uses: dict[str, int]
+    uses: Uses
 
 
 @lru_cache(maxsize=1)
 def _compiler() -> str:
-    """Changes whenever machine code may: NVRTC itself, how it is called, or the prelude."""
     found = nvrtc.find()
     info = found[1].stat() if found else None
-    parts = [str((nvrtc.version(), info and (info.st_size, info.st_mtime_ns))), Path(nvrtc.__file__).read_text()]
-    for header in (h for d in (nvrtc.INCLUDE, nvrtc.COMMON) for h in sorted(d.glob("*.h"))):
-        parts += [header.name, header.read_text()]
-    return cache.key(*parts)
+    version = str((nvrtc.version(), info and (info.st_size, info.st_mtime_ns)))
+    return identity(version, nvrtc.__file__, nvrtc.INCLUDE)
 
 
 def product(text: str, kernel: str, arch: str) -> Product:
     """The machine code of `kernel` in a text for a processor such as `sm_90a`. Raises TargetError."""
-    name = cache.key("cubin", _compiler(), arch, kernel, text)
-    stored = cache.default().get(name)
-    if stored is None:
+    def make() -> tuple[bytes, Uses]:
         made = nvrtc.compile(text, arch)
-        stored = json.dumps(made.report[kernel]).encode() + b"\n" + made.cubin
-        cache.default().put(name, stored)
-    uses, _, cubin = stored.partition(b"\n")
-    return Product(cubin, json.loads(uses))
+        return made.cubin, made.report[kernel]
+    return Product(*cached(("cubin", _compiler(), arch, kernel, text), make))
 
 
 def nvdisasm() -> str | None:

@@ -1,8 +1,47 @@
 """HIP C++ text to machine code and what it uses."""
 from __future__ import annotations
 
+from functools import cached_property
+
+from tilelang.backends.hip import clang
+from tilelang.backends.hip.occupancy import occupancy, resident_blocks
 from tilelang.backends.simt import compile as simt
+from tilelang.backends.simt.products import Uses
 
 
 class Lowered(simt.Lowered):
     """A kernel at every level, machine code of AMD's included."""
+
+    @property
+    def arch(self) -> str:
+        """The processor, such as `gfx942`."""
+        return self.target.name.removeprefix("hip:")
+
+    @cached_property
+    def product(self) -> tuple[bytes, Uses]:
+        """A code object as clang made it, with what it uses."""
+        return clang.product(self.source, self.rendered.name, self.arch)
+
+    @property
+    def code_object(self) -> bytes:
+        """Machine code. Raises TargetError where the package ziglang is not installed."""
+        return self.product[0]
+
+    @cached_property
+    def assembly(self) -> str:
+        """The machine code as instructions. Raises TargetError where the package ziglang is not installed."""
+        return clang.assembly(self.source, self.arch)
+
+    @property
+    def report(self) -> dict[str, int | float | str]:
+        """What a block uses (vector registers of a thread and how many of them only accumulate, scalar registers of a
+        wave and how many more of them lanes of vector registers keep, bytes spilled by a thread, shared memory), how
+        many blocks a compute unit holds at once, which share of its waves that is, and what keeps more out."""
+        uses, threads = self.product[1], self.rendered.threads
+        shared = uses["shared_bytes"]
+        blocks, limit = resident_blocks(self.target.shared_bytes, threads, uses["registers"], shared)
+        return {"registers": uses["registers"], "accumulation_registers": uses["accumulation_registers"],
+                "scalar_registers": uses["scalar_registers"], "scalar_spills": uses["scalar_spills"],
+                "spills": 4 * uses["spilled_registers"], "stack_bytes": uses["stack_bytes"], "shared_bytes": shared,
+                "threads": threads, "resident_blocks": blocks, "occupancy": occupancy(threads, blocks),
+                "limited_by": limit}

@@ -22,19 +22,22 @@ def _row(m: int, each: int, a: str, b: str, acc: str, archs: tuple[int, int]) ->
                   local(m // parts // run, 1) * spatial(parts, m) * local(run, 1), archs)
 
 
-def _pair(each: int, a: str, b: str, acc: str, archs: tuple[int, int]) -> tuple[MmaRow, MmaRow]:
-    """The two sizes: the smaller one stands first, for it fits more tiles and is as fast."""
-    return _row(16, each, a, b, acc, archs), _row(32, each, a, b, acc, archs)
-
-
-# The first row that holds both operands exactly is taken, of the same types the first not deeper than the product.
+# The first row that holds both operands exactly and is not deeper than the product is taken: deep ones stand first,
+# and larger ones after those that fit more tiles and are as fast. Rows of which a processor has only a part are
+# several instructions of it, one after the other along the registers: k may be in any order, if it is the same in A
+# and in B, and lanes read 16 bytes at a time from shared memory.
 ROWS = (
-    *(row for a in ("f8e4m3", "f8e5m2") for b in ("f8e4m3", "f8e5m2")
-      for row in (*_pair(8, a + "fnuz", b + "fnuz", "f32", (CDNA3, CDNA3)), *_pair(8, a, b, "f32", (CDNA4, _EVER)))),
-    *(row for t in ("f16", "bf16")
-      for row in (*_pair(8, t, t, "f32", (CDNA4, _EVER)), *_pair(4, t, t, "f32", (CDNA2, _EVER)))),
-    *_pair(1, "f32", "f32", "f32", (CDNA2, _EVER)),
-    *_pair(8, "i8", "i8", "i32", (CDNA3, _EVER)),
-    *_pair(4, "i8", "i8", "i32", (CDNA2, CDNA2)),
-    _row(16, 1, "f64", "f64", "f64", (CDNA2, _EVER)),
+    *(_row(m, each, a + kind, b + kind, "f32", archs)
+      for a in ("f8e4m3", "f8e5m2") for b in ("f8e4m3", "f8e5m2")
+      for kind, archs in (("fnuz", (CDNA3, CDNA3)), ("", (CDNA4, _EVER)))
+      for m, each in ((16, 16), (16, 8), (32, 8))),
+    *(_row(m, each, t, t, "f32", archs)
+      for t in ("f16", "bf16")
+      for m, each, archs in ((16, 8, (CDNA2, _EVER)), (16, 4, (CDNA2, _EVER)), (32, 8, (CDNA4, _EVER)),
+                             (32, 4, (CDNA2, _EVER)))),
+    *(_row(m, each, "f32", "f32", "f32", (CDNA2, _EVER)) for m, each in ((16, 4), (16, 1), (32, 1))),
+    *(_row(m, each, "i8", "i8", "i32", archs)
+      for m, each, archs in ((16, 16, (CDNA3, _EVER)), (16, 8, (CDNA2, _EVER)), (16, 4, (CDNA2, CDNA2)),
+                             (32, 16, (CDNA4, _EVER)), (32, 8, (CDNA3, _EVER)), (32, 4, (CDNA2, CDNA2)))),
+    *(_row(16, each, "f64", "f64", "f64", (CDNA2, _EVER)) for each in (2, 1)),
 )

@@ -70,9 +70,9 @@ class _Scan:
         tensors = [p for p in fn.params if isinstance(p.type, TensorType)]
         self.place.update({p: (GLOBAL + i, GLOBAL + i + 1) for i, p in enumerate(tensors)})
         managed = {op.result for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
-        self.copies = {
-            op.attrs["phase"] for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed
-        }
+        writes = [op for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed]
+        self.copies = {op.attrs["phase"] for op in writes}
+        self.asynchronous = {op.attrs["phase"] for op in writes if op.name == "st_async"}
 
     def touches(self, op: Op) -> list[Touch]:
         phase = op.attrs.get("phase", 0)
@@ -80,17 +80,18 @@ class _Scan:
         return [Touch(*self.place[root(v)], op.effects == "write", phase) for v in touched
                 if phase and isinstance(v.type, BufferType | TensorType)]
 
-    def under_way(self, t: Touch) -> bool:
-        """Whether this is a copy that nothing has waited for."""
-        return t.writes and t.phase in self.copies
+    def after_barrier(self, state: State) -> State:
+        """Copies under way are not done by a barrier."""
+        return frozenset(t for t in state if t.writes and t.phase in self.asynchronous)
 
     def region(self, region: Region, state: State, before: set[Op]) -> State:
         """The accesses pending after the region; `before` collects operations that need a barrier in front."""
         for op in region.ops:
-            if op.name == "barrier":  # copies under way are not done by it
-                state = frozenset(t for t in state if self.under_way(t))
+            if op.name == "barrier":
+                state = self.after_barrier(state)
             elif op.name == "wait":  # a thread's own copies are done: others see them after a barrier
-                state = frozenset(replace(t, phase=ARRIVED) if self.under_way(t) else t for t in state)
+                state = frozenset(replace(t, phase=ARRIVED) if t.writes and t.phase in self.copies else t
+                                  for t in state)
             elif op.name in ("for", "while"):
                 state = self.loop(op, state, before)
             elif op.regions:
@@ -99,7 +100,7 @@ class _Scan:
                 mine = self.touches(op)
                 if any(t.conflicts(o) for t in mine for o in state):
                     before.add(op)
-                    state = frozenset(t for t in state if self.under_way(t))
+                    state = self.after_barrier(state)
                 state = state | frozenset(mine)
         return state
 

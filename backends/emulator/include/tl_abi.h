@@ -21,12 +21,16 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
   EMU_MFMA(32x32x8_bf16, float, 32, 4, bf16, bf16)             \
   EMU_MFMA(32x32x16_bf16, float, 32, 8, bf16, bf16)            \
   EMU_MFMA(16x16x4_f32, float, 16, 1, f32, f32)                \
+  EMU_MFMA(16x16x16_f32, float, 16, 4, f32, f32)               \
   EMU_MFMA(32x32x2_f32, float, 32, 1, f32, f32)                \
   EMU_MFMA(16x16x4_f64, double, 16, 1, f64, f64)               \
+  EMU_MFMA(16x16x8_f64, double, 16, 2, f64, f64)               \
   EMU_MFMA(16x16x16_i8, u32, 16, 4, s8, s8)                    \
   EMU_MFMA(16x16x32_i8, u32, 16, 8, s8, s8)                    \
+  EMU_MFMA(16x16x64_i8, u32, 16, 16, s8, s8)                   \
   EMU_MFMA(32x32x8_i8, u32, 32, 4, s8, s8)                     \
   EMU_MFMA(32x32x16_i8, u32, 32, 8, s8, s8)                    \
+  EMU_MFMA(32x32x32_i8, u32, 32, 16, s8, s8)                   \
   EMU_MFMA_F8(e4m3, e4m3)                                      \
   EMU_MFMA_F8(e4m3, e5m2)                                      \
   EMU_MFMA_F8(e5m2, e4m3)                                      \
@@ -35,8 +39,9 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
   EMU_MFMA_F8(e4m3fnuz, e5m2fnuz)                              \
   EMU_MFMA_F8(e5m2fnuz, e4m3fnuz)                              \
   EMU_MFMA_F8(e5m2fnuz, e5m2fnuz)
-#define EMU_MFMA_F8(A, B)                          \
-  EMU_MFMA(16x16x32_##A##_##B, float, 16, 8, A, B) \
+#define EMU_MFMA_F8(A, B)                           \
+  EMU_MFMA(16x16x32_##A##_##B, float, 16, 8, A, B)  \
+  EMU_MFMA(16x16x64_##A##_##B, float, 16, 16, A, B) \
   EMU_MFMA(32x32x16_##A##_##B, float, 32, 8, A, B)
 
 enum Shape { F16_K16, BF16_K16, F16_K8, S8, U8, S8U8, U8S8, TF32, E4M3, E5M2, F64, B1_AND, B1_XOR, S4, U4, MFMA_FIRST,

@@ -8,10 +8,10 @@ import pytest
 
 import tilelang as tile
 from tests.backends.cpu.test_print import argument, talk
-from tests.backends.cuda.emulated import emulated
-from tests.backends.cuda.test_kernels import barriers
 from tests.backends.emulator.ptx.test_kernels import execute as by_ptx
 from tests.backends.emulator.ptx.tiers import needs_nvrtc
+from tests.backends.simt.emulated import emulated
+from tests.backends.simt.test_kernels import barriers
 from tilelang.backends.clike.render import render
 from tilelang.backends.emulator.execute import execute
 from tilelang.backends.simt.shared_memory import shared_bytes

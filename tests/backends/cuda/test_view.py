@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import tilelang as tile
-from tests.backends.cuda.emulated import emulated
+from tests.backends.simt.emulated import emulated
 from tests.views import views
 from tilelang import layouts
 from tilelang.errors import TargetError

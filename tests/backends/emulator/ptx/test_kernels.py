@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import tilelang as tile
-from tests.backends.cuda.emulated import emulated
 from tests.backends.emulator.ptx.tiers import needs_nvrtc, ptx
+from tests.backends.simt.emulated import emulated
 from tests.ir.op_examples import EXAMPLES, example
 from tilelang import targets
 from tilelang.backends.clike.render import Rendered

@@ -42,8 +42,8 @@ MISTAKES = {  # file, what stands there, what a slip would make of it, the wrapp
     "no commit": ("tl.h", 'asm volatile("cp.async.commit_group;" ::: "memory");', "", "memory_float_1"),
     "async copy of everything": ("tl.h", "mask ? bytes : 0", "bytes", "memory_u16_8"),
     "unordered maximum": ("tl_math.h", "max.NaN.f32 %0, %1, %2", "min.NaN.f32 %0, %1, %2", "atomic_float"),
-    "bits cleared by or": ("tl.h", "atomicAnd(w, ~(field << shift))", "atomicOr(w, field << shift)", "bits"),
-    "the other extreme": ("tl.h", "return atomicMax(p + off, v)", "return atomicMin(p + off, v)", "atomic_u32"),
+    "bits cleared by or": ("tl.h", "return atomicAnd(p, v)", "return atomicOr(p, ~v)", "bits"),
+    "the other extreme": ("tl.h", "return atomicMax(p, v)", "return atomicMin(p, v)", "atomic_u32"),
 }
 
 

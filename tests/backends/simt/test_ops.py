@@ -1,17 +1,18 @@
-"""Every operation, in every example: the emulated CUDA text means what the interpreter says, under all checks."""
+"""Every operation, in every example: emulated text means what the interpreter says, under all checks."""
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.backends.cuda.emulated import emulated
+from tests.backends.simt.emulated import emulated
 from tests.ir.op_examples import EXAMPLES, example
 from tests.strategies import functions
 from tilelang.ir.core import Function
 from tilelang.ir.parser import parse
 from tilelang.passes.meaning import difference
 
+TARGETS = ("cuda:sm_80", "hip:gfx942")
 TILE = [key for key in EXAMPLES if example(key).level == "tile"]
 FOUND = {
     "a layout of the result of a reduction was tried for its operand": """\
@@ -52,19 +53,22 @@ func @fuzzed(%x: tensor<in i32, M:1>, %t: tensor<inout i64, N:1>, %y: tensor<out
 }
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("key", TILE)
-def test_emulated_text_means_what_the_interpreter_says(key: str) -> None:
+def test_emulated_text_means_what_the_interpreter_says(key: str, target: str) -> None:
     fn = example(key)
-    assert difference(fn, emulated(fn), np.random.default_rng(1), trials=2) == ""
+    assert difference(fn, emulated(fn, target), np.random.default_rng(1), trials=2) == ""
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
-def test_found_before(text: str) -> None:
+def test_found_before(text: str, target: str) -> None:
     fn = parse(text)
-    assert difference(fn, emulated(fn), np.random.default_rng(0)) == ""
+    assert difference(fn, emulated(fn, target), np.random.default_rng(0)) == ""
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
-@given(functions(old_values=False))
-def test_random_functions(fn: Function) -> None:
-    assert difference(fn, emulated(fn), np.random.default_rng(0), trials=1) == ""
+@given(fn=functions(old_values=False))
+def test_random_functions(target: str, fn: Function) -> None:
+    assert difference(fn, emulated(fn, target), np.random.default_rng(0), trials=1) == ""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tilelang as tile
-from tests.backends.cuda import kernels
+from tests.backends.simt import kernels
 from tilelang import targets
 from tilelang.backends.clike.render import render
 from tilelang.backends.emulator.execute import execute
@@ -14,7 +14,7 @@ from tilelang.errors import CheckError
 from tilelang.ir.core import Function, Op, Region
 
 CALLS = kernels.calls()
-TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a")
+TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a", "hip:gfx90a", "hip:gfx942", "hip:gfx950")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -41,9 +41,10 @@ def barriers(fn: Function) -> list[tuple[Region, Op]]:
     return found
 
 
+@pytest.mark.parametrize("target", ["cuda:sm_80", "hip:gfx942"])
 @pytest.mark.parametrize("name", ["matmul f16", "matmul f16, 3 stages", "attention f16", "attention f16, 2 stages",
                                   "rows", "matmul f32", "ops.layer_norm"])
-def test_no_barrier_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_barrier_can_be_left_out(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     run = targets.emulate
 
@@ -51,7 +52,7 @@ def test_no_barrier_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) 
         seen.append((code, [np.array(a) for a in arrays], shapes, strides))
         run(code, arrays, shapes, strides)
     monkeypatch.setattr(targets, "emulate", spy)
-    with tile.target("emulate:cuda:sm_80"):
+    with tile.target("emulate:" + target):
         CALLS[name]()
     code, arrays, shapes, strides = seen[-1]
     count = len(barriers(code.thread))
@@ -66,12 +67,14 @@ def test_no_barrier_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) 
         assert any(kind in f for f in caught.value.findings for kind in ("race-", "async-pending")), caught.value
 
 
-def test_counters_of_a_matmul() -> None:
-    """Tensor cores, no bank conflicts, whole sectors, 16 bytes at a time."""
+@pytest.mark.parametrize(("target", "product"), [("cuda:sm_80", 16 * 8 * 16), ("hip:gfx942", 16 * 16 * 32),
+                                                 ("hip:gfx950", 16 * 16 * 32)])
+def test_counters_of_a_matmul(target: str, product: int) -> None:
+    """Matrix instructions, no bank conflicts, whole sectors, 16 bytes at a time."""
     a, b = kernels.normal(128, 64, dtype=np.float16), kernels.normal(64, 128, dtype=np.float16)
-    with tile.target("emulate:cuda:sm_80"):
+    with tile.target("emulate:" + target):
         kernels.matmul(a, b, BM=64, BN=64, BK=32, STAGES=3)
     total = sum(tile.last_counters().values(), start=next(iter(tile.last_counters().values())).__class__())
-    assert total.mma == 128 * 128 * 64 // (16 * 8 * 16)
+    assert total.mma == 128 * 128 * 64 // product
     assert total.wavefronts == total.ideal_wavefronts
     assert total.sectors == total.ideal_sectors

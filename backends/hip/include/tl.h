@@ -1,0 +1,137 @@
+#pragma once
+// The prelude of emitted kernels for clang's AMD target: no HIP headers, no device library, only builtins. An
+// instruction that a processor lacks fails to compile where a kernel uses it.
+
+#define TL_FN inline __attribute__((device, always_inline))
+#define TL_COPY __builtin_memcpy
+#include "tl_common.h"
+#include "tl_math.h"
+
+static_assert(TL_WARP == 64, "a wave has 64 lanes");
+
+namespace tl {
+
+TL_FN int thread() { return __builtin_amdgcn_workitem_id_x(); }
+
+TL_FN i64 program() {  // y only where the threads of all work groups are too many for one dimension
+  const u32 width = __builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x();
+  return __builtin_amdgcn_workgroup_id_x() + i64(__builtin_amdgcn_workgroup_id_y()) * width;
+}
+
+#define TL_FETCH(NAME, BUILTIN)                                                            \
+  template <class T>                                                                       \
+  TL_FN T fetch_##NAME(T* p, plain<T> v) {                                                 \
+    return BUILTIN(p, v, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);                      \
+  }
+TL_FETCH(add, __hip_atomic_fetch_add)
+TL_FETCH(max, __hip_atomic_fetch_max)
+TL_FETCH(min, __hip_atomic_fetch_min)
+TL_FETCH(and, __hip_atomic_fetch_and)
+TL_FETCH(or, __hip_atomic_fetch_or)
+#undef TL_FETCH
+
+template <class T>
+TL_FN T fetch_cas(T* p, plain<T> seen, plain<T> wanted) {
+  __hip_atomic_compare_exchange_strong(p, &seen, wanted, __ATOMIC_RELAXED, __ATOMIC_RELAXED,
+                                       __HIP_MEMORY_SCOPE_AGENT);
+  return seen;
+}
+
+}  // namespace tl
+
+#include "tl_device.h"
+
+namespace tl {
+
+// Copies go through registers: data is there when the copy has been made.
+template <int N, class T>
+TL_FN void cp_async(T* s, int soff, const T* g, i64 goff, bool mask, op o) {
+  st<N>(s, soff, ld<N>(g, goff, mask, o), o);
+}
+
+TL_FN void cp_commit(op) {}
+template <int PENDING> TL_FN void cp_wait(op) {}
+
+// ---- threads meeting
+
+TL_FN void barrier(op) {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+TL_FN void syncwarp(op) {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+  __builtin_amdgcn_wave_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
+TL_FN int lane() { return __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)); }
+
+TL_FN u32 from_lane(u32 v, int source) { return __builtin_amdgcn_ds_bpermute(source << 2, v); }
+
+template <int CONTROL> TL_FN u32 within_row(u32 v) { return __builtin_amdgcn_mov_dpp(v, CONTROL, 15, 15, true); }
+template <int MASK> TL_FN u32 swizzled(u32 v) { return __builtin_amdgcn_ds_swizzle(v, MASK << 10 | 31); }
+
+// The lane is known when this is compiled, and with it the one case that is left: neighbours exchange within the
+// vector unit, others through the network of the local memory.
+TL_FN u32 from_xor(u32 v, int mask) {
+  switch (mask) {
+    case 1: return within_row<0xb1>(v);
+    case 2: return within_row<0x4e>(v);
+    case 3: return within_row<0x1b>(v);
+    case 4: return swizzled<4>(v);
+    case 7: return within_row<0x141>(v);
+    case 8: return within_row<0x128>(v);
+    case 15: return within_row<0x140>(v);
+    case 16: return swizzled<16>(v);
+    default: return from_lane(v, lane() ^ mask);
+  }
+}
+
+TL_FN u32 from_index(u32 v, int source) { return from_lane(v, source); }  // modulo 64
+TL_FN u32 from_below(u32 v, int delta) { return from_lane(v, lane() < delta ? lane() : lane() - delta); }
+TL_FN u32 from_above(u32 v, int delta) { return from_lane(v, lane() + delta > 63 ? lane() : lane() + delta); }
+
+// Shuffles move 4 or 8 bytes: smaller values travel in 4.
+#define TL_SHUFFLE(NAME, FROM)                                                                \
+  template <class T>                                                                          \
+  TL_FN T NAME(T v, int argument, op) {                                                       \
+    if constexpr (sizeof(T) == 8)                                                             \
+      return bits<T>(u64(FROM(u32(bits<u64>(v)), argument)) |                                 \
+                     u64(FROM(u32(bits<u64>(v) >> 32), argument)) << 32);                     \
+    else if constexpr (sizeof(T) == 4)                                                        \
+      return bits<T>(FROM(bits<u32>(v), argument));                                           \
+    else                                                                                      \
+      return T(FROM(u32(v), argument));                                                       \
+  }
+TL_SHUFFLE(shfl_xor, from_xor)
+TL_SHUFFLE(shfl, from_index)
+TL_SHUFFLE(shfl_up, from_below)
+TL_SHUFFLE(shfl_down, from_above)
+#undef TL_SHUFFLE
+
+TL_FN void check(bool ok, op) {
+  if (!ok) __builtin_trap();
+}
+
+// ---- printing needs calls to the host, which come with a library
+
+template <class T> constexpr bool never = false;
+struct shown {};
+template <char FORM, class T>
+TL_FN shown show(const T*, int) {
+  static_assert(never<T>, "printing is not supported on AMD GPUs");
+  return {};
+}
+template <class... P>
+TL_FN void print(op, const char*, const P&...) {}
+
+}  // namespace tl
+
+#include "tl_matrix.h"
+
+#define TL_KERNEL(name, THREADS)                                                                           \
+  extern "C" __attribute__((global)) void __attribute__((amdgpu_flat_work_group_size(THREADS, THREADS))) name
+#define TL_SHARED(name, BYTES) __attribute__((shared)) __attribute__((aligned(1024))) static unsigned char name[BYTES]
+#define TL_EXPORT(name)

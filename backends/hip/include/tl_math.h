@@ -1,0 +1,57 @@
+#pragma once
+// Arithmetic by what clang lowers to instructions. There is no mathematical library: f32 exponentials and logarithms
+// are instructions with corrections, the rest rounds what `soft` computes in f64.
+#include "tl_elementary.h"
+
+namespace tl {
+
+#define TL_MATH(NAME, BUILTIN)                                      \
+  TL_FN float NAME(float x) { return __builtin_##BUILTIN##f(x); }   \
+  TL_FN double NAME(double x) { return __builtin_##BUILTIN(x); }
+TL_MATH(sqrt, sqrt)
+TL_MATH(abs, fabs)
+TL_MATH(floor, floor)
+TL_MATH(ceil, ceil)
+TL_MATH(round, rint)
+TL_MATH(trunc, trunc)
+#undef TL_MATH
+
+#define TL_MATH(NAME, F32)                                  \
+  TL_FN float NAME(float x) { return float(F32(x)); }       \
+  TL_FN double NAME(double x) { return soft::NAME(x); }
+TL_MATH(exp, __builtin_expf)
+TL_MATH(exp2, __builtin_exp2f)
+TL_MATH(log, __builtin_logf)
+TL_MATH(log2, __builtin_log2f)
+TL_MATH(sin, soft::sin)
+TL_MATH(cos, soft::cos)
+TL_MATH(tanh, soft::tanh)
+TL_MATH(erf, soft::erf)
+#undef TL_MATH
+
+TL_FN float rsqrt(float x) { return 1.0f / sqrt(x); }
+TL_FN double rsqrt(double x) { return 1.0 / sqrt(x); }
+TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+TL_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+TL_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+TL_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+template <class T> TL_FN T abs(T a) { return abs_int(a); }
+
+// NaN wins, as in NumPy; on integers `a != a` is false.
+template <class T> TL_FN T max(T a, plain<T> b) { return a >= b || a != a ? a : b; }
+template <class T> TL_FN T min(T a, plain<T> b) { return a <= b || a != a ? a : b; }
+
+TL_FN float f16_to_f32(u16 h) { return float(bits<_Float16>(h)); }
+TL_FN u16 f32_to_f16(float x) { return bits<u16>(_Float16(x)); }
+TL_FN u16 f32_to_bf16(float x) {
+#ifdef __gfx950__
+  return bits<u16>(__bf16(x));
+#else
+  return f32_to_bf16_soft(x);
+#endif
+}
+
+TL_FN int popcount(u32 x) { return __builtin_popcount(x); }
+TL_FN int popcount(u64 x) { return __builtin_popcountll(x); }
+
+}  // namespace tl

@@ -1,0 +1,128 @@
+"""The HIP prelude and emitted kernels compile and link for every processor; needs no ROCm and no GPU."""
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tests.backends.cuda import wrappers
+from tests.backends.simt import kernels
+from tilelang import targets
+from tilelang.backends.clike.expressions import c_type
+from tilelang.backends.hip import clang
+from tilelang.backends.hip.compile import Lowered
+from tilelang.backends.hip.occupancy import REGISTERS, resident_blocks
+from tilelang.backends.hip.target import SHARED_BYTES, target
+from tilelang.backends.simt.instructions import MmaRow
+from tilelang.errors import TargetError
+from tilelang.ir.dtypes import dtype
+
+compiles = pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
+ARCHS = [f"gfx{arch:x}" for arch in SHARED_BYTES]
+
+
+def including(*texts: str) -> str:
+    return "#define TL_WARP 64\n" + wrappers.including(*texts)
+
+
+def product(row: MmaRow) -> str:
+    """A kernel of one matrix instruction."""
+    (a, na), (b, nb), (d, nd) = ((c_type(dtype(name)), atom.local_size) for name, atom in (
+        (row.a, row.a_atom), (row.b, row.b_atom), (row.acc, row.acc_atom)))
+    return wrappers.kernel(row.name, f"tl::gptr<const {a}> a, tl::gptr<const {b}> b, tl::gptr<{d}> c", f"""
+  const int t = tl::thread();
+  tl::vec<{a}, {na}> x;
+  tl::vec<{b}, {nb}> y;
+  tl::vec<{d}, {nd}> z;
+  TL_UNROLL for (int i = 0; i < {na}; i++) x[i] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
+  TL_UNROLL for (int i = 0; i < {nb}; i++) y[i] = tl::ld<1>(b, t * {nb} + i, tl::op(2))[0];
+  TL_UNROLL for (int i = 0; i < {nd}; i++) z[i] = tl::ld<1>(c, t * {nd} + i, tl::op(3))[0];
+  tl::{row.name}(z, 0, x, 0, y, 0, tl::op(4));
+  TL_UNROLL for (int i = 0; i < {nd}; i++) tl::st<1>(c, t * {nd} + i, tl::vec<{d}, 1>{{z[i]}}, tl::op(5));""", 64)
+
+
+def matmul(arch: str, shape: int = 128) -> Lowered:
+    a, c = np.zeros((256, 256), np.float16), np.zeros((256, 256), np.float32)
+    return kernels.matmul.lower(a, a, c, BM=shape, BN=shape, BK=32, target=f"hip:{arch}")
+
+
+@compiles
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_wrapper_links(arch: str) -> None:
+    products = [product(row) for row in target(f"hip:{arch}").mma]
+    text = including(*wrappers.memory(), *wrappers.threads(), *wrappers.arithmetic(), *products)
+    made = clang.compile(text, arch)
+    assert made.code[:4] == b"\x7fELF"
+    assert len(made.report) == text.count("TL_KERNEL")
+    for name, uses in made.report.items():
+        assert uses["spilled_registers"] == uses["scalar_spills"] == uses["stack_bytes"] == 0, name
+    assert made.assembly.count("v_mfma") >= len(products)
+
+
+@compiles
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_matmul_in_machine_code(arch: str) -> None:
+    """Every product is a matrix instruction, local memory is accessed as such, 16 bytes at a time, nothing spills."""
+    lowered = matmul(arch)
+    report = lowered.report
+    threads, k = report["threads"], 32 if arch == "gfx950" else 16
+    found = re.findall(r"v_mfma_f32_16x16x(\d+)_?f16", lowered.assembly)
+    assert found == [str(k)] * (128 * 128 * 32 // (16 * 16 * k) // (threads // 64))
+    assert not re.search(r"^\s+(flat|scratch)_", lowered.assembly, re.MULTILINE)
+    assert "ds_write_b128" in lowered.assembly and "ds_read_b128" in lowered.assembly
+    assert lowered.code_object[:4] == b"\x7fELF"
+    assert report["spills"] == report["stack_bytes"] == 0
+    assert report["shared_bytes"] == lowered.rendered.shared_bytes and threads == lowered.rendered.threads
+    held = report["resident_blocks"]
+    assert held >= 1 and held * threads // 64 * report["registers"] <= 4 * REGISTERS
+    assert held * report["shared_bytes"] <= lowered.target.shared_bytes
+    assert report["occupancy"] == held * threads / 64 / 32 <= 1
+
+
+@compiles
+@pytest.mark.parametrize("name", ["attention f16, 2 stages", "rows", "ops.gelu", "ops.layer_norm", "ops.linear"])
+def test_whole_kernels_link_and_do_not_spill(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Lowered] = []
+    monkeypatch.setattr(targets, "emulate", lambda code, *arguments: seen.append(code))
+    with tile.target("emulate:hip:gfx942"):
+        kernels.calls()[name]()
+    for lowered in seen:
+        assert lowered.report["spills"] == lowered.report["scalar_spills"] == lowered.report["stack_bytes"] == 0
+    assert seen
+
+
+@pytest.mark.parametrize(("threads", "registers", "shared", "blocks", "limit"), [
+    (256, 64, 0, 8, "warps"), (256, 65, 0, 7, "registers"), (256, 128, 0, 4, "registers"),
+    (64, 32, 0, 32, "warps"), (128, 32, 0, 16, "warps"), (512, 256, 0, 1, "registers"), (512, 257, 0, 0, "registers"),
+    (256, 64, 33 << 10, 1, "shared memory"), (1024, 128, 0, 1, "registers")])
+def test_resident_blocks(threads: int, registers: int, shared: int, blocks: int, limit: str) -> None:
+    assert resident_blocks(64 << 10, threads, registers, shared) == (blocks, limit)
+
+
+@compiles
+def test_what_a_library_would_hold_is_named() -> None:
+    text = including(wrappers.kernel("k", "tl::gptr<float> a", "  a[0] = __builtin_erff(a[0]);", 64))
+    with pytest.raises(TargetError, match="undefined.* symbol: erff"):
+        clang.compile(text, "gfx942")
+
+
+@compiles
+def test_an_instruction_of_a_later_processor_is_named() -> None:
+    row = next(r for r in target("hip:gfx950").mma if r.name == "mfma_32x32x16_f16")
+    with pytest.raises(TargetError, match="gfx942(.|\n)*no member named 'mfma_32x32x16_f16'"):
+        clang.compile(including(product(row)), "gfx942")
+
+
+def test_a_missing_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clang, "version", lambda: None)
+    with pytest.raises(TargetError, match="pip install ziglang"):
+        clang.assembly("", "gfx942")
+
+
+def test_calls_on_a_device_are_refused() -> None:
+    with pytest.raises(TargetError, match="emulate:hip:gfx942"), tile.target("hip:gfx942"):
+        pass
+    with pytest.raises(TargetError, match="hip:gfx90a, hip:gfx942, hip:gfx950"), tile.target("emulate:hip:gfx1100"):
+        pass
