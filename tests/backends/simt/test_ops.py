@@ -57,7 +57,7 @@ func @fuzzed(%x: tensor<in i32, M:1>, %t: tensor<inout i64, N:1>, %y: tensor<out
 @pytest.mark.parametrize("key", TILE)
 def test_emulated_text_means_what_the_interpreter_says(key: str, target: str) -> None:
     fn = example(key)
-    assert difference(fn, emulated(fn, target), np.random.default_rng(1), trials=2) == ""
+    assert difference(fn, emulated(fn, target), np.random.default_rng(1), trials=2 if "cuda" in target else 1) == ""
 
 
 @pytest.mark.parametrize("target", TARGETS)
