@@ -92,11 +92,13 @@ class _Placer:
         self.silent = {step.result for s in self.staged.values() for step in s.permutes}
         self.buffers: dict[Value, Value] = {}  # a staged tile -> its buffer
         self.pending = False  # whether copies are under way that nothing has waited for
-        self.looping: list[bool] = []  # for each open region: a loop's body that has not met its first barrier
+        self.loops = 0  # how many loops are around
+        self.looping: list[bool] = []  # for each open region: whether it runs again and has not met its first barrier
 
     def region(self, old: Region, new: Region, loop: bool = False) -> None:
         self.regions.append(new)
-        self.looping.append(loop)
+        self.loops += loop
+        self.looping.append(self.loops > 0)
         self.converted.append({})
         for a in old.args:
             self.mapping[a] = Value(self.typed(a), a.name)
@@ -104,6 +106,7 @@ class _Placer:
         for op in old.ops:
             self.op(op)
         self.regions.pop()
+        self.loops -= loop
         self.looping.pop()
         self.converted.pop()
 

@@ -55,6 +55,17 @@ def rows(x: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M N"], z: tile.
     tile.store(z, (m * BM,), t.sum(1))
 
 
+@tile.kernel
+def every_other(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f32, "M N"],
+                BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32):
+    """A product of every other block of k: operands of a dot under a condition in a loop."""
+    acc = tile.zeros((BM, BN), tile.f32)
+    for k in tile.range(0, a.shape[1], BK):
+        if k // BK % 2 == 0:
+            acc += tile.dot(tile.load(a, (0, k), (BM, BK)), tile.load(b, (k, 0), (BK, BN)))
+    tile.store(c, (0, 0), acc)
+
+
 def normal(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
@@ -62,12 +73,14 @@ def normal(*shape: int, dtype: Any = np.float32) -> Any:
 def calls() -> dict[str, Callable[[], Any]]:
     """Name -> a call whose arguments are drawn once."""
     half = {name: normal(m, n, dtype=np.float16) for name, m, n in (
-        ("a", 72, 80), ("b", 80, 40), ("q", 72, 32), ("k", 80, 32))}
+        ("a", 72, 80), ("b", 80, 40), ("q", 72, 32), ("k", 80, 32), ("wide", 32, 192),
+        ("tall", 192, 32))}
     x, w = normal(33, 100), normal(100)
     q, k = normal(1, 2, 40, 16), normal(1, 2, 50, 16)
     return {
         "matmul f16": lambda: matmul(half["a"], half["b"]),
         "matmul f16, 3 stages": lambda: matmul(half["a"], half["b"], STAGES=3),
+        "every other block f16": lambda: every_other(half["wide"], half["tall"]),
         "matmul f32": lambda: matmul(x, np.ascontiguousarray(x.T)),
         "attention f16": lambda: attention(half["q"], half["k"], half["k"]),
         "attention f16, 2 stages": lambda: attention(half["q"], half["k"], half["k"], STAGES=2),

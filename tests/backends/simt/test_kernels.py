@@ -42,8 +42,19 @@ def barriers(fn: Function) -> list[tuple[Region, Op]]:
 
 
 @pytest.mark.parametrize("target", ["cuda:sm_80", "hip:gfx942"])
-@pytest.mark.parametrize("name", ["matmul f16", "matmul f16, 3 stages", "attention f16", "attention f16, 2 stages",
-                                  "rows", "matmul f32", "ops.layer_norm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "matmul f16",
+        "matmul f16, 3 stages",
+        "every other block f16",
+        "attention f16",
+        "attention f16, 2 stages",
+        "rows",
+        "matmul f32",
+        "ops.layer_norm",
+    ],
+)
 def test_no_barrier_can_be_left_out(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     run = targets.emulate
