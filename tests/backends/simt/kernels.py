@@ -66,6 +66,35 @@ def every_other(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"]
     tile.store(c, (0, 0), acc)
 
 
+@tile.kernel
+def mixed(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f32, "M N"],
+          BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32):
+    """A pipelined product in a loop of its own, with another under a condition, and memory of the user's."""
+    acc = tile.zeros((BM, BN), tile.f32)
+    turned = tile.shared((BM, BN), tile.f32)
+    for _ in tile.range(0, 2):
+        for k in tile.range(0, a.shape[1], BK, stages=3):
+            acc += tile.dot(tile.load(a, (0, k), (BM, BK)), tile.load(b, (k, 0), (BK, BN)))
+            if k // BK % 2 == 0:
+                acc += tile.dot(tile.load(a, (0, k), (BM, 16)), tile.load(b, (k, 0), (16, BN)))
+        tile.barrier()
+        tile.store(turned, (0, 0), acc)
+        tile.barrier()
+        acc = tile.load(turned, (0, 0), (BM, BN)).T * 0.5
+    tile.store(c, (0, 0), acc)
+
+
+@tile.kernel
+def chosen(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], at: tile.Tensor[tile.i32, "I"],
+           c: tile.Out[tile.f32, "M N"], BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32):
+    """Blocks of k that another tensor names: their copies cannot run ahead."""
+    acc = tile.zeros((BM, BN), tile.f32)
+    for i in tile.range(0, at.shape[0], stages=3):
+        k = tile.load(at, (i,), ())
+        acc += tile.dot(tile.load(a, (0, k), (BM, BK)), tile.load(b, (k, 0), (BK, BN)))
+    tile.store(c, (0, 0), acc)
+
+
 def normal(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
@@ -81,6 +110,8 @@ def calls() -> dict[str, Callable[[], Any]]:
         "matmul f16": lambda: matmul(half["a"], half["b"]),
         "matmul f16, 3 stages": lambda: matmul(half["a"], half["b"], STAGES=3),
         "every other block f16": lambda: every_other(half["wide"], half["tall"]),
+        "mixed f16": lambda: mixed(half["wide"], half["tall"]),
+        "chosen f16": lambda: chosen(half["wide"], half["tall"], np.array([0, 64, 32, 160], np.int32)),
         "matmul f32": lambda: matmul(x, np.ascontiguousarray(x.T)),
         "attention f16": lambda: attention(half["q"], half["k"], half["k"]),
         "attention f16, 2 stages": lambda: attention(half["q"], half["k"], half["k"], STAGES=2),
