@@ -157,6 +157,39 @@ class Maker:
         other = self.draw(st.sampled_from(same)) if same else self.emit("permute", a, order=(1, 0))
         return self.emit("dot", a, other, dtype=dtype(reduction.dot_dtype(a.dtype, other.dtype)))
 
+    def product(self) -> Value:
+        """A matrix product over blocks of k: loads that feed a dot alone, in a loop of some stages, maybe under a
+        condition, maybe transposed."""
+        dt = dtype(self.draw(st.sampled_from(("f16", "bf16", "i8", "f32", "u8"))))
+        m, n, k = (self.draw(st.sampled_from((8, 16, 33))) for _ in range(3))
+        turned, halved = self.draw(st.booleans()), self.draw(st.booleans())
+        a = self.tensor(f"a{len(self.params)}", dt, 2, "in")
+        c = self.tensor(f"b{len(self.params)}", dt, 2, "in")
+        acc = dtype(reduction.dot_dtype(dt, dt))
+        zero, step, two = (self.emit("const", value=x, dtype=I32) for x in (0, k, 2))
+        start = self.emit("broadcast", self.emit("const", value=0, dtype=acc), shape=(m, n))
+        end = self.emit("dim", a, axis=1)
+        i, total = Value(zero.type), Value(start.type)
+        body = Builder(Region([i, total]))
+
+        def multiply(b: Builder) -> Value:
+            x = b.emit(memory.Load, a, zero, i, shape=(m, k), axes=(0, 1))
+            y = b.emit(memory.Load, c, *((zero, i) if turned else (i, zero)), shape=(n, k) if turned else (k, n),
+                       axes=(0, 1))
+            return b.emit(reduction.Dot, x, b.emit(shape.Permute, y, order=(1, 0)) if turned else y, total, dtype=acc)
+        if halved:
+            then, other = Builder(Region()), Builder(Region())
+            then.add(control.Yield, multiply(then))
+            other.add(control.Yield, total)
+            odd = body.emit(Op.registry["mod"], body.emit(Op.registry["floordiv"], i, step), two)
+            new = body.add(control.If, body.emit(Op.registry["eq"], odd, zero),
+                           regions=[then.region, other.region]).result
+        else:
+            new = multiply(body)
+        body.add(control.Yield, new)
+        return self.b.add(control.For, zero, end, step, start, regions=[body.region],
+                          stages=self.draw(st.integers(1, 3))).result
+
     def loop(self) -> Value:
         """A few turns of x = f(x), with the original read inside."""
         v = self.pick("float", "int", "uint")
@@ -256,7 +289,7 @@ class Maker:
                          axes=tuple(range(rank)))
 
     STEPS = ("unary", "sign", "binary", "integer", "bits", "select", "cast", "reduce", "position", "scan", "rearrange",
-             "sort", "dot", "loop", "until", "lookup", "gather", "scatter", "atomic")
+             "sort", "dot", "product", "loop", "until", "lookup", "gather", "scatter", "atomic")
 
     # -- ends ---------------------------------------------------------------------------------------------------------
     def tensor(self, name: str, dt: DType, rank: int, mode: str) -> Value:
