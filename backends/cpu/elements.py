@@ -21,15 +21,6 @@ class Elements:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
         self.masked = False
 
-    def dim(self, memory: Value, axis: int) -> Index:
-        """Extent of a memory's dimension."""
-        t = memory.type
-        assert isinstance(t, TensorType | BufferType)
-        if isinstance(t, BufferType):
-            return t.shape[axis]
-        dim = t.dims[axis]
-        return dim if isinstance(dim, int) else self.b.to_index(self.b.pure(Op.registry["dim"], memory, axis=axis))
-
     def scalar(self, v: Value) -> Value:
         """A scalar, from outside the nest or computed in it."""
         return self.at(v, ()) if v in self.local else self.scalars.get(v, v)
@@ -148,7 +139,7 @@ class Elements:
             at = b.add(b.to_index(self.scalar(off)), ix.base)
             stride = self._stride(memory, a)
             offset = b.add(offset, b.mul(at, stride))
-            dim = self.dim(memory, a)
+            dim = self.b.extent(memory, a)
             if ix.lanes is not None:
                 lane_stride = b.mul(stride, ix.step)
                 if self.masked:
@@ -188,7 +179,7 @@ class Elements:
         for a, v in enumerate(values):
             width = v.shape[0] if v.shape else None
             inside = b.pure(ew.And, b.pure(ew.Ge, v, b.full(0, I64, width)),
-                            b.pure(ew.Lt, v, b.splat(b.index(self.dim(memory, a)), width)))
+                            b.pure(ew.Lt, v, b.splat(b.index(self.b.extent(memory, a)), width)))
             mask = inside if mask is None else b.apply(ew.And, [mask, inside], {})
             term = b.pure(ew.Mul, v, b.splat(b.index(self._stride(memory, a)), width))
             total = term if total is None else b.apply(ew.Add, [total, term], {})

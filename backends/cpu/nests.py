@@ -194,14 +194,15 @@ class NestLowering(Elements):
             offsets = op.operands[1:] if op.name == "load" else op.operands[1:-1]
             for a, off in enumerate(offsets):
                 size = shape[axes.index(a)] if a in axes else 1
-                at, dim = self.b.to_index(self.scalar(off)), self.dim(op.operands[0], a)
+                at, dim = self.b.to_index(self.scalar(off)), self.b.extent(op.operands[0], a)
                 if isinstance(at, int) and isinstance(dim, int):
                     if not 0 <= at <= dim - size:
                         out.append(self.b.const(0, ew.I1))
                     continue
                 if not (isinstance(at, int) and at >= 0):
                     out.append(self.b.pure(ew.Ge, self.b.index(at), self.b.index(0)))
-                out.append(self.b.pure(ew.Le, self.b.index(self.b.add(at, size)), self.b.index(dim)))
+                # The size is taken off the extent, not added to the offset, which may be as large as its type.
+                out.append(self.b.pure(ew.Le, self.b.index(at), self.b.index(self.b.sub(dim, size))))
         return out
 
     def _loops(self) -> None:

@@ -12,6 +12,7 @@ from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, TensorType, Value
+from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked, shared
 
 
@@ -23,14 +24,6 @@ class Access:
         self.b, self.threads, self.facts, self.of, self.async_copy = b, threads, facts, of, async_copy
         self.written, self.new_phase = written, new_phase
         self.managed: dict[Value, int] = {}  # buffers the compiler manages, and the phase of their accesses
-
-    def dim(self, memory: Value, axis: int) -> Index:
-        t = memory.type
-        assert isinstance(t, TensorType | BufferType)
-        if isinstance(t, BufferType):
-            return t.shape[axis]
-        dim = t.dims[axis]
-        return dim if isinstance(dim, int) else self.b.to_index(self.b.pure(Op.registry["dim"], memory, axis=axis))
 
     def stride(self, memory: Value, axis: int) -> Index:
         t = memory.type
@@ -79,7 +72,7 @@ class Access:
                 b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
             always = [leader] if leader is not None else []
         starts: list[Index] = []
-        checked: list[Value | int] = []  # the same as i32: extents are, and it compares in one step
+        checked: list[Value | int] = []  # the same for comparison with the extents
         base: Index = 0
         buffer = memory.type if isinstance(memory.type, BufferType) else None
         strides = [self.stride(memory, a) if buffer is None else 0 for a in range(rank)]
@@ -88,7 +81,7 @@ class Access:
             if a in axes and layout is not None:
                 start = b.add(start, self.threads.part(layout, axes.index(a)))
             starts.append(start)
-            checked.append(self._narrow(offsets[a], layout, axes, a))
+            checked.append(self._position(offsets[a], layout, axes, a))
             base = b.add(base, b.mul(start, strides[a]))
         out = []
         for first in range(0, len(local), width):
@@ -97,53 +90,51 @@ class Access:
                 step = int(local[first][axes.index(a)]) if a in axes and layout is not None else 0
                 offset = b.add(offset, b.mul(strides[a], step))
                 at.append(b.add(starts[a], step))
-                conditions += self._within(memory, a, offsets[a], checked[a], step)
+                conditions += self._within(memory, a, checked[a], step)
                 if store and a in axes and layout is not None:
                     t = axes.index(a)
                     if layout.shape[t] > shape[t]:
-                        conditions.append(self._below(self.threads.part32(layout, t), step, shape[t]))
+                        part = b.index(self.threads.part(layout, t))
+                        conditions.append(b.pure(ew.Lt, part, b.index(shape[t] - step)))
             mask = b.all_of(list(dict.fromkeys(conditions))) if conditions else None
             if buffer is not None:
                 offset = address(b, buffer.layout or shared(buffer.shape), at)
             out.append((first, width, offset, mask))
         return out
 
-    def _narrow(self, offset: Value, layout: RegisterLayout | None, axes: list[int], axis: int) -> Value | int:
-        """The index along an axis of a thread's first element, as i32."""
+    def _position(self, offset: Value, layout: RegisterLayout | None, axes: list[int], axis: int) -> Value | int:
+        """The index along an axis of a thread's first element, for comparison: as i32 where the offset's type fits,
+        because GPUs compare that in one step, else as i64."""
         b, at = self.b, self.of.get(offset, offset)
-        start: Value | int = int(at.owner.attrs["value"]) if isinstance(at.owner, sh.Const) else \
-            at if at.dtype is I32 else b.pure(ew.Cast, at, dtype=I32)
         part = self.threads.part32(layout, axes.index(axis)) if axis in axes and layout is not None else 0
-        if isinstance(start, int) or isinstance(part, int):
-            rest = part if isinstance(start, int) else start
-            known = (start if isinstance(start, int) else 0) + (part if isinstance(part, int) else 0)
-            return known if isinstance(rest, int) else b.pure(ew.Add, rest, b.const(known, I32)) if known else rest
-        return b.pure(ew.Add, start, part)
+        if isinstance(at.owner, sh.Const):
+            known = int(at.owner.attrs["value"])
+            if isinstance(part, int):
+                return known
+            if not -(1 << 31) <= known < 1 << 31:
+                return b.index(b.add(b.to_index(part), known))
+            return b.pure(ew.Add, part, b.const(known, I32)) if known else part
+        wide = I32 if at.dtype.bits < 32 or at.dtype is I32 else I64
+        start = at if at.dtype is wide else b.pure(ew.Cast, at, dtype=wide)
+        if isinstance(part, int):
+            return start
+        return b.pure(ew.Add, start, part if wide is I32 else b.index(b.to_index(part)))
 
-    def _below(self, at: Value | int, step: int, limit: Value | int) -> Value:
-        """at + step < limit, as i32."""
-        b = self.b
-        if isinstance(limit, int):  # the step goes to the side of the constant
-            return b.pure(ew.Lt, b.const(at, I32) if isinstance(at, int) else at, b.const(limit - step, I32))
-        if isinstance(at, int):
-            return b.pure(ew.Lt, b.const(at + step, I32), limit)
-        return b.pure(ew.Lt, b.pure(ew.Add, at, b.const(step, I32)) if step else at, limit)
-
-    def _within(self, memory: Value, axis: int, offset: Value, at: Value | int, step: int) -> list[Value]:
-        """Conditions for an index to lie in the tensor, without those known to hold."""
+    def _within(self, memory: Value, axis: int, at: Value | int, step: int) -> list[Value]:
+        """The condition for index `at + step` to lie in the tensor; none where it is known to. One unsigned comparison
+        is both 0 <= index and index < extent, and holds of no sum that has wrapped around."""
         b, t = self.b, memory.type
         assert isinstance(t, TensorType | BufferType)
         size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
-        out = []
+        if isinstance(at, int) and isinstance(size, int):
+            return [] if 0 <= at + step < size else [b.const(0, ew.I1)]
+        limit = b.const(size, I32) if isinstance(size, int) else b.pure(Op.registry["dim"], memory, axis=axis)
         if isinstance(at, int):
-            if at + step < 0:
-                return [b.const(0, ew.I1)]
-        elif not self.facts.nonnegative(offset):
-            out.append(b.pure(ew.Ge, at, b.const(-step, I32)))
-        if not (isinstance(at, int) and isinstance(size, int) and at + step < size):
-            limit = size if isinstance(size, int) else b.pure(Op.registry["dim"], memory, axis=axis)
-            out.append(self._below(at, step, limit))
-        return out
+            inside = 0 <= at + step < 1 << 31
+            return [b.pure(ew.Lt, b.const(at + step, I32), limit) if inside else b.const(0, ew.I1)]
+        index = b.pure(ew.Add, at, b.const(step, at.dtype)) if step else at
+        unsigned = dtype(f"u{at.dtype.bits}")
+        return [b.pure(ew.Lt, b.pure(ew.Cast, index, dtype=unsigned), b.pure(ew.Cast, limit, dtype=unsigned))]
 
     def load(self, op: Op) -> Value:
         b, result = self.b, op.result
@@ -235,7 +226,7 @@ class Access:
             for a, v in enumerate(indices):
                 at = b.pure(ew.Cast, lane(v), dtype=I64) if v.dtype is not I64 else lane(v)
                 conditions.append(b.pure(ew.Ge, at, b.index(0)))
-                conditions.append(b.pure(ew.Lt, at, b.index(self.dim(target, a))))
+                conditions.append(b.pure(ew.Lt, at, b.index(b.extent(target, a))))
                 places.append(at)
             if isinstance(memory, BufferType):
                 offset = address(b, memory.layout or shared(memory.shape), places)

@@ -1,4 +1,4 @@
-"""What is known of scalar values before a kernel runs: signs and divisors."""
+"""What is known of scalar values before a kernel runs: what divides them."""
 from __future__ import annotations
 
 from math import gcd
@@ -14,15 +14,13 @@ class Facts:
 
     def __init__(self, loops: dict[Value, tuple[Value, Value]]) -> None:
         self.loops = loops
-        self.memo: dict[tuple[str, Value], int] = {}
+        self.memo: dict[Value, int] = {}
 
     def divisor(self, v: Value) -> int:
         """A number that divides `v` whatever the arguments are."""
-        key = "divisor", v
-        if key not in self.memo:
-            self.memo[key] = 1  # for values that depend on themselves
-            self.memo[key] = self._divisor(v)
-        return self.memo[key]
+        if v not in self.memo:
+            self.memo[v] = self._divisor(v)
+        return self.memo[v]
 
     def _divisor(self, v: Value) -> int:
         op = v.owner
@@ -52,25 +50,3 @@ class Facts:
         if axis < len(t.unit) and t.unit[axis] and not t.dtype.packed:
             return max(t.align // t.dtype.storage.itemsize, 1)
         return 1
-
-    def nonnegative(self, v: Value) -> bool:
-        """Whether `v` is never below 0 (wrap-around aside: extents and offsets stay far below 2**31)."""
-        key = "nonnegative", v
-        if key not in self.memo:
-            self.memo[key] = 1
-            self.memo[key] = int(self._nonnegative(v))
-        return bool(self.memo[key])
-
-    def _nonnegative(self, v: Value) -> bool:
-        op = v.owner
-        if op is None:
-            return v in self.loops and self.nonnegative(self.loops[v][0])
-        if op.name == "const":
-            return int(op.attrs["value"]) >= 0
-        if op.name in ("grid", "dim", "program_id"):
-            return True
-        if op.name in ("add", "mul", "min", "cast", "floordiv", "mod") and op.result.dtype.kind == "int":
-            return all(o.dtype.kind in ("int", "uint") and self.nonnegative(o) for o in op.operands)
-        if op.name == "max":
-            return any(self.nonnegative(o) for o in op.operands)
-        return False

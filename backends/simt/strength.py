@@ -54,7 +54,16 @@ class _Loop:
             return (self.grows(a) and self.invariant(b)) or (self.grows(b) and self.invariant(a))
         return False
 
+    def linear(self) -> bool:
+        """Whether sums with the index, which wrap around in their own width, lie in a tensor only where the carried
+        ones are the same: the index runs over less than half of its type's range."""
+        first = self.op.operands[0].owner
+        return self.body.args[0].dtype is I64 or \
+            (first is not None and first.name == "const" and first.attrs["value"] >= 0)
+
     def run(self) -> None:
+        if not self.linear():
+            return
         products = []
         for op in self.body.ops:
             if op.name == "mul" and op.result.dtype is I64 and not op.result.shape:

@@ -10,7 +10,7 @@ from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import For, If, Yield
-from tilelang.ir.core import Op, Region, TileType, Value
+from tilelang.ir.core import BufferType, Op, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
 I1, I32, I64 = dtype("i1"), dtype("i32"), dtype("i64")
@@ -106,6 +106,13 @@ class ThreadBuilder:
         if isinstance(x.owner, sh.Const):
             return int(x.owner.attrs["value"])
         return x if x.dtype is I64 else self.pure(ew.Cast, x, dtype=I64)
+
+    def extent(self, memory: Value, axis: int) -> Index:
+        """Extent of a dimension of a tensor or buffer."""
+        t = memory.type
+        assert isinstance(t, TensorType | BufferType)
+        size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
+        return size if isinstance(size, int) else self.to_index(self.pure(mem.DimSize, memory, axis=axis))
 
     def _fold(self, cls: type[Op], a: Index, b: Index) -> Index:
         if isinstance(a, int) and isinstance(b, int):
