@@ -48,8 +48,8 @@ class Dots:
         sizes = (row.acc_atom.local_size, row.a_atom.local_size // per_word[row.a],
                  row.b_atom.local_size // per_word[row.b])
         batches = prod(layout.shape[:-2])
-        ni, nj = (layout.local_size // (sizes[0] * batches * self._steps(layout, row.n, 1, row)),
-                  self._steps(layout, row.n, 1, row))
+        nj = len({int(x) // row.n for x in local_offsets(layout)[:, -1]})  # instructions of a warp along n
+        ni = layout.local_size // (sizes[0] * batches * nj)
         nk = la.shape[-1] // row.k
         steps = []
         for batch in range(batches):
@@ -70,12 +70,6 @@ class Dots:
         group, n = 32 // bits, value.shape[0]
         parts = [b.pure(simt.Take, value, lanes=tuple(range(i, n, group))) for i in range(group)]
         return recut(b, parts, dtype("u32"))[0]
-
-    @staticmethod
-    def _steps(layout: RegisterLayout, unit: int, _: int, row: MmaRow) -> int:
-        """How many instructions a warp needs along n."""
-        offsets = local_offsets(layout)[:, -1]
-        return len({int(x) // unit for x in offsets})
 
     def _zeroed(self, value: Value, layout: RegisterLayout, dim: int, extent: int) -> Value:
         """The operand with zeros where the layout goes beyond the tile along k."""

@@ -52,8 +52,9 @@ def test_every_element_arrives(data: st.DataObject) -> None:
     how = conversion(src, dst, shape, WARP)
     if how.kind != "shared":
         assert np.array_equal(applied(how, flat_table(src, shape)), flat_table(dst, shape))
-    else:  # some element comes from another warp, or two lanes want what one shuffle cannot bring
-        assert conversion(src, src, shape, WARP).kind == "none"
+    else:  # no register of some threads' own would have done
+        have, want = flat_table(src, shape), flat_table(dst, shape)
+        assert not all((have == want[:, i:i + 1]).all(0).any() for i in range(want.shape[1]))
 
 
 def test_the_nearest_way_is_found() -> None:
@@ -64,8 +65,6 @@ def test_the_nearest_way_is_found() -> None:
     turned = conversion(spatial(4, 8), column_spatial(4, 8), (4, 8))
     assert turned.kind == "shuffle" and turned.shuffles == 1
     assert conversion(spatial(8, 8), column_spatial(8, 8), (8, 8)).kind == "shared"  # across warps
-    swapped = conversion(spatial(2, 16), spatial(2, 16).permute((0, 1)), (2, 16))
-    assert swapped.shuffles == 0
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([32, 64, 128]),
