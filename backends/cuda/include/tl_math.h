@@ -23,13 +23,15 @@ TL_MATH(round, rint)
 TL_MATH(trunc, trunc)
 #undef TL_MATH
 
-TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
-TL_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+}  // namespace tl
+
+#include "tl_derived.h"
+
+namespace tl {
+
 TL_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 TL_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
-template <class T> TL_FN T abs(T a) { return abs_int(a); }
 
-// NaN wins, as in NumPy; on integers `a != a` is false.
 template <class T>
 TL_FN T max(T a, plain<T> b) {
 #if __CUDA_ARCH__ >= 800
@@ -39,7 +41,7 @@ TL_FN T max(T a, plain<T> b) {
     return r;
   }
 #endif
-  return a >= b || a != a ? a : b;
+  return larger(a, b);
 }
 
 template <class T>
@@ -51,7 +53,7 @@ TL_FN T min(T a, plain<T> b) {
     return r;
   }
 #endif
-  return a <= b || a != a ? a : b;
+  return smaller(a, b);
 }
 
 TL_FN float f16_to_f32(u16 h) {

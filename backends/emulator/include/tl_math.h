@@ -22,17 +22,19 @@ EMU_MATH(round, rint)
 EMU_MATH(trunc, trunc)
 #undef EMU_MATH
 
+}  // namespace tl
+
+#include "tl_derived.h"
+
+namespace tl {
+
 TL_FN float rsqrt(float x) { return 1.0f / sqrt(x); }
 TL_FN double rsqrt(double x) { return 1.0 / sqrt(x); }
-TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
-TL_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 TL_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 TL_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
-template <class T> TL_FN T abs(T a) { return abs_int(a); }
 
-// NaN wins, as in NumPy; on integers `a != a` is false.
-template <class T> TL_FN T max(T a, plain<T> b) { return a >= b || a != a ? a : b; }
-template <class T> TL_FN T min(T a, plain<T> b) { return a <= b || a != a ? a : b; }
+template <class T> TL_FN T max(T a, plain<T> b) { return larger(a, b); }
+template <class T> TL_FN T min(T a, plain<T> b) { return smaller(a, b); }
 
 TL_FN float f16_to_f32(u16 h) { return f16_to_f32_soft(h); }
 TL_FN u16 f32_to_f16(float x) { return f32_to_f16_soft(x); }
