@@ -21,8 +21,9 @@ fuzz: .venv/dev
 bench: .venv/examples
 	$(BIN)/python -m benchmarks
 
-bench-static: .venv/cuda
+bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
+	$(BIN)/python -m benchmarks.static_amd
 
 # On a machine with an NVIDIA GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails.
 gpu: .venv/dev

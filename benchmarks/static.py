@@ -21,6 +21,7 @@ from tilelang import targets
 from tilelang.backends.cuda import nvrtc
 from tilelang.backends.cuda.compile import Lowered
 from tilelang.backends.emulator.execute import execute
+from tilelang.backends.simt import compile as simt
 from tilelang.ir.core import BufferType, Op, Region, TensorType
 from tilelang.ops.norm import layer_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
@@ -92,7 +93,8 @@ def measure(case: Case, arch: str) -> Measured:
     if bool(loop) != bool(case.reference):
         raise ValueError(f"a main loop of {text.name} was {'' if loop else 'not '}found")
     reference = reference_loop(case.reference, arch) if loop else []
-    return Measured(used["registers"], used["spill_bytes"], text.shared_bytes, text.threads, *_counted(case, code),
+    return Measured(used["registers"], used["spill_bytes"], text.shared_bytes, text.threads,
+                    *counted(case.arguments, code),
                     conversions(code) if loop else None, len(loop) / _products(loop) if loop else None,
                     _work(loop) / _work(reference) if loop else None)
 
@@ -118,9 +120,9 @@ def reference_loop(kernel: str, arch: str) -> list[str]:
     return sass.main_loop(_reference(arch), kernel)
 
 
-def _counted(case: Case, code: Lowered) -> tuple[float, float, float]:
+def counted(arguments: tuple[Any, ...], code: simt.Lowered) -> tuple[float, float, float]:
     """(sectors, wavefronts, wide) of the emulator's counters."""
-    arrays = [np.float32(a) if isinstance(a, float) else a.copy() for a in case.arguments]
+    arrays = [np.float32(a) if isinstance(a, float) else a.copy() for a in arguments]
     tensors = [isinstance(a, np.ndarray) for a in arrays]
     shapes = [a.shape if t else () for a, t in zip(arrays, tensors, strict=True)]
     strides = [tuple(s // a.itemsize for s in a.strides) if t else () for a, t in zip(arrays, tensors, strict=True)]
@@ -145,7 +147,7 @@ def _load_width(op: Op) -> int:
     return memory.dtype.storage.itemsize * (op.attrs["lanes"] or 1) if isinstance(memory.type, TensorType) else 0
 
 
-def conversions(code: Lowered) -> int:
+def conversions(code: simt.Lowered) -> int:
     """Stores to shared memory in the innermost loops of the thread's code that multiply matrices."""
     def inside(region: Region) -> Iterator[Op]:
         for op in region.ops:

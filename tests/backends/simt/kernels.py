@@ -23,7 +23,19 @@ def matmul(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile
 
 
 @tile.kernel
-def attention(q: tile.Tensor[tile.f16, "S D"], k: tile.Tensor[tile.f16, "L D"], v: tile.Tensor[tile.f16, "L D"],
+def matmul_t(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "N K"], c: tile.Out[tile.T, "M N"],
+             BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1):
+    """c = a @ b.T"""
+    (M, K), N = a.shape, b.shape[0]
+    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
+    acc = tile.zeros((BM, BN), tile.f32)
+    for k in tile.range(0, K, BK, stages=STAGES):
+        acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (n * BN, k), (BN, BK)).T)
+    tile.store(c, (m * BM, n * BN), acc.to(c.dtype))
+
+
+@tile.kernel
+def attention(q: tile.Tensor[tile.T, "S D"], k: tile.Tensor[tile.T, "L D"], v: tile.Tensor[tile.T, "L D"],
               o: tile.Out[tile.f32, "S D"], BM: tile.Const = 64, BN: tile.Const = 32, BD: tile.Const = 32,
               STAGES: tile.Const = 1):
     """softmax(q k^T) v, dot -> cast -> dot in registers."""
@@ -40,7 +52,7 @@ def attention(q: tile.Tensor[tile.f16, "S D"], k: tile.Tensor[tile.f16, "L D"], 
         p = tile.exp(s - new[:, None])
         keep = tile.exp(top - new)
         total = total * keep + p.sum(1)
-        acc = tile.dot(p.to(tile.f16), tile.load(v, (n, 0), (BN, BD)), acc * keep[:, None])
+        acc = tile.dot(p.to(v.dtype), tile.load(v, (n, 0), (BN, BD)), acc * keep[:, None])
         top = new
     tile.store(o, (m * BM, 0), acc / total[:, None])
 

@@ -1,0 +1,44 @@
+"""What the static benchmark says of AMD's machine code keeps holding."""
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import gcn, static_amd
+from tilelang.backends.hip import clang
+
+compiles = pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
+TEXT = """
+other:
+.LBB0_1:
+\tv_mfma_f32_16x16x32_bf16 a[0:3], v[0:3], v[4:7], a[0:3]
+\ts_cbranch_scc0 .LBB0_1
+.Lfunc_end0:
+kernel:                                 ; @kernel
+\tv_mov_b32_e32 v0, 0                   ; a comment
+.LBB1_1:                                ; =>This Inner Loop Header: Depth=1
+\ts_waitcnt vmcnt(0)
+\tds_read_b128 v[0:3], v4
+.LBB1_2:
+\tv_mfma_f32_32x32x16_bf16 a[0:15], v[0:3], v[4:7], a[0:15]
+\tv_exp_f32_e32 v5, v5
+\ts_cbranch_scc1 .LBB1_2
+\ts_branch .LBB1_1
+.Lfunc_end1:
+"""
+
+
+def test_the_main_loop_is_the_innermost_with_products() -> None:
+    loop = gcn.main_loop(TEXT, "kernel")
+    assert [i.split()[0] for i in loop] == ["v_mfma_f32_32x32x16_bf16", "v_exp_f32_e32", "s_cbranch_scc1"]
+    assert gcn.products(loop) == 2
+    assert gcn.classes(loop) == {"mfma": 1, "float": 1, "scalar": 1}
+    assert not gcn.main_loop(TEXT, "absent")
+
+
+@compiles
+@pytest.mark.parametrize("arch", static_amd.ARCHS)
+def test_the_loop_of_a_matmul(arch: str) -> None:
+    code = static_amd.cases()["GEMM bf16 256x256x64, b transposed"].lower(arch)
+    loop = static_amd.main_loop(code)
+    assert code.report["spills"] == 0 and gcn.products(loop) == 64
+    assert gcn.classes(loop)["ds_read"] == gcn.PATTERNS["gemm", "gfx950"].counts["ds_read"]
