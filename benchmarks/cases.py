@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.peak import int8_dot
 from tilelang import ops
 from tilelang.ops.activation import gelu_kernel
 from tilelang.ops.norm import layer_norm_kernel, rms_norm_kernel
@@ -44,6 +45,9 @@ def matmuls() -> Iterator[Case]:
     ic, ix, iy, id_ = torch.empty(n, n, dtype=torch.int32), ia.float(), ib.float(), torch.empty(n, n)
     yield Case("int8 dot 1024^3 (beside torch f32)", functools.partial(ops.matmul, ia, ib, ic),
                functools.partial(torch.mm, ix, iy, out=id_), "flop", 2 * n ** 3, 1.0, 64.0)
+    name, peak = int8_dot(2 * n ** 3)
+    yield Case(f"int8 dot 1024^3 (beside {name} on registers)", functools.partial(ops.matmul, ia, ib, ic), peak,
+               "flop", 2 * n ** 3, 0.8, 0.0)
 
 
 def rowwise() -> Iterator[Case]:

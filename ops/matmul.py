@@ -23,18 +23,21 @@ def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], 
 
 
 def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> tuple[int, int, int]:
-    """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, the number of
-    blocks is even where it can be, and the last block is not mostly empty. Operands that fit into i8 (`narrow`) leave
-    room for blocks of twice the height and depth, so that packing them takes a smaller share of the time. On a `gpu`
-    they fill registers and shared memory."""
+    """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, blocks are of
+    one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands that fit
+    into i8 (`narrow`) leave room for blocks of twice the height and depth, so that packing them takes a smaller share
+    of the time. On a `gpu` they fill registers and shared memory."""
     if gpu:
         return block(m, 128, 16), block(n, 128, 16), block(k, 64 if narrow else 32, 16)
 
     def even(extent: int, largest: int, multiple: int) -> int:
         count = -(-extent // largest)
         return block(-(-extent // count), largest, multiple)
-    more = 2 if narrow else 1
-    return even(m, 192 * more, 12), even(n, 256, 32), even(k, 256 * more, 8)
+    more, columns = 2 if narrow else 1, even(n, 256, 32)
+    rows = 256 * more
+    while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
+        rows //= 2
+    return even(m, rows, 4), columns, even(k, 256 * more, 8)
 
 
 def matmul(a: Any, b: Any, out: Any = None) -> Any:

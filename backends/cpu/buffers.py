@@ -61,9 +61,11 @@ class Buffer:
             offset = b.add(offset, b.mul(rest, digits[0][1]))
         return offset, stride
 
-    def load(self, b: ThreadBuilder, index: tuple[Ix, ...]) -> Value:
+    def load(self, b: ThreadBuilder, index: tuple[Ix, ...], where: Value | None = None) -> Value:
+        """A scalar or vector; a vector is zero unless the i1 `where` holds."""
         offset, stride = self.address(b, index)
-        return b.load(self.memory, offset, lanes_of(index), stride)
+        lanes = lanes_of(index)
+        return b.load(self.memory, offset, lanes, stride, None if where is None else b.splat(where, lanes))
 
     def store(self, b: ThreadBuilder, index: tuple[Ix, ...], value: Value) -> None:
         offset, stride = self.address(b, index)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tilelang.backends.cpu import dots
 from tilelang.backends.cpu.buffers import Buffer, Ix, new_buffer
+from tilelang.backends.cpu.inplace import is_tile, plan
 from tilelang.backends.cpu.microkernel import emit_dot
 from tilelang.backends.cpu.nests import NestLowering
 from tilelang.backends.cpu.views import emit_view
@@ -21,7 +22,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import For, If, Print, While
-from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, used_values
+from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.layouts import shared
 
 
@@ -29,81 +30,38 @@ def lower(fn: Function, target: Any) -> Function:
     """A new function at level THREAD."""
     out = Function(fn.name, fn.params, Region(), "thread", fn.loc)
     read = {v for op in fn.walk() if op.name not in ("store", "scatter", "dim") for v in op.operands}
-    lowering = _Lowering(ThreadBuilder(out.body), target, set(fn.params) - read)
-    lowering.plan(fn.body, {})
-    lowering.again = _read_again(fn)
+    lowering = _Lowering(fn, ThreadBuilder(out.body), target, set(fn.params) - read)
     lowering.region(fn.body)
     return out
 
 
-def is_tile(v: Value) -> bool:
-    return isinstance(v.type, TileType) and bool(v.type.shape)
-
-
 class _Lowering:
-    def __init__(self, b: ThreadBuilder, target: Any, unread: set[Value]) -> None:
+    def __init__(self, fn: Function, b: ThreadBuilder, target: Any, unread: set[Value]) -> None:
         self.b, self.target, self.unread = b, target, unread
         self.stored: dict[Value, Buffer] = {}
         self.scalars: dict[Value, Value] = {}
-        self.home: dict[Value, Value] = {}  # a value -> the carried argument whose buffer it is written to
-        self.nest_of: dict[Value, th.Nest] = {}
-        self.again: dict[Op, int] = {}
-
-    # -- in-place updates ---------------------------------------------------------------------------------------------
-    def plan(self, region: Region, _: dict[Value, Value]) -> None:
-        """Finds carried tiles whose next value can be written over the old one."""
-        for op in region.ops:
-            if isinstance(op, th.Nest):
-                for r in op.results:
-                    self.nest_of[r] = op
-            for inner in op.regions:
-                if not isinstance(op, th.Nest):
-                    self.plan(inner, {})
-            if op.name == "for":
-                for arg, value in zip(op.regions[0].args[1:], op.regions[0].yields, strict=True):
-                    if is_tile(arg):
-                        self._claim(op.regions[0], arg, value)
-
-    def _claim(self, region: Region, arg: Value, value: Value) -> None:
-        """Lets `value` (and the accumulator it is a dot onto) live in the buffer of `arg` where that is safe."""
-        chain: list[Value] = []
-        while value.owner is not None and value.owner in region.ops and value is not arg:
-            chain.append(value)
-            op = value.owner
-            if op.name != "dot" or len(op.operands) < 3 or \
-                    sum(value_used is op.operands[2] for o in region.ops for value_used in _reads(o)) != 1:
-                break
-            value = op.operands[2]
-        if not chain:
-            return
-        first = chain[-1].owner
-        assert first is not None
-        start = region.ops.index(first)
-        for i, op in enumerate(region.ops):
-            if arg not in _reads(op) or i < start:
-                continue
-            aligned = (op is first and isinstance(first, th.Nest) and _aligned(first, chain[-1], arg)) or \
-                (op is first and op.name == "dot" and op.operands[2] is arg and arg not in op.operands[:2])
-            if not aligned:
-                return
-        if first.name not in ("nest", "dot") or any(v in self.home for v in chain):
-            return
-        for v in chain:
-            self.home[v] = arg
-
-    def wanted(self, v: Value) -> Buffer | None:
-        arg = self.home.get(v)
-        return self.stored[arg] if arg is not None else None
+        self.nest_of = {r: op for op in fn.walk() if isinstance(op, th.Nest) for r in op.results}
+        self.inplace, self.again = plan(fn), _read_again(fn)
+        self.clear: dict[Value, NestLowering] = {}  # an accumulator that is not cleared yet -> what clears it
+        self.later: dict[Op, Value] = {}  # a dot -> whether its accumulator has been written before
 
     # -- regions ------------------------------------------------------------------------------------------------------
+    def wanted(self, v: Value) -> Buffer | None:
+        arg = self.inplace.home.get(v)
+        return self.stored[arg] if arg is not None else None
+
     def region(self, region: Region) -> None:
         for op in region.ops:
             self.b.loc = op.loc
             self.b.floor = len(self.b.levels) - 1
             self.b.epoch += 1
             if isinstance(op, th.Nest):
-                NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes,
-                             self.unread, self.again).run()
+                nest = NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes,
+                                    self.unread, self.again)
+                if op in self.inplace.unwritten:
+                    self.clear[op.result] = nest
+                else:
+                    nest.run()
                 continue
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:
@@ -218,8 +176,8 @@ class _Lowering:
         target = self.wanted(op.result) or new_buffer(b, op.result.shape, op.result.dtype)
         if len(op.operands) == 3 and self.stored[op.operands[2]] != target:
             self._copy(self.stored[op.operands[2]], target)
-        emit_dot(b, row, dots.blocking(row, self.target), a, p, target, len(op.operands) == 3,
-                 self._depth(op, row.group))
+        add = self.later.get(op, len(op.operands) == 3)
+        emit_dot(b, row, dots.blocking(row, self.target), a, p, target, add, self._depth(op, row.group))
         self.stored[op.result] = target
 
     def _depth(self, op: Op, group: int) -> Index:
@@ -294,9 +252,10 @@ class _Lowering:
         """Gives carried tiles their own buffers, filled with the initial values."""
         for i, init in enumerate(inits):
             if is_tile(init):
-                source = self.stored[init]
-                buffer = new_buffer(self.b, init.shape, init.dtype)
-                self._copy(source, buffer)
+                buffer = self.stored[init]
+                if init not in self.inplace.adopted:
+                    buffer = new_buffer(self.b, init.shape, init.dtype)
+                    self._copy(self.stored[init], buffer)
                 for args in arg_lists:
                     self.stored[args[i]] = buffer
 
@@ -341,7 +300,12 @@ class _Lowering:
         self.scalars[region.args[0]] = index
         bounds = [self.scalars.get(v, v) for v in op.operands[:3]]
         starts = [self.scalars.get(inits[i], inits[i]) for i in scalars]
+        for nest in [self.clear.pop(v) for v in inits if v in self.clear]:
+            with self.b.branch(self.b.pure(ew.Ge, bounds[0], bounds[1])):
+                nest.run()
         opened = self.b.open([index, *self._new_args(args, scalars)])
+        for dot in [d for d, loop in self.inplace.begun.items() if loop is op]:
+            self.later[dot] = self.b.pure(ew.Gt, index, bounds[0])
         self._body(region, args, scalars)
         self.b.loc = op.loc
         self._finish(op, self.b.effect(For, *bounds, *starts, regions=[opened], **op.attrs), args, tiles, scalars)
@@ -386,38 +350,6 @@ def _read_again(fn: Function) -> dict[Op, int]:
                 v.owner.name == "mul" and any(o in ids for o in v.owner.operands)]
         if len(loads) > 1 and axes:
             out[loads[-1]] = axes[0]
-    return out
-
-
-def _reads(op: Op) -> set[Value]:
-    out = set(op.operands)
-    for region in op.regions:
-        out |= used_values(region)
-    return out
-
-
-def _aligned(nest: th.Nest, result: Value, arg: Value) -> bool:
-    """Whether a nest reads `arg` only at the index it writes `result` at."""
-    region = nest.regions[0]
-    target = region.yields[nest.results.index(result)]
-    if target.owner is None or target.owner.name in ("reduce", "atomic", "convert_layout"):
-        return False
-    return all(arg not in op.operands or isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast)
-               for op in region.ops) and not any(
-        op.name in ("broadcast", "permute", "slice", "reshape", "reduce", "gather", "lookup")
-        and arg in _sources(op, region) for op in region.ops if op.name != "reduce" or op.results)
-
-
-def _sources(op: Op, region: Region) -> set[Value]:
-    """Everything an operation of a nest is computed from."""
-    out: set[Value] = set()
-    work = list(op.operands)
-    while work:
-        v = work.pop()
-        if v not in out:
-            out.add(v)
-            if v.owner is not None and v.owner in region.ops:
-                work += v.owner.operands
     return out
 
 

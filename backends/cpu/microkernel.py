@@ -12,9 +12,10 @@ from tilelang.ir.core import Value
 from tilelang.ir.dtypes import dtype
 
 
-def emit_dot(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool,
+def emit_dot(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool | Value,
              depth: Index) -> None:
-    """c = a @ p (+ c where `add`) over the first `depth` k, for packed a [*batch, M, K] and p [*batch, K, N]."""
+    """c = a @ p (+ c where `add`, which may be an i1 known only at run time) over the first `depth` k, for packed
+    a [*batch, M, K] and p [*batch, K, N]."""
     *batch, m, _ = a.shape
     n = p.shape[-1]
 
@@ -37,8 +38,8 @@ def _widths(columns: int, lanes: int) -> list[tuple[int, int]]:
     return [(s, min(lanes, columns - s)) for s in range(0, columns, lanes)]
 
 
-def _panel(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool, depth: Index,
-           batch: tuple[Ix, ...], column: Index, columns: int, m: int) -> None:
+def _panel(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool | Value,
+           depth: Index, batch: tuple[Ix, ...], column: Index, columns: int, m: int) -> None:
     bias = _bias(b, row, block, p, batch, column, columns, depth) if row.bias else {}
     full = m // block.rows
     if full:
@@ -80,8 +81,8 @@ def _bias(b: ThreadBuilder, row: DotRow, block: Blocking, p: Buffer, batch: tupl
     return dict(enumerate(k.results))
 
 
-def _block(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool, depth: Index,
-           batch: tuple[Ix, ...], first: Index, rows: int, column: Index, columns: int,
+def _block(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer, c: Buffer, add: bool | Value,
+           depth: Index, batch: tuple[Ix, ...], first: Index, rows: int, column: Index, columns: int,
            bias: dict[int, Value]) -> None:
     widths = _widths(columns, block.lanes)
     acc_t = dtype(row.acc)
@@ -92,7 +93,8 @@ def _block(b: ThreadBuilder, row: DotRow, block: Blocking, a: Buffer, p: Buffer,
                 yield i, j, (*batch, Ix(b.add(first, i)), Ix(b.add(column, start), lanes))
     b.epoch += 1  # accumulators change between blocks: reads are not shared
     floor, b.floor = b.floor, len(b.levels) - 1
-    inits = [c.load(b, at) if add else b.full(0, acc_t, widths[j][1]) for _, j, at in cells()]
+    inits = [b.full(0, acc_t, widths[j][1]) if add is False else c.load(b, at, None if add is True else add)
+             for _, j, at in cells()]
     with b.loop(0, depth, row.group, inits) as k:
         vectors = _row_vectors(b, row, block, p, batch, k.i, column, columns)
         out = []

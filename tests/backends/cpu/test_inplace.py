@@ -1,0 +1,72 @@
+"""Carried tiles: copied and cleared only where something reads them."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tilelang.ops.matmul import matmul_kernel
+
+
+@tile.kernel
+def product(a: tile.Tensor[tile.i32, "M K"], b: tile.Tensor[tile.i32, "K N"], c: tile.Out[tile.i32, "M N"]):
+    """Accumulates from zero."""
+    acc = tile.zeros((6, 10), tile.i32)
+    for k in tile.range(0, a.shape[1], 4):
+        acc = tile.dot(tile.load(a, (0, k), (6, 4)), tile.load(b, (k, 0), (4, 10)), acc)
+    tile.store(c, (0, 0), acc)
+
+
+@tile.kernel
+def from_one(a: tile.Tensor[tile.i32, "M K"], b: tile.Tensor[tile.i32, "K N"], c: tile.Out[tile.i32, "M N"]):
+    """Accumulates from what is not zero."""
+    acc = tile.full((6, 10), 1, tile.i32)
+    for k in tile.range(0, a.shape[1], 4):
+        acc = tile.dot(tile.load(a, (0, k), (6, 4)), tile.load(b, (k, 0), (4, 10)), acc)
+    tile.store(c, (0, 0), acc)
+
+
+@tile.kernel
+def read_before(a: tile.Tensor[tile.i32, "M K"], b: tile.Tensor[tile.i32, "K N"], c: tile.Out[tile.i32, "M N"]):
+    """Reads the accumulator besides accumulating."""
+    acc = tile.zeros((6, 10), tile.i32)
+    total = tile.zeros((6, 10), tile.i32)
+    for k in tile.range(0, a.shape[1], 4):
+        total = total + acc
+        acc = tile.dot(tile.load(a, (0, k), (6, 4)), tile.load(b, (k, 0), (4, 10)), acc)
+    tile.store(c, (0, 0), acc + total)
+
+
+@tile.kernel
+def twice(a: tile.Tensor[tile.i32, "M K"], b: tile.Tensor[tile.i32, "K N"], c: tile.Out[tile.i32, "M N"]):
+    """Two loops begin with the same zeros, one of them inside a loop."""
+    zero = tile.zeros((6, 10), tile.i32)
+    total = tile.zeros((6, 10), tile.i32)
+    for _ in tile.range(0, 2):
+        acc = zero
+        for k in tile.range(0, a.shape[1], 4):
+            acc = tile.dot(tile.load(a, (0, k), (6, 4)), tile.load(b, (k, 0), (4, 10)), acc)
+        total = total + acc
+    tile.store(c, (0, 0), total)
+
+
+@pytest.mark.parametrize("k", [0, 3, 4, 17])
+@pytest.mark.parametrize("kernel", [product, from_one, read_before, twice])
+def test_values(kernel: Callable[..., object], k: int) -> None:
+    """A loop that never runs leaves the initial value; one that runs does not add to what lay in memory before."""
+    rng = np.random.default_rng(k)
+    a, b = rng.integers(-9, 9, (6, k), np.int32), rng.integers(-9, 9, (k, 10), np.int32)
+    blocks = [a[:, i:i + 4] @ b[i:i + 4] for i in range(0, k, 4)]
+    sums = np.cumsum([np.zeros((6, 10), np.int32), *blocks], 0)
+    want = {"product": sums[-1], "from_one": sums[-1] + 1, "read_before": sums[-1] + sums[:-1].sum(0),
+            "twice": 2 * sums[-1]}[kernel.__name__]
+    for _ in range(2):  # the second call finds the scratch memory of the first
+        np.testing.assert_array_equal(kernel(a, b), want)
+
+
+def test_an_accumulator_has_one_buffer() -> None:
+    a = np.zeros((64, 64), np.float32)
+    text = str(matmul_kernel.lower(a, a, a.copy(), BM=32, BN=32, BK=32, ACC=tile.f32).thread)
+    assert text.count("shape=(1024,)") == 3  # a, b and the accumulator
