@@ -15,6 +15,7 @@ ALLOWED = {  # package: what it may import of ours, besides itself
     "tilelang.ir": ("tilelang.layouts", "tilelang.errors"),
     "tilelang.passes": ("tilelang.ir", "tilelang.errors", "tilelang.config", "tilelang.layouts"),
     "tilelang.lang": ("tilelang.ir", "tilelang.errors", "tilelang.layouts"),
+    "tilelang.quant": ("tilelang.ir", "tilelang.errors", "tilelang.args"),
     "backends": ("tilelang.ir", "tilelang.passes", "tilelang.errors", "tilelang.config", "tilelang.layouts",
                  "tilelang.cache"),
     "ops": ("tilelang",),

@@ -9,6 +9,7 @@ from tilelang.jit import Kernel, get_num_threads, kernel, on_gpu, set_num_thread
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
 from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
+from tilelang.quant import QuantTensor, quantize
 from tilelang.targets import last_counters
 from tilelang.version import __version__ as __version__
 
@@ -30,5 +31,5 @@ def function(fn: Any) -> Any:
     return _Function(fn)
 
 
-__all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "Tensor", "codebook", "dtype", "function",
-           "get_num_threads", "kernel", "last_counters", "on_gpu", "set_num_threads", "target"]
+__all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "QuantTensor", "Tensor", "codebook", "dtype",
+           "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quantize", "set_num_threads", "target"]

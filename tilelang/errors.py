@@ -119,6 +119,14 @@ class TargetError(TileError):
     """Something the target cannot do."""
 
 
+class QuantError(TileError):
+    """Parts of a quantised tensor that do not fit each other, or what cannot be quantised as asked."""
+
+
+class CheckpointError(TileError):
+    """A file or state dict of another project that breaks its format; the message names the tensor and the field."""
+
+
 class VerifyError(TileError):
     """A broken rule of the IR: a mistake in the compiler, or in text given to its parser."""
 

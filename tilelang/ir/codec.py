@@ -121,10 +121,14 @@ def _encode(values: Any, dt: DType) -> Any:
     if dt.kind == "ternary":
         return (np.clip(np.rint(np.nan_to_num(np.clip(real, -1, 1), nan=0.0)), -1, 1) + 1).astype(dt.storage)
     if dt.kind == "codebook":
-        table = np.asarray(dt.table)
-        # Within the table's range: far outside it all distances round to the same number.
-        bounded = np.clip(np.where(np.isnan(real), table[0], real), table.min(), table.max())
-        return np.argmin(np.abs(bounded[..., None] - table), -1).astype(dt.storage)
+        # The first of the nearest entries. Within the table's range: far outside it all distances round alike.
+        table, first = np.unique(np.asarray(dt.table), return_index=True)
+        bounded = np.clip(np.where(np.isnan(real), dt.table[0], real), table[0], table[-1])
+        high = np.searchsorted(table, bounded)
+        low = np.maximum(high - 1, 0)
+        above, below = table[high] - bounded, bounded - table[low]
+        take_low = (below < above) | (below == above) & (first[low] < first[high])
+        return np.where(take_low, first[low], first[high]).astype(dt.storage)
     if dt.kind == "scale":
         return _encode_scale(real, dt)
     return _encode_float(real, dt)

@@ -17,6 +17,15 @@ def pack_bits(codes: Any, bits: int, row_bits: int) -> Any:
     if row_bits < rows.shape[1] * bits:
         raise ValueError(f"a row of {rows.shape[1]} elements of {bits} bits needs {rows.shape[1] * bits} bits, "
                          f"got row_bits={row_bits}")
+    if bits <= 8 and row_bits % 8 == 0:  # eight elements are one word
+        words = np.zeros((len(rows), -(-rows.shape[1] // 8) * 8), np.uint64)
+        words[:, :rows.shape[1]] = rows & np.uint64((1 << bits) - 1)
+        words = (words.reshape(len(rows), -1, 8) << np.arange(0, 8 * bits, bits, dtype=np.uint64)).sum(
+            -1, dtype=np.uint64)
+        data = words.astype("<u8").view(np.uint8).reshape(len(rows), -1, 8)[..., :bits].reshape(len(rows), -1)
+        out = np.zeros((len(rows), row_bits // 8), np.uint8)
+        out[:, :data.shape[1]] = data[:, :out.shape[1]]
+        return out.reshape(-1)
     planes = (rows[..., None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)
     stream = np.zeros((rows.shape[0], row_bits), np.uint8)
     stream[:, :rows.shape[1] * bits] = planes.reshape(rows.shape[0], -1)
@@ -27,10 +36,19 @@ def unpack_bits(buffer: Any, bits: int, shape: Sequence[int], row_bits: int) -> 
     """u64 codes of a bit stream written by `pack_bits`."""
     count = int(np.prod(shape[:-1], dtype=np.int64))
     n = shape[-1]
-    stream = np.unpackbits(np.asarray(buffer, np.uint8), bitorder="little")
-    if len(stream) < (count - 1) * row_bits + n * bits and count and n:
+    buffer = np.asarray(buffer, np.uint8)
+    if 8 * len(buffer) < (count - 1) * row_bits + n * bits and count and n:
         raise ValueError(f"{list(shape)} elements of {bits} bits in rows of {row_bits} bits need "
-                         f"{((count - 1) * row_bits + n * bits + 7) // 8} bytes, got {len(stream) // 8}")
+                         f"{((count - 1) * row_bits + n * bits + 7) // 8} bytes, got {len(buffer)}")
+    if bits <= 8 and row_bits % 8 == 0 and 8 * len(buffer) >= count * row_bits:
+        groups, width = -(-n // 8), row_bits // 8
+        data = np.zeros((count, groups, 8), np.uint8)
+        rows = np.zeros((count, groups * bits), np.uint8)
+        rows[:, :min(width, groups * bits)] = buffer[:count * width].reshape(count, width)[:, :groups * bits]
+        data[..., :bits] = rows.reshape(count, groups, bits)
+        words = data.view("<u8") >> np.arange(0, 8 * bits, bits, dtype=np.uint64)
+        return (words & np.uint64((1 << bits) - 1)).reshape(count, -1)[:, :n].reshape(shape)
+    stream = np.unpackbits(buffer, bitorder="little")
     at = np.arange(count)[:, None, None] * row_bits + np.arange(n)[None, :, None] * bits + np.arange(bits)
     planes = stream[at].astype(np.uint64) << np.arange(bits, dtype=np.uint64)
     return planes.sum(-1, dtype=np.uint64).reshape(shape)
