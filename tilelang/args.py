@@ -126,6 +126,8 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
     """Looks at a tensor argument. Raises ArgumentDType, ArgumentDevice or ArgumentLayout."""
     if isinstance(x, Packed):
         where = _torch_device(name, x.buffer, loc) if is_torch(x.buffer) else "cpu"
+        if x.dtype.bits % 8 == 0:
+            return _whole_bytes(name, x, where, loc)
         return Argument(name, x, x.dtype, x.shape, x.strides, "packed", where)
     if is_torch(x):
         where = _torch_device(name, x, loc)
@@ -156,6 +158,22 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                              got=f"{x.dtype.str}, strides {x.strides} bytes", try_=f"np.array({name})")
     return Argument(name, x, _dtype(name, x.dtype, loc), x.shape, tuple(s // x.dtype.itemsize for s in x.strides),
                     "numpy")
+
+
+def _whole_bytes(name: str, x: Packed, device: str, loc: Loc | None) -> Argument:
+    """A packed tensor whose elements are bytes is a plain one over the same memory."""
+    if x.row_bits % x.dtype.bits:
+        raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc, needs="rows of whole elements",
+                             got=f"rows of {x.row_bits} bits", try_=f"tile.Packed.from_codes({name}.codes(), dtype)")
+    rows, columns = math.prod(x.shape[:-1]), x.row_bits // x.dtype.bits
+    strides = tuple(s // x.dtype.bits for s in x.strides)
+    data, kind = x.buffer, "torch" if is_torch(x.buffer) else "numpy"
+    if kind == "numpy":
+        data = np.asarray(data).view(x.dtype.storage)
+    elif x.dtype.native or x.dtype.name == "bf16":
+        data = data.view(_torch_dtype(x.dtype))
+    data = data[:rows * columns].reshape(*x.shape[:-1], columns)[..., :x.shape[-1]]
+    return Argument(name, data, x.dtype, x.shape, strides, kind, device)
 
 
 def _torch_device(name: str, x: Any, loc: Loc | None) -> str:
@@ -223,10 +241,7 @@ def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
         return packed
     if is_torch(model):
         import torch
-        names = {"i1": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
-                 "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu"}
-        name = names.get(dt.name) or {"i": "int", "u": "uint", "f": "float"}[dt.name[0]] + str(dt.bits)
-        return torch.empty(shape, dtype=getattr(torch, name), device=model.device)
+        return torch.empty(shape, dtype=_torch_dtype(dt), device=model.device)
     if hasattr(model, "__cuda_array_interface__"):
         empty = getattr(sys.modules.get(type(model).__module__.partition(".")[0]), "empty", None)
         if empty is None:
@@ -234,6 +249,13 @@ def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
                                 got=type(model).__name__, try_="pass the outputs")
         return empty(shape, numpy_dtype(dt))
     return np.empty(shape, numpy_dtype(dt))
+
+
+def _torch_dtype(dt: DType) -> Any:
+    names = {"i1": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
+             "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu"}
+    name = names.get(dt.name) or {"i": "int", "u": "uint", "f": "float"}[dt.name[0]] + str(dt.bits)
+    return getattr(sys.modules["torch"], name)
 
 
 def numpy_dtype(dt: DType) -> Any:

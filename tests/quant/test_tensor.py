@@ -191,3 +191,19 @@ def test_mistakes_name_the_field(message: str, make: Any) -> None:
     with pytest.raises(TileError) as error:
         make()
     assert str(error.value).startswith(message) and "needs:" in str(error.value) and "got:" in str(error.value)
+
+
+@tile.kernel
+def decode(c: tile.Tensor[tile.T, "N K"], y: tile.Out[tile.f32, "N K"]):
+    n, k = tile.grid(tile.cdiv(c.shape[0], 16), tile.cdiv(c.shape[1], 16))
+    tile.store(y, (n * 16, k * 16), tile.load(c, (n * 16, k * 16), (16, 16)).to(tile.f32))
+
+
+@pytest.mark.parametrize("name", ["u4", "u8", "i8", "f8e4m3", "s8", "e8m0", "u16", "bf16", "f16", "f32", "f8e3m4"])
+@pytest.mark.parametrize("memory", ["numpy", "torch"])
+def test_kernels_read_codes_of_every_width(name: str, memory: str) -> None:
+    dt = dtype(name)
+    codes = Packed.pack(np.random.default_rng(0).standard_normal((5, 20)).cumsum(1) ** 2, dt, 24 * dt.bits)
+    given = QuantTensor(codes).torch().codes if memory == "torch" else codes
+    for _ in range(2):
+        np.testing.assert_array_equal(np.asarray(decode(given)), codes.values())
