@@ -87,7 +87,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
                 for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"
                 and isinstance(p.tensor.dtype, str) and p.tensor.dtype in dtypes}
         bound = Bound(kernel, (), {**inputs, **outs, **scalars, **(consts or {})})
-        code = targets.lowered(kernel.trace(bound.types(aligned=True), bound.consts), name)
+        code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"
         out.cases.append(case)
         results = observe(code.tile, code.rendered, *bound.memory())

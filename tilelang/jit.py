@@ -1,11 +1,13 @@
 """Calling a kernel: specialise on the arguments, compile or take from the cache, run."""
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +29,7 @@ from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType, TileType, Type
 from tilelang.ir.dtypes import DType
 from tilelang.ir.interpreter import run
+from tilelang.lang.expressions import Function as TileFunction
 from tilelang.lang.kernel import KernelDef, Param
 from tilelang.plan import Mismatch, Plan, direct
 
@@ -82,7 +85,8 @@ def _ffi() -> Any:
 class Bound:
     """Arguments of one call matched with the parameters."""
 
-    def __init__(self, kernel: Kernel, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def __init__(self, kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        kernel, args, kwargs = kernel.given(args, kwargs)
         self.kernel = kernel
         loc = kernel.source.loc
         values = self._match(args, kwargs)
@@ -106,7 +110,7 @@ class Bound:
         self.device = common_device(self.tensors.values(), loc)
         self._separate()
 
-    def _match(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _match(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Positional arguments go to the inputs, then (in a second pass) on to outputs and constants in order."""
         params, loc, name = self.kernel.params, self.kernel.source.loc, self.kernel.name
         values = {p.name: p.default for p in params if p.default is not inspect.Parameter.empty}
@@ -115,10 +119,6 @@ class Bound:
             raise ArgumentCount(f"`{name}` has no parameter {sorted(unknown)[0]!r}", loc=loc,
                                 needs=", ".join(p.name for p in params), got=", ".join(sorted(unknown)),
                                 try_="check the spelling")
-        if len(args) > len(params):
-            raise ArgumentCount(f"`{name}` got too many arguments", loc=loc,
-                                needs=f"at most {len(params)}: {', '.join(p.name for p in params)}",
-                                got=str(len(args)), try_="pass constants by name")
         for p, value in zip(params, args, strict=False):
             if p.name in kwargs:
                 raise ArgumentCount(f"`{name}` got `{p.name}` twice", loc=loc, needs="each parameter once",
@@ -256,17 +256,47 @@ class Kernel(KernelDef):
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
+        self._variants: dict[frozenset[str], Kernel] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._optional = frozenset(p.name for p in self.params if p.optional)
         self._compiled: dict[Any, Any] = {}
         self._runtime = [p for p in self.params if p.kind != "const"]
         self._plain = all(isinstance(p, Param) and p.kind != "const" for p in self.params[:len(self._runtime)])
         self._consts = frozenset(p.name for p in self.params if p.kind == "const")
         self._plans: dict[Any, Plan] = {}
 
+    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Kernel, Sequence[Any], Mapping[str, Any]]:
+        """The kernel and the arguments of a call without the optional tensors that are None or not given: those are
+        constants of that kernel, so that what only they need is not compiled."""
+        if len(args) > len(self.params):
+            raise ArgumentCount(f"`{self.name}` got too many arguments", loc=self.source.loc,
+                                needs=f"at most {len(self.params)}: {', '.join(p.name for p in self.params)}",
+                                got=str(len(args)), try_="pass constants by name")
+        if not self._optional:
+            return self, args, kwargs
+        there = {p.name for p, x in zip(self.params, args, strict=False) if x is not None}
+        absent = frozenset(n for n in self._optional if n not in there and kwargs.get(n) is None)
+        if absent not in self._variants:
+            variant = copy.copy(self)
+            variant.params = [
+                *(p if p.name not in self._optional else replace(p, default=inspect.Parameter.empty)
+                  for p in self.params if p.name not in absent),
+                *(Param(p.name, "const", None, None) for p in self.params if p.name in absent)]
+            variant._prepare()
+            self._variants[absent] = variant
+        given = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
+        return self._variants[absent], given, {n: x for n, x in kwargs.items() if n not in absent}
+
     def is_out(self, name: str) -> bool:
         """Whether a parameter is an output the call may allocate."""
         return any(p.name == name and p.kind == "tensor" and p.tensor.mode == "out" for p in self.params)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._optional:
+            kernel, args, kwargs = self.given(args, kwargs)  # type: ignore[assignment]
+            return kernel(*args, **kwargs)
         plan = self._plans.get(self._pattern(args, kwargs))
         if plan is not None and plan.target == _target.get():  # the common case: native code checks arguments
             try:
@@ -355,12 +385,12 @@ class Kernel(KernelDef):
         C++), `.assembly`; and `.report`, what it uses. Nothing is run, and no device is needed."""
         bound = Bound(self, args, kwargs)
         name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
-        return targets.lowered(self.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
+        return targets.lowered(bound.kernel.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """The same call by the NumPy interpreter: slow, and the definition of what the kernel means."""
         bound = Bound(self, args, kwargs)
-        self._interpret(bound)
+        bound.kernel._interpret(bound)
         return bound.outputs()
 
     def _emulate(self, bound: Bound, machine: str) -> None:
@@ -388,13 +418,19 @@ class Kernel(KernelDef):
 
 
 def _is_constant(x: Any) -> bool:
-    return isinstance(x, bool | int | float | str | DType)
+    return x is None or isinstance(x, bool | int | float | str | DType | TileFunction)
 
 
 def _identity(x: Any) -> Any:
-    """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0."""
+    """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0. Tile functions are equal
+    that one definition made with equal constants around it."""
     if type(x) in (int, bool, str):
         return type(x), x
+    if isinstance(x, TileFunction):
+        fn = x.source.fn
+        around = [cell.cell_contents for cell in fn.__closure__ or ()]
+        if all(map(_is_constant, around)) and not fn.__defaults__:
+            return fn.__code__, id(fn.__globals__), tuple(map(_identity, around))
     try:
         hash(x)
     except TypeError:

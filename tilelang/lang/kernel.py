@@ -34,6 +34,11 @@ class Param:
         return self.default is inspect.Parameter.empty and not (self.kind == "tensor" and self.tensor.mode == "out")
 
     @property
+    def optional(self) -> bool:
+        """A tensor that need not be given, an output that is not made unless it is: None in the kernel then."""
+        return self.kind == "tensor" and self.default is None
+
+    @property
     def tensor(self) -> TensorSpec:
         assert isinstance(self.spec, TensorSpec)
         return self.spec
