@@ -17,15 +17,39 @@ from tilelang.layouts.register import LayoutError, _digits
 
 @dataclass(frozen=True)
 class Swizzle:
-    """XORs `bits` bits of the offset, starting at bit `base`, with the bits `shift` places above them."""
+    """XORs `bits` bits of the offset, starting at bit `base`, with the bits `shift` places above them, and with what
+    `more` reads."""
 
     bits: int
     base: int
     shift: int
+    more: Swizzle | None = None
+
+    @property
+    def terms(self) -> tuple[Swizzle, ...]:
+        """What is XORed with the offset, one after the other."""
+        return (self, *(self.more.terms if self.more is not None else ()))
+
+    @property
+    def mask(self) -> int:
+        """The bits that this term changes."""
+        return ((1 << self.bits) - 1) << self.base
+
+    @property
+    def vector(self) -> int:
+        """Elements that stay neighbours."""
+        return int(min(1 << s.base for s in self.terms))
+
+    @property
+    def block(self) -> int:
+        """Elements that are permuted among themselves."""
+        return int(max(1 << (s.base + s.bits + max(s.shift, 0)) for s in self.terms))
 
     def __call__(self, offset: Any) -> Any:
-        mask = ((1 << self.bits) - 1) << self.base
-        return offset ^ ((offset >> self.shift) & mask)
+        out = offset
+        for s in self.terms:
+            out = out ^ ((offset >> s.shift) & s.mask)
+        return out
 
 
 @dataclass(frozen=True)
@@ -49,8 +73,7 @@ class SharedLayout:
         linear = 1 + sum((e - 1) * s for dim in self.dims for e, s in dim)
         if self.swizzle is None:
             return linear
-        block = 1 << (self.swizzle.base + self.swizzle.bits + max(self.swizzle.shift, 0))
-        return -(-linear // block) * block
+        return -(-linear // self.swizzle.block) * self.swizzle.block
 
     def offset(self, index: Sequence[Any]) -> Any:
         """Element offset of a tile index (integers or broadcasting arrays)."""
@@ -83,8 +106,8 @@ class SharedLayout:
 
 
 def shared(shape: Sequence[int], strides: Sequence[Any] | None = None,
-           swizzle: tuple[int, int, int] | None = None) -> SharedLayout:
-    """A layout of `shape`, row-major unless `strides` says otherwise.
+           swizzle: tuple[int, ...] | None = None) -> SharedLayout:
+    """A layout of `shape`, row-major unless `strides` says otherwise. `swizzle` is (bits, base, shift) of each term.
 
     An entry of `shape` may be a tuple of digit extents, with a tuple of as many strides: `shared([128, (4, 32)],
     [32, (4096, 1)])` stores four panels of 32 columns one after the other.
@@ -103,7 +126,14 @@ def shared(shape: Sequence[int], strides: Sequence[Any] | None = None,
     if [len(d) for d in nested] != [len(s) for s in steps]:
         raise LayoutError(f"extents {list(shape)} and strides {strides} differ in structure")
     return SharedLayout(tuple(tuple(zip(d, s, strict=True)) for d, s in zip(nested, steps, strict=True)),
-                        Swizzle(*swizzle) if swizzle else None)
+                        _swizzle(swizzle) if swizzle else None)
+
+
+def _swizzle(numbers: Sequence[int]) -> Swizzle:
+    if len(numbers) % 3:
+        raise LayoutError(f"a swizzle is (bits, base, shift) for each term, not {numbers}")
+    bits, base, shift, *more = numbers
+    return Swizzle(bits, base, shift, _swizzle(more) if more else None)
 
 
 @dataclass(frozen=True)
@@ -166,7 +196,7 @@ def derive_swizzle(layout: SharedLayout, requests: Sequence[tuple[Sequence[tuple
     widest = max(nbytes for _, nbytes in requests) // element_bytes
     best: tuple[SharedLayout, int] | None = None
     for swizzle in _swizzles(layout.size):
-        if swizzle is not None and (1 << swizzle.base) < widest:
+        if swizzle is not None and swizzle.vector < widest:
             continue
         candidate = layout.with_swizzle(swizzle)
         cost = sum(conflicts([int(candidate.offset(i)) * element_bytes for i in lanes], nbytes, banks)

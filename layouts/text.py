@@ -81,7 +81,7 @@ def format_shared(s: SharedLayout) -> str:
         return str(dim[0][i]) if len(dim) == 1 else str(tuple(d[i] for d in dim))
     text = f"shared([{', '.join(pick(d, 0) for d in s.dims)}], [{', '.join(pick(d, 1) for d in s.dims)}]"
     if s.swizzle:
-        text += f", swizzle=({s.swizzle.bits}, {s.swizzle.base}, {s.swizzle.shift})"
+        text += f", swizzle={tuple(n for t in s.swizzle.terms for n in (t.bits, t.base, t.shift))}"
     return text + ")"
 
 

@@ -343,6 +343,9 @@ class _Renderer:
         trans = "true" if op.attrs["trans"] else "false"
         self.line(f"tl::ldmatrix<{count}, {trans}>({name}, 0, {self.address(*op.operands)}, {self.number(op)});")
 
+    def _ld_transposed(self, op: Op) -> None:
+        self.define(op.result, f"tl::ld_transposed({self.address(*op.operands)}, {self.number(op)})")
+
     def _mma(self, op: Op) -> None:
         acc, a, b = (self.vector(v) for v in op.operands)
         for v in op.operands[1:]:

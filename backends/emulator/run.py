@@ -23,8 +23,8 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
          "uninitialised-global", "bounds-shared", "bounds-global", "bounds-register", "misaligned",
          "divergent-barrier", "divergent-collective", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
-CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix", "mma",
-           "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
+CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
+           "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
 Output = Callable[[int, bytes], None]
 """Takes the number of an operation that prints, and the bytes of its operands one after the other."""
 _lock = threading.Lock()  # the runtime holds one launch at a time

@@ -174,7 +174,7 @@ class Access:
         size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
         layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
         inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
-        limit = 1 << place.swizzle.base if place.swizzle else inner[0]
+        limit = place.swizzle.vector if place.swizzle else inner[0]
         target = block_of(b, self.of[buffer], place, lead)
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
@@ -252,7 +252,7 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     """The element offset of an index in a buffer. What the swizzle neither reads nor changes is added last: it may
     change in a loop while the rest does not."""
     s = place.swizzle
-    block = 1 << (s.base + s.bits + max(s.shift, 0)) if s is not None else 1
+    block = s.block if s is not None else 1
     outer = [i for i, digits in enumerate(place.dims) if all(step % block == 0 for _, step in digits)] if s else []
     total = _linear(b, place, [at if i not in outer else 0 for i, at in enumerate(index)])
     if s is None:
@@ -265,9 +265,11 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     rest = b.add(rest, constant - constant % block)
     if isinstance(total, int):
         return b.add(rest, int(s(total)))
-    mask = ((1 << s.bits) - 1) << s.base
-    moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(s.shift)), b.index(mask))
-    return b.add(b.pure(ew.Xor, total, moved), rest)
+    swizzled = total
+    for term in s.terms:
+        moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(term.shift)), b.index(term.mask))
+        swizzled = b.pure(ew.Xor, swizzled, moved)
+    return b.add(swizzled, rest)
 
 
 def block_of(b: ThreadBuilder, memory: Value, place: SharedLayout, lead: Sequence[Index]) -> Value:

@@ -51,20 +51,26 @@ def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Po
 @lru_cache(maxsize=1024)
 def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: RegisterLayout | None,
             ports: Ports) -> SharedLayout:
-    """A row-major layout of a staging buffer that is written and read with the fewest bank conflicts."""
+    """A row-major layout of a staging buffer that is written and read with the fewest bank conflicts. Where a swizzle
+    of whole vectors leaves some, one more bit is changed."""
     users = [(stored, True)] + ([(loaded, False)] if loaded is not None else [])
+
+    def cost_of(place: SharedLayout) -> int:
+        return sum(wavefronts(u, place, size, ports, store) for u, store in users)
     plain = shared(shape)
-    best, cost = plain, sum(wavefronts(u, plain, size, ports, store) for u, store in users)
+    best, cost = plain, cost_of(plain)
     base = max(vector_width(u, plain, size)[1] for u, _ in users).bit_length() - 1
     top = (prod(shape) - 1).bit_length()
-    for bits in (1, 2, 3, 4, 5):
-        for shift in range(bits, top - base - bits + 1):
-            if cost == 0:
-                return best
-            candidate = plain.with_swizzle(Swizzle(bits, base, shift))
-            found = sum(wavefronts(u, candidate, size, ports, store) for u, store in users)
-            if found < cost:
-                best, cost = candidate, found
+    for starts, longest in ((range(base, base + 1), 5), (range(base, top), 1)):
+        first = best.swizzle
+        for start in starts:
+            for bits in range(1, longest + 1):
+                for shift in range(bits, top - start - bits + 1):
+                    if cost == 0:
+                        return best
+                    candidate = plain.with_swizzle(Swizzle(bits, start, shift, first))
+                    if (found := cost_of(candidate)) < cost:
+                        best, cost = candidate, found
     return best
 
 

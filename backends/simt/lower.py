@@ -20,6 +20,7 @@ from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.registers import Threads, local_offsets, repeated
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.transposed import load_transposed
 from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
@@ -280,6 +281,8 @@ class _Lowering:
             value = None
             if self.target.ldmatrix:
                 value = load_matrices(self.b, self.threads, memory, t.layout, layout, lead, phase)
+            elif self.target.transposed_loads:
+                value = load_transposed(self.b, self.threads, memory, t.layout, layout, lead, phase)
             if value is None:
                 place = SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle)
                 block = block_of(self.b, memory, t.layout, lead)

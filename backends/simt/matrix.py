@@ -22,7 +22,7 @@ def fragments(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[R
         return None
     width = 16 // size
     inner = place.dims[-1][-1][0]
-    if inner % width or (place.swizzle is not None and (1 << place.swizzle.base) < width):
+    if inner % width or (place.swizzle is not None and place.swizzle.vector < width):
         return None
     if any(s % width for dim in place.dims[:-1] for _, s in dim):
         return None

@@ -64,7 +64,7 @@ def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tupl
         if not digits or digits[-1][1] != 1:
             continue
         width = min(layout.contiguous(d), 16 // size)
-        limit = 1 << place.swizzle.base if place.swizzle else 1 << 30
+        limit = place.swizzle.vector if place.swizzle else 1 << 30
         while width > 1 and (width & (width - 1) or digits[-1][0] % width or width > limit
                              or layout.local_size % width):
             width -= 1

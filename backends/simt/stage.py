@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tilelang.backends.simt.exchange import staging
 from tilelang.backends.simt.instructions import choose
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.transposed import reader as transposed_reader
 from tilelang.ir.core import Function, Op, TensorType, Value
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked, local, spatial
 
@@ -66,7 +67,9 @@ def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtT
     """A block as copies write it and `ldmatrix`, or threads that hold it as `operand`, read it, with the fewest bank
     conflicts."""
     reader: RegisterLayout | None = operand
-    if target.ldmatrix:
+    if target.transposed_loads:
+        reader = transposed_reader(operand, size) or operand
+    elif target.ldmatrix:
         reader = matrix_rows(size) if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0 else None
     return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), reader, target.ports)
 

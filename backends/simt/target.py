@@ -21,3 +21,4 @@ class SimtTarget:
     async_copy: bool
     ldmatrix: bool
     native_casts: frozenset[tuple[str, str]] = frozenset()
+    transposed_loads: bool = False

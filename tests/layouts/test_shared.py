@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tilelang.layouts import Banks, SharedLayout, conflicts, derive_swizzle, parse, shared
 from tilelang.layouts.shared import Swizzle
 
-SWIZZLES = st.builds(Swizzle, st.integers(1, 4), st.integers(0, 4), st.integers(1, 5))
+NUMBERS = st.integers(1, 4), st.integers(0, 4), st.integers(1, 5)
+SWIZZLES = st.recursive(st.builds(Swizzle, *NUMBERS), lambda more: st.builds(Swizzle, *NUMBERS, more), max_leaves=3)
 
 
 @st.composite
@@ -54,13 +55,13 @@ def simulated(addresses: list[int], nbytes: int, banks: Banks) -> int:
 
 @given(SWIZZLES, st.integers(0, 3))
 def test_a_swizzle_permutes_every_block(swizzle: Swizzle, block: int) -> None:
-    size = 1 << (swizzle.bits + swizzle.base + swizzle.shift)
+    size = swizzle.block
     offsets = np.arange(block * size, (block + 1) * size)
     assert sorted(swizzle(offsets)) == list(offsets)
     assert [swizzle(int(x)) for x in offsets[:64]] == list(swizzle(offsets)[:64])
-    if swizzle.shift >= swizzle.bits:  # what is read is not what is changed
+    if swizzle.more is None and swizzle.shift >= swizzle.bits:  # what is read is not what is changed
         np.testing.assert_array_equal(swizzle(swizzle(offsets)), offsets)
-    run = 1 << swizzle.base  # vectors up to here stay whole
+    run = swizzle.vector  # vectors up to here stay whole
     assert (np.diff(swizzle(offsets).reshape(-1, run), axis=1) == 1).all()
 
 

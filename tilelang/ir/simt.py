@@ -103,6 +103,15 @@ class LdMatrix(Op):
         return [TileType((self.attrs["count"] * 4 // memory.dtype.storage.itemsize,), memory.dtype)]
 
 
+class LdTransposed(Op):
+    """Four elements of 16 bits from shared memory, transposed on the way: (buffer, offset). Of sixteen lanes each
+    names four neighbours; lane l gets as its element n the one at place l % 4 of what lane l / 4 + 4 n named."""
+    name, levels, effects, attributes = "ld_transposed", THREAD, "read", {"phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((4,), memory_type(self, self.operands[0]).dtype)]
+
+
 class Mma(Op):
     """A row of the target's matrix instructions over the registers of a tile: operands (acc, a, b), whole tiles.
 

@@ -237,6 +237,15 @@ TL_FN void ldmatrix(vec<T, K>& r, int at, sptr<T> s, i64 off, op o) {
   emu_collective(&c);
 }
 
+template <class T>
+TL_FN vec<plain<T>, 4> ld_transposed(sptr<T> s, i64 off, op o) {
+  static_assert(sizeof(T) == 2, "elements of 16 bits");
+  vec<plain<T>, 4> v;
+  emu::Collective c{emu::LD_TRANSPOSED, o.id, 0, 0, 0, &v, nullptr, nullptr, s.base, s.limit, off * i64(sizeof(T))};
+  emu_collective(&c);
+  return v;
+}
+
 template <int X, bool TRANS, class T, int K>
 TL_FN void stmatrix(sptr<T> s, i64 off, const vec<T, K>& r, int at, op o) {
   static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");

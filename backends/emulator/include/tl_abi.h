@@ -7,8 +7,8 @@ namespace emu {
 struct Buffer;  // the memory behind a global pointer, with its shadow
 
 // How an access uses memory; also the class its instruction is counted under.
-enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, MMA, SHUFFLE, SYNCWARP, BARRIER,
-           USES };
+enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, LD_TRANSPOSED, MMA, SHUFFLE,
+           SYNCWARP, BARRIER, USES };
 
 // AMD's products: name, type of the accumulator, rows and columns, elements a lane holds of A and of B, their formats.
 #define EMU_MFMAS                                              \

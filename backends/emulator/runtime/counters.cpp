@@ -62,7 +62,7 @@ static void count(const Record* const* lanes, const Record& r) {
     if (lanes[l]) bytes = std::max(bytes, int(lanes[l]->bytes));
   if (!bytes) return;
   if (!(r.use == COPY_ASYNC && r.shared)) c.requests++;
-  const bool store = r.use != LOAD && r.use != LDMATRIX;
+  const bool store = r.use != LOAD && r.use != LDMATRIX && r.use != LD_TRANSPOSED;
   if (r.shared && r.use == COPY_ASYNC) {
     const i64 before = c.bytes;
     count_shared(c, lanes, bytes, store);

@@ -66,9 +66,10 @@ static std::string name(const Stamp& s) {
 }
 
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by) {
-  const bool writes = use != LOAD && use != LDMATRIX, reads = use == LOAD || use == LDMATRIX || use == ATOMIC;
+  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED;
+  const bool writes = !loads, reads = loads || use == ATOMIC;
   Stamp now = stamp(by);
-  if (use == LDMATRIX || use == STMATRIX) now.lane = MANY;  // a row is handed to, or comes from, several lanes
+  if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED) now.lane = MANY;  // a row is handed to, or comes from, several lanes
   shared_cells.refine(bytes);
   const u32 end = (offset + bytes) / shared_cells.granule;
   for (u32 i = offset / shared_cells.granule; i < end; i++) {

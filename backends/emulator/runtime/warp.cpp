@@ -16,6 +16,20 @@ static void shuffle(const Warp& w) {
   }
 }
 
+// The bytes of shared memory that a lane names in an instruction of its whole warp.
+static u8* named(const Collective& c, Thread& t, int bytes) {
+  const i64 at = c.base + c.offset;
+  current = &t;  // whom reports name
+  if (c.offset < 0 || c.offset + bytes > c.limit || at + bytes > i64(run.shared_bytes))
+    fail("bounds-shared", c.op, -1, "lane %d names %d bytes at byte %lld of a buffer of %lld", t.lane, bytes, c.offset,
+         c.limit);
+  if (at % bytes) fail("misaligned", c.op, -1, "lane %d names %d bytes at shared byte %lld", t.lane, bytes,
+                       (long long)at);
+  t.log.push_back({at, c.op, u16(bytes), u8(c.use), 1});
+  check_shared(u32(at), u32(bytes), c.use, c.op, t);
+  return shared_memory + at;
+}
+
 // The 16-byte rows of up to four 8x8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8.
 static void matrices(const Warp& w, int warp) {
   constexpr int LANES = 32;
@@ -27,14 +41,7 @@ static void matrices(const Warp& w, int warp) {
   for (int l = 0; l < 8 * count; l++) {
     const Collective& c = *w.calls[l];
     Thread& t = threads[warp * LANES + l];
-    const i64 at = c.base + c.offset;
-    current = &t;  // whom reports name
-    if (c.offset < 0 || c.offset + 16 > c.limit || at + 16 > i64(run.shared_bytes))
-      fail("bounds-shared", c.op, -1, "lane %d names a row at byte %lld of a buffer of %lld", l, c.offset, c.limit);
-    if (at % 16) fail("misaligned", c.op, -1, "lane %d names a row at shared byte %lld", l, (long long)at);
-    t.log.push_back({at, c.op, 16, u8(c.use), 1});
-    check_shared(u32(at), 16, c.use, c.op, t);
-    rows[l] = (u16*)(shared_memory + at);
+    rows[l] = (u16*)named(c, t, 16);
   }
   current = last;
   for (int l = 8 * count; l < LANES; l++)
@@ -52,13 +59,24 @@ static void matrices(const Warp& w, int warp) {
   }
 }
 
+// Of sixteen lanes each names four elements of 16 bits; lane l gets those at place l % 4 of lanes l / 4 + 4 n.
+static void transposed(const Warp& w, int warp) {
+  u16 seen[MAX_LANES][4];
+  Thread* last = current;
+  for (int l = 0; l < run.lanes; l++) memcpy(seen[l], named(*w.calls[l], threads[warp * run.lanes + l], 8), 8);
+  current = last;
+  for (int l = 0; l < run.lanes; l++)
+    for (int n = 0; n < 4; n++) ((u16*)w.calls[l]->out)[n] = seen[l / 16 * 16 + l % 16 / 4 + 4 * n][l % 4];
+}
+
 static void perform(const Warp& w, int warp) {
   const Collective& first = *w.calls[0];
-  const int needs = first.use == MMA ? lanes_of(Shape(first.detail)) : 32;
+  const int needs = first.use == MMA ? lanes_of(Shape(first.detail)) : first.use == LD_TRANSPOSED ? 64 : 32;
   if (first.use != SHUFFLE && first.use != SYNCWARP && size(w.all) != needs)
     fail("divergent-collective", first.op, -1, "a matrix instruction needs %d lanes, its warp has %d", needs,
          size(w.all));
   if (first.use == LDMATRIX || first.use == STMATRIX) return matrices(w, warp);
+  if (first.use == LD_TRANSPOSED) return transposed(w, warp);
   for (int l = 0; l < run.lanes; l++)
     if (w.all >> l & 1) threads[warp * run.lanes + l].log.push_back({0, first.op, 0, u8(first.use), 0});
   if (first.use == SYNCWARP) warps[warp].clock++;

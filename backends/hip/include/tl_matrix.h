@@ -30,6 +30,19 @@ TL_FN void set_operand(vec<T, N>& v, int at, From x) {
   TL_UNROLL for (int i = 0; i < int(sizeof(From) / sizeof(T)); i++) v[at + i] = x[i];
 }
 
+#ifdef __gfx950__
+// Of sixteen lanes each names four elements and gets one of each of four.
+template <class T>
+TL_FN vec<plain<T>, 4> ld_transposed(T* s, int off, op) {
+  static_assert(sizeof(T) == 2, "elements of 16 bits");
+  const short4 x = __builtin_amdgcn_ds_read_tr16_b64_v4i16(
+      (__attribute__((address_space(3))) short4*)(s + off));
+  vec<plain<T>, 4> v;
+  TL_COPY(&v, &x, sizeof v);
+  return v;
+}
+#endif
+
 // D = A * B + D.
 #define TL_MFMA(NAME, D, OPERAND, BUILTIN)                                                                     \
   template <class T, int NA, class A, int NB, class B, int NC>                                                 \
