@@ -48,11 +48,6 @@ class State:
         return to_numpy(tensor)
 
 
-def flipped(leaf: Any) -> Any:
-    """Codes of intN as the codes of uintN with an offset of 2**(N-1), and back: the top bit inverted."""
-    return leaf ^ leaf.dtype.type(1 << leaf.dtype.itemsize * 8 - 1)
-
-
 def transposed(leaf: Any) -> Any:
     """The leaf (a, b) as (b, a)."""
     if isinstance(leaf, Packed):
@@ -60,31 +55,26 @@ def transposed(leaf: Any) -> Any:
     return np.ascontiguousarray(leaf.T)
 
 
-def words(codes: Any, bits: int) -> Any:
-    """i32 words of a bit stream along the last dimension: (r, n) codes to (r, n * bits / 32)."""
-    data = Packed.from_codes(codes, _unsigned(bits)).buffer
-    return data.view("<i4").reshape(codes.shape[0], -1)
+def to_words(codes: Any, bits: int) -> Any:
+    """Codes (r, n) as a bit stream along n in i32 words (r, ceil(n * bits / 32)), the least significant bit first."""
+    width = -(-codes.shape[1] * bits // 32)
+    return Packed.from_codes(codes, dtype_named(f"u{bits}"), 32 * width).buffer.view("<i4").reshape(-1, width)
 
 
-def from_words(array: Any, bits: int) -> Any:
-    """Codes (r, n) of i32 words (r, n * bits / 32)."""
-    rows, width = array.shape
-    return Packed(np.ascontiguousarray(array).view(np.uint8).reshape(-1), _unsigned(bits),
-                  (rows, width * 32 // bits)).codes()
-
-
-def _unsigned(bits: int) -> DType:
-    return dtype_named(f"u{bits}")
+def from_words(array: Any, bits: int, n: int) -> Any:
+    """Codes (r, n) of words made by `to_words`."""
+    data = np.ascontiguousarray(array, "<i4").view(np.uint8).reshape(-1)
+    return Packed(data, dtype_named(f"u{bits}"), (len(array), n), 32 * array.shape[1]).codes()
 
 
 def unsigned_codes(q: QuantTensor, name: str, bits: Sequence[int]) -> tuple[Any, Any]:
-    """Codes of unsigned integers (u64, (N, K)) and zero points (i64, by block of the scale) for formats of
-    `scale * (code - zero)`. Signed codes get an offset of half their range. Raises QuantError."""
+    """Codes of unsigned integers (u64, (N, K)) and zero points (i64, (N, groups)) for formats of
+    `scale * (code - zero)` by groups along K. Signed codes get an offset of half their range. Raises QuantError."""
     codes, needs = q.codes, " ".join(f"u{b} i{b}" for b in bits)
     if not isinstance(codes, Packed) or codes.dtype.kind not in ("uint", "int") or codes.dtype.bits not in bits:
         fail(name, "codes", f"one of {needs}", codes)
-    if q.scale is None or isinstance(q.scale.block, int):
-        fail(name, "scale", "blocks along K", q.scale)
+    if q.scale is None or isinstance(q.scale.block, int) or q.scale.block[0] != 1:
+        fail(name, "scale", "a Parameter with blocks (1, group)", q.scale)
     require(q.minimum is None and q.permutation is None and not q.corrections, name,
             "minimum, permutation, corrections", "none", q)
     half = 1 << codes.dtype.bits - 1 if codes.dtype.kind == "int" else 0
@@ -96,6 +86,17 @@ def unsigned_codes(q: QuantTensor, name: str, bits: Sequence[int]) -> tuple[Any,
         require(same, name, "zero", f"blocks of {q.scale.block}, as the scale", q.zero.block)
     require(bool((zeros == np.rint(zeros)).all()), name, "zero", "integers", "fractions")
     return codes.codes() ^ np.uint64(half), zeros.astype(np.int64) + half
+
+
+def scale_leaf(q: QuantTensor, name: str, dtypes: Sequence[str], even: bool) -> Any:
+    """The scales of `unsigned_codes` as a NumPy leaf; `even`: of groups in order, all of one size."""
+    scale = q.scale
+    assert scale is not None and not isinstance(scale.block, int)
+    if not is_tensor(scale.values) or dtype_of(scale.values).name not in dtypes:
+        fail(name, "scale", f"an array of {' or '.join(dtypes)}", scale)
+    require(not even or scale.index is None and q.shape[1] == scale.block[1] * scale.values.shape[1], name, "scale",
+            f"groups in order that divide K = {q.shape[1]}", scale)
+    return to_numpy(scale.values)
 
 
 def require(ok: bool, name: str, field: str, needs: str, got: Any) -> None:
