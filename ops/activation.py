@@ -22,6 +22,22 @@ def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], BN: tile.
     tile.store(y, (n * BN,), gelu_exact(tile.load(x, (n * BN,), (BN,)).to(tile.f32)).to(y.dtype))
 
 
+@tile.kernel
+def gelu_backward_kernel(x: tile.Tensor[tile.T, "N"], dy: tile.Tensor[tile.T, "N"], dx: tile.Out[tile.T, "N"],
+                         BN: tile.Const = 8192):
+    """Works in f32."""
+    n = tile.grid(tile.cdiv(x.shape[0], BN))
+    v = tile.load(x, (n * BN,), (BN,)).to(tile.f32)
+    slope = tile.derivative(gelu_exact(v), v)
+    tile.store(dx, (n * BN,), (tile.load(dy, (n * BN,), (BN,)).to(tile.f32) * slope).to(dx.dtype))
+
+
+def gelu_backward(x: Any, dy: Any) -> Any:
+    """The gradient of `gelu` at `x`, times `dy` of its shape and dtype."""
+    return gelu_backward_kernel(x.reshape(-1), dy.reshape(-1)).reshape(x.shape)
+
+
+@tile.torch_op("tilelang::gelu", backward=gelu_backward, outputs="y", dims="... -> ...")
 def gelu(x: Any) -> Any:
     """GELU of every element, in the dtype of `x` (f32, f16 or bf16), computed in f32."""
     return gelu_kernel(x.reshape(-1)).reshape(x.shape)
@@ -31,3 +47,10 @@ def reference(x: Any) -> Any:
     """f64."""
     x = np.asarray(x, np.float64)
     return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x * math.sqrt(0.5)))
+
+
+def backward_reference(x: Any, dy: Any) -> Any:
+    """f64."""
+    x = np.asarray(x, np.float64)
+    phi = 0.5 * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x * math.sqrt(0.5)))
+    return dy * (phi + x * np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi))

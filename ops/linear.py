@@ -8,31 +8,64 @@ import numpy as np
 import tilelang as tile
 from tilelang.ops.activation import gelu_exact
 from tilelang.ops.common import rows
-from tilelang.ops.matmul import blocks
+from tilelang.ops.matmul import blocks, matmul
+from tilelang.ops.reduction import sum_rows
+
+
+@tile.function
+def linear_block(x, w, bias, m, n, BM, BN, BK):
+    """The block (m, n) of x @ w.T + bias, in f32."""
+    acc = tile.zeros((BM, BN), tile.f32)
+    for k in tile.range(0, x.shape[1], BK, stages=3):
+        acc += tile.dot(tile.load(x, (m * BM, k), (BM, BK)), tile.load(w, (n * BN, k), (BN, BK)).T)
+    return acc if bias is None else acc + tile.load(bias, (n * BN,), (BN,)).to(tile.f32)
 
 
 @tile.kernel
-def linear_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], bias: tile.Tensor[tile.T, "N"],
-                  y: tile.Out[tile.T, "M N"], BM: tile.Const, BN: tile.Const, BK: tile.Const, GELU: tile.Const):
+def linear_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], y: tile.Out[tile.T, "M N"],
+                  BM: tile.Const, BN: tile.Const, BK: tile.Const, GELU: tile.Const,
+                  bias: tile.Tensor[tile.T, "N"] = None):
     """One block of y for each program; weights are stored by output feature, as torch stores them."""
-    (M, K), N = x.shape, w.shape[0]
-    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
-    acc = tile.zeros((BM, BN), tile.f32)
-    for k in tile.range(0, K, BK, stages=3):
-        acc += tile.dot(tile.load(x, (m * BM, k), (BM, BK)), tile.load(w, (n * BN, k), (BN, BK)).T)
-    acc = acc + tile.load(bias, (n * BN,), (BN,)).to(tile.f32)
+    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN))
+    acc = linear_block(x, w, bias, m, n, BM, BN, BK)
     if GELU:
         acc = gelu_exact(acc)
     tile.store(y, (m * BM, n * BN), acc.to(y.dtype))
 
 
-def linear(x: Any, w: Any, bias: Any, activation: str | None = None) -> Any:
-    """act(x [..., K] @ w[N, K].T + bias [N]) with activation None or "gelu"; f32 accumulation."""
+@tile.kernel
+def linear_gelu_backward_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"],
+                                dy: tile.Tensor[tile.T, "M N"], dz: tile.Out[tile.T, "M N"], BM: tile.Const,
+                                BN: tile.Const, BK: tile.Const, bias: tile.Tensor[tile.T, "N"] = None):
+    """dz = dy * gelu'(z), where z = x @ w.T + bias is computed again."""
+    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN))
+    z = linear_block(x, w, bias, m, n, BM, BN, BK)
+    dz_block = tile.load(dy, (m * BM, n * BN), (BM, BN)).to(tile.f32) * tile.derivative(gelu_exact(z), z)
+    tile.store(dz, (m * BM, n * BN), dz_block.to(dz.dtype))
+
+
+def _blocks(x: Any, w: Any) -> dict[str, int]:
+    return dict(zip(("BM", "BN", "BK"), blocks(x.shape[0], w.shape[0], x.shape[1], gpu=tile.on_gpu(x, w)),
+                    strict=True))
+
+
+def linear_backward(x: Any, w: Any, dy: Any, bias: Any = None, activation: str | None = None) -> tuple[Any, Any, Any]:
+    """Gradients of `linear` by x [..., K], w [N, K] and bias [N], for the gradient dy [..., N] of its result."""
+    flat, dz = rows(x), rows(dy)
+    if activation == "gelu":
+        dz = linear_gelu_backward_kernel(flat, w, dz, bias=bias, **_blocks(flat, w))
+    return matmul.fn(dz, w).reshape(x.shape), matmul.fn(dz.T, flat), sum_rows(dz, w)
+
+
+@tile.torch_op("tilelang::linear", backward=linear_backward, outputs="y", dims="... K, n K, n -> ... n",
+               autocast="lower")
+def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> Any:
+    """act(x [..., K] @ w[N, K].T + bias [N]) with activation None or "gelu"; f32 accumulation. Raises ValueError for
+    another activation."""
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     flat = rows(x)
-    bm, bn, bk = blocks(flat.shape[0], w.shape[0], flat.shape[1], gpu=tile.on_gpu(x, w))
-    out = linear_kernel(flat, w, bias, BM=bm, BN=bn, BK=bk, GELU=activation == "gelu")
+    out = linear_kernel(flat, w, bias=bias, GELU=activation == "gelu", **_blocks(flat, w))
     return out.reshape(*x.shape[:-1], w.shape[0])
 
 

@@ -40,6 +40,14 @@ def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> t
     return even(m, rows, 4), columns, even(k, 256 * more, 8)
 
 
+def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:
+    """(dc b^T, a^T dc). Raises TypeError for integers."""
+    if tile.dtype(str(a.dtype).removeprefix("torch.")).is_integer:
+        raise TypeError(f"a product of integers has no gradient: needs a float dtype, got {a.dtype}")
+    return matmul.fn(dc, b.T), matmul.fn(a.T, dc)
+
+
+@tile.torch_op("tilelang::matmul", backward=matmul_backward, outputs="c", dims="m k, k n -> m n", autocast="lower")
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """a [M, K] @ b [K, N] in the operands' dtype, accumulated in f32 (f64, or i32 for integers, whose result is i32).
 

@@ -37,6 +37,29 @@ def softmax_blocks_kernel(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M 
         tile.store(y, (m, n), (tile.exp(v - top) / total).to(y.dtype))
 
 
+@tile.kernel
+def softmax_backward_kernel(y: tile.Tensor[tile.T, "M N"], dy: tile.Tensor[tile.T, "M N"],
+                            dx: tile.Out[tile.T, "M N"], BM: tile.Const, BN: tile.Const):
+    """dx = y (dy - sum(y dy)) for BM rows, in blocks of BN columns."""
+    m = tile.grid(tile.cdiv(y.shape[0], BM))
+    inner = tile.zeros((BM, 1), tile.f32)
+    for n in tile.range(0, y.shape[1], BN):
+        block = tile.load(y, (m * BM, n), (BM, BN)).to(tile.f32)
+        inner += (block * tile.load(dy, (m * BM, n), (BM, BN)).to(tile.f32)).sum(1, keepdims=True)
+    for n in tile.range(0, y.shape[1], BN):
+        block = tile.load(y, (m * BM, n), (BM, BN)).to(tile.f32)
+        out = block * (tile.load(dy, (m * BM, n), (BM, BN)).to(tile.f32) - inner)
+        tile.store(dx, (m * BM, n), out.to(dx.dtype))
+
+
+def softmax_backward(y: Any, dy: Any) -> Any:
+    """The gradient of `softmax` where it gave `y`, times `dy`; both [..., N]."""
+    flat = rows(y)
+    wide = block(flat.shape[1], 1024, 64)
+    return softmax_backward_kernel(flat, rows(dy), BM=max(1, 2048 // wide), BN=wide).reshape(y.shape)
+
+
+@tile.torch_op("tilelang::softmax", backward=softmax_backward, outputs="y", dims="... N -> ... N", autocast="widest")
 def softmax(x: Any) -> Any:
     """Softmax over the last dimension of [..., N], in the dtype of `x`, computed in f32."""
     flat = rows(x)
@@ -53,3 +76,9 @@ def reference(x: Any) -> Any:
     x = np.asarray(x, np.float64)
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def backward_reference(y: Any, dy: Any) -> Any:
+    """f64."""
+    y, dy = np.asarray(y, np.float64), np.asarray(dy, np.float64)
+    return y * (dy - (y * dy).sum(-1, keepdims=True))

@@ -11,6 +11,7 @@ from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
 from tilelang.quant import QuantTensor, quantize
 from tilelang.targets import last_counters
+from tilelang.torch_ops import torch_op
 from tilelang.version import __version__ as __version__
 
 
@@ -32,4 +33,5 @@ def function(fn: Any) -> Any:
 
 
 __all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "QuantTensor", "Tensor", "codebook", "dtype",
-           "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quantize", "set_num_threads", "target"]
+           "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quantize", "set_num_threads", "target",
+           "torch_op"]

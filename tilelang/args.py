@@ -177,10 +177,10 @@ def _whole_bytes(name: str, x: Packed, device: str, loc: Loc | None) -> Argument
 
 
 def _torch_device(name: str, x: Any, loc: Loc | None) -> str:
-    if x.device.type not in ("cpu", "cuda"):
+    if x.device.type not in ("cpu", "cuda", "meta"):
         raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc,
                              needs="a tensor on the CPU or an NVIDIA GPU", got=str(x.device), try_=f"{name}.cpu()")
-    return "cpu" if x.device.type == "cpu" else f"cuda:{x.get_device()}"
+    return f"cuda:{x.get_device()}" if x.device.type == "cuda" else str(x.device.type)
 
 
 def _cuda_array(name: str, x: Any, loc: Loc | None) -> Argument:

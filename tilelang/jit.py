@@ -40,7 +40,8 @@ _compile_lock = threading.RLock()
 @contextmanager
 def target(name: str) -> Iterator[None]:
     """Runs the calls inside on a target: "cpu", "reference" for the NumPy interpreter, "cuda" for
-    the GPU, or for example "emulate:cuda:sm_80" for CUDA text on the CPU under checks. Raises TargetError."""
+    the GPU, "shapes" to allocate outputs only, or for example "emulate:cuda:sm_80" for CUDA text on the CPU under
+    checks. Raises TargetError."""
     token = _target.set(targets.check(name))
     try:
         yield
@@ -51,7 +52,7 @@ def target(name: str) -> Iterator[None]:
 def on_gpu(*tensors: Any) -> bool:
     """Whether a call with these tensors runs on a GPU, or in the emulator of one: what a wrapper chooses blocks by."""
     name = _target.get() or config().target
-    if name:
+    if name and name != targets.SHAPES:
         return "cuda" in name or "hip" in name
     return any(str(getattr(t, "device", "cpu")).startswith(("cuda", "hip")) for t in tensors)
 
@@ -83,9 +84,9 @@ def _ffi() -> Any:
 
 
 class Bound:
-    """Arguments of one call matched with the parameters."""
+    """Arguments of one call matched with the parameters; with `shapes` tensors need no memory, scalars no value."""
 
-    def __init__(self, kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: bool = False) -> None:
         kernel, args, kwargs = kernel.given(args, kwargs)
         self.kernel = kernel
         loc = kernel.source.loc
@@ -101,14 +102,15 @@ class Bound:
         for p in kernel.params:
             if p.kind == "tensor" and p.name in values:
                 self._tensor(p, describe(p.name, values[p.name], loc))
-            elif p.kind == "scalar":
+            elif p.kind == "scalar" and not shapes:
                 self._scalar(p, values[p.name])
         self.allocated = [p.name for p in kernel.params if p.kind == "tensor" and p.name not in values]
         for p in kernel.params:
             if p.name in self.allocated:
                 self._allocate(p)
         self.device = common_device(self.tensors.values(), loc)
-        self._separate()
+        if not shapes and self.device != "meta":
+            self._separate()
 
     def _match(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Positional arguments go to the inputs, then (in a second pass) on to outputs and constants in order."""
@@ -319,7 +321,11 @@ class Kernel(KernelDef):
         return len(args), tuple([(name, _identity(x)) if name in consts else name for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if _target.get() == targets.SHAPES:
+            return Bound(self, args, kwargs, shapes=True).outputs()
         bound = Bound(self, args, kwargs)
+        if bound.device == "meta":
+            return bound.outputs()
         name = _target.get() or targets.check(config().target or bound.device.partition(":")[0])
         device.check_device(name, bound)
         if name == "reference":

@@ -2,6 +2,7 @@
 
 - "cpu": machine code through LLVM; the default.
 - "reference": the NumPy interpreter.
+- "shapes": nothing runs, outputs are only allocated; arguments may be torch's fake or meta tensors.
 - "cuda": the GPU the arguments are on (the first, for arguments on the host); the default of tensors on a GPU.
 - "cuda:sm_80" and other architectures: the same, for that architecture; needs no device to lower for.
 - "hip:gfx942" and other architectures of AMD's: to lower for; calls do not run on AMD's GPUs yet.
@@ -15,13 +16,13 @@ from typing import Any
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, Op
 
-EMULATE = "emulate:"
+EMULATE, SHAPES = "emulate:", "shapes"
 _last: dict[tuple[str, int], Any] = {}
 
 
 def check(name: str, runs: bool = True) -> str:
     """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
-    if name in ("cpu", "reference"):
+    if name in ("cpu", "reference") or (name == SHAPES and runs):
         return name
     if name == "cuda":
         machine(name)

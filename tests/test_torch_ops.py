@@ -1,0 +1,217 @@
+"""Kernels as torch operators, ours and a user's: schema, fake, gradients, compile, vmap, autocast, modules."""
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import tilelang as tile
+from tilelang import nn, ops
+
+
+@pytest.fixture(autouse=True)
+def compile_anew() -> None:
+    torch._dynamo.reset()
+
+
+@tile.kernel
+def scale_backward(dy: tile.Tensor[tile.T, "M N"], dx: tile.Out[tile.T, "M N"], by: tile.f32):
+    m = tile.grid(dy.shape[0])
+    for n in tile.range(0, dy.shape[1], 8):
+        tile.store(dx, (m, n), tile.load(dy, (m, n), (8,)) * by)
+
+
+@tile.torch_op("tilelang_test::scale", backward=scale_backward, dims="m n -> m n")
+@tile.kernel
+def scale(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M N"], by: tile.f32, B: tile.Const = 8):
+    m = tile.grid(x.shape[0])
+    for n in tile.range(0, x.shape[1], B):
+        tile.store(y, (m, n), tile.load(x, (m, n), (B,)) * by)
+
+
+@tile.torch_op("tilelang_test::add_one")
+@tile.kernel
+def add_one(x: tile.InOut[tile.f32, "N"]):
+    n = tile.grid(tile.cdiv(x.shape[0], 8))
+    tile.store(x, (n * 8,), tile.load(x, (n * 8,), (8,)) + 1.0)
+
+
+def leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).requires_grad_()
+
+
+CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[], tuple[Any, ...]]]] = {
+    "softmax": (ops.softmax, lambda x: x.softmax(-1), lambda: (leaf(2, 3, 33),)),
+    "gelu": (ops.gelu, functional.gelu, lambda: (leaf(5, 7),)),
+    "rms_norm": (ops.rms_norm, lambda x, w: functional.rms_norm(x, (33,), w, 1e-6),
+                 lambda: (leaf(2, 3, 33), leaf(33))),
+    "layer_norm": (ops.layer_norm, lambda x, w, b: functional.layer_norm(x, (33,), w, b),
+                   lambda: (leaf(2, 3, 33), leaf(33), leaf(33))),
+    "add_rms_norm": (ops.add_rms_norm, lambda x, r, w: (functional.rms_norm(x + r, (33,), w, 1e-6), x + r),
+                     lambda: (leaf(2, 3, 33), leaf(2, 3, 33), leaf(33))),
+    "linear": (ops.linear, functional.linear, lambda: (leaf(2, 9, 17), leaf(33, 17), leaf(33))),
+    "linear_gelu": (lambda *a: ops.linear(*a, activation="gelu"), lambda *a: functional.gelu(functional.linear(*a)),
+                    lambda: (leaf(2, 9, 17), leaf(33, 17), leaf(33))),
+    "linear_plain": (ops.linear, functional.linear, lambda: (leaf(2, 9, 17), leaf(33, 17))),
+    "matmul": (ops.matmul, torch.matmul, lambda: (leaf(9, 17), leaf(17, 5))),
+    "scale": (lambda x: scale(x, by=3.0), lambda x: 3.0 * x, lambda: (leaf(3, 20),)),
+}
+
+
+def total(out: Any) -> torch.Tensor:
+    """A scalar of the results that weighs every element differently."""
+    outs = out if isinstance(out, tuple) else (out,)
+    return sum(((o * torch.linspace(-1, 1, o.numel()).reshape(o.shape)).sum() for o in outs), torch.zeros(()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_whole_with_gradients(name: str) -> None:
+    """Gradients arrive where they belong, eagerly and compiled: close to torch's. Bounds on the numbers themselves are
+    in tests/ops."""
+    ours, torchs, make = CASES[name]
+    inputs = make()
+    want = torch.autograd.grad(total(torchs(*inputs)), inputs)
+    compiled = torch.compile(lambda *a: total(ours(*a)), fullgraph=True, backend="aot_eager")
+    for f in (lambda *a: total(ours(*a)), compiled):
+        got = torch.autograd.grad(f(*inputs), inputs)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize(("name", "args"), [
+    ("tilelang::softmax", lambda: (leaf(2, 3, 33),)), ("tilelang::gelu", lambda: (leaf(5, 7),)),
+    ("tilelang::rms_norm", lambda: (leaf(2, 3, 33), leaf(33))),
+    ("tilelang::matmul", lambda: (leaf(9, 17), leaf(17, 5))),
+    ("tilelang::layer_norm", lambda: (leaf(3, 33), leaf(33), leaf(33), 1e-3)),
+    ("tilelang::add_rms_norm", lambda: (leaf(3, 33), leaf(3, 33), leaf(33))),
+    ("tilelang::linear", lambda: (leaf(2, 9, 17), leaf(33, 17), leaf(33), "gelu")),
+    ("tilelang_test::scale", lambda: (leaf(3, 20), 2.0, 16)), ("tilelang_test::add_one", lambda: (torch.randn(20),))])
+def test_opcheck(name: str, args: Callable[[], tuple[Any, ...]]) -> None:
+    for op in (ops.softmax, ops.gelu, ops.rms_norm, ops.matmul, ops.layer_norm, ops.add_rms_norm, ops.linear, scale,
+               add_one):
+        assert op._ready()
+    namespace, bare = name.split("::")
+    result = torch.library.opcheck(getattr(getattr(torch.ops, namespace), bare).default, args())
+    assert set(result.values()) == {"SUCCESS"}
+
+
+def test_shapes_that_change_are_compiled_once() -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    f = torch.compile(lambda x, w: ops.rms_norm(x, w), fullgraph=True, backend=counter, dynamic=True)
+    for rows in (3, 5, 9):
+        x, w = torch.randn(rows, 16), torch.randn(16)
+        torch.testing.assert_close(f(x, w), ops.rms_norm(x, w))
+    assert counter.frame_count == 1
+
+
+def test_written_arguments() -> None:
+    f = torch.compile(lambda x: add_one(x) or x * 2, fullgraph=True, backend="aot_eager")
+    x = torch.zeros(20)
+    assert torch.equal(f(x), torch.full((20,), 2.0)) and torch.equal(x, torch.ones(20))
+
+
+def test_other_arrays_and_outputs_go_round_the_operator() -> None:
+    x = np.ones((2, 3), np.float32)
+    assert isinstance(ops.gelu(x), np.ndarray) and isinstance(scale(x, by=2.0), np.ndarray)
+    out = torch.empty(2, 2)
+    assert ops.matmul(torch.eye(2), torch.eye(2), out=out) is out and torch.equal(out, torch.eye(2))
+    assert torch.equal(ops.matmul(torch.eye(2), torch.eye(2), out=None), out)
+    assert "define" in scale.lower(x, by=2.0).source  # still a kernel
+
+
+def test_vmap() -> None:
+    x, w = torch.randn(4, 3, 33), torch.randn(4, 33)
+    want = torch.stack([ops.rms_norm(a, w[0]) for a in x])
+    assert torch.equal(torch.vmap(ops.rms_norm, (0, None))(x, w[0]), want)
+    assert torch.equal(torch.vmap(ops.rms_norm, (1, None))(x.transpose(0, 1), w[0]), want)
+    assert torch.equal(torch.vmap(ops.rms_norm)(x, w), torch.stack([
+        ops.rms_norm(a, b) for a, b in zip(x, w, strict=True)]))
+    assert torch.equal(torch.vmap(lambda a: scale(a, by=2.0))(x), 2 * x)
+    x.requires_grad_()
+    dy = torch.randn(2, *x.shape)
+    grads, = torch.autograd.grad(ops.rms_norm(x, w[0]), x, dy, is_grads_batched=True)  # vmap of the backward
+    for d, g in zip(dy, grads, strict=True):
+        assert torch.equal(g, torch.autograd.grad(ops.rms_norm(x, w[0]), x, d)[0])
+
+
+def test_leading_dimensions_are_batched_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, namespace = [], ops.softmax.fn.__globals__
+    kernel = namespace["softmax_kernel"]
+    monkeypatch.setitem(namespace, "softmax_kernel", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    torch.vmap(ops.softmax)(torch.randn(6, 2, 5))
+    assert len(calls) == 1
+
+
+def test_autocast() -> None:
+    x, w, b = torch.randn(3, 16), torch.randn(8, 16), torch.randn(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = ops.linear(x, w, b)
+        compiled = torch.compile(lambda *a: ops.linear(*a), backend="aot_eager", fullgraph=True)(x, w, b)
+        assert got.dtype is torch.bfloat16 and torch.equal(compiled, got)
+        assert ops.rms_norm(got, torch.ones(8)).dtype is torch.float32  # the weight's: the widest
+    assert torch.equal(got, ops.linear(x.bfloat16(), w.bfloat16(), b.bfloat16()))
+
+
+def test_kernels_allocate_for_tensors_without_memory() -> None:
+    y = scale(torch.empty(3, 5, device="meta"), by=2.0)
+    assert y.shape == (3, 5) and y.device.type == "meta"
+    with tile.target("shapes"):
+        assert ops.matmul.fn(np.zeros((2, 3)), np.zeros((3, 4))).shape == (2, 4)
+
+
+def test_modules_are_drop_in() -> None:
+    for name, args in (("Linear", (16, 8)), ("Linear", (16, 8, False)), ("GELU", ()), ("RMSNorm", (16,)),
+                       ("Softmax", (1,)), ("LayerNorm", (16, 1e-3))):
+        ours, theirs = (getattr(library, name)(*args) for library in (nn, torch.nn))
+        theirs.load_state_dict(ours.state_dict())
+        x = torch.randn(2, 3, 16)
+        torch.testing.assert_close(ours(x), theirs(x))
+    with pytest.raises(ValueError, match="approximate='none'"):
+        nn.GELU("tanh")
+    with pytest.raises(ValueError, match="needs one extent"):
+        nn.LayerNorm((3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # in torch's own compiler
+def test_the_documentation_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "pytorch.md"
+    code, = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    (tmp_path / "page.py").write_text(code)
+    runpy.run_path(str(tmp_path / "page.py"))
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(tile.errors.TileError, match="cannot be allocated by an operator"):
+        @tile.torch_op("tilelang_test::a")
+        @tile.kernel
+        def a(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "P"]):
+            tile.store(y, (0,), tile.load(x, (0,), (1,)))
+    with pytest.raises(TypeError, match="a parameter `z`: needs one of dout, out, x"):
+        tile.torch_op("tilelang_test::b", backward=_stranger)(_plain)
+    with pytest.raises(TypeError, match="annotation no operator can take"):
+        tile.torch_op("tilelang_test::c")(_odd)
+    with pytest.raises(ValueError, match="must describe 1 tensors and 1 results"):
+        tile.torch_op("tilelang_test::d", dims="n, n -> n")(_plain)
+    with pytest.raises(ValueError, match="autocast must be"):
+        tile.torch_op(autocast="upper")
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        tile.torch_op("tilelang_test::e")(_plain)(leaf(3)).sum().backward()
+
+
+def _plain(x: Any) -> Any:
+    return x.clone()
+
+
+def _odd(x: dict[str, int]) -> Any:
+    return x
+
+
+def _stranger(z: Any) -> Any:
+    return z

@@ -1,0 +1,78 @@
+"""What an operator's dimensions mean: which may be cut among devices or batched (for DTensor and vmap)."""
+from __future__ import annotations
+
+from typing import Any
+
+
+class Dims:
+    """Groups of dimension names, one for each tensor argument and each result. Lower-case names and `...` may be cut,
+    upper-case ones must be whole."""
+
+    def __init__(self, inputs: list[list[str]], outputs: list[list[str]]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._registered = False
+
+    @classmethod
+    def parse(cls, text: str, op: str, inputs: int, outputs: int) -> Dims:
+        """From a line such as "... N, N -> ... N", einsum's notation. Raises ValueError for another number of groups
+        than `op` has tensors and results."""
+        sides = [[group.split() for group in side.split(",")] for side in text.split("->")]
+        if [len(s) for s in sides] != [inputs, outputs]:
+            raise ValueError(f"dims of `{op}` must describe {inputs} tensors and {outputs} results as in "
+                             f"\"M K, K N -> M N\", got {text!r}")
+        return cls(*sides)
+
+    @property
+    def leading(self) -> list[int] | None:
+        """The inputs that take any leading dimensions, if all results have them too."""
+        if not all("..." in names for names in self.outputs):
+            return None
+        return [i for i, names in enumerate(self.inputs) if "..." in names]
+
+    def cuts(self, ranks: list[int | None]) -> list[tuple[list[int | None], list[int | str | None]]]:
+        """Every way to cut the work: (for each input, for each output) the dimension that is cut, None where all have
+        the whole, "sum" for an output to be summed. `ranks` are the inputs' (None where one is absent)."""
+        extra = max([r - len(names) + 1 for r, names in zip(ranks, self.inputs, strict=True)
+                     if r is not None and "..." in names], default=0)
+        # a cut is named by a dimension, or by a position among the leading ones
+        every = [n for names in [*self.inputs, *self.outputs] for n in names if n == n.lower() and n != "..."]
+        choices: list[str | int] = [*dict.fromkeys(every), *range(extra)]
+
+        def position(names: list[str], choice: str | int) -> int | None:
+            if isinstance(choice, int):
+                return choice if "..." in names else None
+            if choice not in names:
+                return None
+            at = names.index(choice)
+            return at + extra - 1 if "..." in names[:at] else at
+        out: list[tuple[list[int | None], list[int | str | None]]] = []
+        for choice in choices:
+            found = [position(names, choice) if r is not None else None
+                     for r, names in zip(ranks, self.inputs, strict=True)]
+            if any(f is not None for f in found):
+                results = [position(names, choice) for names in self.outputs]
+                out.append((found, ["sum" if r is None else r for r in results]))
+        return out
+
+    def register(self, op: Any) -> None:
+        """Tells DTensor how `op` may be cut; once."""
+        if self._registered:
+            return
+        self._registered = True
+        from torch.distributed.tensor import Partial, Replicate, Shard
+        from torch.distributed.tensor.experimental import register_sharding
+
+        def rules(*args: Any) -> Any:
+            schema = op._schema.arguments
+            given = list(args) + [None] * (len(schema) - len(args))
+            tensors = [i for i, a in enumerate(schema) if "Tensor" in str(a.type)]
+            ranks = [None if given[i] is None else given[i].ndim for i in tensors]
+
+            def inputs(found: list[int | None]) -> list[Any]:
+                at = dict(zip(tensors, found, strict=True))
+                return [None if i not in at or given[i] is None else Replicate() if at[i] is None else Shard(at[i])
+                        for i in range(len(args))]
+            whole = ([Replicate()] * len(self.outputs), inputs([None] * len(tensors)))
+            return [whole, *(([Partial() if r == "sum" else Shard(r) for r in results], inputs(found))
+                             for found, results in self.cuts(ranks))]
+        register_sharding(op)(rules)
