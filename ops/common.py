@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import tilelang as tile
+
 
 def block(extent: int, largest: int, multiple: int = 16) -> int:
     """A block extent for a dimension: itself rounded up to `multiple`, at most `largest`. Rounding keeps the number
@@ -13,3 +15,8 @@ def block(extent: int, largest: int, multiple: int = 16) -> int:
 def rows(x: Any) -> Any:
     """[..., N] as [M, N]; a view where the memory allows it."""
     return x.reshape(-1, x.shape[-1])
+
+
+def dtype_of(x: Any) -> tile.DType:
+    """The dtype of a torch or NumPy array."""
+    return tile.dtype(str(x.dtype).removeprefix("torch."))

@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block
+from tilelang.ops.common import block, dtype_of
 
 
 @tile.kernel
@@ -42,7 +42,7 @@ def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> t
 
 def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:
     """(dc b^T, a^T dc). Raises TypeError for integers."""
-    if tile.dtype(str(a.dtype).removeprefix("torch.")).is_integer:
+    if dtype_of(a).is_integer:
         raise TypeError(f"a product of integers has no gradient: needs a float dtype, got {a.dtype}")
     return matmul.fn(dc, b.T), matmul.fn(a.T, dc)
 
@@ -52,7 +52,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """a [M, K] @ b [K, N] in the operands' dtype, accumulated in f32 (f64, or i32 for integers, whose result is i32).
 
     Raises the errors of a kernel call."""
-    dt = tile.dtype(str(a.dtype).removeprefix("torch."))
+    dt = dtype_of(a)
     acc = tile.dtype("i32") if dt.is_integer else tile.dtype("f64" if dt.name == "f64" else "f32")
     if out is None:
         result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)

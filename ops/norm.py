@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block, rows
+from tilelang.ops.common import block, dtype_of, rows
 from tilelang.ops.reduction import sum_rows
 
 PARTS = 32
@@ -102,8 +102,9 @@ def _backward(x: Any, weight: Any, dy: Any, eps: float, bias: bool = False, more
     """Gradients by x and weight, and by the bias of a layer norm where `bias`; dx with `more` added."""
     flat = rows(x)
     (m, n), consts = flat.shape, _consts(flat)
-    sums = [empty_like(x, (min(PARTS, -(-m // consts["BM"])) if m else 1, n), tile.dtype("f32")) for _ in range(1 + bias)]
-    dx = empty_like(x, (m, n), tile.dtype(str(x.dtype).removeprefix("torch.")))
+    parts = max(1, min(PARTS, -(-m // consts["BM"])))
+    sums = [empty_like(x, (parts, n), tile.dtype("f32")) for _ in range(1 + bias)]
+    dx = empty_like(x, (m, n), dtype_of(x))
     norm_backward_kernel(flat, weight, rows(dy), dx, sums[0], eps=eps, CENTRED=bias, dbias=sums[1] if bias else None,
                          more=None if more is None else rows(more), **consts)
     return [dx.reshape(x.shape), *(sum_rows(s, weight) for s in sums)]

@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block
+from tilelang.ops.common import block, dtype_of
 
 
 @tile.kernel
@@ -22,7 +22,7 @@ def sum_rows_kernel(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.U, "N"], BM:
 
 def sum_rows(x: Any, like: Any) -> Any:
     """The sum over the first dimension of [M, N], in the dtype of `like`; always in the same order."""
-    out = empty_like(like, (x.shape[1],), tile.dtype(str(like.dtype).removeprefix("torch.")))
+    out = empty_like(like, (x.shape[1],), dtype_of(like))
     return sum_rows_kernel(x, out, BM=block(x.shape[0], 64, 8), BN=block(x.shape[1], 256, 64))
 
 

@@ -105,7 +105,7 @@ def test_assertions_name_the_line() -> None:
     (lambda x: scale(x, torch.empty(3, 5), 1.0), errors.DimMismatch, "N = 4 (from x)"),
     (lambda x: scale(x, by="two"), errors.ArgumentDType, "str 'two'"),
     (lambda x: scale([[1.0]], by=1.0), errors.ArgumentDType, "a torch tensor, a NumPy array"),
-    (lambda x: scale(x.to("meta"), by=1.0), errors.ArgumentDevice, "a tensor on the CPU"),
+    (lambda x: scale(x.to("meta"), torch.empty(3, 4), 1.0), errors.ArgumentDevice, "all tensors on one device"),
     (lambda x: scale(x, torch.empty(1, 4).expand(3, 4), 1.0), errors.ArgumentLayout, "output `y` overlaps itself"),
     (lambda x: scale(x.to(torch.complex64), by=1.0), errors.ArgumentDType, "has a dtype without a counterpart"),
 ])
