@@ -246,12 +246,20 @@ class Access:
             return self._resize(wide, lanes)
         bits = 8 * self.target.vector_bytes
         if a.bits == 8:
-            t = ir.VectorType(I8, 4 * full)
-            return self._intrinsic(
-                f"llvm.x86.avx512.vpdpbusd.{bits}", acc.type, [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)]
-            )
+            return self.dot_bytes(acc, x, y)
         name = "llvm.x86.avx512.pmaddw.d.512" if bits == 512 else "llvm.x86.avx2.pmadd.wd"
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
+
+    def dot_bytes(self, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+        """acc + the products of unsigned bytes of `x` and signed bytes of `y`, four to a lane of at most a register."""
+        lanes, full = acc.type.count, self.target.vector_bytes // 4
+        if lanes < full:
+            group = x.type.count // lanes
+            wide = self.dot_bytes(self._resize(acc, full), self._resize(x, full * group), self._resize(y, full * group))
+            return self._resize(wide, lanes)
+        t = ir.VectorType(I8, 4 * full)
+        return self._intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * full}", acc.type,
+                               [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)])
 
     def _resize(self, x: ir.Value, lanes: int) -> ir.Value:
         have = x.type.count

@@ -1,11 +1,13 @@
 """LLVM code for arithmetic on scalars and vectors: elementwise operations and the folding of a vector."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 
 from tilelang.backends.cpu import math
+from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.numbers import I32, full_like, intrinsic
 from tilelang.errors import TargetError
 from tilelang.ir.core import Op
@@ -26,9 +28,10 @@ def _all_below(x: ir.Constant, limit: int) -> bool:
 
 
 class Arithmetic:
-    """Needs a builder `b`."""
+    """Needs a builder `b` and a `target`."""
 
     b: ir.IRBuilder
+    target: Any
 
     def _float(self, op: Op, args: list[ir.Value]) -> ir.Value:
         b, name = self.b, op.name
@@ -144,6 +147,31 @@ class Arithmetic:
             compare = b.icmp_signed if number == "int" else b.icmp_unsigned
             return b.select(compare("<" if integer == "min" else ">", x, y), x, y)
         return {"add": b.add, "mul": b.mul, "or": b.or_, "and": b.and_}[integer](x, y)
+
+    def dot4(self, acc: ir.Value, x: ir.Value, y: ir.Value, x_signed: bool, y_signed: bool) -> ir.Value:
+        """acc + the four products of bytes, in every lane; by the instruction where it takes these signs."""
+        if isinstance(acc.type, ir.VectorType) and x_signed != y_signed and "vnni" in self.target.features:
+            pair = (y, x) if x_signed else (x, y)
+            return self._by_registers(acc, pair, lambda c, a, b: Access(self.b, self.target).dot_bytes(c, a, b))
+        b = self.b
+        for shift in (24, 16, 8, 0):
+            u, v = ((b.ashr if signed else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
+                    for w, signed in ((x, x_signed), (y, y_signed)))
+            acc = b.add(acc, b.mul(u, v))
+        return acc
+
+    def _by_registers(self, acc: ir.Value, others: Sequence[ir.Value],
+                      step: Callable[..., ir.Value]) -> ir.Value:
+        """`step` for each register of 32-bit lanes; the last may be short."""
+        lanes, full = acc.type.count, self.target.vector_bytes // 4
+        parts = [step(*(self.shuffle(v, None, range(i, min(i + full, lanes))) for v in (acc, *others)))
+                 for i in range(0, lanes, full)]
+        out = parts[0]
+        for part in parts[1:]:
+            n = out.type.count
+            wide = self.shuffle(part, None, [min(i, part.type.count - 1) for i in range(n)])
+            out = self.shuffle(out, wide, range(n + part.type.count))
+        return out
 
     def shuffle(self, x: ir.Value, y: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))

@@ -317,6 +317,10 @@ class _Generator(Arithmetic):
         acc, x, y = self.args(op)
         return Access(self.b, self.target).dot_groups(acc, x, y, op.operands[1].dtype, op.operands[2].dtype)
 
+    def op_dot4(self, op: Op) -> ir.Value:
+        a, b, c = self.args(op)
+        return self.dot4(c, a, b, op.operands[0].dtype.kind == "int", op.operands[1].dtype.kind == "int")
+
     # -- memory -------------------------------------------------------------------------------------------------------
     def op_dim(self, op: Op) -> ir.Value:
         memory, axis = op.operands[0], op.attrs["axis"]

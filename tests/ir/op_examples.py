@@ -61,6 +61,9 @@ for _dt in "f32 f16 bf16 f64".split():
     for _op in "exp exp2 log log2 sqrt rsqrt sin cos tanh erf sigmoid floor ceil round trunc".split():
         EXAMPLES[f"{_op}.{_dt}"] = _elementwise(_op, _dt, 1)
 EXAMPLES["fma.i32"] = _elementwise("fma", "i32", 3)
+for _a, _b in (("u32", "i32"), ("i32", "u32"), ("i32", "i32"), ("u32", "u32")):
+    EXAMPLES[f"dot4.{_a}{_b}"] = tiles("dot4", "%r = dot4 %a, %b, %c : i32[3, 37]", {
+        "a": f"{_a}[3, 37]", "b": f"{_b}[3, 37]", "c": "i32[3, 37]"}, {"r": "i32[3, 37]"})
 for _dt in "i1 i32 u8 i64".split():
     for _op in ("and", "or", "xor"):
         EXAMPLES[f"{_op}.{_dt}"] = _elementwise(_op, _dt, 2)

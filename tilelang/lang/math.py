@@ -42,6 +42,14 @@ def fma(a: Any, b: Any, c: Any) -> Tile:
     return Tile(emit(ew.Fma, x.value, y.value, z.value).result)
 
 
+def dot4(a: Any, b: Any, c: Any) -> Tile:
+    """c + the sum of the four products of the bytes of `a` and `b`: bytes of u32 unsigned, of i32 signed; c and the
+    result i32. Operands broadcast."""
+    tiles = [as_tile(x) for x in (a, b, c)]
+    shape = common_shape(tiles)
+    return Tile(emit(ew.Dot4, *(broadcast(t, shape).value for t in tiles)).result)
+
+
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two; NaN if either is NaN."""
     return binary(ew.Min, a, b) if isinstance(a, Tile) or isinstance(b, Tile) else a if a <= b else b

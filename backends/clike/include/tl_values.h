@@ -3,6 +3,15 @@
 
 namespace tl {
 
+// c + the four products of the bytes of a and b, modulo 2**32; T and U tell whether bytes are signed.
+template <class T, class U>
+TL_FN i32 dot4(T a, U b, i32 c) {
+  u32 sum = u32(c);
+  for (int shift = 24; shift >= 0; shift -= 8) sum += u32(T(u32(a) << shift) >> 24) * u32(U(u32(b) << shift) >> 24);
+  return i32(sum);
+}
+
+
 template <class T> TL_FN T inf() { return T(bits<float>(0x7f800000u)); }
 template <class T> TL_FN T nan() { return T(bits<float>(0x7fc00000u)); }
 
