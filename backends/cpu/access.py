@@ -251,15 +251,32 @@ class Access:
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
 
     def dot_bytes(self, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-        """acc + the products of unsigned bytes of `x` and signed bytes of `y`, four to a lane of at most a register."""
+        """acc + products of unsigned bytes of `x` and signed ones of `y`, four to a lane of at most a register."""
         lanes, full = acc.type.count, self.target.vector_bytes // 4
         if lanes < full:
             group = x.type.count // lanes
-            wide = self.dot_bytes(self._resize(acc, full), self._resize(x, full * group), self._resize(y, full * group))
-            return self._resize(wide, lanes)
+            x, y = (self._resize(v, full * group) for v in (x, y))
+            return self._resize(self.dot_bytes(self._resize(acc, full), x, y), lanes)
         t = ir.VectorType(I8, 4 * full)
         return self._intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * full}", acc.type,
                                [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)])
+
+    def table_entry(self, rows: Sequence[ir.Constant], index: ir.Value) -> ir.Value:
+        """The entry of a table, cut into registers, for each lane of at most a register (AVX-512)."""
+        lanes, full = index.type.count, rows[0].type.count
+        if lanes < full:
+            return self._resize(self.table_entry(rows, self._resize(index, full)), lanes)
+        t = rows[0].type
+        if len(rows) == 1:
+            return self._intrinsic("llvm.x86.avx512.permvar.sf.512", t, [rows[0], index])
+        found = [self._intrinsic("llvm.x86.avx512.vpermi2var.ps.512", t, [rows[i], index, rows[i + 1]])
+                 for i in range(0, len(rows), 2)]
+        bit = 2 * full
+        while len(found) > 1:
+            above = self.b.icmp_unsigned("!=", self.b.and_(index, full_like(index, bit)), full_like(index, 0))
+            found = [self.b.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+            bit *= 2
+        return found[0]
 
     def _resize(self, x: ir.Value, lanes: int) -> ir.Value:
         have = x.type.count

@@ -152,7 +152,7 @@ class Arithmetic:
         """acc + the four products of bytes, in every lane; by the instruction where it takes these signs."""
         if isinstance(acc.type, ir.VectorType) and x_signed != y_signed and "vnni" in self.target.features:
             pair = (y, x) if x_signed else (x, y)
-            return self._by_registers(acc, pair, lambda c, a, b: Access(self.b, self.target).dot_bytes(c, a, b))
+            return self._by_registers([acc, *pair], Access(self.b, self.target).dot_bytes)
         b = self.b
         for shift in (24, 16, 8, 0):
             u, v = ((b.ashr if signed else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
@@ -160,11 +160,10 @@ class Arithmetic:
             acc = b.add(acc, b.mul(u, v))
         return acc
 
-    def _by_registers(self, acc: ir.Value, others: Sequence[ir.Value],
-                      step: Callable[..., ir.Value]) -> ir.Value:
+    def _by_registers(self, vectors: Sequence[ir.Value], step: Callable[..., ir.Value]) -> ir.Value:
         """`step` for each register of 32-bit lanes; the last may be short."""
-        lanes, full = acc.type.count, self.target.vector_bytes // 4
-        parts = [step(*(self.shuffle(v, None, range(i, min(i + full, lanes))) for v in (acc, *others)))
+        lanes, full = vectors[0].type.count, self.target.vector_bytes // 4
+        parts = [step(*(self.shuffle(v, None, range(i, min(i + full, lanes))) for v in vectors))
                  for i in range(0, lanes, full)]
         out = parts[0]
         for part in parts[1:]:

@@ -317,6 +317,13 @@ class _Generator(Arithmetic):
         acc, x, y = self.args(op)
         return Access(self.b, self.target).dot_groups(acc, x, y, op.operands[1].dtype, op.operands[2].dtype)
 
+    def op_table_entry(self, op: Op) -> ir.Value:
+        (index,), values = self.args(op), op.attrs["values"]
+        full = self.target.vector_bytes // 4
+        rows = [ir.Constant(ir.VectorType(storage_type(op.result.dtype), full), (values[i:i + full] * full)[:full])
+                for i in range(0, len(values), full)]
+        return self._by_registers([index], lambda i: Access(self.b, self.target).table_entry(rows, i))
+
     def op_dot4(self, op: Op) -> ir.Value:
         a, b, c = self.args(op)
         return self.dot4(c, a, b, op.operands[0].dtype.kind == "int", op.operands[1].dtype.kind == "int")

@@ -116,6 +116,7 @@ class _Placer:
         self.written = {op.operands[-1 if op.name == "copy_async" else 0] for op in fn.walk() if op.name in _WRITES}
         self.depth: dict[Value, int] = {p: 0 for p in fn.params}
         self.users: dict[Value, list[tuple[Op, int]]] = {}
+        self.together: dict[Op, Op] = {}  # reductions that follow one another, by the first, whose nest they join
         self._survey(fn.body, 0)
         self.mapping: dict[Value, Value] = {p: p for p in fn.params}
         self.stored: set[Value] = set()
@@ -126,7 +127,13 @@ class _Placer:
     def _survey(self, region: Region, depth: int) -> None:
         for arg in region.args:
             self.depth[arg] = depth
+        last: Op | None = None
         for op in region.ops:
+            if not self.inline(op):
+                if last is not None and op.name == last.name == "reduce" and op.attrs["axis"] == last.attrs["axis"] \
+                        and op.operands[0].shape == last.operands[0].shape:
+                    self.together[op] = self.together.get(last, last)
+                last = op
             for v in op.operands:
                 self.users.setdefault(v, []).append((op, depth))
             for r in op.results:
@@ -169,7 +176,7 @@ class _Placer:
             out: set[int] = set()
             for op, _ in self.users.get(v, []):
                 out |= self.roots_of(op.results[0]) if self.inline(op) and not self.must_store(op.results[0]) \
-                    else {id(op)}
+                    else {id(self.together.get(op, op))}
             self.roots_memo[v] = frozenset(out)
         return self.roots_memo[v]
 

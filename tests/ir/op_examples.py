@@ -364,6 +364,17 @@ func @streams(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) thread {
     yield
   }
 }""",
+    "table_entry": """
+func @table_entry(%a: tensor<in u32, 20:1>, %y: tensor<inout f32, 20:1>) thread {
+  %zero = const {value=0, dtype=i64} : i64
+  %i = ld %a, %zero {lanes=20} : u32[20]
+  %three = const {value=3, dtype=u32} : u32
+  %mask = broadcast %three {shape=(20,)} : u32[20]
+  %safe = and %i, %mask : u32[20]
+  %r = table_entry %safe {values=(0.0, -1.5, 2.0, 7.0)} : f32[20]
+  st %y, %zero, %r
+}
+""",
     "dot_groups": """
 func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<inout i32, 4:1>) thread {
   %zero = const {value=0, dtype=i64} : i64

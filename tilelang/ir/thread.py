@@ -230,6 +230,17 @@ class Transpose(Op):
         return tuple(np.stack(args).T.copy())
 
 
+class TableEntry(Op):
+    """values[i] for each lane i of a vector of u32, all of them below the number of values: f32 held in registers."""
+    name, levels, attributes = "table_entry", THREAD, {"values": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType(self.operands[0].shape, dtype("f32"))]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.asarray(self.attrs["values"], np.float32)[args[0]]
+
+
 class DotGroups(Op):
     """acc[i] + sum over j < g of a[g*i + j] * b[g*i + j]: the integer dot-product instructions (operands acc i32[n],
     a and b of n*g lanes). Exact modulo 2**32."""

@@ -50,6 +50,7 @@ from tilelang.ir import shape as sh
 from tilelang.ir.core import Function, Op, Region, Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.reduction import Reduce
+from tilelang.ir.thread import TableEntry
 from tilelang.passes.driver import exact
 
 _I32, _U32, _U64, _F32, _F64 = map(dtype, ("i32", "u32", "u64", "f32", "f64"))
@@ -59,16 +60,17 @@ _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # as bits of an f32
 
 @exact
 def expand_casts(fn: Function, target: Any = None) -> Function:
-    """Rewrites in place. What a region computes is shared with the regions in it."""
-    _Expander(getattr(target, "native_casts", frozenset())).region(fn.body)
+    """Rewrites in place. What a region computes is shared with the regions in it. Types of few values are looked up
+    in vectors where the target says that a table of `register_table` f32 fits into registers."""
+    _Expander(getattr(target, "native_casts", frozenset()), getattr(target, "register_table", 0)).region(fn.body)
     return fn
 
 
 class _Expander:
     """The steps of a rule are methods on values; a number among the operands stands for a vector of it."""
 
-    def __init__(self, native: frozenset[tuple[str, str]]) -> None:
-        self.native = native
+    def __init__(self, native: frozenset[tuple[str, str]], table: int) -> None:
+        self.native, self.table = native, table
         self.loc: Loc | None = None
         self.ops: list[Op] = []
         self.known: MutableMapping[Any, Value] = {}
@@ -177,6 +179,8 @@ class _Expander:
             if dt.kind == "bipolar":
                 return self.op(ew.Sub, self.op(ew.Shl, number, 1), (1 << dt.bits) - 1)
             return self.where(self.op(ew.Eq, number, 3), 0, self.op(ew.Sub, number, 1))
+        if dt.kind in ("codebook", "float") and dt.bits <= 6 and 1 << dt.bits <= self.table and x.shape:
+            return self.emit(TableEntry, code, values=tuple(float(v) for v in codec.values_of(dt)))
         if dt.kind == "codebook":
             return self.entry(code, dt)
         if dt.kind == "scale":

@@ -1,0 +1,157 @@
+"""Kernels of `mpgemm` for a CPU, on weights repacked by `mpgemm_pack` and activations spread over their groups."""
+from __future__ import annotations
+
+import tilelang as tile
+from tilelang.ops.activation import gelu_exact
+
+
+@tile.kernel
+def spread_kernel(x: tile.Tensor[tile.T, "M K"], y: tile.Out[tile.f32, "M B 32"], sums: tile.Out[tile.f32, "M G"],
+                  GROUP: tile.Const, DEPTH: tile.Const):
+    """Each group of GROUP columns of `x`, with zeros up to DEPTH, and its sum; DEPTH >= GROUP."""
+    m, g = tile.grid(x.shape[0], sums.shape[1])
+    v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
+    v = tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
+    if DEPTH == 16:
+        tile.store(y, (m, g // 2, g % 2 * 16), v)
+    else:
+        tile.store(y, (m, g * (DEPTH // 32), 0), v.reshape(DEPTH // 32, 32))
+    tile.store(sums, (m, g), v.sum(0, keepdims=True))
+
+
+@tile.kernel
+def quantize_kernel(x: tile.Tensor[tile.f32, "M G D"], q: tile.Out[tile.i8, "M G D"], scale: tile.Out[tile.f32, "M G"],
+                    sums: tile.Out[tile.f32, "M G"], G: tile.Const, D: tile.Const, TOP: tile.Const,
+                    TOKEN: tile.Const):
+    """Symmetric integers up to TOP: q = round(x / s), s = max |x| / TOP over the token or the group; `sums` are those
+    of q. A group of zeros has s = 0."""
+    m = tile.grid(x.shape[0])
+    v = tile.load(x, (m, 0, 0), (G, D))
+    largest = tile.abs(v).max(1, keepdims=True)
+    if TOKEN:
+        largest = tile.broadcast_to(largest.max(0, keepdims=True), (G, 1))
+    s = largest / tile.full((G, 1), TOP, tile.f32)
+    whole = tile.round(v / tile.where(s == 0.0, 1.0, s))
+    tile.store(q, (m, 0, 0), whole.to(tile.i8))
+    tile.store(scale, (m, 0), s.reshape(G))
+    tile.store(sums, (m, 0), whole.sum(1))
+
+
+@tile.function
+def bytes_at(words, i, BITS):
+    """Code i of each of the four streams of a row, one to a byte: words [B, BITS, n] to [B, n]."""
+    r, s = i * BITS // 8, i * BITS % 8
+    v = words[:, r, :] >> s if s else words[:, r, :]
+    if s + BITS > 8:  # the rest lies in the next byte
+        low = ((1 << 8 - s) - 1) * 0x01010101
+        v = (v & low) | ((words[:, r + 1, :] << (8 - s)) & (0xFFFFFFFF - low))
+    return v if BITS == 8 else v & ((1 << BITS) - 1) * 0x01010101
+
+
+@tile.function
+def code_at(words, i, j, BITS):
+    """Code i of stream j: words [B, BITS, n] to u32 [B, n]."""
+    r, s = i * BITS // 8, i * BITS % 8
+    if s + BITS > 8:
+        v = bytes_at(words, i, BITS) >> (8 * j)
+    else:
+        v = words[:, r, :] >> (8 * j + s) if 8 * j + s else words[:, r, :]
+    return v & ((1 << BITS) - 1)
+
+
+@tile.function
+def value_of(code, DTYPE):
+    """What a code stands for, f32: the value of its bits as DTYPE, or the whole number where that is None."""
+    if DTYPE is None:
+        return code.to(tile.i32).to(tile.f32)
+    return code.to(tile.dtype(f"u{DTYPE.bits}")).bitcast(DTYPE).to(tile.f32)
+
+
+@tile.function
+def finished(acc, bias, residual, m, n, HAS_BIAS, HAS_RESIDUAL, ACT, ROWS, COLUMNS):
+    """activation(acc + bias) + residual of a block [ROWS, COLUMNS] at (m, n)."""
+    if HAS_BIAS:
+        acc = acc + tile.load(bias, (n,), (COLUMNS,)).to(tile.f32)
+    if ACT == "gelu":
+        acc = gelu_exact(acc)
+    elif ACT == "relu":
+        acc = tile.maximum(acc, 0.0)
+    elif ACT == "silu":
+        acc = acc * tile.sigmoid(acc)
+    if HAS_RESIDUAL:
+        acc = acc + tile.load(residual, (m, n), (ROWS, COLUMNS)).to(tile.f32)
+    return acc
+
+
+@tile.function
+def folded(part, total, p, g, scale, zero, minimum, ZERO, MINIMUM):
+    """What one group adds to a row: part [64] is the sum of x * code, total [1] that of x."""
+    s = tile.load(scale, (p, g, 0), (64,)).to(tile.f32)
+    if ZERO is None:
+        part = part - tile.load(zero, (p, g, 0), (64,)).to(tile.f32) * total
+    elif ZERO != 0:
+        part = part - ZERO * total
+    out = part * s
+    return out + tile.load(minimum, (p, g, 0), (64,)).to(tile.f32) * total if MINIMUM else out
+
+
+@tile.kernel
+def dequant_gemv_kernel(
+    x: tile.Tensor[tile.f32, "M B 32"], sums: tile.Tensor[tile.f32, "M G"],
+    words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
+    zero: tile.Tensor[tile.Z, "PZ GZ 64"], minimum: tile.Tensor[tile.L, "PM GM 64"],
+    bias: tile.Tensor[tile.C, "NB"], residual: tile.Tensor[tile.R, "MR NR"], y: tile.Out[tile.Y, "M N"],
+    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, ZERO: tile.Const,
+    MINIMUM: tile.Const, HAS_BIAS: tile.Const, HAS_RESIDUAL: tile.Const, ACT: tile.Const,
+):
+    """ROWS rows of y and one panel of columns for each program: every code becomes its value in registers. ZERO is the
+    number taken off every code, or None for the array."""
+    p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
+    B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
+    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
+    for g in tile.range(0, scale.shape[1], HALVES):
+        block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
+        rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 32)) for r in tile.static_range(ROWS)])
+        for h in tile.static_range(HALVES):
+            part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS)])
+            for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
+                for j in tile.static_range(4):
+                    v = value_of(code_at(block, i, j, BITS), DTYPE)
+                    part = tuple([tile.fma(v, rows[r][:, 4 * i + j:4 * i + j + 1], part[r])
+                                  for r in tile.static_range(ROWS)])
+            total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words
+            acc = tuple([acc[r] + folded(total[r], tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h,
+                                         scale, zero, minimum, ZERO, MINIMUM) for r in tile.static_range(ROWS)])
+    for r in tile.static_range(ROWS):
+        out = finished(acc[r].reshape(1, 64), bias, residual, m * ROWS + r, p * 64, HAS_BIAS, HAS_RESIDUAL, ACT, 1, 64)
+        tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))
+
+
+@tile.kernel
+def integer_gemv_kernel(
+    x: tile.Tensor[tile.i32, "M B 8"], xscale: tile.Tensor[tile.f32, "M G"], sums: tile.Tensor[tile.f32, "M G"],
+    words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
+    zero: tile.Tensor[tile.Z, "PZ GZ 64"], minimum: tile.Tensor[tile.L, "PM GM 64"],
+    bias: tile.Tensor[tile.C, "NB"], residual: tile.Tensor[tile.R, "MR NR"], y: tile.Out[tile.Y, "M N"],
+    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
+    MINIMUM: tile.Const, HAS_BIAS: tile.Const, HAS_RESIDUAL: tile.Const, ACT: tile.Const,
+):
+    """The same on four i8 activations to a word: whole numbers are summed exactly within a group."""
+    p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
+    B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
+    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
+    for g in tile.range(0, scale.shape[1], HALVES):
+        block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
+        rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 8)) for r in tile.static_range(ROWS)])
+        for h in tile.static_range(HALVES):
+            part = tuple([tile.zeros((B, 64), tile.i32) for _ in tile.static_range(ROWS)])
+            for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
+                v = bytes_at(block, i, BITS)
+                part = tuple([tile.dot4(v, rows[r][:, i:i + 1], part[r]) for r in tile.static_range(ROWS)])
+            total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])
+            acc = tuple([acc[r] + tile.load(xscale, (m * ROWS + r, g + h), (1,)) * folded(
+                total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h, scale, zero, minimum,
+                ZERO, MINIMUM) for r in tile.static_range(ROWS)])
+    for r in tile.static_range(ROWS):
+        out = finished(acc[r].reshape(1, 64), bias, residual, m * ROWS + r, p * 64, HAS_BIAS, HAS_RESIDUAL, ACT, 1, 64)
+        tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))

@@ -1,0 +1,197 @@
+"""Weights of `mpgemm` repacked for a CPU: vectors of whole words whose bits unpack by shifts and masks.
+
+W[n, k] = scale (value - zero) + minimum, with parameters for each group of `group` columns. Where the values of the
+number type are evenly spaced (every integer type, bipolar, ternary, floats such as f3e1m1) the packed code is
+their rank, so that value = step * (code - offset): the step goes into the scale, the offset into the zero. Types that
+are not, keep their code.
+
+Rows stand in panels of `LANES`, columns in blocks of 32, and each group begins a new block (of 16 where the group is
+no longer). Of a block, row n has four streams of bytes: stream j holds columns j, 4 + j, 8 + j, … one after the other,
+the least significant bit first, so b bits take b bytes. Byte r of the four streams of a row is one word, and the words
+r of a panel's rows stand side by side: `words[panel, block, r, n]`.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+
+from tilelang.errors import TargetError
+from tilelang.ir import codec
+from tilelang.ir.dtypes import DType
+from tilelang.ir.packed import Packed
+from tilelang.quant import Parameter, QuantTensor
+
+LANES = 64
+BLOCK = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """A repacked matrix (N, K): `words` u32 [panels, blocks, bits, LANES], parameters [panels, groups, LANES].
+
+    `depth` is the number of columns a group takes, a multiple of 16. Codes are those of `dtype`, or without one whole
+    numbers of at most `top`; `zero` is what is taken off them, a number for all or an array. `permutation`: column j
+    of `words` is `x[:, permutation[j]]`."""
+
+    words: Any
+    scale: Any
+    zero: Any
+    minimum: Any
+    dtype: DType | None
+    top: int
+    bits: int
+    shape: tuple[int, int]
+    group: int
+    depth: int
+    permutation: Any
+
+    @property
+    def zeros(self) -> bool:
+        """Whether `zero` is an array."""
+        return isinstance(self.zero, np.ndarray)
+
+    @property
+    def groups(self) -> int:
+        return int(self.scale.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes a product reads once."""
+        return sum(a.nbytes for a in (self.words, self.scale, self.zero, self.minimum) if isinstance(a, np.ndarray))
+
+
+_packed: dict[int, Panels] = {}  # by identity: equal matrices are found equal by reading them
+
+
+def panels(w: QuantTensor) -> Panels:
+    """`w` repacked; kept as long as `w` lives. Corrections are not part of it."""
+    if id(w) not in _packed:
+        _packed[id(w)] = _repack(w)
+        finalize(w, _packed.pop, id(w), None)
+    return _packed[id(w)]
+
+
+def _repack(w: QuantTensor) -> Panels:
+    if not isinstance(w.codes, Packed):
+        raise TargetError("`mpgemm` cannot repack these codes", needs="tile.Packed codes",
+                          got=type(w.codes).__name__, try_="multiply the parts of RowParts one by one")
+    dt = w.codes.dtype
+    if dt.bits > 8:
+        raise TargetError("`mpgemm` cannot repack these codes", needs="codes of at most 8 bits", got=str(dt),
+                          try_="quantise to 8 bits or fewer, or use ops.matmul")
+    n, k = w.shape
+    codes = w.codes.codes().astype(np.uint8)
+    group, order = _grouping(w)
+    if order is not None:
+        codes = codes[:, order]
+    rank, step, offset = ranks(dt)
+    if rank is not None:
+        codes = rank[codes]
+    values = [p.expand(w.shape)[:, order if order is not None else slice(None)][:, ::group] if p is not None else None
+              for p in (w.scale, w.zero, w.minimum)]
+    groups = -(-k // group)
+    scale = np.ones((n, groups)) if values[0] is None else values[0]
+    zero = np.zeros((n, groups)) if values[1] is None else values[1]
+    zero = zero / step + offset
+    depth = 16 if group <= 16 else -(-group // BLOCK) * BLOCK
+    spread = np.zeros((n, groups * group), np.uint8)
+    spread[:, :k] = codes
+    blocks = np.zeros((-(-n // LANES) * LANES, -(-groups * depth // BLOCK) * BLOCK), np.uint8)
+    blocks[:n, :groups * depth].reshape(n, groups, depth)[:, :, :group] = spread.reshape(n, groups, group)
+    even = groups + (depth == 16 and groups % 2)
+    permutation = w.permutation if order is None else order if w.permutation is None else \
+        np.asarray(w.permutation)[order]
+    return Panels(_words(blocks, dt.bits), _parameter(scale * step, even), _plain(zero, even),
+                  None if values[2] is None else _parameter(values[2], even), dt if rank is None else
+                  None, 0 if rank is None else int(rank.max(initial=0)), dt.bits, (n, k), group, depth, permutation)
+
+
+def ranks(dt: DType) -> tuple[Any, float, float]:
+    """(rank of each code, step, offset) with value = step * (rank - offset) where a type's values are evenly spaced by
+    a power of two and their ranks fit into its bits; (None, 1, 0) for other types."""
+    values = codec.values_of(dt)
+    if not np.isfinite(values).all():
+        return None, 1.0, 0.0
+    gaps = np.diff(np.unique(values))
+    step = float(gaps.min(initial=np.inf)) if len(gaps) else 1.0
+    if np.frexp(step)[0] != 0.5:
+        return None, 1.0, 0.0
+    rank = (values - values.min()) / step
+    if (rank != np.rint(rank)).any() or rank.max() >= 1 << dt.bits:
+        return None, 1.0, 0.0
+    return rank.astype(np.uint8), step, float(-values.min() / step)
+
+
+def _grouping(w: QuantTensor) -> tuple[int, Any]:
+    """(columns of a group, order of the columns that makes groups of neighbours or None)."""
+    k, lengths, order = w.shape[1], set(), None
+    for name, p in w.parameters():
+        if p.index is not None:
+            index = np.asarray(p.index)
+            mine = np.argsort(index, kind="stable")
+            counts = np.bincount(index)
+            length = int(counts.max())
+            if (counts[:-1] != length).any() or order is not None and (order != mine).any():
+                raise TargetError(f"`{name}.index` makes groups of different lengths", needs="equal groups",
+                                  got=str(counts[:8]), try_="report this composition")
+            order = mine
+            lengths.add(length)
+        else:
+            lengths.add(_length(name, p, k))
+    if order is not None and len(lengths) > 1:
+        raise TargetError("parameters with and without an index", needs="one grouping", got=str(lengths),
+                          try_="give every parameter the same index")
+    return (int(np.gcd.reduce(sorted(lengths))) if len(lengths) > 1 else lengths.pop() if lengths else k), order
+
+
+def _length(name: str, p: Parameter, k: int) -> int:
+    """Columns that share a parameter in every row."""
+    length = p.block if isinstance(p.block, int) else p.block[1]
+    if isinstance(p.block, int):  # runs that may cross rows
+        length = int(np.gcd(length, k))
+    return min(length, k)
+
+
+def _words(codes: Any, bits: int) -> Any:
+    """The words of codes whose extents are multiples of a panel and a block."""
+    n, k = codes.shape
+    c = codes.reshape(n // LANES, LANES, k // BLOCK, 8, 4).transpose(3, 0, 2, 1, 4).astype(np.uint16)
+    out = aligned((n // LANES, k // BLOCK, bits, LANES), np.uint32)
+    data = out.view(np.uint8).reshape(n // LANES, k // BLOCK, bits, LANES, 4)
+    for r in range(bits):
+        byte = np.zeros(c.shape[1:], np.uint16)
+        for i in range(8):
+            shift = bits * i - 8 * r
+            if -bits < shift < 8:
+                byte |= c[i] << shift if shift >= 0 else c[i] >> -shift
+        data[:, :, r] = byte.astype(np.uint8)
+    return out
+
+
+def _parameter(values: Any, groups: int) -> Any:
+    """[panels, groups, LANES] in the narrowest of f16 and f32 that holds every value (an f64 is rounded)."""
+    n, have = values.shape
+    with np.errstate(over="ignore"):
+        narrow = (values.astype(np.float16) == values).all()
+    padded = np.zeros((-(-n // LANES) * LANES, groups))
+    padded[:n, :have] = values
+    out = aligned((len(padded) // LANES, groups, LANES), np.float16 if narrow else np.float32)
+    out[...] = padded.reshape(-1, LANES, groups).transpose(0, 2, 1)
+    return out
+
+
+def _plain(zero: Any, groups: int) -> Any:
+    """A zero that is the same everywhere as a number."""
+    first = float(zero.flat[0])
+    return first if (zero == first).all() else _parameter(zero, groups)
+
+
+def aligned(shape: tuple[int, ...], dt: Any) -> Any:
+    """An array of zeros that begins a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dt).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start:start + size].view(dt).reshape(shape)

@@ -1,0 +1,98 @@
+"""Which decomposition a product with quantised weights takes, by a model of its cost; what it accumulates in, and how
+far that reaches.
+
+| decomposition | sums | of | accumulator | rounds |
+|---|---|---|---|---|
+| dequant_fma | x * value of the code | every type | f32 | every addition |
+| int_dot | q * code, by fours | evenly spaced values, x quantised | i32 over a group | a group's sum, to f32 |
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilelang.errors import TargetError
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.ops.mpgemm_pack import Panels, panels
+from tilelang.quant import QuantTensor
+
+BANDWIDTH = 32.0
+"""Bytes a nanosecond that one core reads from memory (Zen 5; see benchmarks/README.md)."""
+RATE = 12.0
+"""Vector operations of 64 bytes that it starts in a nanosecond."""
+QUANTISED = ("i8", "i6", "i4")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a product runs. `chunk` columns are summed in `accumulator` before the sum is scaled; the largest sum of
+    so many is at most `bound`, and the accumulator is safe for up to `limit` columns (0: no integer accumulator).
+    `rows` of x are multiplied at once; `nanoseconds` is what the model expects of one core."""
+
+    decomposition: str
+    accumulator: DType
+    chunk: int
+    bound: int
+    limit: int
+    rows: int
+    nanoseconds: float
+
+
+def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None = None) -> Plan:
+    """The cheapest decomposition of x [m, K] in `x_dtype` (f32, f16, bf16, or quantised i8, i6, i4) with `w`, or the
+    one named by `decomposition`.
+
+    Raises TargetError where that one cannot compute the product, or where a group of `w` is longer than its
+    accumulator is safe for; ValueError for unknown names."""
+    x = dtype(x_dtype) if isinstance(x_dtype, str) else x_dtype
+    if x.name not in (*QUANTISED, "f32", "f16", "bf16"):
+        raise ValueError(f"x must be f32, f16, bf16, {', '.join(QUANTISED)}; got {x}")
+    if decomposition is not None and decomposition not in _MAKE:
+        raise ValueError(f"decomposition must be one of {', '.join(_MAKE)}, got {decomposition!r}")
+    packed, plans = panels(w), []
+    for name, make in _MAKE.items():
+        found = make(x, packed, m)
+        if isinstance(found, Plan):
+            plans.append(found)
+        if decomposition == name:
+            if not isinstance(found, Plan):
+                raise TargetError(f"{name} cannot compute this product", needs=found[0], got=found[1], try_=found[2])
+            return found
+    return min(plans, key=lambda p: p.nanoseconds)
+
+
+def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    rows = min(m, 4)
+    each = 3 + _straddling(w.bits) / 2 + rows  # shift, mask, convert; products of 16 lanes
+    if w.dtype is not None and w.bits > 4:
+        each += 10 if w.bits > 6 else 3 * (w.bits - 4)  # fields of a float, or several registers of a table
+    return _estimate("dequant_fma", "f32", w, m, rows, 4 * each, 0, 0)
+
+
+def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    if x.name not in QUANTISED:
+        return "activations in whole numbers", str(x), 'pass x_dtype="i8"'
+    if w.dtype is not None:
+        return "weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"'
+    rows, largest = min(m, 4), x.max * w.top
+    limit = (2 ** 31 - 1) // max(largest, 1)
+    if w.group > limit:
+        return (f"groups of at most {limit} columns: i32 holds no larger sum of {x.max} * {w.top}",
+                f"groups of {w.group}", "quantise with smaller groups")
+    return _estimate("int_dot", "i32", w, m, rows, 2 + 2 * _straddling(w.bits) + rows, w.group * largest, limit)
+
+
+_MAKE = {"int_dot": _int_dot, "dequant_fma": _dequant_fma}  # of equally cheap ones the first
+
+
+def _straddling(bits: int) -> float:
+    """The share of codes that lie in two bytes."""
+    return sum(bits * i % 8 + bits > 8 for i in range(8)) / 8
+
+
+def _estimate(name: str, accumulator: str, w: Panels, m: int, rows: int, each: float, bound: int,
+              limit: int) -> Plan:
+    """`each` is the vector operations for 64 codes and `rows` rows."""
+    turns = -(-m // max(rows, 1))
+    time = max(w.nbytes / BANDWIDTH, turns * w.words.size * 32 / w.bits / 64 * each / RATE)
+    return Plan(name, dtype(accumulator), w.group, bound, limit, max(rows, 1), time)
+

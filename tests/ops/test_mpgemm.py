@@ -1,0 +1,218 @@
+"""Products with quantised weights against the f64 meaning of the weight, and whole numbers to the bit."""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tilelang as tile
+from tilelang import ops
+from tilelang.errors import TargetError
+from tilelang.ir import codec
+from tilelang.ops.mpgemm_pack import BLOCK, LANES, Panels, panels, ranks
+from tilelang.ops.mpgemm_plan import plan
+from tilelang.quant import Parameter, QuantTensor
+
+activation = import_module("tilelang.ops.activation")
+
+WHOLE = [f"u{b}" for b in range(1, 9)]
+OTHER = ["i3", "i8", "s1", "s3", "ternary", "f3e1m1", "f4e2m1", "f5e2m2", "f6e3m2", "f8e4m3", "f8e5m2",
+         tile.codebook(4, [float(v) ** 3 for v in range(-8, 8)])]
+EVERY = [*WHOLE, *(f"i{b}" for b in range(2, 9)), *(f"s{b}" for b in range(1, 9)), "ternary",
+         *(f"f{b}e{e}m{b - 1 - e}" for b in range(3, 8) for e in range(1, b))]
+
+
+def named(name: Any) -> tile.DType:
+    return tile.dtype(name) if isinstance(name, str) else name
+
+
+def weight(rng: np.random.Generator, name: Any, n: int, k: int, group: int, zeros: bool = False,
+           minimum: bool = False) -> QuantTensor:
+    """Random codes and parameters; codes of f8 types are finite."""
+    dt = named(name)
+    finite = np.flatnonzero(np.isfinite(codec.values_of(dt)))
+    codes = tile.Packed.from_codes(finite[rng.integers(0, len(finite), (n, k))], dt)
+    shape = n, -(-k // group)
+
+    def parameter(values: Any) -> Parameter:
+        return Parameter(values, (1, group))
+    return QuantTensor(codes, parameter(rng.uniform(0.5, 2.0, shape).astype(np.float16)),
+                       parameter(rng.integers(0, 1 << min(dt.bits, 8), shape).astype(np.uint8)) if zeros else None,
+                       parameter(rng.standard_normal(shape).astype(np.float32)) if minimum else None)
+
+
+def bound(x: Any, w: QuantTensor) -> Any:
+    """What the f32 roundings of a product can amount to: each column passes through at most K + 16 of them, at the
+    size of its part of the sum before zeros are taken off."""
+    packed, k = panels(w), w.shape[1]
+    values = codec.values_of(w.codes.dtype)
+    _, step, offset = ranks(w.codes.dtype)
+    zero = 0.0 if w.zero is None else abs(w.zero.expand(w.shape))
+    size = (np.nanmax(np.abs(values[np.isfinite(values)])) + zero + 2 * offset * step) * abs(w.scale.expand(w.shape))
+    size = size + (0.0 if w.minimum is None else abs(w.minimum.expand(w.shape)))
+    return (k + packed.groups + 16) * 2.0 ** -24 * (np.abs(np.asarray(x, np.float64)) @ size.T)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_evenly_spaced_values_are_ranks(name: str) -> None:
+    dt = tile.dtype(name)
+    rank, step, offset = ranks(dt)
+    if dt.kind in ("uint", "int", "bipolar", "ternary"):
+        assert rank is not None
+    if rank is not None:
+        np.testing.assert_array_equal(step * (rank - offset), codec.values_of(dt))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_panels_hold_every_code_once(bits: int) -> None:
+    """By the definition in the module's text, bit by bit."""
+    rng = np.random.default_rng(bits)
+    w = weight(rng, f"u{bits}", 70, 100, 48)
+    packed, codes = panels(w), w.codes.codes()
+    data = packed.words.view(np.uint8).reshape(*packed.words.shape, 4)
+    for n, k in zip(rng.integers(0, 70, 200), rng.integers(0, 100, 200), strict=True):
+        group, at = divmod(int(k), 48)
+        block, column = divmod(group * packed.depth + at, BLOCK)
+        i, j = divmod(column, 4)
+        stream = int.from_bytes(bytes(data[n // LANES, block, :, n % LANES, j]), "little")
+        assert stream >> bits * i & (1 << bits) - 1 == codes[n, k]
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *OTHER], ids=str)
+def test_every_type(name: Any) -> None:
+    rng = np.random.default_rng(0)
+    w = weight(rng, name, 70, 100, 64)
+    x = rng.standard_normal((3, 100)).astype(np.float32)
+    error = abs(ops.mpgemm(x, w) - x.astype(np.float64) @ w.dequantize().T)
+    assert (error <= bound(x, w)).all()
+
+
+@settings(max_examples=12)
+@given(st.sampled_from((1, 2, 9)), st.sampled_from((1, 64, 65)), st.sampled_from((1, 31, 130)),
+       st.sampled_from((8, 16, 24, 32, 96, 1000)), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_any_shape(m: int, n: int, k: int, group: int, zeros: bool, minimum: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = weight(rng, "u4", n, k, group, zeros, minimum)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    error = abs(ops.mpgemm(x, w) - x.astype(np.float64) @ w.dequantize().T)
+    assert (error <= bound(x, w)).all()
+
+
+def exact(x: Any, w: QuantTensor, name: str, token: bool) -> Any:
+    """What `int_dot` promises, operation by operation in f32; the inner sums in whole numbers."""
+    p, (n, k), top = panels(w), w.shape, np.float32(2 ** (tile.dtype(name).bits - 1) - 1)
+    groups = -(-k // p.group)
+    padded = np.zeros((len(x), groups * p.group), np.float32)
+    padded[:, :k] = x
+    padded = padded.reshape(len(x), groups, p.group)
+    scale = np.abs(padded).max(2) / top
+    if token:
+        scale = np.broadcast_to(np.abs(x).max(1, keepdims=True) / top, scale.shape)
+    q = np.rint(padded / np.where(scale == 0, np.float32(1), scale)[..., None]).astype(np.int64)
+    rank, _, _ = ranks(w.codes.dtype)
+    codes = np.zeros((n, groups * p.group), np.int64)
+    codes[:, :k] = rank[w.codes.codes()]
+    inner = np.einsum("mgd,ngd->mgn", q, codes.reshape(n, groups, p.group)).astype(np.float32)
+    total = q.sum(2).astype(np.float32)[..., None]
+
+    def of(parameter: Any) -> Any:
+        return parameter.transpose(1, 0, 2).reshape(parameter.shape[1], -1)[:groups, :n].astype(np.float32)
+    acc = np.zeros((len(x), n), np.float32)
+    for g in range(groups):
+        zero = of(p.zero)[g] if p.zeros else np.float32(p.zero)
+        part = (inner[:, g] - zero * total[:, g]) * of(p.scale)[g]
+        if p.minimum is not None:
+            part = part + of(p.minimum)[g] * total[:, g]
+        acc = acc + scale[:, g, None] * part
+    return acc
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "i5", "s4", "ternary", "f3e1m1"])
+def test_integer_sums_are_exact(name: str) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((3, 100)).astype(np.float32)
+    x[1] = 0.0
+    w = weight(rng, name, 70, 100, 64)
+    np.testing.assert_array_equal(ops.mpgemm(x, w, x_dtype="i8"), exact(x, w, "i8", True))
+
+
+@settings(max_examples=8)
+@given(st.sampled_from((1, 5)), st.sampled_from((1, 70)), st.sampled_from((1, 33, 130)),
+       st.sampled_from((16, 40, 128)), st.booleans(), st.booleans(), st.sampled_from(("i8", "i6", "i4")))
+def test_integer_sums_of_any_shape(m: int, n: int, k: int, group: int, zeros: bool, token: bool, name: str) -> None:
+    rng = np.random.default_rng(n + k)
+    w = weight(rng, "u4", n, k, group, zeros, minimum=zeros)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    got = ops.mpgemm(x, w, x_dtype=name, x_group="token" if token else "group", decomposition="int_dot")
+    np.testing.assert_array_equal(got, exact(x, w, name, token))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_sums_that_a_plan_allows(sign: float) -> None:
+    """255 * 127 * 66311 is just below 2**31; one group more columns than that is refused."""
+    k = plan("i8", weight(np.random.default_rng(0), "u8", 1, 32, 32), 1).limit
+    assert k == (2 ** 31 - 1) // (255 * 127)
+    codes = tile.Packed.from_codes(np.full((2, k), 255), tile.u8)
+    w = QuantTensor(codes, Parameter(np.ones((2, 1), np.float16), (1, k)))
+    x = np.full((1, k), sign * 127, np.float32)
+    got = ops.mpgemm(x, w, x_dtype="i8", decomposition="int_dot")
+    np.testing.assert_array_equal(got, np.full((1, 2), np.float32(sign * 127 * 255 * k)))
+    longer = QuantTensor(tile.Packed.from_codes(np.zeros((2, k + 1), int), tile.u8),
+                         Parameter(np.ones((2, 1), np.float16), (1, k + 1)))
+    with pytest.raises(TargetError, match="int_dot cannot compute"):
+        plan("i8", longer, 1, "int_dot")
+
+
+def test_columns_in_another_order() -> None:
+    """A permutation, and groups by index (GPTQ's act-order)."""
+    rng = np.random.default_rng(2)
+    w, x = weight(rng, "u4", 20, 96, 32), rng.standard_normal((2, 96)).astype(np.float32)
+    index = rng.permutation(np.arange(96) // 32)
+    for other in (QuantTensor(w.codes, w.scale, permutation=rng.permutation(96)),
+                  QuantTensor(w.codes, Parameter(w.scale.values, (1, 32), index))):
+        error = abs(ops.mpgemm(x, other) - x.astype(np.float64) @ other.dequantize().T)
+        assert (error <= bound(x, other)).all()
+
+
+@pytest.mark.parametrize("dt", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_follows_the_product(dt: torch.dtype) -> None:
+    rng = np.random.default_rng(3)
+    w = weight(rng, "u4", 70, 64, 32)
+    x, bias, residual = torch.randn(2, 3, 64).to(dt), torch.randn(70).to(dt), torch.randn(2, 3, 70).to(dt)
+    got = ops.mpgemm(x, w, bias, "gelu", residual)
+    assert got.dtype == dt and got.shape == (2, 3, 70)
+    flat = x.double().numpy().reshape(6, 64)
+    before = flat @ w.dequantize().T + bias.double().numpy()
+    want = activation.reference(before) + residual.double().numpy().reshape(6, 70)
+    eps = {torch.float32: 2.0 ** -24, torch.float16: 2.0 ** -11, torch.bfloat16: 2.0 ** -8}[dt]
+    slack = 2 * bound(flat, w) + 8 * 2.0 ** -23 * abs(before) + (eps + 2.0 ** -23) * (abs(want) + 2) + 2.0 ** -20
+    assert (abs(got.double().numpy().reshape(6, 70) - want) <= slack).all()
+    assert ops.mpgemm(x, w, out_dtype=tile.f32).dtype == torch.float32
+
+
+def test_mistakes() -> None:
+    w = weight(np.random.default_rng(0), "f4e2m1", 8, 32, 32)
+    x = np.zeros((1, 32), np.float32)
+    for call, error, text in (
+            (lambda: ops.mpgemm(x[:, 1:], w), ValueError, r"x must be \[..., 32\]"),
+            (lambda: ops.mpgemm(x, w, activation="tanh"), ValueError, "activation must be"),
+            (lambda: ops.mpgemm(x, w, x_dtype="f8e4m3"), ValueError, "x must be"),
+            (lambda: ops.mpgemm(x, w, np.zeros(7, np.float32)), ValueError, r"bias must be \[8\]"),
+            (lambda: ops.mpgemm(x, w, decomposition="magic"), ValueError, "decomposition must be"),
+            (lambda: ops.mpgemm(x, w, decomposition="int_dot"), TargetError, "int_dot cannot compute")):
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_repacked_weights_do_not_outlive_their_weight() -> None:
+    pack = import_module("tilelang.ops.mpgemm_pack")
+    before = len(pack._packed)
+    w = weight(np.random.default_rng(0), "u2", 4, 32, 32)
+    assert isinstance(panels(w), Panels) and panels(w) is panels(w) and len(pack._packed) == before + 1
+    del w
+    assert len(pack._packed) == before
