@@ -1,5 +1,6 @@
 # Two commands on a fresh machine with Python >= 3.11: `make demo` and `make test`.
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SECONDS ?= 60
 
@@ -25,7 +26,8 @@ bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static_amd
 
-# On a machine with an NVIDIA GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails.
+# On a machine with a GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails. For AMD's:
+# make gpu TORCH='torch --index-url https://download.pytorch.org/whl/rocm6.4'
 gpu: .venv/dev
 	$(BIN)/python -m benchmarks.gpu
 
@@ -34,7 +36,7 @@ gpu: .venv/dev
 
 # torch comes first and alone: with it installed, no other package asks for another build of it.
 .venv/%: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 

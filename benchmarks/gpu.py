@@ -1,6 +1,7 @@
 """`make gpu`: the tests and the benchmarks on this machine's GPU, in one results file.
 
-The tests are those that call kernels without naming a target, run with TILELANG_TARGET=cuda, and those of tests/gpu.
+The tests are those that call kernels without naming a target, run with TILELANG_TARGET=cuda (or hip), and those of
+tests/gpu.
 """
 from __future__ import annotations
 
@@ -14,36 +15,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 import tilelang as tile
 from benchmarks.latency import add, matmul, microseconds
-from tilelang import ops
+from tilelang import ops, targets
 from tilelang.errors import TileError
 from tilelang.ops.softmax import softmax_kernel
 
 TESTS = ("tests/gpu", "tests/ops", "tests/examples", "tests/test_testing.py")
+KIND = targets.of_device("cuda")
+"""What torch calls "cuda": the GPUs of NVIDIA or, in its builds for ROCm, of AMD."""
 RESULTS = Path(__file__).parent / "gpu-results.md"
 
 
 def missing() -> str:
     """Why nothing can be measured here; empty where it can."""
-    from tilelang.backends.cuda import nvrtc
-    from tilelang.backends.cuda.driver import driver
     try:
-        driver().device(0).target
+        x = np.zeros(64, np.float32)
+        add.lower(x, x, target=targets.machine(KIND)).report  # which takes a compiler
     except TileError as error:
         return str(error)
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} cannot use the GPU\n  try:   a build of torch with CUDA"
-    return "" if nvrtc.find() else "NVRTC is not installed\n  try:   pip install nvidia-cuda-nvrtc"
+    return "" if torch.cuda.is_available() else \
+        f"torch {torch.__version__} cannot use the GPU\n  try:   a build of torch with CUDA or ROCm"
 
 
 def tests() -> tuple[bool, str]:
     """Whether the tests pass, and the end of what they print."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", *TESTS], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, env={**os.environ, "TILELANG_TARGET": "cuda"},
+                          stderr=subprocess.STDOUT, env={**os.environ, "TILELANG_TARGET": KIND},
                           cwd=Path(__file__).parent.parent)
     return done.returncode == 0, "\n".join(done.stdout.splitlines()[-40:])
 

@@ -15,7 +15,7 @@ from benchmarks import gcn
 from benchmarks.static import COLUMNS as SHARED_COLUMNS
 from benchmarks.static import Goal, conversions, counted
 from tests.backends.simt import kernels
-from tilelang.backends.hip import clang
+from tilelang.backends.hip import clang, products
 from tilelang.backends.hip.compile import Lowered
 
 ARCHS = ("gfx942", "gfx950")
@@ -101,7 +101,8 @@ def missed(row: Measured) -> Iterator[str]:
 
 def main(pattern: str = "") -> None:
     """Prints the table, then the goals that rows miss and the classes of instructions."""
-    print(f"ziglang {clang.version()}, {datetime.date.today()}\n")
+    print(f"Machine code by {', '.join(sorted(set(map(products.compiler, ARCHS))))}, instructions as ziglang "
+          f"{clang.version()} lists them, {datetime.date.today()}\n")
     names = [f.name for f in fields(Measured)]
     print(f"| kernel | target | {' | '.join(COLUMNS[n].name for n in names)} |\n|{'---|' * (len(names) + 2)}")
     notes = []

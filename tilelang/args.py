@@ -150,7 +150,8 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                                 got=type(x).__name__, try_="np.asarray(...)")
         if x.__dlpack_device__()[0] != 1:
             raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="memory of the CPU",
-                                 got=f"DLPack device {x.__dlpack_device__()}", try_="copy it to the CPU")
+                                 got=f"DLPack device {x.__dlpack_device__()}",
+                                 try_="copy it to the CPU, or torch.from_dlpack() an array on a GPU")
         x = np.from_dlpack(x)
     if not x.dtype.isnative or any(s % x.dtype.itemsize for s in x.strides):
         raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc,
@@ -179,7 +180,8 @@ def _whole_bytes(name: str, x: Packed, device: str, loc: Loc | None) -> Argument
 def _torch_device(name: str, x: Any, loc: Loc | None) -> str:
     if x.device.type not in ("cpu", "cuda", "meta"):
         raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc,
-                             needs="a tensor on the CPU or an NVIDIA GPU", got=str(x.device), try_=f"{name}.cpu()")
+                             needs="a tensor on the CPU or a GPU of NVIDIA's or AMD's", got=str(x.device),
+                             try_=f"{name}.cpu()")
     return f"cuda:{x.get_device()}" if x.device.type == "cuda" else str(x.device.type)
 
 

@@ -20,7 +20,7 @@ class Config:
     cache_bytes: int = _var("CACHE_BYTES", 256 << 20, "Size at which the oldest entries of the cache are dropped.")
     check: int = _var("CHECK", 0, "1 verifies the IR after every pass; 2 also runs it before and after.")
     dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.")
-    target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, cuda, emulate:cuda:sm_80 …")
+    target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, cuda, hip, emulate:cuda:sm_80 …")
     threads: int = _var("THREADS", 0, "Number of CPU threads (default: those this process may run on).")
 
 

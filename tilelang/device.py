@@ -13,7 +13,7 @@ from tilelang.errors import ArgumentDevice
 from tilelang.plan import Mismatch
 
 if TYPE_CHECKING:
-    from tilelang.backends.cuda.launch import Launch, Prepared
+    from tilelang.backends.simt.launch import Launch, Prepared
     from tilelang.jit import Bound
     from tilelang.lang.kernel import Param
 
@@ -105,9 +105,8 @@ def stream(ordinal: int) -> int:
 def load(bound: Bound, name: str) -> Launch:
     """The kernel compiled for these types and constants, on the device the arguments are on (the first, where they
     are on the host) for target `name`."""
-    from tilelang.backends.cuda.driver import driver
-    from tilelang.backends.cuda.launch import Launch
-    device = driver().device(ordinal(bound.device))
+    from tilelang.backends.simt.launch import Launch
+    device = targets.driver(name).device(ordinal(bound.device))
     machine = targets.machine(name, device.ordinal)
     return Launch(targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), machine), device)
 

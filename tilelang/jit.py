@@ -39,7 +39,7 @@ _compile_lock = threading.RLock()
 
 @contextmanager
 def target(name: str) -> Iterator[None]:
-    """Runs the calls inside on a target: "cpu", "reference" for the NumPy interpreter, "cuda" for
+    """Runs the calls inside on a target: "cpu", "reference" for the NumPy interpreter, "cuda" or "hip" for
     the GPU, "shapes" to allocate outputs only, or for example "emulate:cuda:sm_80" for CUDA text on the CPU under
     checks. Raises TargetError."""
     token = _target.set(targets.check(name))
@@ -326,7 +326,7 @@ class Kernel(KernelDef):
         bound = Bound(self, args, kwargs)
         if bound.device == "meta":
             return bound.outputs()
-        name = _target.get() or targets.check(config().target or bound.device.partition(":")[0])
+        name = _target.get() or targets.check(config().target or targets.of_device(bound.device))
         device.check_device(name, bound)
         if name == "reference":
             self._interpret(bound)
@@ -387,8 +387,8 @@ class Kernel(KernelDef):
                             got="a false element", try_="run kernel.reference(...) to see how many")
 
     def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
-        """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR or CUDA
-        C++), `.assembly`; and `.report`, what it uses. Nothing is run, and no device is needed."""
+        """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR, CUDA or
+        HIP C++), `.assembly`; and `.report`, what it uses. Nothing is run, and no device is needed."""
         bound = Bound(self, args, kwargs)
         name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
         return targets.lowered(bound.kernel.trace(bound.types(aligned=name != "cpu"), bound.consts), name)

@@ -3,20 +3,26 @@
 - "cpu": machine code through LLVM; the default.
 - "reference": the NumPy interpreter.
 - "shapes": nothing runs, outputs are only allocated; arguments may be torch's fake or meta tensors.
-- "cuda": the GPU the arguments are on (the first, for arguments on the host); the default of tensors on a GPU.
-- "cuda:sm_80" and other architectures: the same, for that architecture; needs no device to lower for.
-- "hip:gfx942" and other architectures of AMD's: to lower for; calls do not run on AMD's GPUs yet.
+- "cuda", "hip": the GPU of NVIDIA's or AMD's the arguments are on (the first, for arguments on the host); the default
+  of tensors on a GPU.
+- "cuda:sm_80", "hip:gfx942" and other architectures: the same, for that architecture; needs no device to lower for.
 - "emulate:cuda:sm_80", "emulate:hip:gfx942": that text on the CPU, under checks for races, bounds and initialisation.
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, Op
 
+if TYPE_CHECKING:
+    from tilelang.backends.simt.driver import Driver
+
 EMULATE, SHAPES = "emulate:", "shapes"
+GPUS = "cuda", "hip"
 _last: dict[tuple[str, int], Any] = {}
 
 
@@ -24,53 +30,54 @@ def check(name: str, runs: bool = True) -> str:
     """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
     if name in ("cpu", "reference") or (name == SHAPES and runs):
         return name
-    if name == "cuda":
+    bare = name.removeprefix(EMULATE)
+    if name in GPUS:
         machine(name)
         return name
-    bare = name.removeprefix(EMULATE)
-    if bare.startswith("cuda:"):
-        from tilelang.backends.cuda.target import target as cuda
-        cuda(bare)
+    if bare.startswith(tuple(f"{gpu}:" for gpu in GPUS)):
+        _part(bare, "target").target(bare)
         return name if name.startswith(EMULATE) or not runs else machine(name)
-    if bare.startswith("hip:"):
-        from tilelang.backends.hip.target import target as hip
-        hip(bare)
-        if name.startswith(EMULATE) or not runs:
-            return name
-        raise TargetError("calls on AMD GPUs are not supported yet", needs="a target that runs kernels", got=name,
-                          try_=f'tile.target("{EMULATE}{name}")')
     raise TargetError(f"unknown target {name!r}",
-                      needs="cpu, reference, cuda, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
+                      needs="cpu, reference, cuda, hip, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
                       got=name, try_='tile.target("cpu")')
+
+
+def _part(name: str, part: str) -> Any:
+    """A module of the backend that a GPU's target belongs to."""
+    return import_module(f"tilelang.backends.{name.partition(':')[0]}.{part}")
 
 
 def on_device(name: str) -> bool:
     """Whether calls on a target run on a GPU."""
-    return name == "cuda" or name.startswith("cuda:")
+    return name.partition(":")[0] in GPUS
+
+
+def of_device(device: str) -> str:
+    """The target of arguments on a device such as "cuda:1", which is what torch's builds for AMD call theirs too."""
+    kind, torch = device.partition(":")[0], sys.modules.get("torch")
+    return "hip" if kind == "cuda" and torch is not None and torch.version.hip else kind
+
+
+def driver(name: str) -> Driver:
+    """The driver of a GPU's target. Raises TargetError where it is not installed."""
+    return _part(name, "driver").driver()  # type: ignore[no-any-return]
 
 
 def machine(name: str, ordinal: int = 0) -> str:
     """The architecture that a target means on a device: "cuda" is the device's own. Raises TargetError where there is
     no such device, or it does not run code for the architecture named."""
-    from tilelang.backends.cuda.driver import driver
-    from tilelang.backends.cuda.target import runs
-    device = driver().device(ordinal)
-    if name != "cuda" and not runs(name, *device.capability):
+    device = driver(name).device(ordinal)
+    if name not in GPUS and not device.runs(name):
         raise TargetError(f"the device cannot run {name!r}", needs=device.target, got=name,
-                          try_='tile.target("cuda")')
-    return device.target if name == "cuda" else name
+                          try_=f'tile.target("{name.partition(":")[0]}")')
+    return device.target if name in GPUS else name
 
 
 def lowered(tile: Function, name: str) -> Any:
     """The function at every level: `.tile`, `.placed`, `.thread`, `.source`, …"""
     if on_device(name):
-        from tilelang.backends.cuda.compile import Lowered as Cuda
-        from tilelang.backends.cuda.target import target
-        return Cuda(tile, target(machine(name) if name == "cuda" else name))
-    if name.startswith("hip:"):
-        from tilelang.backends.hip.compile import Lowered as Hip
-        from tilelang.backends.hip.target import target as amd
-        return Hip(tile, amd(name))
+        machine_name = machine(name) if name in GPUS else name
+        return _part(name, "compile").Lowered(tile, _part(name, "target").target(machine_name))
     from tilelang.backends.cpu.compile import Lowered
     from tilelang.backends.cpu.machine import host
     return Lowered(tile, host())

@@ -17,6 +17,10 @@ class Lowered(simt.Lowered):
         return product(self.source, self.rendered.name, self.target.name.removeprefix("cuda:"))
 
     @property
+    def dynamic_shared(self) -> int:
+        return self.rendered.shared_bytes
+
+    @property
     def cubin(self) -> bytes:
         """Machine code. Raises TargetError where NVRTC is not installed."""
         return self.product.cubin
@@ -31,7 +35,7 @@ class Lowered(simt.Lowered):
         """What a block uses (registers of a thread, bytes spilled by a thread, shared memory), how many blocks a
         multiprocessor holds at once, which share of its warps that is, and what keeps more out."""
         uses, threads = self.product.uses, self.rendered.threads
-        shared = uses["shared_bytes"] + self.rendered.shared_bytes
+        shared = uses["shared_bytes"] + self.dynamic_shared
         blocks, limit = resident_blocks(self.target.arch, threads, uses["registers"], shared)
         return {"registers": uses["registers"], "spills": uses["spill_bytes"], "stack_bytes": uses["stack_bytes"],
                 "shared_bytes": shared, "threads": threads, "resident_blocks": blocks,

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import re
 import subprocess
 import sys
 import tempfile
@@ -11,16 +10,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tilelang.backends.simt.products import COMMON, Uses, cached, identity
+from tilelang.backends.hip.code_object import uses
+from tilelang.backends.simt.products import COMMON, Uses
 from tilelang.errors import TargetError
 
 INCLUDE = Path(__file__).resolve().parent / "include"
 # No contraction: a kernel fuses where its text says fma(). Accesses are of other types than the memory they are to.
+MEANING = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing")
+"""Options of every compiler of the text."""
 FLAGS = ("-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", "-nogpulib", "-nogpuinc", "-nostdinc",
-         "-nostdinc++", "-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-mcode-object-version=5")
-_USES = {"registers": "vgpr_count", "accumulation_registers": "agpr_count", "scalar_registers": "sgpr_count",
-         "spilled_registers": "vgpr_spill_count", "scalar_spills": "sgpr_spill_count",
-         "stack_bytes": "private_segment_fixed_size", "shared_bytes": "group_segment_fixed_size"}
+         "-nostdinc++", *MEANING, "-mcode-object-version=5")
 
 
 class Compiled(NamedTuple):
@@ -39,7 +38,8 @@ def version() -> str | None:
 
 def _run(arguments: list[str], arch: str, text: str | None = None) -> str:
     if version() is None:
-        raise TargetError("compiling for AMD GPUs needs clang, which is not installed", needs="the package ziglang",
+        raise TargetError("compiling for AMD GPUs needs hiprtc or clang, of which neither was found",
+                          needs="the package ziglang, or a ROCm that knows the processor",
                           try_="pip install ziglang")
     done = subprocess.run([sys.executable, "-m", "ziglang", *arguments], input=text, capture_output=True, text=True)
     if done.returncode:
@@ -62,27 +62,5 @@ def compile(text: str, arch: str) -> Compiled:
         _run(["clang", "--target=amdgcn-amd-amdhsa", f"-mcpu={arch}", "-x", "assembler", "-c", "-", "-o", whole], arch,
              listing)
         _run(["ld.lld", "-shared", "--no-undefined", whole, "-o", linked], arch)
-        return Compiled(Path(linked).read_bytes(), listing, report(listing))
-
-
-def report(listing: str) -> dict[str, Uses]:
-    """What each kernel uses, from the notes that assembly ends with."""
-    out = {}
-    notes = listing[listing.index("amdhsa.kernels:"):listing.index("amdhsa.target:")]
-    for entry in notes.split("\n  - ")[1:]:
-        values = dict(re.findall(r"^ *\.(\w+): +(\S+)$", entry, re.MULTILINE))
-        out[values["name"]] = {name: int(values[key]) for name, key in _USES.items()}
-    return out
-
-
-@lru_cache(maxsize=1)
-def _compiler() -> str:
-    return identity(version() or "", __file__, INCLUDE)
-
-
-def product(text: str, kernel: str, arch: str) -> tuple[bytes, Uses]:
-    """The code object of a text and what `kernel` uses. Raises TargetError."""
-    def make() -> tuple[bytes, Uses]:
-        made = compile(text, arch)
-        return made.code, made.report[kernel]
-    return cached(("code object", _compiler(), arch, kernel, text), make)
+        code = Path(linked).read_bytes()
+    return Compiled(code, listing, uses(code))

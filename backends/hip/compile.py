@@ -5,6 +5,7 @@ from functools import cached_property
 
 from tilelang.backends.hip import clang
 from tilelang.backends.hip.occupancy import occupancy, resident_blocks
+from tilelang.backends.hip.products import product
 from tilelang.backends.simt import compile as simt
 from tilelang.backends.simt.products import Uses
 
@@ -19,17 +20,22 @@ class Lowered(simt.Lowered):
 
     @cached_property
     def product(self) -> tuple[bytes, Uses]:
-        """A code object as clang made it, with what it uses."""
-        return clang.product(self.source, self.rendered.name, self.arch)
+        """A code object as hiprtc or clang made it, with what it uses."""
+        return product(self.source, self.rendered.name, self.arch)
+
+    @property
+    def dynamic_shared(self) -> int:
+        return 0  # the text declares it
 
     @property
     def code_object(self) -> bytes:
-        """Machine code. Raises TargetError where the package ziglang is not installed."""
+        """Machine code. Raises TargetError where neither hiprtc nor the package ziglang is installed."""
         return self.product[0]
 
     @cached_property
     def assembly(self) -> str:
-        """The machine code as instructions. Raises TargetError where the package ziglang is not installed."""
+        """What clang makes of the text, as instructions. Raises TargetError where the package ziglang is not
+        installed."""
         return clang.assembly(self.source, self.arch)
 
     @property

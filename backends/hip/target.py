@@ -39,5 +39,14 @@ def target(name: str) -> SimtTarget:
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}), arch >= CDNA4)
 
 
+def for_device(arch: str) -> str:
+    """The target whose machine code a processor such as "gfx942" runs. Raises TargetError."""
+    known = [_name(a) for a in SHARED_BYTES]
+    if f"hip:{arch}" not in known:
+        raise TargetError(f"{arch} is not supported", needs=", ".join(known), got=f"a device of {arch}",
+                          try_='tile.target("cpu")')
+    return f"hip:{arch}"
+
+
 def _name(arch: int) -> str:
     return f"hip:gfx{arch:x}"

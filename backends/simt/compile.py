@@ -1,6 +1,7 @@
 """The pipeline of all GPUs: a literal list of passes, then C++ text."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,7 @@ from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
+from tilelang.backends.simt.products import Uses
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
@@ -22,7 +24,7 @@ THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, dce, al
 
 
 @dataclass
-class Lowered:
+class Lowered(ABC):
     """A kernel at every level, computed when asked for. Needs no device."""
 
     tile: Function
@@ -48,3 +50,18 @@ class Lowered:
     def source(self) -> str:
         """C++."""
         return self.rendered.text
+
+    @property
+    @abstractmethod
+    def product(self) -> tuple[bytes, Uses]:
+        """Machine code, and what it uses. Raises TargetError where there is no compiler."""
+
+    @property
+    @abstractmethod
+    def dynamic_shared(self) -> int:
+        """Bytes of shared memory that a launch asks for, besides what the code has of its own."""
+
+    @property
+    @abstractmethod
+    def report(self) -> dict[str, int | float | str]:
+        """What a block uses, and how many blocks a multiprocessor holds at once."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tilelang as tile
-from tilelang import errors
+from tilelang import errors, targets
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -66,7 +66,7 @@ def test_a_graph_of_launches_replays() -> None:
 
 def test_host_arrays_go_there_and_back() -> None:
     x = torch.zeros(10_000, dtype=torch.int32)
-    with tile.target("cuda"):
+    with tile.target(targets.of_device("cuda")):
         for _ in range(3):
             increment(x)
     assert (x == 3).all()

@@ -6,7 +6,6 @@ namespace tl {
 using half4 = _Float16 __attribute__((ext_vector_type(4)));
 using half8 = _Float16 __attribute__((ext_vector_type(8)));
 using short4 = short __attribute__((ext_vector_type(4)));  // bf16, for instructions that are older than the type
-using bfloat8 = __bf16 __attribute__((ext_vector_type(8)));
 using int4 = int __attribute__((ext_vector_type(4)));
 using int16 = int __attribute__((ext_vector_type(16)));
 using float4 = float __attribute__((ext_vector_type(4)));
@@ -71,6 +70,7 @@ TL_MFMA(16x16x4_f64, double4, double, f64_16x16x4f64)
 TL_MFMA_TWICE(16x16x8_f64, 16x16x4_f64, 1)
 
 #ifdef __gfx950__
+using bfloat8 = __bf16 __attribute__((ext_vector_type(8)));  // older compilers do not know the type
 TL_MFMA(16x16x32_f16, float4, half8, f32_16x16x32_f16)
 TL_MFMA(32x32x16_f16, float16, half8, f32_32x32x16_f16)
 TL_MFMA(16x16x32_bf16, float4, bfloat8, f32_16x16x32_bf16)

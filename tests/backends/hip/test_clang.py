@@ -11,7 +11,7 @@ from tests.backends.cuda import wrappers
 from tests.backends.simt import kernels
 from tilelang import targets
 from tilelang.backends.clike.expressions import c_type
-from tilelang.backends.hip import clang
+from tilelang.backends.hip import clang, hiprtc
 from tilelang.backends.hip.compile import Lowered
 from tilelang.backends.hip.occupancy import REGISTERS, resident_blocks
 from tilelang.backends.hip.target import SHARED_BYTES, target
@@ -21,6 +21,12 @@ from tilelang.ir.dtypes import dtype
 
 compiles = pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
 ARCHS = [f"gfx{arch:x}" for arch in SHARED_BYTES]
+
+
+@pytest.fixture(autouse=True)
+def no_hiprtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found here is what this clang makes."""
+    monkeypatch.setattr(hiprtc, "supports", lambda arch: False)
 
 
 def including(*texts: str) -> str:
@@ -121,8 +127,19 @@ def test_a_missing_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) ->
         clang.assembly("", "gfx942")
 
 
-def test_calls_on_a_device_are_refused() -> None:
-    with pytest.raises(TargetError, match="emulate:hip:gfx942"), tile.target("hip:gfx942"):
-        pass
+def test_unknown_processors_are_refused() -> None:
     with pytest.raises(TargetError, match="hip:gfx90a, hip:gfx942, hip:gfx950"), tile.target("emulate:hip:gfx1100"):
         pass
+
+
+@compiles
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_note_of_a_code_object_says_what_its_assembly_says(arch: str) -> None:
+    made = clang.compile(matmul(arch).source, arch)
+    notes = made.assembly[made.assembly.index("amdhsa.kernels:"):made.assembly.index("amdhsa.target:")]
+    said = dict(re.findall(r"^[ -]*\.(\w+): +(\S+)$", notes, re.MULTILINE))
+    assert made.report[said["name"]] == {
+        "registers": int(said["vgpr_count"]), "accumulation_registers": int(said["agpr_count"]),
+        "scalar_registers": int(said["sgpr_count"]), "spilled_registers": int(said["vgpr_spill_count"]),
+        "scalar_spills": int(said["sgpr_spill_count"]), "stack_bytes": int(said["private_segment_fixed_size"]),
+        "shared_bytes": int(said["group_segment_fixed_size"])}

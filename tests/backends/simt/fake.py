@@ -1,30 +1,42 @@
-"""A driver without a device, built with the host's C compiler, that runs launches in the emulator.
+"""Drivers without a device, built with the host's C compiler, that run launches in the emulator.
 
-Machine code is the emitted text itself here. A launch is read back from the raw arguments by the C types that the text
-declares, which does not use how they were packed.
+Machine code is the emitted text itself here, for AMD's behind the head of a code object. A launch is read back from
+the raw arguments by the C types that the text declares, which does not use how they were packed.
 """
 from __future__ import annotations
 
 import ctypes
 import re
 import shutil
+import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from tilelang.backends.cuda import compile as cuda_compile
+from tilelang.backends.cuda import driver as cuda_driver
+from tilelang.backends.cuda.products import Product
 from tilelang.backends.emulator.run import Buffer, load
+from tilelang.backends.hip import driver as hip_driver
+from tilelang.backends.hip import hiprtc, libraries
+from tilelang.cache import Cache
 
 COMPILER = shutil.which("cc")
 C_TYPES = {"bool": np.bool_, "float": np.float32, "double": np.float64,
            **{f"tl::{'iu'[u]}{b}": np.dtype(f"{'iu'[u]}{b // 8}").type for b in (8, 16, 32, 64) for u in (0, 1)}}
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p,
                              ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+_COMPILING = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+REGISTERS = 100
+"""What every kernel is said to use."""
 
 
 @dataclass
@@ -45,20 +57,37 @@ class Launched:
         return dict(self.args)
 
 
-@lru_cache(maxsize=1)
-def _built(folder: str) -> str:
-    path = f"{folder}/libfake.so"
-    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-O1", "-w", str(Path(__file__).parent / "fake_driver.c"),
-                    "-o", path], check=True)
+@lru_cache(maxsize=2)
+def _built(folder: str, kind: str) -> str:
+    path = f"{folder}/lib{kind}.so"
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-O1", "-w", *(["-DHIP"] if kind == "hip" else []),
+                    str(Path(__file__).parent / "fake_driver.c"), "-o", path], check=True)
     return path
 
 
-class FakeDriver:
-    """The loaded library. `launches` collects what is launched; `memory` are arrays a launch may be given."""
+def code_object(kernel: str, **uses: int) -> bytes:
+    """The head of a code object: an ELF file with one note, whose MessagePack says what a kernel uses."""
+    def packed(x: Any) -> bytes:
+        if isinstance(x, int):
+            return struct.pack(">BI", 0xce, x)
+        if isinstance(x, str):
+            return struct.pack(">BB", 0xd9, len(x)) + x.encode()
+        items = [packed(y) for pair in x.items() for y in pair] if isinstance(x, dict) else [packed(y) for y in x]
+        return struct.pack(">BH", 0xde if isinstance(x, dict) else 0xdc, len(x)) + b"".join(items)
+    note = packed({"amdhsa.version": [1, 2], "amdhsa.kernels": [{".name": kernel, **{f".{k}": v for k, v in
+                                                                                        uses.items()}}]})
+    data = struct.pack("<III", 7, len(note), 32) + b"AMDGPU\0\0" + note
+    head = b"\x7fELF\x02\x01".ljust(32, b"\0") + struct.pack("<QQIHHHHHH", 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return head + struct.pack("<IIQQQQQQ", 4, 4, 120, 0, 0, len(data), len(data), 4) + data
 
-    def __init__(self, folder: Path) -> None:
+
+class FakeDriver:
+    """The loaded library. `launches` collects what is launched."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
         # Each test gets a copy of its own: its state is that of a fresh process.
-        self.path = shutil.copy(_built(str(folder.parent)), folder / "libcuda.so.1")
+        # Its name is none that is looked for: it stays in the process.
+        self.kind, self.path = kind, str(shutil.copy(_built(str(folder.parent), kind), folder / f"fake_{kind}.so"))
         self.library = ctypes.CDLL(self.path)
         self.library.fake_image.restype = self.library.fake_name.restype = ctypes.c_char_p
         self.library.fake_shared_limit.restype = self.library.fake_live.restype = ctypes.c_int64
@@ -70,6 +99,15 @@ class FakeDriver:
         self.emulate = True
         self._callback = _CALLBACK(self._launched)
         self.library.fake_callback(self._callback)
+        if kind == "hip":
+            self.library.fake_options.restype = ctypes.c_char_p
+            self._compiling = _COMPILING(self._compiled)
+            self.library.fake_compiling(self._compiling)
+
+    def _compiled(self, text: bytes) -> None:
+        kernel = re.search(rb"TL_KERNEL\((\w+),", text)
+        head = code_object(kernel[1].decode() if kernel else "?", vgpr_count=REGISTERS, sgpr_count=20)
+        self.library.fake_header(head, len(head))
 
     def fail(self, name: str, code: int) -> None:
         self.library.fake_fail(name.encode(), code)
@@ -82,7 +120,10 @@ class FakeDriver:
             self.launches.append(Launched(name, grid, block, shared, self.library.fake_shared_limit(f), stream or 0,
                                           self.library.fake_current(), [(n, v) for n, _, v in args], text))
             if self.emulate:
-                _run(text, name, args, grid, block, shared)
+                declared = re.search(r"TL_SHARED\(smem, (\d+)\)", text)
+                bytes_ = int(declared[1]) if declared else 0
+                assert shared == (bytes_ if self.kind == "cuda" else 0)  # AMD's code has what its text declares
+                _run(text, name, args, grid, block, bytes_)
         except BaseException as error:  # a callback of C cannot raise
             self.errors.append(error)
 
@@ -135,3 +176,32 @@ def on_device(x: torch.Tensor, number: int = 0) -> torch.Tensor:
     out = torch.Tensor._make_subclass(OnDevice, x)
     out.number = number
     return out
+
+
+CACHED = (cuda_driver.driver, hip_driver.driver, hiprtc.find, hiprtc.architectures)
+
+
+@contextmanager
+def fake_gpu(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """Calls find this driver, and torch says that its tensors are on a GPU of that kind. Of AMD's, the compiler is
+    part of the library; machine code for NVIDIA's takes no compiler."""
+    fake = FakeDriver(folder, kind)
+    patch.setattr(cuda_driver, "LIBRARY", fake.path)
+    uses = {"registers": REGISTERS, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
+    patch.setattr(cuda_compile, "product", lambda text, name, arch: Product(text.encode(), uses))
+    patch.setattr(libraries, "candidates", lambda name: [fake.path] if name == "libamdhip64.so" else [])
+    disk = Cache(folder / "cache", 1 << 30)
+    patch.setattr("tilelang.cache.default", lambda: disk)
+    patch.setattr(torch.version, "hip", "7.0" if kind == "hip" else None)
+    patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda i: 7000 + i, raising=False)
+    real = torch.empty
+    patch.setattr(torch, "empty", lambda *shape, device=None, **kw: real(*shape, **kw)
+                  if device is None or device.type == "cpu" else on_device(real(*shape, **kw), device.index))
+    for function in CACHED:
+        function.cache_clear()
+    yield fake
+    for function in CACHED:
+        function.cache_clear()
+    assert not fake.errors, fake.errors[0]
+    assert fake.library.fake_live() == 0
+    assert kind == "cuda" or fake.library.fake_programs() == 0

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelang.backends.cuda.compile import Lowered
-from tilelang.backends.cuda.driver import Device
+from tilelang.backends.simt.compile import Lowered
+from tilelang.backends.simt.driver import Device
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, TensorType, Value
 from tilelang.ir.interpreter import grid_extents
 
-MAX_GRID_X, MAX_GRID_Y = (1 << 31) - 1, (1 << 16) - 1
+MAX_GRID_Y = (1 << 16) - 1
 SLOT = 8
 """Bytes of the buffer that each parameter takes; a parameter lies in the first of them."""
 _FORMATS = {"i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I", "i64": "q", "u64": "Q",
@@ -40,7 +40,8 @@ class Launch:
     def __init__(self, lowered: Lowered, device: Device) -> None:
         rendered, params = lowered.rendered, lowered.tile.params
         self.tile, self.device, self.rendered = lowered.tile, device, rendered
-        self.function = device.load(lowered.cubin, rendered.name, rendered.shared_bytes)
+        self.function = device.load(lowered.product[0], rendered.name, lowered.dynamic_shared)
+        self.dynamic_shared, self.widest = lowered.dynamic_shared, device.widest(rendered.threads)
         self.workers = device.multiprocessors * max(int(lowered.report["resident_blocks"]), 1)
         tensors = [i for i, p in enumerate(params) if isinstance(p.type, TensorType)]
         needed = _behind_grid(self.tile)
@@ -71,7 +72,7 @@ class Launch:
                                    (shapes if p.kind == "shape" else strides)[p.index][p.axis])
             tail += data.ljust(SLOT, b"\0")
         extents = grid_extents(self.tile, arrays, shapes, self.workers)
-        return Prepared(tail, _split(int(np.prod(extents, dtype=object)), self.tile))
+        return Prepared(tail, _split(int(np.prod(extents, dtype=object)), self.widest, self.tile))
 
     def _fire(self) -> Callable[[Prepared, Sequence[Any], int], None]:
         """`fire(prepared, head, stream)` launches with the addresses and numbers of `self.head`. It raises
@@ -79,12 +80,12 @@ class Launch:
 
         A closure: its names are found faster than attributes, of which a call would look up twenty.
         """
-        driver, rendered = self.device.driver, self.rendered
-        get_current, launch_kernel = driver.library.cuCtxGetCurrent, driver.library.cuLaunchKernel
-        context, own, pointer = ctypes.c_void_p(), self.device.context.value, ctypes.c_void_p
-        context_at, lock = ctypes.byref(context), threading.Lock()  # the driver has copied the buffer when it returns
+        device, names, library = self.device, self.device.driver.names, self.device.driver.library
+        get_current, launch_kernel = getattr(library, names.current), getattr(library, names.launch)
+        current, own, pointer = device.cell(), device.own, ctypes.c_void_p
+        current_at, lock = ctypes.byref(current), threading.Lock()  # the driver has copied the buffer when it returns
         pack, buffer, rest, params, function = self._pack, self._buffer, self._rest, self._params, self.function
-        threads, shared_bytes = rendered.threads, rendered.shared_bytes
+        threads, shared_bytes = self.rendered.threads, self.dynamic_shared
         last: Prepared | None = None
 
         def fire(prepared: Prepared, head: Sequence[Any], stream: int) -> None:
@@ -97,25 +98,25 @@ class Launch:
                 if prepared is not last:
                     rest[:] = prepared.tail
                     last = prepared
-                get_current(context_at)
-                if context.value == own:
+                get_current(current_at)
+                if current.value == own:
                     code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, pointer(stream), params, None)
                 else:
-                    with self.device.current():
+                    with device.current():
                         code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, pointer(stream), params,
                                              None)
             if code:
-                raise driver.error("cuLaunchKernel", code)
+                raise device.driver.error(names.launch, code)
         return fire
 
 
-def _split(programs: int, fn: Function) -> tuple[int, int]:
+def _split(programs: int, widest: int, fn: Function) -> tuple[int, int]:
     """The grid's two extents: their product is the number of programs."""
-    y = max(-(-programs // MAX_GRID_X), 1)
+    y = max(-(-programs // widest), 1)
     while programs % y and y <= MAX_GRID_Y:
         y += 1
     if y > MAX_GRID_Y:
-        raise TargetError(f"`{fn.name}` has too many programs", loc=fn.loc, needs=f"at most {MAX_GRID_X}, or a "
+        raise TargetError(f"`{fn.name}` has too many programs", loc=fn.loc, needs=f"at most {widest}, or a "
                           f"multiple of a number up to {MAX_GRID_Y}", got=str(programs), try_="use larger tiles")
     return programs // y, y
 
