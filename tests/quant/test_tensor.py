@@ -154,6 +154,7 @@ def test_sizes() -> None:
     q = QuantTensor(Packed.empty((8, 64), dtype("u4")), Parameter(np.ones((8, 2), np.float16), (1, 32)))
     assert q.nbytes == 8 * 32 + 8 * 2 * 2 and q.bits_per_weight == 4.5 and q.dtype is dtype("u4")
     assert repr(q) == "QuantTensor(u4 (8, 64), scale=Parameter(f16 (8, 2), block=(1, 32)))"
+    assert repr(QuantTensor(Packed.empty((1, 2), codebook(8, range(256))))) == "QuantTensor(codebook(8) (1, 2))"
 
 
 CODES = Packed.empty((4, 6), dtype("u4"))

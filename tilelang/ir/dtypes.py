@@ -208,12 +208,12 @@ def codebook(bits: int, table: Any) -> DType:
     if not 1 <= bits <= 8 or len(values) != 1 << bits or not np.all(np.isfinite(values)):
         raise ValueError(f"a codebook of {bits} bits needs 1 to 8 bits and {1 << bits} finite entries, "
                          f"got {len(values)}")
-    return _codebook(bits, values)
+    return _codebook(f"codebook({bits}, [{', '.join(map(repr, values))}])", bits, values)
 
 
 @cache
-def _codebook(bits: int, values: tuple[float, ...]) -> DType:
-    return DType(f"codebook({bits}, [{', '.join(map(repr, values))}])", bits, "codebook", table=values)
+def _codebook(name: str, bits: int, values: tuple[float, ...]) -> DType:  # by name: 0.0 and -0.0 are equal
+    return DType(name, bits, "codebook", table=values)
 
 
 def names() -> list[str]:

@@ -78,7 +78,8 @@ def to_numpy(leaf: Any) -> Any:
 
 
 def describe_leaf(leaf: Any) -> str:
-    return f"{dtype_of(leaf)} {tuple(leaf.shape)}"
+    dt = dtype_of(leaf)
+    return f"{f'codebook({dt.bits})' if dt.kind == 'codebook' else dt} {tuple(leaf.shape)}"
 
 
 def need(ok: bool, what: str, needs: str, got: Any, try_: str = "") -> None:

@@ -294,7 +294,7 @@ class QuantTensor(Node):
         return w
 
     def __repr__(self) -> str:
-        parts = [f"{self.codes.dtype} {self.shape}" if isinstance(self.codes, Packed) else repr(self.codes)]
+        parts = [describe_leaf(self.codes) if isinstance(self.codes, Packed) else repr(self.codes)]
         parts += [f"{name}={p!r}" for name, p in self.parameters()]
         parts += [f"permutation={dtype_of(self.permutation)}"] if self.permutation is not None else []
         parts += [f"corrections={self.corrections!r}"] if self.corrections else []

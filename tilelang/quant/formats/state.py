@@ -37,6 +37,7 @@ class State:
             self.fail(field, "is missing", f"a tensor of {' or '.join(dtypes)}", f"keys {near}" if near else
                       f"no key that begins with {self.prefix!r}")
         tensor = self.tensors[self.key(field)]
+        tensor = np.asarray(tensor) if isinstance(tensor, np.generic) else tensor
         if not is_tensor(tensor):
             self.fail(field, "is not a tensor", "a NumPy or torch tensor", type(tensor).__name__)
         if dtype_of(tensor).name not in dtypes:
