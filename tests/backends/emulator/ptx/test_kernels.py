@@ -19,7 +19,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import interpreter
 from tilelang.ir.core import Function, TensorType
 from tilelang.jit import Bound, Kernel
-from tilelang.ops.attention import attention_kernel
+from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.norm import layer_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
@@ -54,13 +54,13 @@ CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with ins
     "softmax": (softmax_kernel, {"x": draw(5, 100), "y": zeros(5, 100), "BM": 4, "BN": 128}, ("shfl.sync.bfly",)),
     "layer norm": (layer_norm_kernel, {"x": draw(5, 100), "weight": draw(100), "bias": draw(100), "y": zeros(5, 100),
                                        "eps": 1e-5, "BM": 4, "BN": 128}, ("shfl.sync.bfly", "rsqrt.approx")),
-    "attention": (attention_kernel, {"q": draw(1, 2, 20, 16), "k": draw(1, 1, 24, 16), "v": draw(1, 1, 24, 16),
-                                     "o": zeros(1, 2, 20, 16), "scale": 0.25, "CAUSAL": True, "BM": 16, "BN": 16,
+    "attention": (forward_kernel, {"q": draw(1, 2, 20, 16), "k": draw(1, 1, 24, 16), "v": draw(1, 1, 24, 16),
+                                     "o": zeros(1, 2, 20, 16), "scale": 0.25, "RIGHT": 0, "BM": 16, "BN": 16,
                                      "BD": 16, "BE": 16}, ("ex2.approx", "bar.sync")),
-    "attention f16": (attention_kernel, {
+    "attention f16": (forward_kernel, {
         "q": draw(1, 2, 20, 16, dtype=np.float16), "k": draw(1, 1, 24, 16, dtype=np.float16),
         "v": draw(1, 1, 24, 16, dtype=np.float16), "o": zeros(1, 2, 20, 16, dtype=np.float16), "scale": 0.25,
-        "CAUSAL": True, "BM": 16, "BN": 16, "BD": 16, "BE": 16, "ROUND": True},
+        "RIGHT": 0, "BM": 16, "BN": 16, "BD": 16, "BE": 16, "ROUND": True},
         ("ex2.approx", "mma.sync", "ldmatrix", "cp.async")),
 }
 
@@ -70,9 +70,9 @@ def test_kernel(name: str) -> None:
     """Both tiers, within what rounding can do."""
     kernel, given, instructions = CASES[name]
     bound = Bound(kernel, (), given)
-    fn = kernel.trace(bound.types(aligned=True), bound.consts)
+    fn = bound.kernel.trace(bound.types(aligned=True), bound.consts)
     values = [bound.tensors[p.name].storage() if p.kind == "tensor" else bound.scalar(p)
-              for p in kernel.params if p.kind != "const"]
+              for p in bound.kernel.params if p.kind != "const"]
     samples = noise(fn, values, np.random.default_rng(3))
     want, here, there = ([np.copy(v) for v in values] for _ in range(3))
     interpreter.run(fn, want)

@@ -1,0 +1,76 @@
+"""Attention of whole sequences: forward and backward, of equal lengths and packed."""
+from __future__ import annotations
+
+from typing import Any
+
+import tilelang as tile
+from tilelang.args import empty_like
+from tilelang.ops.attention.backward import delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
+from tilelang.ops.attention.forward import forward_kernel
+from tilelang.ops.attention.options import Options, blocks, check_heads, options
+
+
+def _forward(q: Any, k: Any, v: Any, opts: Options, return_lse: bool, out: Any, queries: int, keys: int,
+             **packing: Any) -> Any:
+    o = empty_like(q, (*q.shape[:3], v.shape[3]), tile.dtype(_name(q))) if out is None else out
+    lse = empty_like(q, tuple(q.shape[:3]), tile.dtype("f32")) if return_lse else None
+    forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, **opts.tensors, **packing, **opts.consts,
+                   **blocks(q, k, v, queries, keys))
+    return (o, lse) if return_lse else o
+
+
+def _backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, dlse: Any, queries: int, keys: int,
+              packing: dict[str, Any], longest: tuple[int, int] = (0, 0)) -> tuple[Any, ...]:
+    shape = tuple(q.shape[:3])
+    f32, dt = tile.dtype("f32"), tile.dtype(_name(q))
+    sizes = blocks(q, k, v, queries, keys, backward=True)
+    delta = empty_like(q, shape, f32)
+    delta_kernel(do, o, delta, dlse=dlse, BM=sizes["BM"], BE=sizes["BE"])
+    dq, dk, dv = (empty_like(q, tuple(x.shape), dt) for x in (q, k, v))
+    given = {**opts.tensors, **packing, **opts.consts, **sizes}
+    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, longest=longest[1], **given)
+    dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, longest=longest[0], **given)
+    if opts.sinks is None:
+        return dq, dk, dv
+    return dq, dk, dv, sinks_kernel(opts.sinks, lse, delta)
+
+
+def _name(x: Any) -> str:
+    return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[str(x.dtype).removeprefix("torch.")]
+
+
+def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
+              softcap: float | None = None, alibi: Any = None, sinks: Any = None, bias: Any = None,
+              score_mod: Any = None, mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None,
+              return_lse: bool = False, out: Any = None) -> Any:
+    """softmax(scale q k^T) v of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E] with H a multiple of G.
+
+    f32, f16 or bf16, any strides; computed in f32, but for probabilities, which a GPU multiplies in v's dtype. Gives
+    the result [B, H, S, E], written into `out` where one is given; with `return_lse` also log(sum(exp(scores))) f32
+    [B, H, S], which is +inf for queries that see nothing; their results are 0. `scale` is 1 / sqrt(D) unless given.
+
+    What a query sees, its own place being i + L - S (bottom-right aligned): with `causal` no keys behind it; with
+    `window` (left, right) so many before and behind, -1 for all; what `mask_mod(b, h, i, j)`, a `@tile.function`,
+    allows; where a boolean `bias` is true. `seqused_q`, `seqused_k` i32 [B]: how much of each sequence is valid (rows
+    beyond that are not written; what memory holds there has no effect).
+
+    What happens to scores, in this order: `softcap` c makes them c tanh(s / c); `alibi` slopes f32 [H] or [B, H] take
+    off slope * |i + L - S - j| (Press et al., 2022); `score_mod(s, b, h, i, j)`, a `@tile.function` of elementwise
+    operations; `bias`, broadcast to [B, H, S, L]. `sinks` f32 [H] are scores without a value in each softmax; they are
+    part of the LSE. Raises ValueError for what does not fit together."""
+    check_heads(q, k, v)
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
+    return _forward(q, k, v, opts, return_lse, out, q.shape[2], k.shape[2], used_q=seqused_q, used_k=seqused_k)
+
+
+def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: bool = False,
+                       scale: float | None = None, *, window: Any = None, softcap: float | None = None,
+                       alibi: Any = None, sinks: Any = None, bias: Any = None, score_mod: Any = None,
+                       mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None, dlse: Any = None) -> Any:
+    """(dq, dk, dv), and dsinks where there are `sinks`, of a call of `attention` with these options that gave `o` and
+    `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic. Options are constants for it, but
+    for the sinks. Raises ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
+    check_heads(q, k, v)
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
+    return _backward(do, q, k, v, o, lse, opts, dlse, q.shape[2], k.shape[2],
+                     {"used_q": seqused_q, "used_k": seqused_k})

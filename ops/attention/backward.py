@@ -1,0 +1,220 @@
+"""Gradients of softmax attention: every element is one program's sum, so that results do not depend on timing.
+
+With y the scores after all changes, p = exp(y - lse), delta = rowsum(do * o) - dlse (Dao, 2023, algorithm 2):
+dv = p^T do;  dy = p * (do v^T - delta);  dx = dy * dy/dx;  dq = scale dx k;  dk = scale dx^T q.
+"""
+from __future__ import annotations
+
+import tilelang as tile
+from tilelang.ops.attention.scores import (
+    LOG2E,
+    biased,
+    key_block,
+    key_range,
+    put,
+    query_range,
+    score,
+    span,
+    visible,
+)
+
+
+@tile.kernel
+def delta_kernel(
+    do: tile.Tensor[tile.T, "A H S E"],
+    o: tile.Tensor[tile.T, "A H S E"],
+    delta: tile.Out[tile.f32, "A H S"],
+    dlse: tile.Tensor[tile.f32, "A H S"] = None,
+    BM: tile.Const = 64,
+    BE: tile.Const = 64,
+):
+    """rowsum(do * o) - dlse."""
+    b, h, m = tile.grid(do.shape[0], do.shape[1], tile.cdiv(do.shape[2], BM))
+    at = (b, h, m * BM, 0)
+    rows = (tile.load(do, at, (BM, BE)).to(tile.f32) * tile.load(o, at, (BM, BE)).to(tile.f32)).sum(1)
+    if dlse is not None:
+        rows = rows - tile.load(dlse, (b, h, m * BM), (BM,))
+    tile.store(delta, (b, h, m * BM), rows)
+
+
+@tile.kernel
+def sinks_kernel(
+    sinks: tile.Tensor[tile.f32, "H"],
+    lse: tile.Tensor[tile.f32, "A H S"],
+    delta: tile.Tensor[tile.f32, "A H S"],
+    dsinks: tile.Out[tile.f32, "H"],
+    BN: tile.Const = 1024,
+):
+    """- sum of exp(sink - lse) * delta over the rows of a head."""
+    h = tile.grid(sinks.shape[0])
+    sink = tile.load(sinks, (h,), ())
+    total = tile.zeros((BN,), tile.f32)
+    for a in tile.range(0, lse.shape[0]):
+        for s in tile.range(0, lse.shape[2], BN):
+            p = tile.exp(sink - tile.load(lse, (a, h, s), (BN,), fill=float("inf")))
+            total = total - p * tile.load(delta, (a, h, s), (BN,))
+    tile.store(dsinks, (h,), total.sum(0))
+
+
+@tile.function
+def slopes(x, seen, b, h, i, j, shift, slope, bias, scale, CAP, MOD):
+    """(scores to base 2 with what is not visible at -inf, dy/dx or None where it is 1) of products x."""
+    if CAP is None and slope is None and MOD is None and bias is None:
+        return tile.where(seen, x * (scale * LOG2E), float("-inf")), None
+    x = x * scale
+    y = score(x, b, h, i, j, shift, slope, CAP, MOD)
+    dy = None if CAP is None and MOD is None else tile.where(seen, tile.derivative(y, x), 0.0)
+    if bias is not None:
+        y = y + bias
+    return tile.where(seen, y * LOG2E, float("-inf")), dy
+
+
+@tile.kernel
+def dkdv_kernel(
+    q: tile.Tensor[tile.T, "A H S D"],
+    k: tile.Tensor[tile.T, "C G L D"],
+    v: tile.Tensor[tile.T, "C G L E"],
+    do: tile.Tensor[tile.T, "A H S E"],
+    lse: tile.Tensor[tile.f32, "A H S"],
+    delta: tile.Tensor[tile.f32, "A H S"],
+    dk: tile.Out[tile.T, "C G L D"],
+    dv: tile.Out[tile.T, "C G L E"],
+    scale: tile.f32,
+    alibi: tile.Tensor[tile.f32, "B H"] = None,
+    bias: tile.Tensor[tile.U, "A H S L"] = None,
+    counts: tile.Tensor[tile.i32, "A H N"] = None,
+    blocks: tile.Tensor[tile.i32, "A H N M"] = None,
+    cu_q: tile.Tensor[tile.i32, "B1"] = None,
+    cu_k: tile.Tensor[tile.i32, "B1"] = None,
+    used_q: tile.Tensor[tile.i32, "B"] = None,
+    used_k: tile.Tensor[tile.i32, "B"] = None,
+    longest: tile.i32 = 0,
+    LEFT: tile.Const = None,
+    RIGHT: tile.Const = None,
+    CAP: tile.Const = None,
+    MOD: tile.Const = None,
+    MASK: tile.Const = None,
+    BM: tile.Const = 64,
+    BN: tile.Const = 64,
+    BD: tile.Const = 64,
+    BE: tile.Const = 64,
+    ROUND: tile.Const = False,
+):
+    """One block of BN keys of one key head for each program, over all queries of its query heads. Scores stand
+    transposed, [BN, BM], so that they are left operands as they come."""
+    H, G = q.shape[1], k.shape[1]
+    ragged_q, ragged_k = used_q is not None or cu_q is not None, used_k is not None or cu_k is not None
+    batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
+    bg, block = tile.grid(batches * G, tile.cdiv(k.shape[2] if cu_k is None else longest, BN))
+    b, g = bg // G, bg % G
+    first_q, S = span(b, q.shape[2], cu_q, used_q)
+    first_k, L = span(b, k.shape[2], cu_k, used_k)
+    at_q, at_k = (b if cu_q is None else 0), (b if cu_k is None else 0)
+    n, shift = block * BN, L - S
+    keys = key_block(k, at_k, g, n, first_k, L, None, BN, BD, ragged_k)
+    values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
+    j = n + tile.arange(BN)[:, None]
+    sum_k, sum_v = tile.zeros((BN, BD), tile.f32), tile.zeros((BN, BE), tile.f32)
+    for r in tile.range(0, H // G):
+        h = g * (H // G) + r
+        slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
+        if counts is None:
+            lo, hi = query_range(n, BN, S, shift, LEFT, RIGHT, BM)
+        else:
+            lo, hi = 0, tile.load(counts, (at_q, h, block), ()) * BM
+        if ragged_k:
+            hi = tile.where(n < L, hi, lo)
+        for at in tile.range(lo, hi, BM, stages=2):
+            m = at if counts is None else tile.load(blocks, (at_q, h, block, at // BM), ()) * BM
+            rows = key_block(q, at_q, h, m, first_q, S, None, BM, BD, ragged_q)
+            grads = key_block(do, at_q, h, m, first_q, S, None, BM, BE, ragged_q)
+            i = m + tile.arange(BM)[None, :]
+            seen = visible(b, h, i, j, S if ragged_q else None, L, shift, LEFT, RIGHT, MASK)
+            extra = None
+            if bias is not None:
+                extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen.T, bias, at_q, h, m, n)
+                extra, seen = extra.T, seen.T
+            y, dy = slopes(tile.dot(keys, rows.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
+            top = tile.load(lse, (at_q, h, first_q + m), (BM,), fill=float("inf")) * LOG2E
+            p = tile.exp2(y - top[None, :])
+            sum_v = tile.dot(p.to(v.dtype) if ROUND else p, grads, sum_v)
+            part = tile.load(delta, (at_q, h, first_q + m), (BM,))
+            dx = p * (tile.dot(values, grads.T) - part[None, :])
+            if dy is not None:
+                dx = dx * dy
+            sum_k = tile.dot(dx.to(k.dtype) if ROUND else dx, rows, sum_k)
+    put(dk, at_k, g, first_k, n, L, (sum_k * scale).to(dk.dtype), ragged_k)
+    put(dv, at_k, g, first_k, n, L, sum_v.to(dv.dtype), ragged_k)
+
+
+@tile.kernel
+def dq_kernel(
+    q: tile.Tensor[tile.T, "A H S D"],
+    k: tile.Tensor[tile.T, "C G L D"],
+    v: tile.Tensor[tile.T, "C G L E"],
+    do: tile.Tensor[tile.T, "A H S E"],
+    lse: tile.Tensor[tile.f32, "A H S"],
+    delta: tile.Tensor[tile.f32, "A H S"],
+    dq: tile.Out[tile.T, "A H S D"],
+    scale: tile.f32,
+    alibi: tile.Tensor[tile.f32, "B H"] = None,
+    bias: tile.Tensor[tile.U, "A H S L"] = None,
+    counts: tile.Tensor[tile.i32, "A H M"] = None,
+    blocks: tile.Tensor[tile.i32, "A H M N"] = None,
+    cu_q: tile.Tensor[tile.i32, "B1"] = None,
+    cu_k: tile.Tensor[tile.i32, "B1"] = None,
+    used_q: tile.Tensor[tile.i32, "B"] = None,
+    used_k: tile.Tensor[tile.i32, "B"] = None,
+    longest: tile.i32 = 0,
+    LEFT: tile.Const = None,
+    RIGHT: tile.Const = None,
+    CAP: tile.Const = None,
+    MOD: tile.Const = None,
+    MASK: tile.Const = None,
+    BM: tile.Const = 64,
+    BN: tile.Const = 64,
+    BD: tile.Const = 64,
+    BE: tile.Const = 64,
+    ROUND: tile.Const = False,
+):
+    """One block of BM queries of one head for each program."""
+    H, G = q.shape[1], k.shape[1]
+    ragged_q, ragged_k = used_q is not None or cu_q is not None, used_k is not None or cu_k is not None
+    batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
+    bh, block = tile.grid(batches * H, tile.cdiv(q.shape[2] if cu_q is None else longest, BM))
+    b, h = bh // H, bh % H
+    g = h // (H // G)
+    first_q, S = span(b, q.shape[2], cu_q, used_q)
+    first_k, L = span(b, k.shape[2], cu_k, used_k)
+    at_q, at_k = (b if cu_q is None else 0), (b if cu_k is None else 0)
+    if RIGHT is not None and not ragged_q:
+        block = tile.cdiv(S, BM) - 1 - block  # the longest rows begin first
+    m, shift = block * BM, L - S
+    rows = tile.load(q, (at_q, h, first_q + m, 0), (BM, BD))
+    grads = tile.load(do, (at_q, h, first_q + m, 0), (BM, BE))
+    top = tile.load(lse, (at_q, h, first_q + m), (BM,), fill=float("inf")) * LOG2E
+    part = tile.load(delta, (at_q, h, first_q + m), (BM,))
+    slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
+    i = m + tile.arange(BM)[:, None]
+    total = tile.zeros((BM, BD), tile.f32)
+    if counts is None:
+        lo, hi = key_range(m, BM, L, shift, LEFT, RIGHT, BN)
+    else:
+        lo, hi = 0, tile.load(counts, (at_q, h, block), ()) * BN
+    if ragged_q:
+        hi = tile.where(m < S, hi, lo)
+    for at in tile.range(lo, hi, BN, stages=2):
+        n = at if counts is None else tile.load(blocks, (at_q, h, block, at // BN), ()) * BN
+        keys = key_block(k, at_k, g, n, first_k, L, None, BN, BD, ragged_k)
+        values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
+        j = n + tile.arange(BN)[None, :]
+        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
+        extra = None
+        if bias is not None:
+            extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen, bias, at_q, h, m, n)
+        y, dy = slopes(tile.dot(rows, keys.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
+        dx = tile.exp2(y - top[:, None]) * (tile.dot(grads, values.T) - part[:, None])
+        if dy is not None:
+            dx = dx * dy
+        total = tile.dot(dx.to(k.dtype) if ROUND else dx, keys, total)
+    put(dq, at_q, h, first_q, m, S, (total * scale).to(dq.dtype), ragged_q)

@@ -1,0 +1,93 @@
+"""What a call of attention may ask for, checked, in the form in which the kernels take it."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import tilelang as tile
+from tilelang.lang.expressions import Function
+from tilelang.ops.common import block
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tensors` and `consts` are arguments of the kernels."""
+
+    scale: float
+    tensors: dict[str, Any] = field(default_factory=dict)
+    consts: dict[str, Any] = field(default_factory=dict)
+    sinks: Any = None
+
+
+def window_sizes(causal: bool, window: Any) -> tuple[int | None, int | None]:
+    """(LEFT, RIGHT): how many keys before and behind its own place a query sees; None for all. Raises ValueError."""
+    given = (-1, -1) if window is None else tuple(window)
+    if len(given) != 2 or not all(isinstance(n, int) and n >= -1 for n in given):
+        raise ValueError(f"window must be a pair of counts (left, right), -1 for all, got {window!r}")
+    left, right = given[0], 0 if causal else given[1]
+    return None if left < 0 else left, None if right < 0 else right
+
+
+def spread(x: Any, shape: tuple[int, ...]) -> Any:
+    """x broadcast to a shape, without a copy."""
+    if hasattr(x, "expand"):
+        return x.expand(shape)
+    fits = np.broadcast_to(x, shape)
+    return np.lib.stride_tricks.as_strided(x, shape, fits.strides)  # writable, as exchange by DLPack wants it
+
+
+def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: float | None, alibi: Any, sinks: Any,
+            bias: Any, score_mod: Any, mask_mod: Any, batch: int, keys: int) -> Options:
+    """Checks the options of a call with queries q [A, H, S, D]. Raises ValueError."""
+    heads = q.shape[1]
+    left, right = window_sizes(causal, window)
+    consts: dict[str, Any] = {"LEFT": left, "RIGHT": right}
+    tensors: dict[str, Any] = {}
+    if softcap:
+        if softcap < 0:
+            raise ValueError(f"softcap must be positive, got {softcap}")
+        consts["CAP"] = float(softcap)
+    for name, mod, what in (("MOD", score_mod, "score_mod(score, b, h, i, j)"),
+                            ("MASK", mask_mod, "mask_mod(b, h, i, j)")):
+        if mod is not None:
+            if not isinstance(mod, Function):
+                raise ValueError(f"{what} must be a function marked @tile.function, got {mod!r}")
+            consts[name] = mod
+    if alibi is not None:
+        if tuple(alibi.shape) not in ((heads,), (batch, heads)):
+            raise ValueError(f"alibi needs shape [{heads}] or [{batch}, {heads}], got {list(alibi.shape)}")
+        tensors["alibi"] = spread(alibi, (batch, heads))
+    if sinks is not None and tuple(sinks.shape) != (heads,):
+        raise ValueError(f"sinks needs shape [{heads}], got {list(sinks.shape)}")
+    if bias is not None:
+        try:
+            tensors["bias"] = spread(bias, (q.shape[0], heads, q.shape[2], keys))
+        except (RuntimeError, ValueError):
+            raise ValueError(f"bias must broadcast to {[q.shape[0], heads, q.shape[2], keys]}, its shape is "
+                             f"{list(bias.shape)}") from None
+    return Options(1.0 / math.sqrt(q.shape[3]) if scale is None else scale, tensors, consts, sinks)
+
+
+def check_heads(q: Any, k: Any, v: Any) -> None:
+    """Raises ValueError for dtypes and head counts that do not fit."""
+    name = str(q.dtype).removeprefix("torch.")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"attention takes f32, f16 or bf16, got {name}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1] or v.shape[1] != k.shape[1]:
+        raise ValueError(f"the {q.shape[1]} query heads must be a multiple of the {k.shape[1]} key heads, and these "
+                         f"as many as the {v.shape[1]} value heads")
+
+
+def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, backward: bool = False) -> dict[str, Any]:
+    """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU."""
+    d, e = q.shape[3], v.shape[3]
+    if tile.on_gpu(q, k, v):
+        side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
+        bm, bn, deep = block(queries, side, 16), block(keys, side, 16), 16
+    else:
+        bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
+    return {"BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep),
+            "ROUND": tile.on_gpu(q, k, v)}
