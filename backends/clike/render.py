@@ -204,6 +204,14 @@ class _Renderer:
         items = ", ".join(self.lane(op.operands[0], str(i)) for i in op.attrs["lanes"])
         self.define(op.result, f"{{{items}}}")
 
+    def _recast(self, op: Op) -> None:
+        v = op.operands[0]
+        self.define(op.result, f"tl::recast<{c_type(op.result.dtype)}>({self.vector(v)})")
+
+    def _fma_halves(self, op: Op) -> None:
+        args = ", ".join(self.lane(v, "i") for v in op.operands)
+        self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::fma_halves({args});")
+
     def _slice(self, op: Op) -> None:
         (start,), (n,), (step,) = op.attrs["starts"], op.attrs["shape"], op.attrs["steps"]
         items = ", ".join(self.lane(op.operands[0], str(start + i * step)) for i in range(n))

@@ -118,7 +118,7 @@ class _Lowering:
         b, v = self.b, op.operands[0]
         source = self._in_memory(v)
         target = new_buffer(b, op.result.shape, op.result.dtype)
-        emit_view(b, source, op.attrs["source"], target, op.attrs["layout"])
+        emit_view(b, source, op.attrs["source"], target, op.attrs["layout"], op.attrs["order"])
         if op.result.shape:
             self.stored[op.result] = target
         else:

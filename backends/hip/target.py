@@ -36,7 +36,8 @@ def target(name: str) -> SimtTarget:
                           try_='tile.target("emulate:hip:gfx942")')
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
     return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if arch >= CDNA4 else PORTS, rows, False, False,
-                      frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}), arch >= CDNA4)
+                      frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}), arch >= CDNA4,
+                      arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush subnormal numbers
 
 
 def for_device(arch: str) -> str:

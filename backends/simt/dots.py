@@ -6,11 +6,13 @@ from math import prod
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.instructions import MmaRow
+from tilelang.backends.simt.paired import Paired, unscaled
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
+from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
@@ -22,8 +24,9 @@ class Dots:
     """`of` maps PLACED values to THREAD values."""
 
     def __init__(self, b: ThreadBuilder, threads: Threads, exchange: Exchange, of: dict[Value, Value],
-                 target: SimtTarget) -> None:
-        self.b, self.threads, self.exchange, self.of, self.target = b, threads, exchange, of, target
+                 paired: dict[Value, Paired], target: SimtTarget) -> None:
+        self.b, self.threads, self.exchange, self.of, self.paired = b, threads, exchange, of, paired
+        self.target = target
 
     def lower(self, op: Op) -> Value:
         layout = op.result.tile.layout
@@ -42,7 +45,8 @@ class Dots:
         la, lb = va.tile.layout, vb.tile.layout
         assert isinstance(la, RegisterLayout) and isinstance(lb, RegisterLayout)
         a = self._zeroed(self.of[va], la, la.rank - 1, k)
-        p = self._zeroed(self.of[vb], lb, lb.rank - 2, k)
+        scale = self._scale(op, row, layout)
+        p = self._zeroed(self.of[vb] if scale is None else unscaled(b, self.paired[self.of[vb]]), lb, lb.rank - 2, k)
         a, p = self._words(a, row.a), self._words(p, row.b)
         per_word = {name: 32 // dtype(name).bits if dtype(name).bits < 8 else 1 for name in (row.a, row.b)}
         sizes = (row.acc_atom.local_size, row.a_atom.local_size // per_word[row.a],
@@ -59,8 +63,27 @@ class Dots:
                         steps.append((((batch * ni + i) * nj + j) * sizes[0],
                                       ((batch * ni + i) * nk + kk) * sizes[1],
                                       ((batch * nk + kk) * nj + j) * sizes[2]))
-        return b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, row=row.name, sizes=sizes,
-                        steps=tuple(steps)).result
+        out = b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, row=row.name, sizes=sizes,
+                       steps=tuple(steps)).result
+        return out if scale is None else b.pure(ew.Mul, out, scale)
+
+    def _scale(self, op: Op, row: MmaRow, layout: RegisterLayout) -> Value | None:
+        """Where `b` is pairs as f16, and the sum begins with zero: the powers of two, one for each column, that the
+        product with the pairs as they are lacks. Products of f16 by them are far from the limits of f32."""
+        b, lb = self.b, op.operands[1].tile.layout
+        x = self.paired.get(self.of[op.operands[1]])
+        if len(op.operands) == 3 or x is None or x.exponents is None or row.b != "f16" or not self.target.subnormals:
+            return None
+        assert isinstance(lb, RegisterLayout)
+        found: dict[int, set[int]] = {}  # by instruction along n
+        for at, power in zip(local_offsets(lb)[:, -1], x.exponents, strict=True):
+            found.setdefault(int(at) // row.n, set()).add(power)
+        if any(len(powers) > 1 for powers in found.values()):
+            return None
+        by = [2.0 ** min(found[int(at) // row.n]) for at in local_offsets(layout)[:, -1]]
+        if len(set(by)) == 1:
+            return b.full(by[0], op.result.dtype, len(by))
+        return b.pure(sh.ConstTile, values=tuple(by), dtype=op.result.dtype)
 
     def _words(self, value: Value, name: str) -> Value:
         """Registers of codes below 8 bits as the 32-bit words that instructions take."""

@@ -18,6 +18,7 @@ from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
+from tilelang.backends.simt.paired import Paired, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, local_offsets, repeated
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.transposed import load_transposed
@@ -29,6 +30,7 @@ from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
+from tilelang.ir.dtypes import DType
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
 
@@ -81,7 +83,8 @@ class _Lowering:
             target.async_copy,
         )
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
-        self.dots = Dots(b, self.threads, self.exchange, self.of, target)
+        self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
+        self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, target)
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -167,8 +170,19 @@ class _Lowering:
 
     def _take(self, value: Value, lanes: Sequence[int]) -> Value:
         """Lanes of a vector, in this order."""
-        same = list(lanes) == list(range(value.shape[0]))
-        return value if same else self.b.pure(simt.Take, value, lanes=tuple(lanes))
+        out = take(self.b, value, lanes)
+        if value in self.paired:
+            self.paired[out] = self.paired[value].taken(lanes)
+        return out
+
+    def _lower_cast(self, op: Op) -> None:
+        (v,), dt = op.operands, op.attrs["dtype"]
+        paired = self.paired.get(self.of.get(v, v)) if dt.name == "f16" else None
+        value = to_f16(self.b, paired) if paired is not None else None
+        if paired is None or value is None:
+            self._plain(op)
+            return
+        self.of[op.result], self.paired[value] = value, paired
 
     def _lower_permute(self, op: Op) -> None:
         self.of[op.result] = self.of[op.operands[0]]
@@ -177,16 +191,24 @@ class _Lowering:
         """Registers are cut anew; copies that come to differ take the value of the last thread, as the interpreter."""
         (v,), out, b, target = op.operands, op.result, self.b, op.attrs["layout"]
         value = b.splat(self.of.get(v, v), 1)
-        turn = lcm(v.dtype.bits, out.dtype.bits)
-        per, count = turn // v.dtype.bits, turn // out.dtype.bits
-        turns = value.shape[0] // per
-        parts = [self._take(value, range(i, turns * per, per)) for i in range(per)]
-        value = self._take(join(b, recut(b, parts, out.dtype)),
-                           [i * turns + t for t in range(turns) for i in range(count)])
+        if op.attrs["order"] == "pairs":
+            value, paired = view(b, value, out.dtype)
+            self.paired[value] = paired
+        else:
+            value = self._recut(value, v.dtype, out.dtype)
         if not _same_copies(op.attrs["source"], target):
             held = repeated(target, self.threads.count)
             value = self.exchange.pass_through(value, out.dtype, held, held, out.shape, last=True)
         self.of[out] = value if out.shape else b.pure(th.Extract, value, lane=0)
+
+    def _recut(self, value: Value, src: DType, dst: DType) -> Value:
+        """The bits of a vector as lanes of `dst`."""
+        turn = lcm(src.bits, dst.bits)
+        per, count = turn // src.bits, turn // dst.bits
+        turns = value.shape[0] // per
+        parts = [self._take(value, range(i, turns * per, per)) for i in range(per)]
+        return self._take(join(self.b, recut(self.b, parts, dst)),
+                          [i * turns + t for t in range(turns) for i in range(count)])
 
     def _stage(self, v: Value) -> Value:
         """A tile in shared memory, row-major; opens the phase of its readers."""

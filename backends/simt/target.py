@@ -10,7 +10,7 @@ from tilelang.layouts import Ports
 @dataclass(frozen=True)
 class SimtTarget:
     """A machine of warps of `warp` lanes. `shared_bytes` is the largest shared memory of a block, `ports` how it
-    serves requests."""
+    serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are."""
 
     name: str
     arch: int
@@ -22,3 +22,4 @@ class SimtTarget:
     ldmatrix: bool
     native_casts: frozenset[tuple[str, str]] = frozenset()
     transposed_loads: bool = False
+    subnormals: bool = True

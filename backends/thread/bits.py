@@ -1,4 +1,4 @@
-"""Bits of values that stand side by side, cut anew: what `view` is on every backend."""
+"""Bits of values that stand side by side, cut anew, and pairs: what `view` is on every backend."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.pairs import Pairs, pairs
 
 
 def recut(b: ThreadBuilder, values: Sequence[Value], dt: DType) -> list[Value]:
@@ -32,3 +33,40 @@ def _cut(b: ThreadBuilder, codes: Sequence[Value], width: int, start: int, size:
         out = part if out is None else b.pure(ew.Or, out, part)
     assert out is not None
     return out
+
+
+def unpair(b: ThreadBuilder, words: Sequence[Value], order: Pairs) -> list[Value]:
+    """The pairs of a block of u32 words. Scalars, or vectors lane by lane."""
+    def shifted(word: int, by: int) -> Value:
+        x = words[word]
+        return b.pure(ew.Shr if by > 0 else ew.Shl, x, _full(b, abs(by), x)) if by else x
+    out = []
+    for i, terms in enumerate(order.steps):
+        x = shifted(*terms[0])
+        for term in terms[1:]:
+            x = b.pure(ew.Xor, x, shifted(*term))
+        out.append(b.pure(ew.And, x, _full(b, order.mask(i), x)))
+    return out
+
+
+def codes(b: ThreadBuilder, found: Sequence[Value], dt: DType) -> list[Value]:
+    """The codes of all pairs of a block."""
+    order, out = pairs(dt), list[Value]()
+    for i, pair in enumerate(found):
+        for half in (0, 16):
+            parts = [_moved(b, pair, place + half, bit, (1 << size) - 1) for place, bit, size in order.fields(i)]
+            code = parts[0]
+            for part in parts[1:]:
+                code = b.pure(ew.Or, code, part)
+            out.append(b.pure(ew.Bitcast, b.pure(ew.Cast, code, dtype=dtype(f"u{dt.bits}")), dtype=dt))
+    return out
+
+
+def _moved(b: ThreadBuilder, x: Value, start: int, to: int, mask: int) -> Value:
+    x = b.pure(ew.Shr, x, _full(b, start, x)) if start else x
+    x = b.pure(ew.And, x, _full(b, mask, x))
+    return b.pure(ew.Shl, x, _full(b, to, x)) if to else x
+
+
+def _full(b: ThreadBuilder, value: int, like: Value) -> Value:
+    return b.full(value, like.dtype, like.shape[0] if like.shape else None)

@@ -11,6 +11,7 @@ from tilelang.ir import codec
 from tilelang.ir.core import Op, TileType, Type
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import ALL_LEVELS
+from tilelang.ir.pairs import pairs
 
 I32 = dtype("i32")
 
@@ -177,9 +178,11 @@ class Lookup(Op):
 class View(Op):
     """Reinterprets each thread's register bits: element i of a thread occupies bits [i*w, (i+1)*w) of its registers.
 
-    `source` is the operand's register layout, `layout` the result's; threads and bits per thread must agree.
+    `source` is the operand's register layout, `layout` the result's; threads and bits per thread must agree. In
+    `order` "pairs" the operand is words of u32 that hold a type of at most 8 bits as `tilelang.ir.pairs` packs it;
+    codes that f16 has no finite number for do not occur in them.
     """
-    name, attributes = "view", {"dtype": ..., "source": ..., "layout": ...}
+    name, attributes = "view", {"dtype": ..., "source": ..., "layout": ..., "order": "stream"}
 
     def infer(self) -> Sequence[Type]:
         src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
@@ -189,16 +192,27 @@ class View(Op):
                                 needs=f"a layout of {a.num_threads} threads x {a.local_size * src.dtype.bits} bits",
                                 got=f"{b} of {b.num_threads} threads x {b.local_size * dt.bits} bits",
                                 try_="change the local part of the layout")
+        if self.attrs["order"] == "pairs":
+            block = pairs(dt).words if dt.bits <= 8 else 0
+            if src.dtype.name != "u32" or not block or a.local_size % block:
+                raise DTypeMismatch("`view` of pairs reads whole blocks of words", loc=self.loc,
+                                    needs=f"u32, a multiple of {block or 1} in each thread, as a type of at most 8 bits",
+                                    got=f"{a.local_size} {src.dtype} in each thread, as {dt}",
+                                    try_="pack the codes with `tilelang.ir.pairs`, whole blocks for each thread")
         return [TileType(tuple(b.shape), dt)]
 
     def eval(self, frame: Any, *args: Any) -> Any:
         src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
-        codes = codec.to_bits(args[0], src.dtype).astype(np.uint64)
+        bits = codec.to_bits(args[0], src.dtype)[tuple(np.moveaxis(a.table(), -1, 0))]
+        held = np.broadcast_to(bits, (a.num_threads, a.local_size))
+        if self.attrs["order"] == "pairs":
+            codes = pairs(dt).unpack(held)
+        else:
+            stream = held.astype(np.uint64)[..., None] >> np.arange(src.dtype.bits, dtype=np.uint64) & np.uint64(1)
+            cut = stream.reshape(len(held), b.local_size, dt.bits) << np.arange(dt.bits, dtype=np.uint64)
+            codes = cut.sum(-1, dtype=np.uint64)
         out = np.zeros(b.shape, np.uint64)
-        for thread in range(a.num_threads):
-            word = 0
-            for i in range(a.local_size):
-                word |= int(codes[tuple(int(x) for x in a.index(thread, i))]) << (i * src.dtype.bits)
-            for i in range(b.local_size):
-                out[tuple(int(x) for x in b.index(thread, i))] = (word >> (i * dt.bits)) & ((1 << dt.bits) - 1)
+        where = b.table()
+        for thread in range(b.num_threads):  # of copies that differ the last thread's counts
+            out[tuple(where[thread].T)] = codes[thread] if b.rank else codes[thread, 0]
         return codec.from_bits(out, dt)

@@ -58,6 +58,30 @@ class Take(Op):
         return args[0][..., list(self.attrs["lanes"])]
 
 
+class Recast(Op):
+    """The bits of a vector as lanes of another dtype, the lowest bits first."""
+    name, levels, attributes = "recast", THREAD, {"dtype": ...}
+
+    def infer(self) -> Sequence[Type]:
+        src, dt = self.operands[0].tile, self.attrs["dtype"]
+        return [TileType((src.shape[0] * src.dtype.bits // dt.bits,), dt)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0].view(self.attrs["dtype"].storage)
+
+
+class FmaHalves(Op):
+    """a * b + c of both f16 numbers in each u32, rounded once."""
+    name, levels = "fma_halves", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        a, b, c = (x.view(np.float16).astype(np.longdouble) for x in args)  # sums of 64 bits are exact but for a last
+        return (a * b + c).astype(np.float16).view(np.uint32)  # one that rounds the same way
+
+
 class Shuffle(Op):
     """The value of another thread of the warp: of lane l ^ `by` ("xor"), or of the lane a second operand names
     ("index"). All threads of the warp take part."""

@@ -48,6 +48,14 @@ TL_FN To bits(From x) {
   return y;
 }
 
+// The bits of registers as those of another type, the lowest first.
+template <class To, class T, int N>
+TL_FN auto recast(const vec<T, N>& v) {
+  vec<To, N * int(sizeof(T)) / int(sizeof(To))> out;
+  TL_COPY(&out, &v, sizeof out);
+  return out;
+}
+
 template <int BYTES> struct unsigned_of;
 template <> struct unsigned_of<1> { using type = u8; };
 template <> struct unsigned_of<2> { using type = u16; };

@@ -68,6 +68,12 @@ TL_FN u16 f32_to_f16(float x) {
   return r;
 }
 
+TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
+  u32 r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
 TL_FN u16 f32_to_bf16(float x) {
 #if __CUDA_ARCH__ >= 800
   u16 r;

@@ -40,6 +40,20 @@ TL_FN float f16_to_f32(u16 h) { return f16_to_f32_soft(h); }
 TL_FN u16 f32_to_f16(float x) { return f32_to_f16_soft(x); }
 TL_FN u16 f32_to_bf16(float x) { return f32_to_bf16_soft(x); }
 
+// Products are exact in f64. What the sum has lost makes it odd in f32, from where rounding to f16 is right.
+TL_FN u16 fma_half(u16 a, u16 b, u16 c) {
+  const double product = double(f16_to_f32(a)) * f16_to_f32(b), term = f16_to_f32(c), sum = product + term;
+  const double part = sum - product, lost = (product - (sum - part)) + (term - part);
+  const float near = float(sum);
+  const double error = (sum - near) + lost;
+  if (!(error < 0 || error > 0)) return f32_to_f16(near);
+  return f32_to_f16(bits<float>((bits<u32>(near) - ((error > 0) != (near > 0))) | 1));
+}
+
+TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
+  return fma_half(u16(a), u16(b), u16(c)) | u32(fma_half(u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
+}
+
 TL_FN int popcount(u32 x) { return __builtin_popcount(x); }
 TL_FN int popcount(u64 x) { return __builtin_popcountll(x); }
 

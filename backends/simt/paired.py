@@ -1,0 +1,98 @@
+"""Tiles of narrow numbers that lie in registers as pairs (`tilelang.ir.pairs`), and their conversion to f16.
+
+A `view` makes words into pairs. What it is worth as f16 is not computed before somebody asks: a product can take the
+pairs as they are, and multiply its sums by the power of two that they lack, which rounds nothing.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tilelang.backends.simt.access import constants, join
+from tilelang.backends.thread.bits import codes, unpair
+from tilelang.backends.thread.builder import ThreadBuilder
+from tilelang.ir import elementwise as ew
+from tilelang.ir import simt
+from tilelang.ir.core import Value
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.pairs import exponents, pairs
+
+F16, U32 = dtype("f16"), dtype("u32")
+_MAGIC = 0x6400
+"""As f16, this with u in the low ten bits is 1024 + u."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A vector whose lane i is half `lanes[i] % 2` of pair `lanes[i] // 2` of `pairs`, a number of dtype `of`."""
+
+    pairs: Value
+    of: DType
+    lanes: tuple[int, ...]
+
+    def taken(self, lanes: Sequence[int]) -> Paired:
+        """Lanes of the vector, in this order."""
+        return replace(self, lanes=tuple(self.lanes[i] for i in lanes))
+
+    @property
+    def exponents(self) -> tuple[int, ...] | None:
+        """For each lane, n such that 2**n times its half, as f16, is the number."""
+        known = exponents(self.of)
+        return None if known is None else tuple(known[lane // 2 % len(known)] for lane in self.lanes)
+
+
+def view(b: ThreadBuilder, words: Value, dt: DType) -> tuple[Value, Paired]:
+    """The codes in a thread's words, block after block, and the same as pairs."""
+    order = pairs(dt)
+    blocks, each = words.shape[0] // order.words, len(order.steps)
+    parts = [take(b, words, range(i, words.shape[0], order.words)) for i in range(order.words)]
+    found = unpair(b, parts, order)
+    paired = take(b, join(b, found), [j * blocks + i for i in range(blocks) for j in range(each)])
+    value = take(b, join(b, codes(b, found, dt)), [j * blocks + i for i in range(blocks) for j in range(2 * each)])
+    return value, Paired(paired, dt, tuple(range(2 * each * blocks)))
+
+
+def to_f16(b: ThreadBuilder, x: Paired) -> Value | None:
+    """The numbers as f16, where pairs are good for that."""
+    powers = exponents(x.of)
+    if powers is None:
+        return None
+    n, value = x.pairs.shape[0], x.pairs
+    if x.of.kind == "uint":  # 1024 + u * 2**o, by 2**-o, less what is too much
+        value = b.pure(ew.Or, value, b.full(_MAGIC * 0x10001, U32, n))
+        scales = [2.0 ** (power - 24) for power in powers]
+        value = _fma(b, value, scales, [-1024 * scale for scale in scales])
+    elif powers != (0,):
+        value = _fma(b, value, [2.0 ** power for power in powers], [-0.0])  # a zero keeps its sign
+    return _halves(b, value, x.lanes)
+
+
+def unscaled(b: ThreadBuilder, x: Paired) -> Value:
+    """f16 numbers that lack the powers of two in `x.exponents`."""
+    return _halves(b, x.pairs, x.lanes)
+
+
+def _fma(b: ThreadBuilder, x: Value, factors: Sequence[float], terms: Sequence[float]) -> Value:
+    """x * factor + term, where pair i takes entry i modulo their number."""
+    def full(values: Sequence[float]) -> Value:
+        words = [int(np.float16(v).view(np.uint16)) * 0x10001 for v in values]
+        n = x.shape[0]
+        return b.full(words[0], U32, n) if len(words) == 1 else \
+            constants(b, [words[i % len(words)] for i in range(n)], U32)
+    return b.pure(simt.FmaHalves, x, full(factors), full(terms))
+
+
+def _halves(b: ThreadBuilder, words: Value, lanes: Sequence[int]) -> Value:
+    """Halves of words; where they stay together the words are rearranged instead."""
+    whole = [lane // 2 for lane in lanes[::2]]
+    if list(lanes) == [2 * i + h for i in whole for h in (0, 1)]:
+        return b.pure(simt.Recast, take(b, words, whole), dtype=F16)
+    return take(b, b.pure(simt.Recast, words, dtype=F16), lanes)
+
+
+def take(b: ThreadBuilder, value: Value, lanes: Sequence[int]) -> Value:
+    """Lanes of a vector, in this order."""
+    same = list(lanes) == list(range(value.shape[0]))
+    return value if same else b.pure(simt.Take, value, lanes=tuple(lanes))
