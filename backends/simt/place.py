@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
 from tilelang.backends.simt.registers import repeated
-from tilelang.backends.simt.stage import buffer_layout, staged_loads
+from tilelang.backends.simt.stage import buffer_layout, staged_loads, words_layout
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
@@ -186,13 +186,16 @@ class _Placer:
         if self.looping[-1]:  # the iteration before may still read the buffer
             self.emit(mem.Barrier, [], {}, op, None)
             self.looping[-1] = False
-        staged = self.staged[op]
-        site = self.sites[staged.dot]
-        assert site.acc.layout is not None
-        plan = site.plans[site.acc.layout]
-        operand = (plan.a, plan.b)[staged.side].permute([staged.order.index(d) for d in range(2)])
-        place = buffer_layout(t.shape, t.dtype.storage.itemsize, self.inference.threads, self.inference.target,
-                              operand)
+        staged, threads = self.staged[op], self.inference.threads
+        if staged.user.name == "view":
+            place = words_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
+                                 repeated(staged.user.attrs["source"], threads))
+        else:
+            site = self.sites[staged.user]
+            assert site.acc.layout is not None
+            plan = site.plans[site.acc.layout]
+            operand = (plan.a, plan.b)[staged.side].permute([staged.order.index(d) for d in range(2)])
+            place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, operand)
         alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True}, loc=op.loc)
         self.regions[0].ops.insert(0, alloc)
         buffer = alloc.result
@@ -214,10 +217,11 @@ class _Placer:
         self._wait(like)
         buffer, order = self.buffers[staged.load.result], staged.order
         zero = self.emit(sh.Const, [], {"value": 0, "dtype": dtype("i32")}, like, None).result
-        inverse = [order.index(d) for d in range(2)]
-        tile = self.emit(mem.Load, [buffer, zero, zero], {"shape": staged.load.result.shape, "axes": (0, 1)}, like,
-                         layout.permute(inverse)).result
-        if order == (0, 1):
+        axes = tuple(range(len(order)))
+        inverse = [order.index(d) for d in axes]
+        tile = self.emit(mem.Load, [buffer, *[zero] * len(axes)], {"shape": staged.load.result.shape, "axes": axes},
+                         like, layout.permute(inverse)).result
+        if order == axes:
             return tile
         return self.emit(sh.Permute, [tile], {"order": order}, like, layout).result
 
@@ -238,7 +242,9 @@ class _Placer:
 
     def _place_view(self, op: Op, operands: Sequence[Value]) -> None:
         (src,), threads = operands, self.inference.threads
-        if src.shape:
+        if op.operands[0] in self.inference.direct:
+            src = self._staged_operand(op.operands[0], repeated(op.attrs["source"], threads), op)
+        elif src.shape:
             src = self.convert(src, repeated(op.attrs["source"], threads), op)
         value = self.finish(op, [src]).result
         if value.shape:

@@ -1,4 +1,5 @@
-"""Operands of dots that go straight from a tensor into shared memory, without passing through registers."""
+"""Operands of dots, and of views in pipelined loops, that go from a tensor into shared memory without passing through
+registers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from tilelang.layouts import RegisterLayout, SharedLayout, blocked, local, spati
 
 @dataclass(frozen=True)
 class Staged:
-    """A `load` that only feeds operand `side` of a `dot`, permuted by `order` in between."""
+    """A `load` that only feeds operand `side` of a `dot` or `view`, permuted by `order` in between."""
 
     load: Op
-    dot: Op
+    user: Op
     side: int
     order: tuple[int, ...]
     permutes: tuple[Op, ...]
@@ -25,7 +26,7 @@ class Staged:
     @property
     def value(self) -> Value:
         """The operand."""
-        return self.dot.operands[self.side]
+        return self.user.operands[self.side]
 
 
 def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
@@ -35,11 +36,17 @@ def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
     for op in fn.walk():
         for v in op.operands:
             users.setdefault(v, []).append(op)
+    ahead = {op for loop in fn.walk() if loop.name == "for" and loop.attrs["stages"] > 1 and target.async_copy
+             for op in loop.regions[0].walk()}
     out = {}
     for op in fn.walk():
         t = op.operands[0].type if op.operands else None
         if op.name != "load" or not isinstance(t, TensorType) or t.dtype.packed or t.dtype.kind == "bool" \
-                or op.attrs["fill"] != 0 or op.result.tile.rank != 2 or op.operands[0] in written:
+                or op.attrs["fill"] != 0 or op.operands[0] in written:
+            continue
+        if op in ahead and [user.name for user in users.get(op.result, [])] == ["view"]:
+            out[op] = Staged(op, users[op.result][0], 0, tuple(range(op.result.tile.rank)), ())
+        if op.result.tile.rank != 2:
             continue
         order: Sequence[int] = (0, 1)
         v, permutes = op.result, list[Op]()
@@ -64,14 +71,21 @@ def matrix_rows(size: int) -> RegisterLayout:
 
 def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
                   operand: RegisterLayout) -> SharedLayout:
-    """A block as copies write it and `ldmatrix`, or threads that hold it as `operand`, read it, with the fewest bank
-    conflicts."""
+    """A block of a matrix as copies write it and `ldmatrix`, or threads that hold it as `operand`, read it, with the
+    fewest bank conflicts."""
     reader: RegisterLayout | None = operand
     if target.transposed_loads:
         reader = transposed_reader(operand, size) or operand
     elif target.ldmatrix:
         reader = matrix_rows(size) if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0 else None
     return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), reader, target.ports)
+
+
+def words_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
+                 source: RegisterLayout) -> SharedLayout:
+    """The same of a block that a `view` has as `source`."""
+    return staging(shape, size, blocked(shape, threads, tuple(reversed(range(len(shape)))), 16 // size), source,
+                   target.ports)
 
 
 def ring(place: SharedLayout, stages: int) -> SharedLayout:

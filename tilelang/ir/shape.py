@@ -196,7 +196,7 @@ class View(Op):
             block = pairs(dt).words if dt.bits <= 8 else 0
             if src.dtype.name != "u32" or not block or a.local_size % block:
                 raise DTypeMismatch("`view` of pairs reads whole blocks of words", loc=self.loc,
-                                    needs=f"u32, a multiple of {block or 1} in each thread, as a type of at most 8 bits",
+                                    needs=f"a multiple of {block or 1} u32 in each thread, as at most 8 bits",
                                     got=f"{a.local_size} {src.dtype} in each thread, as {dt}",
                                     try_="pack the codes with `tilelang.ir.pairs`, whole blocks for each thread")
         return [TileType(tuple(b.shape), dt)]

@@ -67,7 +67,7 @@ class Recast(Op):
         return [TileType((src.shape[0] * src.dtype.bits // dt.bits,), dt)]
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        return args[0].view(self.attrs["dtype"].storage)
+        return np.ascontiguousarray(args[0]).view(self.attrs["dtype"].storage)
 
 
 class FmaHalves(Op):
@@ -78,8 +78,8 @@ class FmaHalves(Op):
         return [self.operands[0].type]
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        a, b, c = (x.view(np.float16).astype(np.longdouble) for x in args)  # sums of 64 bits are exact but for a last
-        return (a * b + c).astype(np.float16).view(np.uint32)  # one that rounds the same way
+        a, b, c = (np.ascontiguousarray(x).view(np.float16).astype(np.float64) for x in args)
+        return (a * b + c).astype(np.float16).view(np.uint32)  # f64 decides every tie as the exact sum does
 
 
 class Shuffle(Op):

@@ -40,14 +40,13 @@ TL_FN float f16_to_f32(u16 h) { return f16_to_f32_soft(h); }
 TL_FN u16 f32_to_f16(float x) { return f32_to_f16_soft(x); }
 TL_FN u16 f32_to_bf16(float x) { return f32_to_bf16_soft(x); }
 
-// Products are exact in f64. What the sum has lost makes it odd in f32, from where rounding to f16 is right.
+// The sum in f64 decides every tie as the exact one would. Where f32 lacks it, that is made odd: rounding to f16 is
+// then right.
 TL_FN u16 fma_half(u16 a, u16 b, u16 c) {
-  const double product = double(f16_to_f32(a)) * f16_to_f32(b), term = f16_to_f32(c), sum = product + term;
-  const double part = sum - product, lost = (product - (sum - part)) + (term - part);
+  const double sum = double(f16_to_f32(a)) * f16_to_f32(b) + f16_to_f32(c);
   const float near = float(sum);
-  const double error = (sum - near) + lost;
-  if (!(error < 0 || error > 0)) return f32_to_f16(near);
-  return f32_to_f16(bits<float>((bits<u32>(near) - ((error > 0) != (near > 0))) | 1));
+  if (!(sum < near || sum > near)) return f32_to_f16(near);
+  return f32_to_f16(bits<float>((bits<u32>(near) - ((sum > near) != (near > 0))) | 1));
 }
 
 TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {

@@ -87,6 +87,8 @@ def _mad(m: Mnemonic) -> Function:
 def _fma(m: Mnemonic) -> Function:
     if m.type == "f64" and not m.one_of("rz", "rm", "rp"):
         return n.fma_f64
+    if m.type == "f16x2" and m.mods == ("rn",):
+        return n.fma_halves
     if m.type == "f32":
         mode = m.one_of("rz", "rm", "rp") or "rn"
         return lambda a, b, c: n.to_f32(n.exact(a, b, c), mode)

@@ -12,10 +12,10 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 DTYPES: dict[str, type[np.generic]] = {
     "pred": np.bool_, "f16": np.float16, "bf16": np.uint16, "tf32": np.uint32, "f32": np.float32, "f64": np.float64,
-    "b8": np.uint8, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64,
+    "f16x2": np.uint32, "b8": np.uint8, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64,
     "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64,
     "s8": np.int8, "s16": np.int16, "s32": np.int32, "s64": np.int64,
-}  # bf16 and tf32 are kept as their bits
+}  # bf16, tf32 and f16x2 are kept as their bits
 FLOATS = ("f16", "bf16", "tf32", "f32", "f64")
 WIDE = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -52,6 +52,12 @@ def _fma() -> Any:
     f = ctypes.CDLL(ctypes.util.find_library("m")).fma
     f.restype, f.argtypes = ctypes.c_double, (ctypes.c_double,) * 3
     return np.frompyfunc(f, 3, 1)
+
+
+def fma_halves(a: Array, b: Array, c: Array) -> Array:
+    """Both f16 numbers of each word."""
+    a, b, c = (x.view(np.float16).astype(np.float32) for x in (a, b, c))
+    return exact(a, b, c).astype(np.float16).view(np.uint32)
 
 
 def fma_f64(a: Array, b: Array, c: Array) -> Array:

@@ -80,6 +80,23 @@ def test_sixteen_bits(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(got, want)  # NaN equals NaN
 
 
+def test_fused_halves(rng: np.random.Generator) -> None:
+    """Both numbers of a word; ties of which the term decides, and subnormal numbers, are among them."""
+    x = rng.integers(0, 1 << 32, 1024, np.uint32)
+    x[:512] = np.stack([1 + rng.integers(0, 1024, 512) / 1024, np.exp2(rng.integers(-24, 14, 512))],
+                       -1).astype(np.float16).view(np.uint32)[:, 0]
+    swapped = ["(x << 16 | x >> 16)", "0x3c003c00u", "(x * 3u)"]
+    functions = [f"tl::fma_halves({a}, {b}, {c})" for a in ("x", swapped[0]) for b in swapped for c in ("x", "~x")]
+    finite = "[](tl::u32 y) { return (y & 0x7c00) == 0x7c00 || (y >> 16 & 0x7c00) == 0x7c00 ? 0u : y; }(%s)"
+    got, want = rows(each("tl::u32", [finite % f for f in functions], "tl::u32"), x, len(functions), np.uint32)
+    np.testing.assert_array_equal(got, want)  # without NaN, whose payload the hardware drops
+    a, c = x.view(np.float16).astype(np.float64), (~x).view(np.float16)
+    with np.errstate(all="ignore"):
+        exact = (a * 1 + c).astype(np.float16)
+    sure = np.isfinite(exact).reshape(-1, 2).all(1)
+    np.testing.assert_array_equal(got[3][sure], exact.view(np.uint32)[sure])
+
+
 @pytest.mark.parametrize("t", ["float", "double"])
 def test_two_operands(t: str, rng: np.random.Generator) -> None:
     """Products, quotients, extremes and fused sums round as IEEE says; NaN wins."""
