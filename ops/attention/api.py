@@ -4,39 +4,38 @@ from __future__ import annotations
 from typing import Any
 
 import tilelang as tile
-from tilelang.args import empty_like
 from tilelang.ops.attention.backward import delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
 from tilelang.ops.attention.forward import forward_kernel
-from tilelang.ops.attention.options import Options, blocks, check_heads, options
+from tilelang.ops.attention.options import Options, blocks, check_heads, made, options, page_block
+from tilelang.ops.common import dtype_of
 
 
-def _forward(q: Any, k: Any, v: Any, opts: Options, return_lse: bool, out: Any, queries: int, keys: int,
-             **packing: Any) -> Any:
-    o = empty_like(q, (*q.shape[:3], v.shape[3]), tile.dtype(_name(q))) if out is None else out
-    lse = empty_like(q, tuple(q.shape[:3]), tile.dtype("f32")) if return_lse else None
-    forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, **opts.tensors, **packing, **opts.consts,
-                   **blocks(q, k, v, queries, keys))
-    return (o, lse) if return_lse else o
+def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: int, keys: int, table: Any = None,
+            **packing: Any) -> None:
+    """Runs the kernel for at most so many queries and keys of a sequence; a block of keys lies in one page."""
+    sizes = blocks(q, k, v, queries, keys)
+    if table is not None:
+        sizes["BN"] = page_block(k.shape[2], sizes["BN"])
+    forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, table=table, **opts.tensors, **packing,
+                   **opts.consts, **sizes)
 
 
-def _backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, dlse: Any, queries: int, keys: int,
+def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, dlse: Any, queries: int, keys: int,
               packing: dict[str, Any], longest: tuple[int, int] = (0, 0)) -> tuple[Any, ...]:
-    shape = tuple(q.shape[:3])
-    f32, dt = tile.dtype("f32"), tile.dtype(_name(q))
+    """Runs the kernels of the backward pass; `longest` is the most queries and keys of packed sequences."""
+    partly = [packing["cu_q"] is not None or packing["used_q"] is not None] + \
+        [packing["cu_k"] is not None or packing["used_k"] is not None] * 2
     sizes = blocks(q, k, v, queries, keys, backward=True)
-    delta = empty_like(q, shape, f32)
+    delta = made(q, tuple(q.shape[:3]), tile.dtype("f32"))
     delta_kernel(do, o, delta, dlse=dlse, BM=sizes["BM"], BE=sizes["BE"])
-    dq, dk, dv = (empty_like(q, tuple(x.shape), dt) for x in (q, k, v))
+    dq, dk, dv = (made(x, tuple(x.shape), dtype_of(x), 0 if some else None)
+                  for x, some in zip((q, k, v), partly, strict=True))
     given = {**opts.tensors, **packing, **opts.consts, **sizes}
     dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, longest=longest[1], **given)
     dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, longest=longest[0], **given)
     if opts.sinks is None:
         return dq, dk, dv
     return dq, dk, dv, sinks_kernel(opts.sinks, lse, delta)
-
-
-def _name(x: Any) -> str:
-    return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[str(x.dtype).removeprefix("torch.")]
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
@@ -51,8 +50,8 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
 
     What a query sees, its own place being i + L - S (bottom-right aligned): with `causal` no keys behind it; with
     `window` (left, right) so many before and behind, -1 for all; what `mask_mod(b, h, i, j)`, a `@tile.function`,
-    allows; where a boolean `bias` is true. `seqused_q`, `seqused_k` i32 [B]: how much of each sequence is valid (rows
-    beyond that are not written; what memory holds there has no effect).
+    allows; where a boolean `bias` is true. `seqused_q`, `seqused_k` i32 [B]: how much of each sequence is valid: what
+    memory holds beyond has no effect, and results there are 0 (in `out` what they were).
 
     What happens to scores, in this order: `softcap` c makes them c tanh(s / c); `alibi` slopes f32 [H] or [B, H] take
     off slope * |i + L - S - j| (Press et al., 2022); `score_mod(s, b, h, i, j)`, a `@tile.function` of elementwise
@@ -60,7 +59,11 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
     part of the LSE. Raises ValueError for what does not fit together."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
-    return _forward(q, k, v, opts, return_lse, out, q.shape[2], k.shape[2], used_q=seqused_q, used_k=seqused_k)
+    all_written = seqused_q is None
+    o = made(q, (*q.shape[:3], v.shape[3]), dtype_of(q), None if all_written else 0) if out is None else out
+    lse = made(q, tuple(q.shape[:3]), tile.dtype("f32"), None if all_written else float("inf")) if return_lse else None
+    forward(q, k, v, opts, lse, o, q.shape[2], k.shape[2], used_q=seqused_q, used_k=seqused_k)
+    return o if lse is None else (o, lse)
 
 
 def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: bool = False,
@@ -72,5 +75,5 @@ def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal
     for the sinks. Raises ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
-    return _backward(do, q, k, v, o, lse, opts, dlse, q.shape[2], k.shape[2],
-                     {"used_q": seqused_q, "used_k": seqused_k})
+    return backward(do, q, k, v, o, lse, opts, dlse, q.shape[2], k.shape[2],
+                     {"used_q": seqused_q, "used_k": seqused_k, "cu_q": None, "cu_k": None})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
+from tilelang.args import empty_like
 from tilelang.lang.expressions import Function
 from tilelang.ops.common import block
 
@@ -79,6 +80,19 @@ def check_heads(q: Any, k: Any, v: Any) -> None:
     if k.shape[1] == 0 or q.shape[1] % k.shape[1] or v.shape[1] != k.shape[1]:
         raise ValueError(f"the {q.shape[1]} query heads must be a multiple of the {k.shape[1]} key heads, and these "
                          f"as many as the {v.shape[1]} value heads")
+
+
+def made(like: Any, shape: tuple[int, ...], dt: tile.DType, filled: float | None = None) -> Any:
+    """A new tensor of the kind of another, filled where a kernel may leave elements out."""
+    out = empty_like(like, shape, dt)
+    if filled is not None:
+        out[...] = filled
+    return out
+
+
+def page_block(page: int, limit: int = 128) -> int:
+    """The largest number of keys up to `limit` that divides a page."""
+    return next(n for n in range(min(page, limit), 0, -1) if page % n == 0)
 
 
 def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, backward: bool = False) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def scores(q: torch.Tensor, k: torch.Tensor, causal: bool = False, scale: float 
     if alibi is not None:
         s = s - alibi.to(s.dtype).expand(s.shape[:2])[..., None, None] * (place - j).abs()
     if score_mod is not None:
-        s = MODS[score_mod](s, b, h, i, j)
+        s = MODS.get(score_mod, score_mod)(s, b, h, i, j)
     seen = torch.ones(s.shape, dtype=torch.bool)
     if window[0] >= 0:
         seen &= j >= place - window[0]
@@ -65,9 +65,9 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: Any = No
     return torch.exp(s - lse[..., None]) @ v.repeat_interleave(q.shape[1] // max(v.shape[1], 1), 1), lse
 
 
-def doubled(options: dict[str, Any], grad: bool = False) -> dict[str, Any]:
-    """Options with sinks as f64 leaves."""
-    return {n: x.double().requires_grad_(grad) if n == "sinks" else x for n, x in options.items()}
+def doubled(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with sinks in f64."""
+    return {n: x.double() if n == "sinks" else x for n, x in options.items()}
 
 
 def bounds(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, products: float = 2.0 ** -24,

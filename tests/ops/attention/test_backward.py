@@ -16,10 +16,10 @@ from tilelang.errors import UnsupportedSyntax
 def gradients(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, do: torch.Tensor, dlse: torch.Tensor,
               options: dict[str, Any], dt: torch.dtype) -> list[torch.Tensor]:
     """By torch, in a dtype."""
-    inputs = [x.to(dt).requires_grad_() for x in (q, k, v)]
+    inputs = [x.to(dt, copy=True).requires_grad_() for x in (q, k, v)]
     options = dict(options)
     if "sinks" in options:
-        options["sinks"] = options["sinks"].to(dt).requires_grad_()
+        options["sinks"] = options["sinks"].to(dt, copy=True).requires_grad_()
         inputs.append(options["sinks"])
     o, lse = attention(*inputs[:3], **options)
     return list(torch.autograd.grad((o * do.to(dt)).sum() + (lse * dlse.to(dt)).sum(), inputs))
