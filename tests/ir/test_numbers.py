@@ -135,3 +135,18 @@ def test_packed_refuses_short_buffers() -> None:
 def test_numbers_beyond_a_codebook_become_its_extremes() -> None:
     far = np.array([np.inf, -np.inf, 1e300, -1e300, np.nan])
     assert codec.encode(far, codebook(2, [0.5, -1.0, 1.0, -0.25])).tolist() == [2, 1, 2, 1, 0]
+
+
+def test_codebooks_keep_the_sign_of_zero() -> None:
+    plain, signed = codebook(1, [0.0, 1.0]), codebook(1, [-0.0, 1.0])
+    assert plain is not signed and np.signbit(signed.table[0]) and not np.signbit(plain.table[0])
+
+
+def test_codebooks_take_the_first_of_the_nearest() -> None:
+    rng = np.random.default_rng(0)
+    for bits in range(1, 6):
+        table = np.round(rng.standard_normal(1 << bits) * 4) / 4
+        x = np.concatenate([np.round(rng.standard_normal(200) * 8) / 8, [1e300, -1e300, np.inf, -np.inf, np.nan]])
+        inside = np.clip(np.where(np.isnan(x), table[0], x), table.min(), table.max())
+        want = np.argmin(np.abs(inside[:, None] - table), 1)
+        np.testing.assert_array_equal(codec.encode(x, codebook(bits, table)), want)

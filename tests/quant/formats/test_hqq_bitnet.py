@@ -60,7 +60,7 @@ def test_hqq(packing: str, axis: int, n: int, k: int, group: int) -> None:
     ("`l.packing` is unknown", {"packing": "5bit_u8"}), ("`l.axis` is unknown", {"axis": 2}),
     ("`l.shape` has the wrong form", {"shape": 3}), ("`l.shape` is missing", {"shape": None}),
     ("`l.group_size` does not fit", {"group_size": 7}),
-    ("`l.nbits` is not a number", {"packing": "8bit_u8", "nbits": "a"}),
+    ("`l.nbits` has the wrong form", {"packing": "8bit_u8", "nbits": "a"}),
     ("`l.W_q` has codes that are too large", {"packing": "8bit_u8", "nbits": 5,
                                               "W_q": np.full((32, 16), 32, np.uint8)}),
 ])

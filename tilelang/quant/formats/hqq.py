@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.args import is_tensor
+from tilelang.args import is_tensor, is_torch
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.packed import Packed
 from tilelang.quant.formats.state import State, fail, plain, require
@@ -31,15 +31,15 @@ def from_hqq(state: Mapping[str, Any], prefix: str = "") -> QuantTensor:
     None for whole rows), `axis`, `packing`. Raises CheckpointError.
     """
     s = State(state, prefix)
-    n, k = _numbers(s, "shape", 2)
+    n, k = map(int, _numbers(s, "shape", 2))
     axis, = _numbers(s, "axis", 1)
     packing = _text(s, "packing")
     if packing not in PACKING:
         s.fail("packing", "is unknown", " ".join(PACKING), packing)
     bits, per, word = PACKING[packing]
-    nbits = min(bits, -(-_number(s, "nbits") // 1)) if packing == "8bit_u8" else bits
+    nbits = min(bits, int(np.ceil(_numbers(s, "nbits", 1)[0]))) if packing == "8bit_u8" else bits
     whole = k if axis == 1 else n
-    group = int(_number(s, "group_size")) if s.tensors.get(s.key("group_size")) is not None else whole
+    group = int(_numbers(s, "group_size", 1)[0]) if s.tensors.get(s.key("group_size")) is not None else whole
     if axis not in (0, 1):
         s.fail("axis", "is unknown", "0 or 1", axis)
     if group < 1 or n * k % group or axis == 0 and n % group:
@@ -47,9 +47,9 @@ def from_hqq(state: Mapping[str, Any], prefix: str = "") -> QuantTensor:
     rows, columns = (n * k // group, group) if axis == 1 else (group, n * k // group)
     packed = s.take("W_q", (word,), (-(-rows // per), columns)).view(np.uint32 if word == "i32" else np.uint8)
     runs = np.concatenate([packed >> (per - 1 - i) * bits & (1 << bits) - 1 for i in range(per)])[:rows]
-    if runs.max(initial=0) >= 1 << int(nbits):
+    if runs.max(initial=0) >= 1 << nbits:
         s.fail("W_q", "has codes that are too large", f"{nbits} bits", runs.max())
-    dt, flat = dtype(f"u{int(nbits)}"), (rows, 1) if axis == 1 else (1, columns)
+    dt, flat = dtype(f"u{nbits}"), (rows, 1) if axis == 1 else (1, columns)
     scale, zero = (s.take(field, FLOATS, flat) for field in ("scale", "zero"))
     if axis == 1:
         grid, block = ((n, k // group), (1, group)) if k % group == 0 else ((1, rows), group)
@@ -115,31 +115,24 @@ def _reshaped(leaf: Any, shape: tuple[int, int]) -> Any:
     return leaf_of(bits_of(leaf).reshape(shape), dtype_of(leaf))
 
 
+def _numbers(s: State, field: str, count: int) -> tuple[float, ...]:
+    """Numbers that are plain values or a tensor."""
+    value = _value(s, field)
+    values = np.ravel(value) if not isinstance(value, str) else np.array([])
+    if values.dtype.kind not in "iuf" or len(values) != count or not np.isfinite(values).all():
+        s.fail(field, "has the wrong form", f"{count} numbers" if count > 1 else "a number", value)
+    return tuple(values.tolist())
+
+
+def _text(s: State, field: str) -> str:
+    """Text that is a string or the numbers of its characters."""
+    value = _value(s, field)
+    codes = np.ravel(value)
+    return "".join(chr(c & 255) for c in codes.tolist()) if codes.dtype.kind in "iu" else str(value)
+
+
 def _value(s: State, field: str) -> Any:
     value = s.tensors.get(s.key(field))
     if value is None:
         s.fail(field, "is missing", "a value", "nothing")
-    return np.asarray(to_numpy(value)) if is_tensor(value) else value
-
-
-def _number(s: State, field: str) -> float:
-    value = _value(s, field)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        s.fail(field, "is not a number", "one number", value)
-
-
-def _numbers(s: State, field: str, count: int) -> tuple[int, ...]:
-    try:
-        values = tuple(int(x) for x in np.ravel(_value(s, field)))
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != count:
-        s.fail(field, "has the wrong form", f"{count} integers", s.tensors[s.key(field)])
-    return values
-
-
-def _text(s: State, field: str) -> str:
-    value = _value(s, field)
-    return "".join(map(chr, value)) if isinstance(value, np.ndarray) else str(value)
+    return np.asarray(value.tolist()) if is_torch(value) else value

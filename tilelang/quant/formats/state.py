@@ -7,7 +7,7 @@ from typing import Any, Never
 import numpy as np
 
 from tilelang.args import is_tensor
-from tilelang.errors import CheckpointError, QuantError
+from tilelang.errors import CheckpointError, QuantError, TileError
 from tilelang.ir.dtypes import DType
 from tilelang.ir.dtypes import dtype as dtype_named
 from tilelang.ir.packed import Packed
@@ -40,10 +40,14 @@ class State:
         tensor = np.asarray(tensor) if isinstance(tensor, np.generic) else tensor
         if not is_tensor(tensor):
             self.fail(field, "is not a tensor", "a NumPy or torch tensor", type(tensor).__name__)
-        if dtype_of(tensor).name not in dtypes:
-            self.fail(field, "has the wrong dtype", " or ".join(dtypes), dtype_of(tensor))
+        try:
+            dt = dtype_of(tensor)
+        except TileError as error:
+            self.fail(field, "cannot be used", f"plain memory of {' or '.join(dtypes)}", error.got)
+        if dt.name not in dtypes:
+            self.fail(field, "has the wrong dtype", " or ".join(dtypes), dt)
         got = tuple(tensor.shape)
-        if len(got) != len(shape) or any(n is not None and n != g for n, g in zip(shape, got, strict=True)):
+        if len(got) != len(shape) or 0 in got or any(n not in (None, g) for n, g in zip(shape, got, strict=True)):
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             self.fail(field, "has the wrong shape", f"({wanted})", got)
         return to_numpy(tensor)
