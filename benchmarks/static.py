@@ -126,6 +126,7 @@ def counted(arguments: tuple[Any, ...], code: simt.Lowered) -> tuple[float, floa
     tensors = [isinstance(a, np.ndarray) for a in arrays]
     shapes = [a.shape if t else () for a, t in zip(arrays, tensors, strict=True)]
     strides = [tuple(s // a.itemsize for s in a.strides) if t else () for a, t in zip(arrays, tensors, strict=True)]
+    assert code.suited(shapes, strides) is code
     counters = execute(code.tile, code.rendered, arrays, shapes, strides)
     requests = wide = 0
     for number, counter in counters.items():
@@ -141,7 +142,7 @@ def counted(arguments: tuple[Any, ...], code: simt.Lowered) -> tuple[float, floa
 
 def _load_width(op: Op) -> int:
     """Bytes that a lane loads from global memory by an operation; 0 for any other."""
-    if op.name not in ("ld", "st_async"):
+    if op.name not in ("ld", "st_async", "dma"):
         return 0
     memory = op.operands[0 if op.name == "ld" else 2]
     return memory.dtype.storage.itemsize * (op.attrs["lanes"] or 1) if isinstance(memory.type, TensorType) else 0

@@ -90,7 +90,9 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
         code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"
         out.cases.append(case)
-        results = observe(code.tile, code.rendered, *bound.memory())
+        arrays, shapes, strides = bound.memory()
+        code = code.suited(shapes, strides)
+        results = observe(code.tile, code.rendered, arrays, shapes, strides)
         for policy, result in zip(POLICIES, results, strict=True):
             for f in result.findings:
                 places = tuple(_place(code.rendered.ops[i]) for i in (f.op, f.other_op) if i >= 0)

@@ -116,9 +116,11 @@ def ordinal(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
 
-def run(bound: Bound, launch: Launch) -> Prepared:
-    """Runs a call. Arguments on the host are copied to the device, and what is written back again."""
+def run(bound: Bound, launch: Launch) -> tuple[Launch, Prepared]:
+    """Runs a call, and gives what ran. Arguments on the host are copied to the device, and what is written back
+    again."""
     arrays, shapes, strides = bound.memory(on_host=False)
+    launch = launch.suited(shapes, strides)
     prepared = launch.prepare(arrays, shapes, strides)
     tensors = {i: bound.tensors[p.name] for i, p in enumerate(launch.tile.params) if p.name in bound.tensors}
     with ExitStack() as stack:
@@ -130,7 +132,7 @@ def run(bound: Bound, launch: Launch) -> Prepared:
         on_torch = bound.device != "cpu" and any(is_torch(a.owner) for a in tensors.values())
         head = [pointers[i] if i in pointers else arrays[i][()] for i in launch.head]
         launch.fire(prepared, head, stream(launch.device.ordinal) if on_torch else 0)
-    return prepared
+    return launch, prepared
 
 
 def _copied(stack: ExitStack, launch: Launch, index: int, a: Argument) -> int:

@@ -337,10 +337,10 @@ class Kernel(KernelDef):
         fn: Any
         if targets.on_device(name):
             fn = self._launch(bound, name)
-            prepared, old = device.run(bound, fn), self._plans.get(self._pattern(args, kwargs))
+            (launch, prepared), old = device.run(bound, fn), self._plans.get(self._pattern(args, kwargs))
             calls = old.fn if old is not None and old.target == _target.get() else None
             calls = calls if isinstance(calls, device.Calls) else device.Calls(self._runtime)
-            calls.learn(bound, fn, prepared)
+            calls.learn(bound, launch, prepared)
             fn = calls
         else:
             fn, _ = self._specialise(bound)

@@ -265,9 +265,15 @@ class _Renderer:
         self.line(f"const tl::sptr<{memory_type(memory)}> {self.name(op.result)} = "
                   f"tl::block({self.name(memory)}, (int){self.scalar(offset)});")
 
+    def _window(self, op: Op) -> None:
+        memory, start, extent = op.operands
+        self.line(f"const auto {self.name(op.result)} = "
+                  f"tl::window_of({self.name(memory)}, {self.scalar(start)}, {self.scalar(extent)});")
+
     def address(self, memory: Value, offset: Value) -> str:
         at = self.scalar(offset)
-        return f"{self.name(memory)}, {at if isinstance(memory.type, TensorType) else f'(int){at}'}"
+        whole = isinstance(memory.type, TensorType) and memory.owner is None
+        return f"{self.name(memory)}, {at if whole else f'(int){at}'}"
 
     def _ld(self, op: Op) -> None:
         memory, offset, *mask = op.operands
@@ -322,7 +328,19 @@ class _Renderer:
     def _commit(self, op: Op) -> None:
         self.line(f"tl::cp_commit({self.number(op)});")
 
+    def _warp(self, op: Op) -> None:
+        self.define(op.result, "tl::warp()")
+
+    def _dma(self, op: Op) -> None:
+        buffer, first, window, offset, *mask = op.operands
+        extra = f"{self.scalar(mask[0])}, " if mask else "true, "
+        self.line(f"tl::dma<{op.attrs['lanes']}>({self.address(buffer, first)}, {self.address(window, offset)}, "
+                  f"{extra}{self.number(op)});")
+
     def _wait(self, op: Op) -> None:
+        if op.attrs["operations"] is not None:
+            self.line(f"tl::wait_operations<{op.attrs['operations']}>({self.number(op)});")
+            return
         self.line(f"tl::cp_wait<{op.attrs['pending']}>({self.number(op)});")
 
     def _barrier(self, op: Op) -> None:

@@ -24,7 +24,8 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
          "divergent-barrier", "divergent-collective", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
-           "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "shared_load", "shared_store", "shared_atomic")
+           "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "shared_load", "shared_store",
+           "shared_atomic")
 Output = Callable[[int, bytes], None]
 """Takes the number of an operation that prints, and the bytes of its operands one after the other."""
 _lock = threading.Lock()  # the runtime holds one launch at a time

@@ -35,9 +35,11 @@ def target(name: str) -> SimtTarget:
         raise TargetError(f"unknown target {name!r}", needs=", ".join(map(_name, SHARED_BYTES)), got=name,
                           try_='tile.target("emulate:hip:gfx942")')
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
-    return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if arch >= CDNA4 else PORTS, rows, False, False,
-                      frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}), arch >= CDNA4,
-                      arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush subnormal numbers
+    casts = frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")})
+    later = arch >= CDNA4  # CDNA3 copies 4 bytes at a time, slower than through registers
+    return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if later else PORTS, rows, async_copy=later,
+                      ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 0,
+                      subnormals=arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush them
 
 
 def for_device(arch: str) -> str:

@@ -2,10 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
+from tilelang.backends.simt.dma import copies_in_order, undone
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
+from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.window import open_window
 from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -20,9 +24,9 @@ class Access:
     """Lowers loads, stores, gathers, scatters and atomics; `of` maps PLACED values to THREAD values."""
 
     def __init__(self, b: ThreadBuilder, threads: Threads, facts: Facts, of: dict[Value, Value],
-                 written: set[Value], new_phase: Callable[[], int], async_copy: bool) -> None:
-        self.b, self.threads, self.facts, self.of, self.async_copy = b, threads, facts, of, async_copy
-        self.written, self.new_phase = written, new_phase
+                 written: set[Value], new_phase: Callable[[], int], target: SimtTarget, windows: set[Value]) -> None:
+        self.b, self.threads, self.facts, self.of, self.target = b, threads, facts, of, target
+        self.written, self.new_phase, self.windows = written, new_phase, windows
         self.managed: dict[Value, int] = {}  # buffers the compiler manages, and the phase of their accesses
 
     def stride(self, memory: Value, axis: int) -> Index:
@@ -60,8 +64,10 @@ class Access:
 
     # -- blocks -------------------------------------------------------------------------------------------------------
     def _groups(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
-                shape: Sequence[int], store: bool, width: int = 0) -> list[tuple[int, int, Index, Value | None]]:
-        """(first register, registers, offset, mask) of every access of a thread, `width` registers each."""
+                shape: Sequence[int], store: bool,
+                width: int = 0) -> tuple[Value, list[tuple[int, int, Index, Value | None]]]:
+        """The memory, or a window of it, and (first register, registers, offset, mask) of every access of a thread,
+        `width` registers each."""
         b, axes = self.b, list(op.attrs["axes"])
         rank = len(offsets)
         width = width or self.vector(op, memory, offsets, layout, shape)
@@ -76,8 +82,13 @@ class Access:
         base: Index = 0
         buffer = memory.type if isinstance(memory.type, BufferType) else None
         strides = [self.stride(memory, a) if buffer is None else 0 for a in range(rank)]
+        window, ends = memory, None
+        if memory in self.windows and layout is not None:
+            at_block = [b.to_index(self.of.get(v, v)) for v in offsets]
+            window, ends = open_window(b, self.facts, memory, offsets, at_block, strides, axes, shape,
+                                       store or op.attrs.get("fill", 0) == 0)
         for a in range(rank):
-            start = b.to_index(self.of.get(offsets[a], offsets[a]))
+            start: Index = b.to_index(self.of.get(offsets[a], offsets[a])) if window is memory else 0
             if a in axes and layout is not None:
                 start = b.add(start, self.threads.part(layout, axes.index(a)))
             starts.append(start)
@@ -90,7 +101,7 @@ class Access:
                 step = int(local[first][axes.index(a)]) if a in axes and layout is not None else 0
                 offset = b.add(offset, b.mul(strides[a], step))
                 at.append(b.add(starts[a], step))
-                conditions += self._within(memory, a, checked[a], step)
+                conditions += self._within(memory, a, checked[a], step) if a != ends else []
                 if store and a in axes and layout is not None:
                     t = axes.index(a)
                     if layout.shape[t] > shape[t]:
@@ -100,13 +111,17 @@ class Access:
             if buffer is not None:
                 offset = address(b, buffer.layout or shared(buffer.shape), at)
             out.append((first, width, offset, mask))
-        return out
+        return window, out
 
     def _position(self, offset: Value, layout: RegisterLayout | None, axes: list[int], axis: int) -> Value | int:
         """The index along an axis of a thread's first element, for comparison: as i32 where the offset's type fits,
         because GPUs compare that in one step, else as i64."""
+        return self._position_of(
+            offset, self.threads.part32(layout, axes.index(axis)) if axis in axes and layout is not None else 0)
+
+    def _position_of(self, offset: Value, part: Value | int) -> Value | int:
+        """The sum of an offset and an i32 for comparison."""
         b, at = self.b, self.of.get(offset, offset)
-        part = self.threads.part32(layout, axes.index(axis)) if axis in axes and layout is not None else 0
         if isinstance(at.owner, sh.Const):
             known = int(at.owner.attrs["value"])
             if isinstance(part, int):
@@ -142,7 +157,8 @@ class Access:
         assert layout is None or isinstance(layout, RegisterLayout)
         memory = self.of.get(op.operands[0], op.operands[0])
         parts, fill, phase = [], op.attrs["fill"], self.phase(memory)
-        for _, width, offset, mask in self._groups(op, memory, op.operands[1:], layout, op.attrs["shape"], False):
+        memory, groups = self._groups(op, memory, op.operands[1:], layout, op.attrs["shape"], False)
+        for _, width, offset, mask in groups:
             lanes = width if result.shape else None
             value = b.effect(th.Ld, memory, b.index(offset), *([mask] if mask is not None else []),
                              lanes=lanes if width > 1 else None, phase=phase).result
@@ -158,7 +174,8 @@ class Access:
         layout = src.tile.layout
         assert layout is None or isinstance(layout, RegisterLayout)
         value, phase = self.of.get(src, src), self.phase(memory)
-        for first, width, offset, mask in self._groups(op, memory, op.operands[1:-1], layout, src.shape, True):
+        memory, groups = self._groups(op, memory, op.operands[1:-1], layout, src.shape, True)
+        for first, width, offset, mask in groups:
             piece = lanes_of(b, value, first, width) if src.shape else value
             b.effect(th.St, memory, b.index(offset), piece, *([mask] if mask is not None else []), phase=phase)
 
@@ -170,6 +187,9 @@ class Access:
         lead: list[Index] = [b.to_index(self.of.get(v, v)) for v in op.operands[at + 1:]]
         t = self.of[buffer].type
         assert isinstance(t, BufferType)
+        if copies_in_order(op, self.facts, self.target.dma, self.threads.count, self.windows):
+            self._copy_in_order(op, lead)
+            return
         place, shape = t.layout or shared(t.shape), t.shape[len(lead):]
         size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
         layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
@@ -179,20 +199,50 @@ class Access:
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
         leader = self.threads.leader(layout)
-        groups = self._groups(op, memory, offsets, layout, shape, False, width)
+        memory, groups = self._groups(op, memory, offsets, layout, shape, False, width)
         local = local_offsets(layout)
         for first, _, offset, mask in groups:
             index = [b.add(self.threads.part(layout, d), int(local[first][d])) for d in range(rank)]
             here = [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
                     if layout.shape[d] > shape[d]] + ([leader] if leader is not None else [])
             where = b.index(address(b, place, index))
-            if self.async_copy and width * size in (4, 8, 16) and not here:
+            if self.target.async_copy and not self.target.dma and width * size in (4, 8, 16) and not here:
                 b.effect(simt.StAsync, target, where, memory, b.index(offset),
                          *([mask] if mask is not None else []), lanes=width, phase=phase)
                 continue
             masks = [mask] if mask is not None else []
             value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=width if width > 1 else None).result
             b.effect(th.St, target, where, value, *([b.all_of(here)] if here else []), phase=phase)
+
+    def _copy_in_order(self, op: Op, lead: Sequence[Index]) -> None:
+        """The same by copies whose lanes fill neighbouring places."""
+        b, axes = self.b, list(op.attrs["axes"])
+        at = op.buffer  # type: ignore[attr-defined]
+        memory, offsets, buffer = op.operands[0], op.operands[1:at], self.of[op.operands[at]]
+        t = buffer.type
+        assert isinstance(t, BufferType)
+        whole, shape = t.layout or shared(t.shape), t.shape[len(lead):]
+        place = SharedLayout(whole.dims[len(lead):], whole.swizzle)
+        each = self.target.dma // t.dtype.storage.itemsize
+        starts = [b.to_index(self.of.get(v, v)) for v in offsets]
+        strides = [self.stride(memory, a) for a in range(len(offsets))]
+        window, ends = open_window(b, self.facts, memory, offsets, starts, strides, axes, shape, True)
+        warp = b.to_index(b.pure(simt.Warp, count=self.threads.count, warp=self.target.warp))
+        own = b.mul(b.to_index(self.threads.thread), each)
+        first = b.add(address(b, whole, [*lead, *[0] * len(shape)]), b.mul(warp, self.target.warp * each))
+        for done in range(0, prod(shape), self.threads.count * each):
+            index = undone(b, place, b.add(own, done))
+            offset: Index = 0
+            conditions: list[Value] = []
+            for a in range(len(offsets)):
+                part, step = b.split(index[axes.index(a)]) if a in axes else (0, 0)
+                offset = b.add(offset, b.mul(b.add(part, step), strides[a]))
+                if a != ends:
+                    inner = part if isinstance(part, int) else b.pure(ew.Cast, part, dtype=I32)
+                    conditions += self._within(memory, a, self._position_of(offsets[a], inner), step)
+            mask = [b.all_of(list(dict.fromkeys(conditions)))] if conditions else []
+            b.effect(simt.Dma, buffer, b.index(b.add(first, done)), window, b.index(offset), *mask, lanes=each,
+                     phase=self.managed.get(op.operands[at], 0))
 
     # -- elements -----------------------------------------------------------------------------------------------------
     def elements(self, op: Op) -> list[Value]:

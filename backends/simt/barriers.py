@@ -72,7 +72,7 @@ class _Scan:
         managed = {op.result for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
         writes = [op for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed]
         self.copies = {op.attrs["phase"] for op in writes}
-        self.asynchronous = {op.attrs["phase"] for op in writes if op.name == "st_async"}
+        self.asynchronous = {op.attrs["phase"] for op in writes if op.name in ("st_async", "dma")}
 
     def touches(self, op: Op) -> list[Touch]:
         phase = op.attrs.get("phase", 0)

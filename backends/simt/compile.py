@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 from tilelang.backends.clike.render import Rendered, render
 from tilelang.backends.simt.barriers import insert_barriers
+from tilelang.backends.simt.dma import count_waits
 from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
@@ -14,13 +17,16 @@ from tilelang.backends.simt.products import Uses
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.through_registers import through_registers
+from tilelang.backends.simt.window import reaches
 from tilelang.ir.core import Function
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
-THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, dce, allocate_shared, insert_barriers)
+THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, dce, allocate_shared, insert_barriers,
+                                   count_waits)
 
 
 @dataclass
@@ -31,9 +37,18 @@ class Lowered(ABC):
     target: SimtTarget
 
     @cached_property
+    def _without_windows(self) -> Self:
+        return type(self)(self.tile, replace(self.target, windows=False))
+
+    def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
+        """The kernel for a call with these shapes and strides (elements) of every parameter: this one, unless the
+        blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`)."""
+        return self if not self.target.windows or reaches(self.thread, shapes, strides) else self._without_windows
+
+    @cached_property
     def placed(self) -> Function:
         """Every tile with its layout."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline, through_registers))
 
     @cached_property
     def thread(self) -> Function:

@@ -50,18 +50,18 @@ def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Po
 
 @lru_cache(maxsize=1024)
 def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: RegisterLayout | None,
-            ports: Ports) -> SharedLayout:
-    """A row-major layout of a staging buffer that is written and read with the fewest bank conflicts. Where a swizzle
-    of whole vectors leaves some, one more bit is changed."""
+            ports: Ports, column: bool = False) -> SharedLayout:
+    """A row-major (column-major) layout of a staging buffer that is written and read with the fewest bank conflicts.
+    Swizzles move whole vectors, once or twice; where that leaves some, one more bit is changed."""
     users = [(stored, True)] + ([(loaded, False)] if loaded is not None else [])
 
     def cost_of(place: SharedLayout) -> int:
         return sum(wavefronts(u, place, size, ports, store) for u, store in users)
-    plain = shared(shape)
+    plain = shared(shape, strides=(1, shape[0])) if column else shared(shape)
     best, cost = plain, cost_of(plain)
     base = max(vector_width(u, plain, size)[1] for u, _ in users).bit_length() - 1
     top = (prod(shape) - 1).bit_length()
-    for starts, longest in ((range(base, base + 1), 5), (range(base, top), 1)):
+    for starts, longest in (*[(range(base, base + 1), 5)] * 2, (range(base, top), 1)):
         first = best.swizzle
         for start in starts:
             for bits in range(1, longest + 1):
@@ -110,28 +110,30 @@ class Exchange:
         return [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
                 if layout.shape[d] > shape[d]]
 
+    @staticmethod
+    def _width(layout: RegisterLayout, place: SharedLayout, size: int, shape: Sequence[int], where: Where) -> int:
+        """Registers that an access may carry: `where` may break up vectors, and so may the tile's edge."""
+        dim, width = vector_width(layout, place, size)
+        return 1 if where is not itself or width > 1 and shape[dim] % width else width
+
     def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
-              place: SharedLayout, where: Where = itself, last: bool = False) -> None:
+              place: SharedLayout, where: Where = itself, last: bool = False, phase: int | None = None) -> None:
         """Writes a tile, each element once, at `where` its index goes; of copies that differ the `last` counts."""
         b = self.b
-        _, width = vector_width(layout, place, dt.storage.itemsize)
+        width = self._width(layout, place, dt.storage.itemsize, shape, where)
         leader = self.threads.leader(layout, last)
-        width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape) + ([leader] if leader is not None else [])
             offset = address(b, place, where(index))
-            self.note(b.effect(th.St, memory, b.index(offset), lanes_of(b, value, first, width),
-                               *([b.all_of(conditions)] if conditions else [])))
+            b.effect(th.St, memory, b.index(offset), lanes_of(b, value, first, width),
+                     *([b.all_of(conditions)] if conditions else []), phase=self.phase if phase is None else phase)
 
     def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
              where: Where = itself, phase: int | None = None) -> Value:
         """Reads a tile into registers; those outside the tile are 0."""
         b = self.b
-        size = dt.storage.itemsize
-        _, width = vector_width(layout, place, size)
-        width = width if layout.shape == tuple(shape) and where is itself else 1  # others may break up vectors
-        parts = []
+        width, parts = self._width(layout, place, dt.storage.itemsize, shape, where), []
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape)

@@ -41,6 +41,21 @@ class Facts:
             return gcd(self.divisor(op.operands[0]) * self.divisor(op.operands[1]), ANY)
         return 1
 
+    def natural(self, v: Value) -> bool:
+        """Whether `v` is never negative, and no sum or product in it wraps around for that."""
+        op = v.owner
+        if op is None:
+            return v in self.loops and all(self.natural(x) for x in self.loops[v])
+        if op.name == "const":
+            return bool(op.attrs["value"] >= 0)
+        if op.name in ("grid", "dim"):
+            return True
+        if op.name == "cast":
+            return op.operands[0].dtype.kind in ("int", "uint") and self.natural(op.operands[0])
+        if op.name in ("add", "mul", "min", "max", "floordiv", "mod"):
+            return all(map(self.natural, op.operands))
+        return False
+
     @staticmethod
     def _dim(t: object, axis: int) -> int:
         assert isinstance(t, TensorType)

@@ -39,7 +39,8 @@ class Launch:
 
     def __init__(self, lowered: Lowered, device: Device) -> None:
         rendered, params = lowered.rendered, lowered.tile.params
-        self.tile, self.device, self.rendered = lowered.tile, device, rendered
+        self.lowered, self.tile, self.device, self.rendered = lowered, lowered.tile, device, rendered
+        self._other: Launch | None = None
         self.function = device.load(lowered.product[0], rendered.name, lowered.dynamic_shared)
         self.dynamic_shared, self.widest = lowered.dynamic_shared, device.widest(rendered.threads)
         self.workers = device.multiprocessors * max(int(lowered.report["resident_blocks"]), 1)
@@ -59,6 +60,15 @@ class Launch:
         slots = [at[p] if p in at else self.head.index(p.index) for p in rendered.parameters]
         self._params = (ctypes.c_void_p * count)(*(start + SLOT * slot for slot in slots))
         self.fire = self._fire()
+
+    def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Launch:
+        """The kernel for a call with these shapes and strides: this one or, compiled when first needed, the one
+        without windows."""
+        code = self.lowered.suited(shapes, strides)
+        if code is self.lowered:
+            return self
+        self._other = self._other or Launch(code, self.device)
+        return self._other
 
     def prepare(self, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
                 strides: Sequence[Sequence[int]]) -> Prepared:

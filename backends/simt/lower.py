@@ -19,9 +19,10 @@ from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.paired import Paired, take, to_f16, view
-from tilelang.backends.simt.registers import Threads, local_offsets, repeated
+from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.transposed import load_transposed
+from tilelang.backends.simt.window import windowed
 from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
@@ -41,23 +42,10 @@ def lower(fn: Function, target: SimtTarget) -> Function:
     return out
 
 
-def is_tile(v: Value) -> bool:
-    return isinstance(v.type, TileType) and bool(v.type.shape)
-
-
 def layout_of(v: Value) -> RegisterLayout:
     layout = v.tile.layout
     assert isinstance(layout, RegisterLayout), v
     return layout
-
-
-def thread_count(fn: Function, target: SimtTarget) -> int:
-    """Threads of a program: those of its layouts; one warp where it has no tiles."""
-    for op in fn.walk():
-        for v in op.results:
-            if is_tile(v):
-                return layout_of(v).num_threads
-    return target.warp
 
 
 class _Lowering:
@@ -80,7 +68,8 @@ class _Lowering:
                 if op.effects == "write" and isinstance(op.operands[0].type, TensorType) and op.name != "copy_async"
             },
             self.exchange.begin,
-            target.async_copy,
+            target,
+            windowed(fn) if target.windows else set(),
         )
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
         self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
@@ -314,7 +303,14 @@ class _Lowering:
         self.of[op.result] = self.access.load(op)
 
     def _lower_store(self, op: Op) -> None:
-        self.access.store(op)
+        memory, src = self.of.get(op.operands[0], op.operands[0]), op.operands[-1]
+        if not isinstance(memory.type, BufferType) or op.operands[0] not in self.access.managed:
+            self.access.store(op)
+            return
+        place, rank = memory.type.layout or shared(memory.type.shape), src.tile.rank
+        lead = [self.b.to_index(self.of.get(v, v)) for v in op.operands[1:memory.type.rank - rank + 1]]
+        self.exchange.write(self.of[src], src.dtype, layout_of(src), src.shape, block_of(self.b, memory, place, lead),
+                            SharedLayout(place.dims[len(lead):], place.swizzle), phase=self.access.managed[memory])
 
     def _lower_copy_async(self, op: Op) -> None:
         self.access.copy_async(op)

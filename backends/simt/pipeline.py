@@ -5,14 +5,19 @@ ensures: in a `for` with `stages` n > 1 such a copy runs n - 1 iterations ahead,
 as shared memory holds); one wait and one barrier in each iteration serve all of them
 example: `for … {stages=3} { barrier; copy_async %a, %k, %s; commit; wait {pending=0}; barrier; load %s; … }` copies
 the first two blocks before the loop, and in it waits for the oldest, then copies the block after the next
+
+Where copies go through registers, one iteration ahead is all that registers hold: a ring of two blocks. Where shared
+memory holds one block only, what was loaded in an iteration is stored at its end, after a barrier.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tilelang.backends.simt.registers import thread_count
 from tilelang.backends.simt.shared_memory import size_of
 from tilelang.backends.simt.stage import ring
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.through_registers import split
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
@@ -32,7 +37,9 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
             for inner in op.regions:
                 visit(inner)
             if op.name == "for" and op.attrs["stages"] > 1:
-                _Loop(region, op, allocs, op.attrs["stages"]).run(target.shared_bytes)
+                stages = op.attrs["stages"] if target.async_copy else 2
+                _Loop(region, op, allocs, stages).run(target, threads)
+    threads = thread_count(fn, target)
     visit(fn.body)
     return fn
 
@@ -42,21 +49,24 @@ class _Loop:
         self.around, self.op, self.body, self.allocs, self.stages = around, op, op.regions[0], allocs, stages
         self.index = self.body.args[0]
 
-    def run(self, shared_bytes: int) -> None:
+    def run(self, target: SimtTarget, threads: int) -> None:
         copies = [op for op in self.body.ops if op.name == "copy_async" and op.operands[-1] in self.allocs
                   and self._slice(op) is not None]
         block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
-        self.stages = min(self.stages, shared_bytes // max(block, 1))
-        if not copies or self.stages < 2:
+        self.stages = min(self.stages, target.shared_bytes // max(block, 1))
+        if not copies or self.stages < (2 if target.async_copy else 1):
             return
-        rings = {op.operands[-1]: self._ring(self.allocs[op.operands[-1]]) for op in copies}
+        if self.stages == 1:
+            self._through_registers(copies, threads)
+            return
+        rings = {self._ring(self.allocs[op.operands[-1]]) for op in copies}
         before: list[Op] = []
         lo, _, step = self.op.operands[:3]
         at = lo
         for stage in range(self.stages - 1):
             slot = self._const(before, stage)
             for copy in copies:
-                self._copy(before, copy, at, rings, slot)
+                self._copy(before, copy, at, slot)
             before.append(mem.Commit([], loc=self.op.loc))
             at = self._op(before, ew.Add, at, step)
         self._rewrite(before, copies, rings, step)
@@ -99,23 +109,39 @@ class _Loop:
             pending += op.operands
         return [op for op in self.body.ops if op in needed]
 
-    def _waits(self, body: Sequence[Op], rings: dict[Value, Value]) -> bool:
+    def _waits(self, body: Sequence[Op], rings: set[Value]) -> bool:
         """Whether something else in the body needs its waits: the user's buffers, or a copy that stays."""
         ops = list(Region([], body).walk())
         copied = {op.operands[-1] for op in ops if op.name == "copy_async"}
         return any(isinstance(v.type, BufferType) and v not in rings and (v not in self.allocs or v in copied)
                    for op in ops for v in op.operands)
 
-    def _copy(self, out: list[Op], copy: Op, at: Value, rings: dict[Value, Value], slot: Value) -> None:
-        """The copy as iteration `at` makes it, into block `slot`."""
+    def _copy(self, out: list[Op], copy: Op, at: Value, *slot: Value) -> None:
+        """The copy as iteration `at` makes it, into block `slot` of a ring."""
         mapping = {self.index: at}
         for op in self._slice(copy) or []:
             out.append(op.clone(mapping))
         *source, buffer = copy.operands
-        out.append(mem.CopyAsync([*(mapping.get(v, v) for v in source), rings[buffer], slot], copy.attrs,
-                                 loc=copy.loc))
+        out.append(mem.CopyAsync([*(mapping.get(v, v) for v in source), buffer, *slot], copy.attrs, loc=copy.loc))
 
-    def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: dict[Value, Value], step: Value) -> None:
+    def _through_registers(self, copies: Sequence[Op], threads: int) -> None:
+        """The loop loads the next block while it works on the only one in shared memory."""
+        before: list[Op] = []
+        head: list[Op] = [mem.Wait([], loc=self.op.loc), mem.Barrier([], loc=self.op.loc)]
+        tail: list[Op] = [mem.Barrier([], loc=self.op.loc)]
+        at = self._op(head, ew.Add, self.index, self.op.operands[2])
+        for copy in copies:
+            self._copy(before, copy, self.op.operands[0])
+            self._copy(head, copy, at)
+            loads, stores = split(head.pop(), threads)
+            head += loads
+            tail += stores
+        *body, last = self._rest(copies)
+        region = Region(self.body.args, [*head, *body, *tail, last])
+        self._replace([*before, mem.Commit([], loc=self.op.loc)],
+                      For(self.op.operands, {"stages": 1}, [region], self.op.loc))
+
+    def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: set[Value], step: Value) -> None:
         """The loop carries the number of the oldest block."""
         first = self._const(before, 0)
         oldest = Value(TileType((), I32), "stage")
@@ -132,12 +158,10 @@ class _Loop:
         distance = self._op(head, ew.Mul, step, self._const(head, self.stages - 1, step))
         at = self._op(head, ew.Add, self.index, distance)
         for copy in copies:
-            self._copy(head, copy, at, rings, newest)
+            self._copy(head, copy, at, newest)
         head.append(mem.Commit([], loc=self.op.loc))
         carried = following(oldest, one)
-        body = [op for op in self.body.ops if op not in copies]
-        if not self._waits(body, rings):
-            body = [op for op in body if op.name not in ("commit", "wait", "barrier")]
+        body = self._rest(copies)
         for op in body:
             if op.name == "load" and op.operands[0] in rings:
                 op.operands.insert(1, oldest)
@@ -145,7 +169,17 @@ class _Loop:
         last = body.pop()
         yields = Yield([*last.operands, carried], loc=last.loc)
         region = Region([*self.body.args, oldest], [*head, *body, yields])
-        new = For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc)
+        self._replace(before, For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc))
+
+    def _rest(self, copies: Sequence[Op]) -> list[Op]:
+        """The body without its copies, and without their waits and barriers where nothing else needs them."""
+        body = [op for op in self.body.ops if op not in copies]
+        if not self._waits(body, {op.operands[-1] for op in copies}):
+            body = [op for op in body if op.name not in ("commit", "wait", "barrier")]
+        return body
+
+    def _replace(self, before: Sequence[Op], new: Op) -> None:
+        """`new`, whose first results are those of the loop, in its place."""
         for old, value in zip(self.op.results, new.results, strict=False):
             value.name = old.name
         place = self.around.ops.index(self.op)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
-from tilelang.ir.core import Value
+from tilelang.ir.core import Function, TileType, Value
 from tilelang.layouts import RegisterLayout, SharedLayout, replicated
 
 
@@ -71,6 +72,19 @@ def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tupl
         if width > best[1]:
             best = (d, width)
     return best
+
+
+def is_tile(v: Value) -> bool:
+    return isinstance(v.type, TileType) and bool(v.type.shape)
+
+
+def thread_count(fn: Function, target: SimtTarget) -> int:
+    """Threads of a program: those of its layouts; one warp where it has no tiles."""
+    for op in fn.walk():
+        for v in op.results:
+            if is_tile(v) and isinstance(v.tile.layout, RegisterLayout):
+                return v.tile.layout.num_threads
+    return target.warp
 
 
 class Threads:

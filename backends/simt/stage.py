@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tilelang.backends.simt.exchange import staging
 from tilelang.backends.simt.instructions import choose
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.through_registers import turned_layouts
 from tilelang.backends.simt.transposed import reader as transposed_reader
 from tilelang.ir.core import Function, Op, TensorType, Value
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked, local, spatial
@@ -74,10 +75,13 @@ def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtT
     """A block of a matrix as copies write it and `ldmatrix`, or threads that hold it as `operand`, read it, with the
     fewest bank conflicts."""
     reader: RegisterLayout | None = operand
-    if target.transposed_loads:
-        reader = transposed_reader(operand, size) or operand
-    elif target.ldmatrix:
+    turned = turned_layouts(shape, size, threads) if operand.contiguous(0) > operand.contiguous(1) else None
+    if target.ldmatrix:
         reader = matrix_rows(size) if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0 else None
+    elif target.transposed_loads and (named := transposed_reader(operand, size)):
+        reader = named
+    elif turned and not target.async_copy:
+        return staging(shape, size, turned[1], reader, target.ports, True)
     return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), reader, target.ports)
 
 

@@ -10,7 +10,9 @@ from tilelang.layouts import Ports
 @dataclass(frozen=True)
 class SimtTarget:
     """A machine of warps of `warp` lanes. `shared_bytes` is the largest shared memory of a block, `ports` how it
-    serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are."""
+    serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are. It may have
+    loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
+    for each lane (`dma.py`)."""
 
     name: str
     arch: int
@@ -23,3 +25,5 @@ class SimtTarget:
     native_casts: frozenset[tuple[str, str]] = frozenset()
     transposed_loads: bool = False
     subnormals: bool = True
+    windows: bool = False
+    dma: int = 0

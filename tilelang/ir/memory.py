@@ -291,8 +291,9 @@ class Commit(Op):
 
 
 class Wait(Op):
-    """Waits until at most `pending` of the latest groups are unfinished."""
-    name, levels, effects, attributes = "wait", ALL_LEVELS, "control", {"pending": 0}
+    """Waits until at most `pending` of the latest groups are unfinished. At THREAD `operations`, where it is known, is
+    how many copies these are."""
+    name, levels, effects, attributes = "wait", ALL_LEVELS, "control", {"pending": 0, "operations": None}
 
     def infer(self) -> Sequence[Type]:
         return []

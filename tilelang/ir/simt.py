@@ -37,6 +37,16 @@ class Block(Op):
         return [memory_type(self, self.operands[0])]
 
 
+class Window(Op):
+    """The elements of a tensor from `start` on, `extent` of them: (tensor, start, extent). Loads outside of them give
+    0, stores outside are dropped. For whom reads the code: it is that of a block (axis, extent)… of the tensor, whose
+    elements past its end along `axis` lie outside."""
+    name, levels, attributes = "window", THREAD, {"block": ..., "axis": None}
+
+    def infer(self) -> Sequence[Type]:
+        return [memory_type(self, self.operands[0])]
+
+
 class Take(Op):
     """Lanes of a vector in the given order: result lane i is operand lane `lanes[i]`."""
     name, levels, attributes = "take", THREAD, {"lanes": ...}
@@ -99,6 +109,29 @@ class StAsync(Op):
     """Starts copying `lanes` neighbouring elements into shared memory: (buffer, offset, tensor, offset, [mask]); where
     the mask is false zeros are written. The data is there after the `wait` that covers its group."""
     name, levels, effects, attributes = "st_async", THREAD, "write", {"lanes": ..., "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        memory_type(self, self.operands[2])
+        return []
+
+
+class Warp(Op):
+    """Number of this thread's warp in its program, the same for all its lanes."""
+    name, levels, effects, attributes = "warp", THREAD, "control", {"count": ..., "warp": 32}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), I32)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.arange(self.attrs["count"], dtype=np.int32) // self.attrs["warp"]
+
+
+class Dma(Op):
+    """Starts copying `lanes` neighbouring elements for each lane of a warp into neighbouring places of shared memory:
+    (buffer, offset of the first lane's, window, offset, [mask]); zeros where the mask is false or the window ends. The
+    data is there after the `wait` that covers its group."""
+    name, levels, effects, attributes = "dma", THREAD, "write", {"lanes": ..., "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         memory_type(self, self.operands[0])

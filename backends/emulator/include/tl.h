@@ -46,6 +46,18 @@ TL_FN sptr<T> block(sptr<T> s, i64 off) {
   return {s.base + off * i64(sizeof(T)), s.limit - off * i64(sizeof(T))};
 }
 
+// Part of a tensor, outside of which loads give 0 and stores are dropped.
+template <class T>
+struct window {
+  gptr<T> from;
+  i64 extent;
+};
+
+template <class T>
+TL_FN window<T> window_of(gptr<T> p, i64 start, i64 extent) {
+  return {p + start, extent};
+}
+
 TL_FN int thread() { return emu_thread(); }
 TL_FN i64 program() { return emu_program(); }
 
@@ -96,6 +108,19 @@ TL_FN void st(P<T> p, i64 off, const vec<T, N>& v, bool mask, op o) {
   idle(p, emu::STORE, o);
 }
 
+template <int N, class T>
+TL_FN vec<plain<T>, N> ld(window<T> w, int off, bool mask, op o) {
+  return ld<N>(w.from, off, mask && off >= 0 && off < w.extent, o);
+}
+template <int N, class T> TL_FN vec<plain<T>, N> ld(window<T> w, int off, op o) { return ld<N>(w, off, true, o); }
+
+template <int N, class T>
+TL_FN void st(window<T> w, int off, const vec<T, N>& v, bool mask, op o) {
+  st<N>(w.from, off, v, mask && off >= 0 && off < w.extent, o);
+}
+template <int N, class T>
+TL_FN void st(window<T> w, int off, const vec<T, N>& v, op o) { st<N>(w, off, v, true, o); }
+
 // A code of W bits at any bit; the lowest bit of a byte comes first.
 template <int W>
 TL_FN u32 ld_bits(gptr<const u8> p, i64 bit, bool mask, op o) {
@@ -132,6 +157,21 @@ TL_FN void cp_async(sptr<T> s, i64 soff, gptr<G> g, i64 goff, bool mask, op o) {
 
 TL_FN void cp_commit(op o) { emu_commit(o.id); }
 template <int PENDING> TL_FN void cp_wait(op o) { emu_wait(PENDING, o.id); }
+
+// Lanes fill neighbouring places of shared memory, the first lane that at `first`, which must be the same for all.
+template <int N, class T, class G>
+TL_FN void dma(sptr<T> s, int first, window<G> w, int off, bool mask, op o) {
+  constexpr int bytes = N * int(sizeof(T));
+  static_assert(bytes == 4 || bytes == 16, "a copy in order is 4 or 16 bytes a lane");
+  emu::Collective c{emu::DMA, o.id, bytes, 0, 0, nullptr, nullptr, nullptr, s.base, s.limit, first * i64(sizeof(T))};
+  emu_collective(&c);
+  emu_copy_async(s.base, s.limit, first + thread() % TL_WARP * N, w.from.buffer, w.from.p, off, sizeof(T), bytes,
+                 mask && off >= 0 && off < w.extent, o.id);
+}
+
+template <int COUNT> TL_FN void wait_operations(op o) { emu_wait_operations(COUNT, o.id); }
+
+TL_FN int warp() { return thread() / TL_WARP; }
 
 // ---- atomics
 

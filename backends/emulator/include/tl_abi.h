@@ -8,7 +8,7 @@ struct Buffer;  // the memory behind a global pointer, with its shadow
 
 // How an access uses memory; also the class its instruction is counted under.
 enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, LD_TRANSPOSED, MMA, SHUFFLE,
-           SYNCWARP, BARRIER, USES };
+           SYNCWARP, BARRIER, DMA, USES };
 
 // AMD's products: name, type of the accumulator, rows and columns, elements a lane holds of A and of B, their formats.
 #define EMU_MFMAS                                              \
@@ -82,6 +82,7 @@ void emu_copy_async(long long base, long long limit, long long offset, emu::Buff
                     long long from_offset, int size, int bytes, int mask, int op);
 void emu_commit(int op);
 void emu_wait(int pending, int op);
+void emu_wait_operations(int count, int op);  // until at most so many copies of the thread are under way
 void emu_barrier(int op);
 void emu_collective(emu::Collective* call);
 void emu_check_failed(int op);

@@ -69,7 +69,8 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
   const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED;
   const bool writes = !loads, reads = loads || use == ATOMIC;
   Stamp now = stamp(by);
-  if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED) now.lane = MANY;  // a row is handed to, or comes from, several lanes
+  // What a lane names is handed to, or comes from, several lanes.
+  if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED) now.lane = MANY;
   shared_cells.refine(bytes);
   const u32 end = (offset + bytes) / shared_cells.granule;
   for (u32 i = offset / shared_cells.granule; i < end; i++) {
@@ -275,6 +276,13 @@ extern "C" void emu_wait(int pending, int) {
     else t.copies[kept++] = copy;
   }
   t.copies.resize(kept);
+}
+
+extern "C" void emu_wait_operations(int count, int) {
+  std::vector<Copy>& copies = current->copies;
+  const size_t done = copies.size() - std::min(copies.size(), size_t(count));
+  for (size_t i = 0; i < done; i++) complete(copies[i]);
+  copies.erase(copies.begin(), copies.begin() + i64(done));
 }
 
 extern "C" void emu_declare_shared(long long bytes) {

@@ -69,14 +69,27 @@ static void transposed(const Warp& w, int warp) {
     for (int n = 0; n < 4; n++) ((u16*)w.calls[l]->out)[n] = seen[l / 16 * 16 + l % 16 / 4 + 4 * n][l % 4];
 }
 
+// The lanes of a copy that fills neighbouring places agree on the first; what they copy they say next.
+static void in_order(const Warp& w) {
+  const Collective& first = *w.calls[lowest(w.all)];
+  for (Lanes m = w.all; m; m &= m - 1) {
+    const Collective& c = *w.calls[lowest(m)];
+    if (c.base != first.base || c.offset != first.offset)
+      fail("divergent-collective", c.op, -1, "lanes name bytes %lld and %lld as the place of the first lane",
+           first.offset, c.offset);
+  }
+}
+
 static void perform(const Warp& w, int warp) {
   const Collective& first = *w.calls[0];
-  const int needs = first.use == MMA ? lanes_of(Shape(first.detail)) : first.use == LD_TRANSPOSED ? 64 : 32;
+  const bool amd = first.use == LD_TRANSPOSED || first.use == DMA;
+  const int needs = first.use == MMA ? lanes_of(Shape(first.detail)) : amd ? 64 : 32;
   if (first.use != SHUFFLE && first.use != SYNCWARP && size(w.all) != needs)
     fail("divergent-collective", first.op, -1, "a matrix instruction needs %d lanes, its warp has %d", needs,
          size(w.all));
   if (first.use == LDMATRIX || first.use == STMATRIX) return matrices(w, warp);
   if (first.use == LD_TRANSPOSED) return transposed(w, warp);
+  if (first.use == DMA) return in_order(w);
   for (int l = 0; l < run.lanes; l++)
     if (w.all >> l & 1) threads[warp * run.lanes + l].log.push_back({0, first.op, 0, u8(first.use), 0});
   if (first.use == SYNCWARP) warps[warp].clock++;

@@ -43,7 +43,93 @@ TL_FN T fetch_cas(T* p, plain<T> seen, plain<T> wanted) {
 
 namespace tl {
 
-// Copies go through registers: data is there when the copy has been made.
+// ---- windows: buffer instructions, which give 0 and drop what lies outside. A false mask chooses an offset there.
+// By the names of the compiler's own functions: builtins for them came later than to compilers still in use.
+
+using word2 = u32 __attribute__((ext_vector_type(2)));
+using word4 = u32 __attribute__((ext_vector_type(4)));
+
+template <int BYTES> struct buffer;
+#define TL_BUFFER(BYTES, TYPE, NAME)                                                                           \
+  __attribute__((device)) TYPE load_##NAME(word4, int, int, int) __asm("llvm.amdgcn.raw.buffer.load." #NAME);  \
+  __attribute__((device)) void store_##NAME(TYPE, word4, int, int, int)                                        \
+      __asm("llvm.amdgcn.raw.buffer.store." #NAME);                                                            \
+  template <> struct buffer<BYTES> {                                                                           \
+    using type = TYPE;                                                                                         \
+    static TL_FN TYPE load(word4 w, int at) { return load_##NAME(w, at, 0, 0); }                               \
+    static TL_FN void store(TYPE x, word4 w, int at) { store_##NAME(x, w, at, 0, 0); }                         \
+  };
+TL_BUFFER(1, u8, i8)
+TL_BUFFER(2, u16, i16)
+TL_BUFFER(4, u32, i32)
+TL_BUFFER(8, word2, v2i32)
+TL_BUFFER(16, word4, v4i32)
+#undef TL_BUFFER
+
+template <class T>
+struct window {
+  word4 words;  // address, bytes, format
+};
+
+template <class T>
+TL_FN window<T> window_of(T* p, i64 start, i64 extent) {
+  constexpr u32 LIMIT = 0x7fff0000, FORM = 0x27000;  // data of 32 bits, raw
+  const i64 bytes = extent * i64(sizeof(T));
+  const u32 records = bytes < 0 ? 0 : bytes >> 31 ? LIMIT : u32(bytes);
+  const u64 from = u64(p + start);
+  return {{u32(from), u32(from >> 32) & 0xffff, records, FORM}};
+}
+
+constexpr int OUTSIDE = -2147483647 - 1;
+
+template <int N, class T>
+TL_FN vec<plain<T>, N> ld(window<T> w, int off, bool mask, op) {
+  const auto x = buffer<N * int(sizeof(T))>::load(w.words, mask ? off * int(sizeof(T)) : OUTSIDE);
+  vec<plain<T>, N> v;
+  TL_COPY(&v, &x, sizeof v);
+  return v;
+}
+template <int N, class T> TL_FN vec<plain<T>, N> ld(window<T> w, int off, op o) { return ld<N>(w, off, true, o); }
+
+template <int N, class T>
+TL_FN void st(window<T> w, int off, const vec<T, N>& v, bool mask, op) {  // no scalar offset: see the notes on gfx940
+  typename buffer<N * int(sizeof(T))>::type x;
+  TL_COPY(&x, &v, sizeof x);
+  buffer<N * int(sizeof(T))>::store(x, w.words, mask ? off * int(sizeof(T)) : OUTSIDE);
+}
+template <int N, class T> TL_FN void st(window<T> w, int off, const vec<T, N>& v, op o) { st<N>(w, off, v, true, o); }
+
+// ---- copies
+
+TL_FN int warp() { return __builtin_amdgcn_readfirstlane(thread() / TL_WARP); }
+
+// From a window into neighbouring places of local memory, the first lane's at `first`. Assembly, because the compiler
+// would wait for all such copies before any read of local memory; it does not count them, `wait_operations` does. What
+// is loaded otherwise is waited for longer than need be.
+template <int N, class T, class G>
+TL_FN void dma(T* s, int first, window<G> w, int off, bool mask, op) {
+  constexpr int bytes = N * int(sizeof(T));
+  static_assert(bytes == 4 || bytes == 16, "a copy in order is 4 or 16 bytes a lane");
+  const u32 start = u32(u64((__attribute__((address_space(3))) T*)s));
+  const u32 place = __builtin_amdgcn_readfirstlane(start + first * int(sizeof(T)));
+  const int at = mask ? off * int(sizeof(T)) : OUTSIDE;
+#define TL_COPY_LDS(NAME)                                                                                       \
+  asm volatile("s_mov_b32 m0, %0\n\ts_nop 0\n\t" NAME " %1, %2, 0 offen lds" ::"s"(place), "v"(at), "s"(w.words) \
+               : "memory", "m0")
+  if constexpr (bytes == 4) TL_COPY_LDS("buffer_load_dword");
+#ifdef __gfx950__
+  if constexpr (bytes == 16) TL_COPY_LDS("buffer_load_dwordx4");
+#endif
+#undef TL_COPY_LDS
+}
+
+// Until at most so many accesses to global memory are under way; they end in order.
+template <int COUNT>
+TL_FN void wait_operations(op) {
+  asm volatile("s_waitcnt vmcnt(%0)" ::"i"(COUNT) : "memory");
+}
+
+// Other copies go through registers: data is there when the copy has been made.
 template <int N, class T>
 TL_FN void cp_async(T* s, int soff, const T* g, i64 goff, bool mask, op o) {
   st<N>(s, soff, ld<N>(g, goff, mask, o), o);

@@ -31,7 +31,8 @@ def emulated(fn: Function, target: str = "cuda:sm_80",
                 arrays.append(a)
                 strides.append(tuple(s // a.itemsize for s in a.strides))
             shapes.append(a.shape)
-        runs(code.tile, code.rendered, arrays, shapes, strides)
+        suited = code.suited(shapes, strides)
+        runs(suited.tile, suited.rendered, arrays, shapes, strides)
         for stored, a in packed:
             a[...] = codec.from_bits(stored.codes(), stored.dtype)
     return call

@@ -1,0 +1,63 @@
+"""Blocks of tensors as windows: accesses that the hardware drops where they lie outside (AMD's buffer loads, stores).
+
+A window begins where the block does and ends with the last slice of the tensor along one axis, so that rows past the
+edge need no comparison; other conditions choose an offset outside. Offsets from there have 32 bits, and order the
+elements only where strides are positive and slices do not overlap: `reaches` says of a call whether that holds.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilelang.backends.simt.facts import Facts
+from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.ir import simt
+from tilelang.ir.core import Function, TensorType, Value
+
+LIMIT = (1 << 31) - (1 << 16)
+"""Bytes from the start of a window that an access may begin at; what lies beyond is outside of every window."""
+
+
+def windowed(fn: Function) -> set[Value]:
+    """The tensors of a function that it only loads in blocks, or only stores in blocks: whatever orders accesses to
+    one tensor need not order those through windows and others."""
+    uses: dict[Value, set[str]] = {}
+    for op in fn.walk():
+        if op.operands and isinstance(op.operands[0].type, TensorType) and op.effects in ("read", "write"):
+            uses.setdefault(op.operands[0], set()).add("load" if op.name == "copy_async" else op.name)
+    return {v for v, names in uses.items() if names in ({"load"}, {"store"}) and not v.dtype.packed}
+
+
+def open_window(b: ThreadBuilder, facts: Facts, memory: Value, offsets: Sequence[Value], starts: Sequence[Index],
+                strides: Sequence[Index], axes: Sequence[int], shape: Sequence[int],
+                exact: bool) -> tuple[Value, int | None]:
+    """(the window of a block at `offsets`, the axis along which it ends where the tensor does). `starts` are the
+    offsets as indices, `exact` whether what lies outside need not be anything but dropped or 0."""
+    t = memory.type
+    assert isinstance(t, TensorType)
+    start: Index = 0
+    for at, stride in zip(starts, strides, strict=True):
+        start = b.add(start, b.mul(at, stride))
+    ends = [a for a in axes if exact and not (a < len(t.unit) and t.unit[a]) and facts.natural(offsets[a])]
+    axis = ends[0] if ends and any(t.unit) else None
+    extent: Index = LIMIT
+    if axis is not None:
+        extent = b.mul(b.sub(b.extent(memory, axis), starts[axis]), strides[axis])
+    window = b.pure(simt.Window, memory, b.index(start), b.index(extent),
+                    block=tuple(zip(axes, shape, strict=True)), axis=axis)
+    return window, axis
+
+
+def reaches(fn: Function, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> bool:
+    """Whether every window of a THREAD function holds its blocks in tensors of these shapes and strides (in
+    elements)."""
+    windows = {(fn.params.index(op.operands[0]), op.attrs["block"], op.attrs["axis"], op.operands[0].dtype)
+               for op in fn.walk() if op.name == "window"}
+    for index, block, axis, dt in windows:
+        spans = {a: (min(n, shapes[index][a]) - 1) * strides[index][a] for a, n in block}
+        if any(strides[index][a] < 0 for a in spans) or \
+                sum((n - 1) * strides[index][a] for a, n in block) * dt.storage.itemsize > LIMIT:
+            return False
+        if axis is not None and all(shapes[index]) and \
+                (strides[index][axis] <= 0 or sum(s for a, s in spans.items() if a != axis) >= strides[index][axis]):
+            return False
+    return True
