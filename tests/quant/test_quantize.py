@@ -84,7 +84,7 @@ def test_the_definition_in_loops(name: str, symmetric: bool) -> None:
                 assert got == s * (min(values, key=lambda c: abs(s * (c - shift) - v)) - shift)
 
 
-@pytest.mark.parametrize("name", ["u4", "i4", "i2", "u2", "s1", "s2", "ternary", "f4e2m1", "f3e1m1"])
+@pytest.mark.parametrize("name", ["u4", "i4", "i2", "u2", "s1", "s2", "ternary", "f4e2m1", "f3e1m1", "f8e5m2"])
 def test_mse_is_never_worse_in_any_group(name: str) -> None:
     w = np.random.default_rng(0).standard_normal((6, 100)) ** 3
     def errors(method: Any) -> Any:

@@ -117,6 +117,12 @@ def test_vectors(axis: int, block: tuple[int, int] | None) -> None:
             assert got[i, j] == want
 
 
+def test_read_only_memory_becomes_torchs() -> None:
+    scale = np.frombuffer(np.ones((4, 1), np.float32).tobytes(), np.float32).reshape(4, 1)
+    q = QuantTensor(Packed.empty((4, 6), dtype("u4")), Parameter(scale, (1, 6)))
+    assert q.torch() == q
+
+
 def test_equality_is_by_content(tmp_path: Path) -> None:
     q = nested()
     assert q == nested() and q == q.torch() and q.torch().numpy() == q

@@ -62,11 +62,11 @@ def leaf_of(codes: Any, dt: DType) -> Any:
 
 
 def to_torch(leaf: Any, device: Any) -> Any:
-    """The leaf in torch's memory (a NumPy array on the CPU keeps its own)."""
+    """The leaf in torch's memory; on the CPU that is the same memory, where it is contiguous and may be written."""
     import torch
     if isinstance(leaf, Packed):
         return Packed(to_torch(leaf.buffer, device), leaf.dtype, leaf.shape, leaf.row_bits)
-    return (leaf if is_torch(leaf) else torch.from_numpy(np.ascontiguousarray(leaf))).to(device)
+    return (leaf if is_torch(leaf) else torch.from_numpy(np.require(leaf, requirements="CW"))).to(device)
 
 
 def to_numpy(leaf: Any) -> Any:

@@ -155,7 +155,7 @@ class _Code:
         if dt.kind in ("int", "uint"):
             q = np.clip(np.rint(x / divisor), self.low, self.high)
             return _bits(q - self.low + dt.min, dt), np.zeros(scale.shape, np.uint64), wide * q
-        stored = codec.encode(x / divisor, dt)
+        stored = codec.encode(np.clip(x / divisor, dt.min, dt.max), dt)  # beyond the range tried: never infinity
         return codec.to_bits(stored, dt).astype(np.uint64), np.zeros(scale.shape, np.uint64), \
             wide * codec.decode(stored, dt)
 
