@@ -25,6 +25,7 @@ bench: .venv/examples
 bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static_amd
+	$(BIN)/python -m benchmarks.order
 
 # On a machine with a GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails. For AMD's:
 # make gpu TORCH='torch --index-url https://download.pytorch.org/whl/rocm6.4'

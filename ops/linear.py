@@ -26,7 +26,7 @@ def linear_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], 
                   BM: tile.Const, BN: tile.Const, BK: tile.Const, GELU: tile.Const,
                   bias: tile.Tensor[tile.T, "N"] = None):
     """One block of y for each program; weights are stored by output feature, as torch stores them."""
-    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN))
+    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN), group=8)
     acc = linear_block(x, w, bias, m, n, BM, BN, BK)
     if GELU:
         acc = gelu_exact(acc)
@@ -38,7 +38,7 @@ def linear_gelu_backward_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[ti
                                 dy: tile.Tensor[tile.T, "M N"], dz: tile.Out[tile.T, "M N"], BM: tile.Const,
                                 BN: tile.Const, BK: tile.Const, bias: tile.Tensor[tile.T, "N"] = None):
     """dz = dy * gelu'(z), where z = x @ w.T + bias is computed again."""
-    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN))
+    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN), group=8)
     z = linear_block(x, w, bias, m, n, BM, BN, BK)
     dz_block = tile.load(dy, (m * BM, n * BN), (BM, BN)).to(tile.f32) * tile.derivative(gelu_exact(z), z)
     tile.store(dz, (m * BM, n * BN), dz_block.to(dz.dtype))

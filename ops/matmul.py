@@ -15,7 +15,7 @@ def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], 
                   BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const):
     """c = a @ b, one block of c for each program."""
     (M, K), N = a.shape, b.shape[1]
-    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
+    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN), group=8)
     acc = tile.zeros((BM, BN), ACC)
     for k in tile.range(0, K, BK, stages=3):
         acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))

@@ -58,12 +58,12 @@ def parameters(fn: Function) -> tuple[Parameter, ...]:
 
 def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
     """The text of a THREAD function. Raises TargetError for an operation without a form."""
-    return _Renderer(fn).run(title, shared_bytes, target)
+    return _Renderer(fn, target).run(title, shared_bytes)
 
 
 class _Renderer:
-    def __init__(self, fn: Function) -> None:
-        self.fn = fn
+    def __init__(self, fn: Function, target: SimtTarget) -> None:
+        self.fn, self.target = fn, target
         self.lines: list[str] = []
         self.indent = "  "
         self.names: dict[Value, str] = {}
@@ -75,13 +75,16 @@ class _Renderer:
     def name(self, v: Value) -> str:
         if v not in self.names:
             base = re.sub(r"\W", "_", v.name) if v.name else ""
-            base = base if base and not base[0].isdigit() else f"x{len(self.names)}"
-            name, n = base, 1
-            while name in self.taken or name in _RESERVED:
-                name, n = f"{base}_{n}", n + 1
-            self.taken.add(name)
-            self.names[v] = name
+            self.names[v] = self.fresh(base if base and not base[0].isdigit() else f"x{len(self.names)}")
         return self.names[v]
+
+    def fresh(self, base: str) -> str:
+        """A name that nothing has."""
+        name, n = base, 1
+        while name in self.taken or name in _RESERVED:
+            name, n = f"{base}_{n}", n + 1
+        self.taken.add(name)
+        return name
 
     def scalar(self, v: Value) -> str:
         """A scalar as an expression: constants stand for themselves."""
@@ -118,7 +121,7 @@ class _Renderer:
         return f"tl::op({len(self.ops) - 1})"
 
     # -- the function -------------------------------------------------------------------------------------------------
-    def run(self, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
+    def run(self, title: str, shared_bytes: int) -> Rendered:
         threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
         args = []
         for p in parameters(self.fn):
@@ -137,12 +140,12 @@ class _Renderer:
                 args.append(f"tl::i64 {name}_{'n' if p.kind == 'shape' else 's'}{p.axis}")
         name = f"{self.fn.name}_kernel"
         self.region(self.fn.body)
-        head = [f"// {title}", f"#define TL_WARP {target.warp}", '#include "tl.h"', "",
+        head = [f"// {title}", f"#define TL_WARP {self.target.warp}", '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({_wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
-        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops), target.ports)
+        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops), self.target.ports)
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -233,17 +236,18 @@ class _Renderer:
         self.define(op.result, "workers")
 
     def _grid(self, op: Op) -> None:
-        rest = "tl::program()"
-        for i in reversed(range(len(op.results))):
-            extent = self.scalar(op.operands[i])
-            if i == 0:
-                self.define(op.results[0], f"(tl::i32)({rest})")
-                continue
-            following = f"grid_{i}"
-            self.taken.add(following)
-            self.define(op.results[i], f"(tl::i32)({rest} % {extent})")
-            self.line(f"const tl::i64 {following} = {rest} / {extent};")
-            rest = following
+        """Programs of one extent run in order: nothing says that neighbours share anything."""
+        extents, group, dies = [self.scalar(v) for v in op.operands], op.attrs["group"], self.target.dies
+        value = "tl::program()"
+        if len(extents) > 1 and (group > 1 or dies[0] > 1):
+            value = f"tl::ordered<{group}, {dies[0]}, {dies[1]}>({value}, (tl::i64){' * '.join(extents)}, " \
+                f"{', '.join(extents[-2:])})"
+        for v, extent in reversed(list(zip(op.results[1:], extents[1:], strict=True))):
+            number, following = self.fresh("program"), self.fresh("program")
+            self.line(f"const tl::i64 {number} = {value}, {following} = tl::quotient({number}, {extent});")
+            self.define(v, f"(tl::i32)({number} - {following} * {extent})")
+            value = following
+        self.define(op.results[0], f"(tl::i32){value}")
 
     def _dim(self, op: Op) -> None:
         memory, axis = op.operands[0], op.attrs["axis"]

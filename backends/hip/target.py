@@ -26,6 +26,11 @@ PORTS = Ports((in_order(32, 64, 32), in_order(32, 64, 16), _WIDE), STORES)
 PORTS_CDNA4 = Ports((in_order(64, 64, 64), in_order(64, 64, 32), _WIDE_CDNA4), STORES)
 """As measured for HipKittens (arXiv 2511.08083)."""
 
+DIES = {CDNA3: (8, 38), CDNA4: (8, 64)}
+"""Accelerator chips (XCDs) of MI300X and MI355X that take work groups in turn, each with a second-level cache of its
+own (AMD's "CDNA3" and "CDNA4" white papers), and how many neighbours should follow one another on one of them: 38 are
+its compute units, 64 is what HipKittens measured to be best. `python -m benchmarks.order` counts what that saves."""
+
 
 @cache
 def target(name: str) -> SimtTarget:
@@ -39,6 +44,7 @@ def target(name: str) -> SimtTarget:
     later = arch >= CDNA4  # CDNA3 copies 4 bytes at a time, slower than through registers
     return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if later else PORTS, rows, async_copy=later,
                       ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 0,
+                      dies=DIES.get(arch, (1, 1)),
                       subnormals=arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush them
 
 

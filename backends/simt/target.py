@@ -12,7 +12,8 @@ class SimtTarget:
     """A machine of warps of `warp` lanes. `shared_bytes` is the largest shared memory of a block, `ports` how it
     serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are. It may have
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
-    for each lane (`dma.py`)."""
+    for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
+    and of how many neighbours each is to have a run."""
 
     name: str
     arch: int
@@ -27,3 +28,4 @@ class SimtTarget:
     subnormals: bool = True
     windows: bool = False
     dma: int = 0
+    dies: tuple[int, int] = (1, 1)

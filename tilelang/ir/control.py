@@ -13,14 +13,23 @@ from tilelang.ir.dtypes import DType
 from tilelang.ir.elementwise import ALL_LEVELS, I1
 from tilelang.ir.shape import I32
 
+MAX_GROUP = 1 << 15
+"""Rows of a grid that run together at most."""
+
 
 class Grid(Op):
     """Ids of this program in a grid of the given extents; stands once, at the top level of a function. The extents
     depend on dimensions, scalar parameters and constants only, because the caller evaluates them. Programs run in
-    any order, in parallel."""
-    name, levels, effects = "grid", ALL_LEVELS, "control"
+    any order, in parallel; with `group`, GPUs begin with that many rows of the last two extents, column by column."""
+    name, levels, effects, attributes = "grid", ALL_LEVELS, "control", {"group": 1}
 
     def infer(self) -> Sequence[Type]:
+        group = self.attrs["group"]
+        if type(group) is not int or not 1 <= group <= MAX_GROUP or (group > 1 and len(self.operands) < 2):
+            raise VerifyError("`grid` cannot run in groups like this", op=self.name, loc=self.loc,
+                              needs=f"group=1 … {MAX_GROUP}, of rows of a grid with two extents or more",
+                              got=f"group={group!r}, {len(self.operands)} extents",
+                              try_="tile.grid(rows, columns, group=8)")
         for v in self.operands:
             if v.type != TileType((), I32):
                 raise DTypeMismatch("grid extents are i32 scalars", loc=self.loc, needs="i32", got=str(v.type),

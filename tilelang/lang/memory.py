@@ -36,9 +36,12 @@ def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.rang
     return builtins.range(*(x.__index__() for x in (a, b, step)))
 
 
-def grid(*counts: Any) -> Any:
-    """This program's position in a grid of that many programs: one i32 scalar, or a tuple of them."""
-    ids = emit(control.Grid, *(offset(c) for c in counts)).results
+def grid(*counts: Any, group: int = 1) -> Any:
+    """This program's position in a grid of that many programs: one i32 scalar, or a tuple of them.
+
+    Programs may run in any order, and what a kernel computes does not depend on it. Which run at once decides what
+    they share in caches: on a GPU `group` rows (of the last two extents) at a time are walked column by column."""
+    ids = emit(control.Grid, *(offset(c) for c in counts), group=group).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
 

@@ -143,3 +143,4 @@ TL_FN u16 f32_to_bf16_soft(float x) {
 }  // namespace tl
 
 #include "tl_values.h"
+#include "tl_order.h"
