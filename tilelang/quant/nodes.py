@@ -66,7 +66,7 @@ def to_torch(leaf: Any, device: Any) -> Any:
     import torch
     if isinstance(leaf, Packed):
         return Packed(to_torch(leaf.buffer, device), leaf.dtype, leaf.shape, leaf.row_bits)
-    return (leaf if is_torch(leaf) else torch.from_numpy(np.require(leaf, requirements="CW"))).to(device)
+    return (leaf if is_torch(leaf) else torch.from_numpy(np.require(leaf, requirements=["C", "W"]))).to(device)
 
 
 def to_numpy(leaf: Any) -> Any:
