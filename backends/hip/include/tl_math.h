@@ -46,9 +46,9 @@ template <class T> TL_FN T min(T a, plain<T> b) { return smaller(a, b); }
 TL_FN float f16_to_f32(u16 h) { return float(bits<_Float16>(h)); }
 TL_FN u16 f32_to_f16(float x) { return bits<u16>(_Float16(x)); }
 using half2 = _Float16 __attribute__((ext_vector_type(2)));
-TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
-  return bits<u32>(__builtin_elementwise_fma(bits<half2>(a), bits<half2>(b), bits<half2>(c)));
-}
+// By the name of the compiler's own function: the builtin came later than to compilers still in use.
+__attribute__((device)) half2 fma_v2f16(half2, half2, half2) __asm("llvm.fma.v2f16");
+TL_FN u32 fma_halves(u32 a, u32 b, u32 c) { return bits<u32>(fma_v2f16(bits<half2>(a), bits<half2>(b), bits<half2>(c))); }
 TL_FN u16 f32_to_bf16(float x) {
 #ifdef __gfx950__
   return bits<u16>(__bf16(x));

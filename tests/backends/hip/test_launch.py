@@ -161,11 +161,13 @@ REAL = """
 import sys
 import numpy as np
 from tests.backends.hip import test_clang
-from tilelang.backends.hip import hiprtc
+from tilelang.backends.hip import code_object, hiprtc
 if hiprtc.find() is None:
     sys.exit("no hiprtc was found")
 if not hiprtc.supports("gfx90a"):
     sys.exit("hiprtc does not know gfx90a")
+text = test_clang.every_wrapper("gfx90a")
+assert len(code_object.uses(hiprtc.compile(text, "gfx90a"))) == text.count("TL_KERNEL")
 lowered = test_clang.matmul("gfx90a")
 report = lowered.report
 assert lowered.code_object[:4] == b"\\x7fELF" and b"gfx90a" in lowered.code_object
