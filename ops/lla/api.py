@@ -1,0 +1,120 @@
+"""Calls of Local Linear Attention: checks, block extents, the operator and its gradient."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import tilelang as tile
+from tilelang.args import empty_like, is_torch
+from tilelang.ops.attention.options import check_heads, spread, window_sizes
+from tilelang.ops.common import block, dtype_of
+from tilelang.ops.lla.backward import columns_kernel, rows_kernel
+from tilelang.ops.lla.forward import forward_kernel
+
+RIDGES = ("rel", "abs")
+F32 = tile.dtype("f32")
+
+
+def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queries: int, keys: int) -> dict[str, Any]:
+    d, e = q.shape[3], v.shape[3]
+    if tile.on_gpu(q, k, v):
+        side = 64 if max(d, e) <= 64 else 32
+        bm, bn, deep = block(queries, side, 16), block(keys, side, 16), 16
+    else:
+        bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
+    return {"LEFT": left, "RIGHT": right, "BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep),
+            "BE": block(e, 1 << 12, deep)}
+
+
+def _backward(q: Any, k: Any, v: Any, lam: Any, do: Any, rho: Any, top: Any, omega: Any, delta: Any, scale: float,
+              relative: bool, left: int | None, right: int | None, iterations: int, tolerance: float,
+              cu_q: Any = None, cu_k: Any = None, longest_q: int = 0, longest_k: int = 0) -> tuple[Any, Any, Any, Any]:
+    """(dq, dk, dv, dlam)"""
+    dq, dk, dv = (empty_like(x, tuple(x.shape), dtype_of(x)) for x in (q, k, v))
+    u = empty_like(q, tuple(q.shape), F32)
+    base, ldr, dlam = (empty_like(q, tuple(q.shape[:3]), F32) for _ in range(3))
+    packed = {"cu_q": cu_q, "cu_k": cu_k}
+    consts = constants(q, k, v, left, right, longest_q or q.shape[2], longest_k or k.shape[2])
+    rows_kernel(q, k, v, lam, do, rho, top, omega, delta, dq, u, base, ldr, dlam, scale, tolerance, longest=longest_q,
+                RELATIVE=relative, ITERATIONS=iterations, **packed, **consts)
+    columns_kernel(q, k, v, do, rho, u, top, delta, base, ldr, dk, dv, scale, longest=longest_k, **packed, **consts)
+    return dq, dk, dv, dlam
+
+
+@tile.torch_op("tilelang::lla", backward=_backward, outputs="o rho top omega delta", wrt="q k v lam", autocast="lower",
+               dims="b h S D, b h L D, b h L E, b h S, N, N -> b h S E, b h S D, b h S, b h S, b h S")
+def _forward(q: Any, k: Any, v: Any, lam: Any, scale: float, relative: bool, left: int | None, right: int | None,
+             iterations: int, tolerance: float, cu_q: Any = None, cu_k: Any = None, longest_q: int = 0,
+             longest_k: int = 0) -> tuple[Any, Any, Any, Any, Any]:
+    """The result, and what the backward needs: rho, top, omega and delta of `forward.py`."""
+    o = empty_like(q, (*q.shape[:3], v.shape[3]), dtype_of(q))
+    rho = empty_like(q, tuple(q.shape), F32)
+    top, omega, delta = (empty_like(q, tuple(q.shape[:3]), F32) for _ in range(3))
+    forward_kernel(q, k, v, lam, o, scale, tolerance, rho=rho, top=top, omega=omega, delta=delta, cu_q=cu_q, cu_k=cu_k,
+                   longest=longest_q, RELATIVE=relative, ITERATIONS=iterations,
+                   **constants(q, k, v, left, right, longest_q or q.shape[2], longest_k or k.shape[2]))
+    return o, rho, top, omega, delta
+
+
+def check(q: Any, k: Any, v: Any, ridge: str) -> None:
+    """Raises ValueError for dtypes, head counts and ridges that do not fit."""
+    check_heads(q, k, v)
+    if ridge not in RIDGES:
+        raise ValueError(f"ridge must be 'rel' or 'abs', got {ridge!r}")
+
+
+def step(x: Any) -> float:
+    """The distance from 1 to the next number of a dtype."""
+    return 2.0 ** -{"float32": 23, "float16": 10, "bfloat16": 7}[str(x.dtype).removeprefix("torch.")]
+
+
+def limits(q: Any, iterations: int | None, tolerance: float | None) -> tuple[int, float]:
+    """Of the solver: rounding costs some steps more than D, which the early end saves where they are not needed."""
+    return 2 * q.shape[3] + 8 if iterations is None else iterations, step(q) / 4 if tolerance is None else tolerance
+
+
+def per_query(lam: Any, q: Any, shape: tuple[int, ...]) -> Any:
+    """lam in f32 beside q, broadcast to a shape without memory for what it does not depend on."""
+    if not is_torch(q):
+        return spread(np.asarray(lam, np.float32), shape)
+    return spread(lam.float() if is_torch(lam) else q.new_full((), lam).float(), shape)
+
+
+def lla(q: Any, k: Any, v: Any, lam: Any = 1.0, causal: bool = False, scale: float | None = None, *,
+        ridge: str = "rel", window: Any = None, iterations: int | None = None, tolerance: float | None = None) -> Any:
+    """Local Linear Attention (arXiv 2510.01450) of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E], H a multiple of G.
+
+    For each query an affine function is fitted to the pairs (key, value), weighted by exp(scale q.k), with a ridge on
+    its slope; the result [B, H, S, E] is its value at the query. `lam` > 0, a number or an array that broadcasts to
+    [B, H, S], times the sum of the weights is the ridge ("rel", does not depend on a shift of the scores), or lam
+    itself ("abs"). lam to infinity is softmax attention. `scale` is 1 / sqrt(D) unless given.
+
+    What a query sees, its own place being i + L - S: with `causal` no keys behind it, with `window` (left, right) so
+    many before and behind, -1 for all. Queries that see nothing give 0.
+
+    f32, f16 or bf16; fits are f32. They are solved by conjugate gradients, in `iterations` steps at most (enough for
+    f32 unless given: in exact arithmetic D steps would be), which end as soon as the residual of each query of a block
+    has fallen to `tolerance` (a quarter of the dtype's step at 1 unless given). Normalised queries and keys and lam
+    from 0.1 take few steps; lam below wants f32. Gradients for q, k, v and lam. Raises ValueError for what does not
+    fit together."""
+    check(q, k, v, ridge)
+    return _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
+                    *limits(q, iterations, tolerance))[0]
+
+
+def lla_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int, max_seqlen_k: int,
+               lam: Any = 1.0, causal: bool = False, scale: float | None = None, *, ridge: str = "rel",
+               window: Any = None, iterations: int | None = None, tolerance: float | None = None) -> Any:
+    """`lla` of packed sequences: q [T, H, D], k [U, G, D], v [U, G, E]; `cu_seqlens_q`, `cu_seqlens_k` i32 [N + 1] say
+    where each of N sequences begins, and where the last ends; `lam` broadcasts to [1, H, T]. Gives [T, H, E]."""
+    q, k, v = (x.swapaxes(0, 1)[None] for x in (q, k, v))
+    check(q, k, v, ridge)
+    out = _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
+                   *limits(q, iterations, tolerance), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)[0]
+    return out[0].swapaxes(0, 1)
+
+
+def _options(q: Any, causal: bool, scale: float | None, ridge: str, window: Any) -> tuple[Any, ...]:
+    return 1.0 / math.sqrt(q.shape[3]) if scale is None else scale, ridge == "rel", *window_sizes(causal, window)
