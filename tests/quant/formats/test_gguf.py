@@ -18,7 +18,8 @@ from tilelang.quant import QuantTensor
 from tilelang.quant.formats.gguf import FORMATS, from_gguf, load_gguf, to_gguf
 
 CODES = {"Q4_0": "i4", "Q4_1": "u4", "Q5_0": "i5", "Q5_1": "u5", "Q8_0": "i8", "Q2_K": "u2", "Q3_K": "i3",
-         "Q4_K": "u4", "Q5_K": "u5", "Q6_K": "i6", "TQ1_0": "ternary", "TQ2_0": "ternary", "MXFP4": "f4e2m1"}
+         "Q4_K": "u4", "Q5_K": "u5", "Q6_K": "i6", "TQ1_0": "ternary", "TQ2_0": "ternary", "MXFP4": "f4e2m1",
+         "NVFP4": "f4e2m1"}
 WRITTEN = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]  # those that `gguf` can quantise
 
 
@@ -36,6 +37,8 @@ def random_bytes(format: str, rows: int, blocks: int) -> Any:
             codes[name] = codes[name] & ~np.int64(0x4000 if field.dtype.name == "f16" else 0x80)
     if format == "TQ2_0":
         codes["codes"] = codes["codes"] % 3
+    if format == "NVFP4":
+        codes["scale"] = codes["scale"] % 0x7F
     return record.pack(codes).reshape(rows, -1)
 
 
@@ -58,7 +61,7 @@ def test_no_bit_is_lost(format: str) -> None:
     """Infinities and NaN included."""
     f = FORMATS[format]
     data = np.random.default_rng(0).integers(0, 256, (2, 3 * f.record.size)).astype(np.uint8)
-    if format == "TQ2_0":
+    if format in ("TQ2_0", "NVFP4"):
         data[:] &= 0x55
     np.testing.assert_array_equal(to_gguf(from_gguf(data, format, (2, 3 * f.block)), format), data)
     assert sum(field.at.size for field in f.record.fields.values()) == 8 * f.record.size
@@ -123,6 +126,7 @@ def test_files_that_are_not(tmp_path: Path) -> None:
     ("`w` has the wrong shape", np.zeros(144, np.uint8), "Q4_K", (1, 255)),
     ("`w` has an unknown format", np.zeros(144, np.uint8), "Q9_K", (1, 256)),
     ("`w` has a code without meaning", np.full(66, 255, np.uint8), "TQ2_0", (1, 256)),
+    ("`w` has a code without meaning", np.full(36, 255, np.uint8), "NVFP4", (1, 64)),
 ])
 def test_broken_tensors(message: str, data: Any, format: str, shape: Any) -> None:
     with pytest.raises(CheckpointError) as error:

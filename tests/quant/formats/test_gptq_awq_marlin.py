@@ -18,6 +18,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert sorted(a) == sorted(b)
     for name in a:
         assert a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes(), name
+        assert a[name].flags.c_contiguous, name
 
 
 def words(columns: list[list[int]], bits: int) -> Any:
@@ -207,3 +208,16 @@ def test_broken_marlin() -> None:
               tile.quantize(np.ones((64, 40)), "u4", 20)):
         with pytest.raises(QuantError, match="cannot be written as Marlin"):
             to_marlin(q)
+
+
+@pytest.mark.parametrize(("read", "write", "field"), [(from_gptq, to_gptq, "scales"), (from_awq, to_awq, "scales"),
+                                                      (from_marlin, to_marlin, "s")])
+def test_scales_in_bf16(read: Any, write: Any, field: str) -> None:
+    state = {name: torch.from_numpy(x) for name, x in write(tile.quantize(RNG.standard_normal((64, 128)), "u4", 32,
+                                                                          True)).items()}
+    state[field] = state[field].bfloat16()
+    q = read(state)
+    assert q.scale.values.dtype.name == "bf16"
+    back = write(q)
+    assert back[field].buffer.tobytes() == state[field].view(torch.uint8).numpy().tobytes()
+    assert all(back[name].tobytes() == x.numpy().tobytes() for name, x in state.items() if name != field)

@@ -98,6 +98,8 @@ def _formats() -> dict[str, Format]:
         "TQ1_0": Format(_Base3()),
         "TQ2_0": Format(Record(66, codes=_field("ternary", _runs(0, 32, 256, 2)), scale=half(64))),
         "MXFP4": Format(Record(17, scale=Field.number("e8m0", 0), codes=_field("f4e2m1", _runs(1, 16, 32)))),
+        "NVFP4": Format(Record(36, scale=_field("f8e4m3", places(np.arange(4), 0, 8)),
+                               codes=_field("f4e2m1", _runs(4, 8, 64)))),
     }
 
 
@@ -156,8 +158,10 @@ def from_gguf(data: Any, format: str, shape: tuple[int, ...], name: str = "data"
         raise CheckpointError(f"`{name}` has the wrong number of bytes", got=str(len(raw)),
                               needs=f"{n * blocks * size} for {n} x {blocks} blocks of {size} bytes ({format})")
     parts = {key: c.reshape(n, -1) for key, c in f.record.unpack(raw.reshape(-1, size)).items()}
-    if format == "TQ2_0" and (parts["codes"] == 3).any():
-        raise CheckpointError(f"`{name}` has a code without meaning", needs="TQ2_0 codes 0, 1 and 2", got="3")
+    for of, field, top in (("TQ2_0", "codes", 2), ("NVFP4", "scale", 0x7E)):
+        if format == of and (parts[field] > top).any():
+            raise CheckpointError(f"`{name}` has a code without meaning", needs=f"{of} {field} of 0 to {top}",
+                                  got=str(parts[field].max()))
 
     def parameter(one: str, many: str) -> Parameter | None:
         if one not in parts:
@@ -165,7 +169,7 @@ def from_gguf(data: Any, format: str, shape: tuple[int, ...], name: str = "data"
         sign = 1 << 15 if f.subtract and one == "minimum" else 0
         values = leaf_of(parts[one] ^ sign if sign else parts[one], f.record.fields[one].dtype)
         if many not in parts:
-            return Parameter(values, (1, f.block))
+            return Parameter(values, (1, f.block // len(f.record.fields[one].at)))
         count = parts[many].shape[1] // blocks
         inner = Packed.from_codes(parts[many], f.record.fields[many].dtype)
         return Parameter(QuantTensor(inner, Parameter(values, (1, count))), (1, f.block // count))
@@ -188,7 +192,8 @@ def to_gguf(q: QuantTensor, format: str) -> Any:
     for one, many, given in (("scale", "scales", q.scale), ("minimum", "minima", q.minimum)):
         if one not in fields:
             continue
-        block = f.block
+        held = len(fields[one].at)
+        block = f.block // held
         if many in fields:
             count = len(fields[many].at)
             inner = plain(given, (1, f.block // count), format, one)
@@ -197,7 +202,7 @@ def to_gguf(q: QuantTensor, format: str) -> Any:
             given, block = inner.scale, count
         values = plain(given, (1, block), format, f"{one}.scale" if many in fields else one)
         sign = np.uint64(1 << 15 if f.subtract and one == "minimum" else 0)
-        parts[one] = array_codes(values, fields[one].dtype, (n, blocks), format, one).astype(np.uint64) ^ sign
+        parts[one] = array_codes(values, fields[one].dtype, (n, blocks * held), format, one).astype(np.uint64) ^ sign
     return f.record.pack({key: c.reshape(n * blocks, -1) for key, c in parts.items()}).reshape(n, -1)
 
 

@@ -81,6 +81,7 @@ def to_marlin(q: QuantTensor) -> dict[str, Any]:
 def _columns(scales: Any, groups: int, back: bool) -> Any:
     """Scales (groups, N) with their columns in Marlin's order, or back in theirs."""
     order = GROUPED if groups > 1 else SINGLE
-    return scales.reshape(-1, len(order))[:, np.argsort(order) if back else order].reshape(scales.shape)
+    columns = np.argsort(order) if back else order
+    return np.ascontiguousarray(scales).reshape(-1, len(order))[:, columns].copy().reshape(scales.shape)
 
 
