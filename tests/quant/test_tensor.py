@@ -1,6 +1,8 @@
 """QuantTensor: its meaning against plain loops, its parts' checks, its files."""
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,28 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             load(tmp_path / f"{name}.safetensors")
     with pytest.raises(QuantError, match="`x` cannot be saved"):
         save({"x": np.zeros(3)}, tmp_path / "q.safetensors")  # type: ignore[dict-item]
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    q = tile.quantize(np.ones((4, 32), np.float32), "u4", 32)
+    save({"a": q}, tmp_path / "q.safetensors")
+    data = (tmp_path / "q.safetensors").read_bytes()
+    for old, new in ((b"Parameter", b"Parametre"), (b"[4, 32]", b"[4, 33]"), (b"u4", b"w4"), (b"block", b"blick"),
+                     (b'a.zero"', b'a.zerr"'), (b"QuantTensor", b"RowParts   ")):
+        assert old in data
+        (tmp_path / "bad.safetensors").write_bytes(data.replace(old, new))
+        with pytest.raises(CheckpointError, match="bad.safetensors (is damaged|cannot be read)"):
+            load(tmp_path / "bad.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(data[:-1])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(tmp_path / "bad.safetensors")
+    with pytest.raises(QuantError, match="`a.scale.codes` stands for two tensors"):
+        save({"a": tile.quantize(np.ones((4, 32)), "u4", 16, scale_dtype="u6"), "a.scale": q}, tmp_path / "q")
+
+
+def test_copies() -> None:
+    q = nested()
+    assert pickle.loads(pickle.dumps(q)) == q == copy.deepcopy(q)
 
 
 def test_sizes() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.errors import CheckpointError, QuantError
+from tilelang.errors import CheckpointError, QuantError, TileError
 from tilelang.ir.dtypes import dtype as dtype_named
 from tilelang.ir.packed import Packed
 from tilelang.quant.nodes import Node, dtype_of, join, to_numpy
@@ -23,7 +23,7 @@ def save(tensors: Mapping[str, QuantTensor], path: str | os.PathLike[str]) -> No
 
     Any reader of the format sees `name.codes`, `name.scale` and so on: arrays as they are, `tile.Packed`
     of 8, 16, 32 or 64 bits as unsigned integers of these bits, and of other widths as its bytes. Raises QuantError
-    for what is not a QuantTensor.
+    for what is not a QuantTensor, and for names that collide.
     """
     leaves: dict[str, Any] = {}
     structure = {}
@@ -48,7 +48,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, QuantTensor]:
     if text is None:
         raise CheckpointError(f"{where} has no quantised tensors", needs=f"metadata `{KEY}`", got="none",
                               try_="tilelang.quant.from_gptq and its like for files of other projects")
-    return {name: _decode(item, name, leaves) for name, item in json.loads(text).items()}
+    try:
+        return {name: _decode(item, name, leaves) for name, item in json.loads(text).items()}
+    except (TileError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where} is damaged", needs="what tilelang.quant.save writes",
+                              got=str(error).replace("\n", ";")) from error
 
 
 def _safetensors() -> Any:
@@ -68,6 +72,9 @@ def _encode(value: Any, path: str, leaves: dict[str, Any]) -> Any:
         return [_encode(item, join(path, str(i)), leaves) for i, item in enumerate(value)]
     if value is None or isinstance(value, int | str):
         return value
+    if path in leaves:
+        raise QuantError(f"`{path}` stands for two tensors", needs="names none of which begins another", got="both",
+                         try_="other names")
     leaf, dt = to_numpy(value), dtype_of(value)
     if isinstance(leaf, Packed):
         packed = Packed.from_codes(leaf.codes(), dt)
