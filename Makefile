@@ -18,6 +18,7 @@ lint: .venv/dev
 
 fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz $(SECONDS)
+	$(BIN)/python -m tests.fuzz_mpgemm $(SECONDS)
 
 bench: .venv/examples
 	$(BIN)/python -m benchmarks

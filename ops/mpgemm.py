@@ -6,10 +6,17 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.args import describe, empty_like
+from tilelang.args import empty_like
 from tilelang.errors import TargetError
 from tilelang.ops.common import rows
-from tilelang.ops.mpgemm_cpu import dequant_gemv_kernel, integer_gemv_kernel, quantize_kernel, spread_kernel
+from tilelang.ops.mpgemm_bits import lut_gemv_kernel, planes_kernel, popcount_gemv_kernel, tables_kernel
+from tilelang.ops.mpgemm_cpu import (
+    WEIGHTS,
+    dequant_gemv_kernel,
+    integer_gemv_kernel,
+    quantize_kernel,
+    spread_kernel,
+)
 from tilelang.ops.mpgemm_pack import Panels, panels
 from tilelang.ops.mpgemm_plan import Plan, plan
 from tilelang.quant import QuantTensor
@@ -40,13 +47,13 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
         raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
-    if tile.on_gpu(x):
+    if str(getattr(x, "device", "cpu")) != "cpu":
         raise TargetError("`mpgemm` has no kernel for a GPU yet", needs="x on the CPU", got="x on a GPU",
                           try_="x.cpu()")
     if w.corrections:
         raise TargetError("`mpgemm` has no kernel for corrections yet", needs="a weight without corrections",
                           got=str(w), try_="apply them to the result: x @ (a @ b).T is (x @ b.T) @ a.T")
-    dt = describe("x", x, None).dtype
+    dt = tile.dtype(str(x.dtype).removeprefix("torch."))
     out = dt if out_dtype is None else tile.dtype(str(out_dtype).removeprefix("torch."))
     y = empty_like(x, (flat.shape[0], n), out)
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
@@ -59,27 +66,39 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
 def _run(chosen: Plan, x: Any, w: Panels, y: Any, bias: Any, residual: Any, activation: str | None,
          x_dtype: str | None, token: bool) -> None:
     """Runs a plan on x [M, K] into y [M, N]."""
-    m, blocks, g = x.shape[0], w.words.shape[1], w.groups
+    m, blocks, g, how = x.shape[0], w.words.shape[1], w.groups, chosen.decomposition
     if w.permutation is not None:
         x = x[:, w.permutation]
+    shifted = how == "dequant_fma" and w.dtype is None  # codes stay where they stand in their words
     spread, sums = np.zeros((m, blocks, 32), np.float32), np.empty((m, g), np.float32)
-    spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth)
-    q = scale = None
-    if x_dtype is not None:
-        q, scale = np.empty((m, g, w.depth), np.int8), np.empty((m, g), np.float32)
-        quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth,
-                        TOP=2.0 ** (tile.dtype(x_dtype).bits - 1) - 1, TOKEN=token)
-    weight = (w.words, w.scale, w.zero if w.zeros else NOTHING, NOTHING if w.minimum is None else w.minimum,
-              NOTHING[0, 0] if bias is None else bias, NOTHING[0] if residual is None else residual, y)
+    spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted and x_dtype is None else 0)
+    weight = (w.words if how in ("dequant_fma", "int_dot") else w.planes, w.scale, w.zero if w.zeros else NOTHING,
+              NOTHING if w.minimum is None else w.minimum, NOTHING[0, 0] if bias is None else bias,
+              NOTHING[0] if residual is None else residual, y)
     consts = {"BITS": w.bits, "DEPTH": w.depth, "ROWS": chosen.rows, "ZERO": None if w.zeros else w.zero,
               "MINIMUM": w.minimum is not None, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
               "ACT": activation}
-    if chosen.decomposition == "int_dot":
-        assert q is not None and scale is not None
-        integer_gemv_kernel(q.view(np.int32).reshape(m, blocks, 8), scale, sums, *weight, **consts)
-        return
-    if q is not None and scale is not None:
+    if x_dtype is not None:
+        bits = tile.dtype(x_dtype).bits
+        q, scale = np.empty((m, g, w.depth), np.int8), np.empty((m, g), np.float32)
+        quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth, TOP=2.0 ** (bits - 1) - 1,
+                        TOKEN=token)
+        if how == "int_dot":
+            integer_gemv_kernel(q.view(np.int32).reshape(m, blocks, 8), scale, sums, *weight, **consts)
+            return
+        if how == "bitplane_popc":
+            planes = np.empty((m, blocks, bits), np.uint32)
+            planes_kernel(q.reshape(m, blocks, 32), planes, XBITS=bits)
+            popcount_gemv_kernel(planes, scale, sums, *weight, XBITS=bits, **consts)
+            return
         spread, sums = (q * scale[..., None]).reshape(spread.shape), sums * scale
+        if shifted:
+            spread *= np.array(WEIGHTS[w.bits], np.float32)
+    if how == "lut_act":
+        tables = np.empty((m, blocks, 8, 16), np.float32)
+        tables_kernel(spread, tables)
+        lut_gemv_kernel(tables, sums, *weight, **consts)
+        return
     dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
 
 

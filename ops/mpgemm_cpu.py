@@ -5,18 +5,36 @@ import tilelang as tile
 from tilelang.ops.activation import gelu_exact
 
 
+def _place(bits: int, i: int, j: int) -> int:
+    """The bit of a word where code i of stream j begins, once `bytes_at` has joined codes that lie in two bytes."""
+    at = i * bits % 8
+    return 8 * j + (at if at + bits <= 8 else 0)
+
+
+WEIGHTS = {bits: tuple(2.0 ** -_place(bits, i, j) for i in range(8) for j in range(4)) for bits in range(1, 9)}
+"""Of each column of a block: 1 / (what a code counts where it stands in its word)."""
+
+
 @tile.kernel
 def spread_kernel(x: tile.Tensor[tile.T, "M K"], y: tile.Out[tile.f32, "M B 32"], sums: tile.Out[tile.f32, "M G"],
-                  GROUP: tile.Const, DEPTH: tile.Const):
-    """Each group of GROUP columns of `x`, with zeros up to DEPTH, and its sum; DEPTH >= GROUP."""
-    m, g = tile.grid(x.shape[0], sums.shape[1])
-    v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
-    v = tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
-    if DEPTH == 16:
-        tile.store(y, (m, g // 2, g % 2 * 16), v)
-    else:
-        tile.store(y, (m, g * (DEPTH // 32), 0), v.reshape(DEPTH // 32, 32))
-    tile.store(sums, (m, g), v.sum(0, keepdims=True))
+                  GROUP: tile.Const, DEPTH: tile.Const, BITS: tile.Const):
+    """Each group of GROUP columns of `x`, with zeros up to DEPTH, and its sum; DEPTH >= GROUP. Columns are divided by
+    what codes of BITS bits count where they stand, so that those need not be shifted; BITS = 0: left as they are."""
+    m = tile.grid(x.shape[0])  # a row is too little to share among threads
+    for g in tile.range(0, sums.shape[1]):
+        v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
+        v = tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
+        tile.store(sums, (m, g), v.sum(0, keepdims=True))
+        if DEPTH == 16:
+            if BITS:
+                table = tile.constant(WEIGHTS[BITS], tile.f32)
+                v = v * tile.where(g % 2 == 0, table[:16], table[16:])
+            tile.store(y, (m, g // 2, g % 2 * 16), v)
+        else:
+            v = v.reshape(DEPTH // 32, 32)
+            if BITS:
+                v = v * tile.constant(WEIGHTS[BITS], tile.f32)
+            tile.store(y, (m, g * (DEPTH // 32), 0), v)
 
 
 @tile.kernel
@@ -49,22 +67,18 @@ def bytes_at(words, i, BITS):
 
 
 @tile.function
-def code_at(words, i, j, BITS):
-    """Code i of stream j: words [B, BITS, n] to u32 [B, n]."""
+def value_at(words, i, j, BITS, DTYPE):
+    """Code i of stream j as f32: words [B, BITS, n] to [B, n]. The value of its bits as DTYPE; where that is None the
+    whole number, times what it counts where it stands in the word."""
     r, s = i * BITS // 8, i * BITS % 8
     if s + BITS > 8:
-        v = bytes_at(words, i, BITS) >> (8 * j)
+        v, s = bytes_at(words, i, BITS), 0
     else:
-        v = words[:, r, :] >> (8 * j + s) if 8 * j + s else words[:, r, :]
-    return v & ((1 << BITS) - 1)
-
-
-@tile.function
-def value_of(code, DTYPE):
-    """What a code stands for, f32: the value of its bits as DTYPE, or the whole number where that is None."""
+        v = words[:, r, :]
     if DTYPE is None:
-        return code.to(tile.i32).to(tile.f32)
-    return code.to(tile.dtype(f"u{DTYPE.bits}")).bitcast(DTYPE).to(tile.f32)
+        return (v & ((1 << BITS) - 1) << 8 * j + s).to(tile.f32)
+    v = v >> (8 * j + s) if 8 * j + s else v
+    return (v & ((1 << BITS) - 1)).to(tile.dtype(f"u{BITS}")).bitcast(DTYPE).to(tile.f32)
 
 
 @tile.function
@@ -116,7 +130,7 @@ def dequant_gemv_kernel(
             part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS)])
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
                 for j in tile.static_range(4):
-                    v = value_of(code_at(block, i, j, BITS), DTYPE)
+                    v = value_at(block, i, j, BITS, DTYPE)
                     part = tuple([tile.fma(v, rows[r][:, 4 * i + j:4 * i + j + 1], part[r])
                                   for r in tile.static_range(ROWS)])
             total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words

@@ -13,6 +13,7 @@ r of a panel's rows stand side by side: `words[panel, block, r, n]`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import finalize
 
@@ -56,6 +57,21 @@ class Panels:
     @property
     def groups(self) -> int:
         return int(self.scale.shape[1])
+
+    @cached_property
+    def plans(self) -> dict[Any, Any]:
+        """Plans made before, by dtype and rows of x and the name asked for."""
+        return {}
+
+    @cached_property
+    def planes(self) -> Any:
+        """The same codes by bits: of `planes[panel, block, r, n]` bit 8 j + i is bit r of code i of stream j."""
+        out = aligned(self.words.shape, np.uint32)
+        for r in range(self.bits):
+            for i in range(8):
+                byte, bit = divmod(self.bits * i + r, 8)
+                out[:, :, r] |= (self.words[:, :, byte] >> bit & 0x01010101) << i
+        return out
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,8 @@ far that reaches.
 | decomposition | sums | of | accumulator | rounds |
 |---|---|---|---|---|
 | dequant_fma | x * value of the code | every type | f32 | every addition |
+| lut_act | sums of four x, chosen by bits of codes | evenly spaced values | f32 | every addition |
+| bitplane_popc | bits set in both | as int_dot | i32 over a group | as int_dot |
 | int_dot | q * code, by fours | evenly spaced values, x quantised | i32 over a group | a group's sum, to f32 |
 """
 from __future__ import annotations
@@ -48,40 +50,77 @@ def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None
         raise ValueError(f"x must be f32, f16, bf16, {', '.join(QUANTISED)}; got {x}")
     if decomposition is not None and decomposition not in _MAKE:
         raise ValueError(f"decomposition must be one of {', '.join(_MAKE)}, got {decomposition!r}")
-    packed, plans = panels(w), []
+    packed = panels(w)
+    key = x, m, decomposition
+    if key not in packed.plans:
+        packed.plans[key] = _cheapest(x, packed, m, decomposition)
+    return packed.plans[key]
+
+
+def _cheapest(x: DType, w: Panels, m: int, wanted: str | None) -> Plan:
+    plans = []
     for name, make in _MAKE.items():
-        found = make(x, packed, m)
+        found = make(x, w, m) if wanted in (None, name) else None
         if isinstance(found, Plan):
             plans.append(found)
-        if decomposition == name:
-            if not isinstance(found, Plan):
-                raise TargetError(f"{name} cannot compute this product", needs=found[0], got=found[1], try_=found[2])
-            return found
+        elif found is not None and wanted is not None:
+            raise TargetError(f"{name} cannot compute this product", needs=found[0], got=found[1], try_=found[2])
     return min(plans, key=lambda p: p.nanoseconds)
 
 
 def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
-    rows = min(m, 4)
-    each = 3 + _straddling(w.bits) / 2 + rows  # shift, mask, convert; products of 16 lanes
+    rows = _rows(m)
+    each = (2 if w.dtype is None else 3) + _straddling(w.bits) / 2 + rows  # mask, convert; products of 16 lanes
     if w.dtype is not None and w.bits > 4:
         each += 10 if w.bits > 6 else 3 * (w.bits - 4)  # fields of a float, or several registers of a table
     return _estimate("dequant_fma", "f32", w, m, rows, 4 * each, 0, 0)
 
 
-def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+def _whole(x: DType, w: Panels) -> tuple[int, int] | tuple[str, str, str]:
+    """(largest product, columns whose sum i32 holds) of whole numbers."""
     if x.name not in QUANTISED:
         return "activations in whole numbers", str(x), 'pass x_dtype="i8"'
     if w.dtype is not None:
         return "weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"'
-    rows, largest = min(m, 4), x.max * w.top
+    largest = x.max * w.top
     limit = (2 ** 31 - 1) // max(largest, 1)
     if w.group > limit:
         return (f"groups of at most {limit} columns: i32 holds no larger sum of {x.max} * {w.top}",
                 f"groups of {w.group}", "quantise with smaller groups")
-    return _estimate("int_dot", "i32", w, m, rows, 2 + 2 * _straddling(w.bits) + rows, w.group * largest, limit)
+    return largest, limit
 
 
-_MAKE = {"int_dot": _int_dot, "dequant_fma": _dequant_fma}  # of equally cheap ones the first
+def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    whole, rows = _whole(x, w), _rows(m)
+    if len(whole) == 3:
+        return whole
+    each = 2 + 2 * _straddling(w.bits) + 1.5 * rows
+    return _estimate("int_dot", "i32", w, m, rows, each, w.group * whole[0], whole[1])
+
+
+def _bitplane_popc(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    whole, rows = _whole(x, w), _rows(m)
+    if len(whole) == 3:
+        return whole
+    each = 4 * w.bits * x.bits * rows / 8  # and, count, multiply, add: 32 columns of 16 rows
+    return _estimate("bitplane_popc", "i32", w, m, rows, each, w.group * whole[0], whole[1])
+
+
+def _lut_act(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    if w.dtype is not None:
+        return "weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"'
+    return _estimate("lut_act", "f32", w, m, 1, 4.2 * w.bits, 0, 0)  # shift, look up, add, and the tables' loads
+
+
+def _rows(m: int) -> int:
+    """Rows at once: 5 times 4 accumulators leave registers for 4 vectors of words and 4 of values."""
+    turns = -(-m // 5)
+    return -(-m // max(turns, 1))
+
+
+_MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "dequant_fma": _dequant_fma, "lut_act": _lut_act}
+DECOMPOSITIONS = tuple(_MAKE)
+"""Of equally cheap ones the first is taken."""
 
 
 def _straddling(bits: int) -> float:

@@ -261,7 +261,7 @@ class Access:
         return self._intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * full}", acc.type,
                                [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)])
 
-    def table_entry(self, rows: Sequence[ir.Constant], index: ir.Value) -> ir.Value:
+    def table_entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
         """The entry of a table, cut into registers, for each lane of at most a register (AVX-512)."""
         lanes, full = index.type.count, rows[0].type.count
         if lanes < full:

@@ -10,6 +10,7 @@ from tilelang.backends.cpu import printing
 from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
 from tilelang.backends.cpu.numbers import (
+    F32,
     I8,
     I32,
     I64,
@@ -323,6 +324,12 @@ class _Generator(Arithmetic):
         rows = [ir.Constant(ir.VectorType(storage_type(op.result.dtype), full), (values[i:i + full] * full)[:full])
                 for i in range(0, len(values), full)]
         return self._by_registers([index], lambda i: Access(self.b, self.target).table_entry(rows, i))
+
+    def op_lane_lookup(self, op: Op) -> ir.Value:
+        table, index = self.args(op)
+        whole = self.b.bitcast(table, ir.VectorType(F32, table.type.count))
+        out = self._by_registers([index], lambda i: Access(self.b, self.target).table_entry([whole], i))
+        return self.b.bitcast(out, self.type_of(op.result.type))
 
     def op_dot4(self, op: Op) -> ir.Value:
         a, b, c = self.args(op)

@@ -9,6 +9,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, TensorType, Value
+from tilelang.ir.dtypes import dtype
 
 Position = tuple[Ix, ...]
 
@@ -17,8 +18,9 @@ class Elements:
     """Emits the values of a region; `stored` maps values in memory to buffers, `scalars` the others."""
 
     def __init__(self, b: ThreadBuilder, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 local: set[Value]) -> None:
+                 local: set[Value], vector_bytes: int) -> None:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
+        self.vector_bytes = vector_bytes
         self.masked = False
 
     def scalar(self, v: Value) -> Value:
@@ -77,15 +79,24 @@ class Elements:
         return b.pure(ew.Add, lane, b.splat(first, ix.lanes))
 
     def _at_lookup(self, op: Op, where: Position) -> Value:
-        b, table = self.b, self.stored[op.operands[0]]
-        index = self.at(op.operands[1], where)
+        b, index = self.b, self.at(op.operands[1], where)
         lanes = index.shape[0] if index.shape else None
+        if lanes is not None and self.in_register(op):
+            entries = self.at(op.operands[0], (Ix(0, op.operands[0].shape[0]),))
+            return b.pure(th.LaneLookup, entries, b.pure(ew.Cast, index, dtype=dtype("u32")))
+        table = self.stored[op.operands[0]]
         wide = b.apply(ew.Cast, [index], {"dtype": I64})
         limit = b.full(table.shape[0], I64, lanes)
         inside = b.pure(ew.And, b.pure(ew.Ge, wide, b.full(0, I64, lanes)), b.pure(ew.Lt, wide, limit))
         if lanes is None:
             return b.load(table.memory, wide, None, 1, inside)
         return b.read(th.LdGather, table.memory, wide, inside)
+
+    def in_register(self, op: Op) -> bool:
+        """Whether a table is one register of AVX-512, and no index can lie outside of it."""
+        table, index = (v.tile for v in op.operands)
+        return (self.vector_bytes == 64 and table.dtype.name in ("f32", "i32", "u32") and table.shape[0] == 16
+                and index.dtype.kind == "uint" and index.dtype.bits <= 4)
 
     def _at_load(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)

@@ -30,14 +30,14 @@ class NestLowering(Elements):
                  wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value],
                  again: dict[Op, int]) -> None:
         self.region = op.regions[0]
-        super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results})
+        super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results}, vector_bytes)
         self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
         self.yields = list(zip(self.region.yields, op.results, strict=True))
         self.reduces = [o for o in self.region.ops if o.name == "reduce"]
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]
         self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
-        self.vector_bytes, self.unread, self.again = vector_bytes, unread, again
+        self.unread, self.again = unread, again
         self.streamed = False
         self.targets: dict[Value, Buffer] = {}
         for inner, outer in self.yields:

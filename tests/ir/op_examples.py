@@ -364,6 +364,18 @@ func @streams(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) thread {
     yield
   }
 }""",
+    "lane_lookup": """
+func @lane_lookup(%a: tensor<in u32, 20:1>, %t: tensor<in f32, 4:1>, %y: tensor<inout f32, 20:1>) thread {
+  %zero = const {value=0, dtype=i64} : i64
+  %i = ld %a, %zero {lanes=20} : u32[20]
+  %three = const {value=3, dtype=u32} : u32
+  %mask = broadcast %three {shape=(20,)} : u32[20]
+  %safe = and %i, %mask : u32[20]
+  %table = ld %t, %zero {lanes=4} : f32[4]
+  %r = lane_lookup %table, %safe : f32[20]
+  st %y, %zero, %r
+}
+""",
     "table_entry": """
 func @table_entry(%a: tensor<in u32, 20:1>, %y: tensor<inout f32, 20:1>) thread {
   %zero = const {value=0, dtype=i64} : i64

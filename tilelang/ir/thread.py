@@ -241,6 +241,17 @@ class TableEntry(Op):
         return np.asarray(self.attrs["values"], np.float32)[args[0]]
 
 
+class LaneLookup(Op):
+    """Lane index[i] of `table`, a register, for each lane i of a vector of u32, all below the lanes of the table."""
+    name, levels = "lane_lookup", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType(self.operands[1].shape, self.operands[0].dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0][args[1]]
+
+
 class DotGroups(Op):
     """acc[i] + sum over j < g of a[g*i + j] * b[g*i + j]: the integer dot-product instructions (operands acc i32[n],
     a and b of n*g lanes). Exact modulo 2**32."""

@@ -1,0 +1,93 @@
+"""A fuzz campaign for `ops.mpgemm`: `python -m tests.fuzz_mpgemm SECONDS`. Number types, decompositions, groups,
+shapes and targets at random, against the meaning of the weight: whole numbers to the bit, floats within their bound.
+Stops at the first difference and prints the case, which `check` repeats."""
+from __future__ import annotations
+
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+import tilelang as tile
+from tests.ops.test_mpgemm import EVERY, bound, exact, weight
+from tilelang import ops
+from tilelang.errors import TargetError
+from tilelang.ops.mpgemm_plan import DECOMPOSITIONS, QUANTISED, plan
+
+TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name)
+EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")  # seconds each, so drawn seldom
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    m: int
+    n: int
+    k: int
+    group: int
+    zeros: bool
+    minimum: bool
+    x_dtype: str | None
+    token: bool
+    how: str
+    target: str
+    seed: int
+
+
+def draw(rng: random.Random) -> Case:
+    emulated = rng.random() < 0.05
+    extents = (1, 2, 5) if emulated else (1, 2, 3, 5, 7, 11)
+    return Case(rng.choice(TYPES), rng.choice(extents), rng.choice((1, 20, 64, 65, 130)),
+                rng.choice((1, 15, 33, 64, 100, 260)), rng.choice((1, 8, 16, 17, 32, 48, 128, 1000)),
+                rng.random() < 0.5, rng.random() < 0.5, rng.choice((None, *QUANTISED)), rng.random() < 0.5,
+                rng.choice(DECOMPOSITIONS), rng.choice(EMULATED) if emulated else rng.choice(("cpu", "reference")),
+                rng.randrange(1 << 16))
+
+
+def check(case: Case) -> str | None:
+    """What is wrong; None where the decomposition rightly refuses, "" where all is well."""
+    rng = np.random.default_rng(case.seed)
+    w = weight(rng, case.dtype, case.n, case.k, case.group, case.zeros, case.minimum)
+    x = (rng.standard_normal((case.m, case.k)) * 2.0 ** rng.integers(-20, 20, (case.m, 1))).astype(np.float32)
+    try:
+        plan(case.x_dtype or tile.f32, w, case.m, case.how)
+    except TargetError:
+        return None
+    with tile.target(case.target):
+        got = ops.mpgemm(x, w, x_dtype=case.x_dtype, x_group="token" if case.token else "group",
+                         decomposition=case.how)
+    if case.x_dtype and case.how in ("int_dot", "bitplane_popc"):
+        want, slack = exact(x, w, case.x_dtype, case.token), np.float32(0)
+    else:
+        if case.x_dtype:  # at most half a step of each activation
+            top = 2 ** (tile.dtype(case.x_dtype).bits - 1) - 1
+            step = np.broadcast_to(np.abs(x).max(1, keepdims=True) / top * 0.5001, x.shape)
+            slack = step.astype(np.float64) @ np.abs(w.dequantize()).T + 2 * bound(np.abs(x) + step, w)
+        else:
+            slack = bound(x, w)
+        want = x.astype(np.float64) @ w.dequantize().T
+    error = np.abs(got - want)
+    return "" if (error <= slack).all() else f"off by {error.max()}, allowed {np.max(slack)}"
+
+
+def main(seconds: float) -> int:
+    """Random cases for about `seconds`; 1 if one of them failed."""
+    rng, end, done = random.Random(), time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        case = draw(rng)
+        try:
+            found = check(case)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+        if found:
+            print(f"after {done} products: {found}\ncheck(Case(**{asdict(case)}))")
+            return 1
+        done += found is not None
+    print(f"{done} random products, no difference")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60))
