@@ -266,8 +266,9 @@ class _Renderer:
 
     def _block(self, op: Op) -> None:
         memory, offset = op.operands
-        self.line(f"const tl::sptr<{memory_type(memory)}> {self.name(op.result)} = "
-                  f"tl::block({self.name(memory)}, (int){self.scalar(offset)});")
+        kind, make = ("srow", "row") if op.attrs["kept"] else ("sptr", "block")
+        self.line(f"const tl::{kind}<{memory_type(memory)}> {self.name(op.result)} = "
+                  f"tl::{make}({self.name(memory)}, (int){self.scalar(offset)});")
 
     def _window(self, op: Op) -> None:
         memory, start, extent = op.operands

@@ -195,7 +195,7 @@ class Access:
         layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
         inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
         limit = place.swizzle.vector if place.swizzle else inner[0]
-        target = block_of(b, self.of[buffer], place, lead)
+        start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
         leader = self.threads.leader(layout)
@@ -205,8 +205,11 @@ class Access:
             index = [b.add(self.threads.part(layout, d), int(local[first][d])) for d in range(rank)]
             here = [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
                     if layout.shape[d] > shape[d]] + ([leader] if leader is not None else [])
-            where = b.index(address(b, place, index))
-            if self.target.async_copy and not self.target.dma and width * size in (4, 8, 16) and not here:
+            own, constant = b.split(address(b, place, index))
+            by_unit = self.target.async_copy and not self.target.dma and width * size in (4, 8, 16) and not here
+            target = b.pure(simt.Block, self.of[buffer], b.index(own), kept=by_unit)
+            where = b.index(b.add(start, constant))
+            if by_unit:
                 b.effect(simt.StAsync, target, where, memory, b.index(offset),
                          *([mask] if mask is not None else []), lanes=width, phase=phase)
                 continue

@@ -14,7 +14,9 @@ from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.products import Uses
+from tilelang.backends.simt.separate import separate
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
+from tilelang.backends.simt.split import split_loops
 from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import through_registers
@@ -25,8 +27,8 @@ from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
-THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, dce, allocate_shared, insert_barriers,
-                                   count_waits)
+THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
+                                   insert_barriers, count_waits)
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Lowered(ABC):
     @cached_property
     def placed(self) -> Function:
         """Every tile with its layout."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, place, pipeline, through_registers))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, separate, place, pipeline, through_registers))
 
     @cached_property
     def thread(self) -> Function:

@@ -333,9 +333,10 @@ class Inference:
             total += 1 << 40  # the instruction needs its accumulator
         return total
 
-    def _descend(self) -> int:
-        """Improves one group at a time, the largest first; gives the cost of the whole."""
-        order = sorted(self.every(), key=lambda g: -prod(g.shape))
+    def _descend(self, backward: bool) -> int:
+        """Improves one group at a time, the largest first, of equal ones the first or the last; gives the cost of the
+        whole."""
+        order = sorted(reversed(self.every()) if backward else self.every(), key=lambda g: -prod(g.shape))
         for _ in range(8):
             changed = False
             for g in order:
@@ -357,17 +358,16 @@ class Inference:
 
     def solve(self) -> int:
         """Finds the layouts of all groups, and gives their cost."""
-        best: tuple[int, dict[Group, RegisterLayout]] | None = None
-        count = max((len(site.plans) for site in self.dots), default=1)
-        for start in range(count):
+        def found(start: int, backward: bool) -> tuple[int, int, dict[Group, RegisterLayout]]:
             for g in self.every():
                 g.layout = None
             for site in self.dots:
                 site.acc.layout = list(site.plans)[min(start, len(site.plans) - 1)]
-            cost = self._descend()
-            if best is None or cost < best[0]:
-                best = cost, {g: g.layout for g in self.every() if g.layout is not None}
-        assert best is not None
-        for g, f in best[1].items():
+            cost = self._descend(backward)
+            return cost, start, {g: g.layout for g in self.every() if g.layout is not None}
+        count = max((len(site.plans) for site in self.dots), default=1)
+        best = min((found(start, False) for start in range(count)), key=lambda f: f[0])
+        best = min(best, found(best[1], True), key=lambda f: f[0])
+        for g, f in best[2].items():
             g.layout = f
         return best[0]

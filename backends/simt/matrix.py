@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from tilelang.backends.simt.access import address, block_of, join
+from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
@@ -57,7 +57,7 @@ def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: Shar
     def bit(n: int) -> Index:
         """Bit n of the number of the matrix whose row this lane addresses."""
         return b.to_index(b.pure(ew.And, b.pure(ew.Shr, lane, b.const(3 + n, I32)), b.const(1, I32)))
-    block = block_of(b, memory, place, lead)
+    start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
     scale = [1] * (layout.rank - 2) + [rows, columns]
     parts = []
     for first in range(0, rest.local_size, count):
@@ -70,8 +70,10 @@ def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: Shar
             if d == layout.rank - 2:
                 at = b.add(at, b.to_index(row))
             index.append(b.add(at, int(offsets[first][d]) * scale[d]))
-        where = b.index(address(b, tile_place, index))
-        parts.append(b.effect(simt.LdMatrix, block, where, count=count, trans=trans, phase=phase).result)
+        own, constant = b.split(address(b, tile_place, index))
+        row_of = b.pure(simt.Block, memory, b.index(own), kept=True)
+        where = b.index(b.add(start, constant))
+        parts.append(b.effect(simt.LdMatrix, row_of, where, count=count, trans=trans, phase=phase).result)
     return join(b, parts)
 
 

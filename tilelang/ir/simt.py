@@ -30,8 +30,9 @@ class ThreadId(Op):
 
 
 class Block(Op):
-    """The part of a buffer that begins `offset` elements into it: operands (buffer, offset)."""
-    name, levels = "block", THREAD
+    """The part of a buffer that begins `offset` elements into it: operands (buffer, offset). That of a `kept` one
+    stays in a register as an address; only `ldmatrix` and `st_async` take it."""
+    name, levels, attributes = "block", THREAD, {"kept": False}
 
     def infer(self) -> Sequence[Type]:
         return [memory_type(self, self.operands[0])]

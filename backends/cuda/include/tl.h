@@ -33,8 +33,23 @@ TL_FN u32 shared_address(const T* p, int off) {
   return u32(__cvta_generic_to_shared(p)) + u32(off) * u32(sizeof(T));
 }
 
-template <int N, class T>
-TL_FN void cp_async(T* s, int soff, const T* g, i64 goff, bool mask, op o) {
+// An address in the shared window that stays in its register: the compiler neither takes it apart nor computes it anew.
+template <class T>
+struct srow {
+  u32 address;
+};
+
+template <class T>
+TL_FN srow<T> row(T* s, int off) {
+  srow<T> r{shared_address(s, off)};
+  asm("" : "+r"(r.address));
+  return r;
+}
+
+template <class T> TL_FN u32 shared_address(srow<T> p, int off) { return p.address + u32(off) * u32(sizeof(T)); }
+
+template <int N, class S, class T>
+TL_FN void cp_async(S s, int soff, const T* g, i64 goff, bool mask, op o) {
   constexpr int bytes = N * int(sizeof(T));
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "an async copy is 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
@@ -134,6 +149,11 @@ TL_FN void print(op, const char* text, const P&... parts) {
 
 #include "tl_matrix.h"
 
-#define TL_KERNEL(name, THREADS) extern "C" __global__ void __launch_bounds__(THREADS) name
+#ifdef TL_ALONE
+#define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, 1)
+#else
+#define TL_BOUNDS(THREADS) __launch_bounds__(THREADS)
+#endif
+#define TL_KERNEL(name, THREADS) extern "C" __global__ void TL_BOUNDS(THREADS) name
 #define TL_SHARED(name, BYTES) extern __shared__ __align__(1024) unsigned char name[]
 #define TL_EXPORT(name)

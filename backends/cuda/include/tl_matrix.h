@@ -29,8 +29,8 @@ TL_FN void set_reg(vec<T, N>& v, int at, u32 r) {
                    : "r"(row) : "memory");                                                                       \
   } while (0)
 
-template <int X, bool TRANS, class T, int K>
-TL_FN void ldmatrix(vec<T, K>& r, int at, T* s, int off, op) {
+template <int X, bool TRANS, class S, class T, int K>
+TL_FN void ldmatrix(vec<T, K>& r, int at, S s, int off, op) {
   static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
   constexpr int step = 4 / int(sizeof(T));
   const u32 row = shared_address(s, off);

@@ -58,6 +58,9 @@ TL_FN window<T> window_of(gptr<T> p, i64 start, i64 extent) {
   return {p + start, extent};
 }
 
+template <class T> using srow = sptr<T>;
+template <class T> TL_FN srow<T> row(sptr<T> s, i64 off) { return block(s, off); }
+
 TL_FN int thread() { return emu_thread(); }
 TL_FN i64 program() { return emu_program(); }
 

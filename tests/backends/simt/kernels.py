@@ -115,18 +115,19 @@ def calls() -> dict[str, Callable[[], Any]]:
     """Name -> a call whose arguments are drawn once."""
     half = {name: normal(m, n, dtype=np.float16) for name, m, n in (
         ("a", 72, 80), ("b", 80, 40), ("q", 72, 32), ("k", 80, 32), ("wide", 32, 192),
-        ("tall", 192, 32))}
+        ("tall", 192, 32), ("x", 72, 184), ("y", 184, 40), ("long", 176, 32), ("odd", 32, 152),
+        ("even", 152, 32))}
     x, w = normal(33, 100), normal(100)
     q, k = normal(1, 2, 40, 16), normal(1, 2, 50, 16)
     return {
         "matmul f16": lambda: matmul(half["a"], half["b"]),
-        "matmul f16, 3 stages": lambda: matmul(half["a"], half["b"], STAGES=3),
-        "every other block f16": lambda: every_other(half["wide"], half["tall"]),
+        "matmul f16, 3 stages": lambda: matmul(half["x"], half["y"], STAGES=3),
+        "every other block f16": lambda: every_other(half["odd"], half["even"]),
         "mixed f16": lambda: mixed(half["wide"], half["tall"]),
         "chosen f16": lambda: chosen(half["wide"], half["tall"], np.array([0, 64, 32, 160], np.int32)),
         "matmul f32": lambda: matmul(x, np.ascontiguousarray(x.T)),
         "attention f16": lambda: attention(half["q"], half["k"], half["k"]),
-        "attention f16, 2 stages": lambda: attention(half["q"], half["k"], half["k"], STAGES=2),
+        "attention f16, 2 stages": lambda: attention(half["q"], half["long"], half["long"], STAGES=2),
         "rows": lambda: rows(normal(9, 256)),
         "ops.matmul": lambda: ops.matmul(half["a"], half["b"]),
         "ops.softmax": lambda: ops.softmax(x),
