@@ -123,6 +123,7 @@ W = np.ones((2, 8), np.float32)
     ("`w` cannot be quantised", (np.ones((2, 8), int), "u4"), {}),
     ("`w` cannot be quantised", (W * np.inf, "u4"), {}),
     ("`w` cannot be quantised", (W * np.nan, "ternary"), {}),
+    ("`w` cannot be quantised", (W * -np.inf, codebook(1, [0, 1])), {}),
     ("`w` cannot be quantised", ([[1.0]], "u4"), {}),
     ("weights cannot be quantised to f16", (W, "f16"), {}),
     ("weights cannot be quantised to i1", (W, "i1"), {}),

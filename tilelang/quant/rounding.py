@@ -36,9 +36,9 @@ def quantize(w: Any, dtype: DType | str, group: int | tuple[int, int] | None = 1
     - ternary and s1: s = mean |w| (BitNet b1.58, 2402.17764; XNOR-Net, 1603.05279).
 
     Scales are rounded up to `scale_dtype`, so nothing that was covered is clipped: the error is at most half a step
-    (except for ternary, s1, and codebooks whose range or gaps forbid it). `scale_dtype` of 8 bits or fewer, e8m0
-    excepted, is itself scaled by an f32: one for the tensor (NVFP4: f4e2m1, group 16, f8e4m3), or one for each
-    `scale_group` scales along K.
+    (except for ternary, s1, and codebooks whose range or gaps forbid it). A `scale_dtype` that is an unsigned integer
+    or a float of 8 bits or fewer is itself scaled by an f32: one for the tensor (NVFP4: f4e2m1, group 16, f8e4m3), or
+    one for each `scale_group` scales along K.
 
     `method="mse"` also tries smaller ranges (`RATIOS` of lo and hi) and keeps, for each block, the least sum of
     squares. Returns memory of the kind of `w`, on its device. Raises QuantError.
@@ -63,10 +63,11 @@ def quantize(w: Any, dtype: DType | str, group: int | tuple[int, int] | None = 1
             yield slice(i // bn, -(-min(i + rows, n) // bn)), codec.decode(storage[i:i + rows],
                                                                          source.dtype).astype(np.float64)
 
-    first = np.concatenate([code.start(x, bn, bk) for _, x in chunks()])
-    need(bool(np.isfinite(first).all()), "`w` cannot be quantised", "finite numbers", "infinity or NaN")
-    scales = _Scales(sdt, first, scale_group)
-    codes, zeros, kept = [], [], np.zeros(first.shape, np.uint64)
+    need(all(np.isfinite(x).all() for _, x in chunks()), "`w` cannot be quantised", "finite numbers",
+         "infinity or NaN")
+    largest = np.concatenate([code.cover(*_range(x, bn, bk)) for _, x in chunks()])
+    scales = _Scales(sdt, largest, scale_group)
+    codes, zeros, kept = [], [], np.zeros(largest.shape, np.uint64)
     for at, x in chunks():
         c, z, kept[at] = _fit(x, bn, bk, code, partial(scales.round_up, at=at), method)
         codes.append(c)
@@ -125,11 +126,6 @@ class _Code:
         sides = [x / limit for x, limit in ((hi, self.high), (lo, self.low)) if limit and (limit > 0) == (x is hi)]
         return np.maximum.reduce(sides)
 
-    def start(self, x: Any, bn: int, bk: int) -> Any:
-        """The largest scale that will be tried, by block; not finite where x is not."""
-        lo, hi = _range(x, bn, bk)
-        return self.cover(lo, hi)
-
     def candidates(self, x: Any, bn: int, bk: int, ratios: tuple[float, ...]) -> Any:
         """Scales, lower and upper ends of ranges to try, by block."""
         lo, hi = _range(x, bn, bk)
@@ -168,7 +164,8 @@ class _Scales:
         need(dt.kind != "uint" or dt.bits <= 16, f"scales cannot be {dt}", "u1 to u16", dt)
         self.dt, self.second = dt, None
         nested = dt.kind == "uint" or dt.kind == "float" and dt.bits <= 8
-        need(nested or group is None, "`scale_group` has no meaning", "a scale_dtype of 8 bits or fewer", dt)
+        need(nested or group is None, "`scale_group` has no meaning", "a scale_dtype of u1 to u16, or a float of at "
+             "most 8 bits", dt)
         self.factor = np.ones_like(largest)
         if nested:
             block = largest.shape if group is None else (1, min(group, largest.shape[1]))
