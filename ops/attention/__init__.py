@@ -1,6 +1,9 @@
 """Softmax attention."""
 from tilelang.ops.attention.api import attention, attention_backward
+from tilelang.ops.attention.cache import append_kv, quantize_kv, rotate
+from tilelang.ops.attention.decode import attention_decode
 from tilelang.ops.attention.reference import reference
 from tilelang.ops.attention.varlen import attention_varlen, attention_varlen_backward
 
-__all__ = ["attention", "attention_backward", "attention_varlen", "attention_varlen_backward", "reference"]
+__all__ = ["append_kv", "attention", "attention_backward", "attention_decode", "attention_varlen",
+           "attention_varlen_backward", "quantize_kv", "reference", "rotate"]

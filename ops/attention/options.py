@@ -10,7 +10,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.lang.expressions import Function
-from tilelang.ops.common import block
+from tilelang.ops.common import block, dtype_of
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
 
 def check_heads(q: Any, k: Any, v: Any) -> None:
     """Raises ValueError for dtypes and head counts that do not fit."""
-    name = str(q.dtype).removeprefix("torch.")
-    if name not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"attention takes f32, f16 or bf16, got {name}")
+    dt = dtype_of(q).name
+    if dt not in ("f32", "f16", "bf16"):
+        raise ValueError(f"attention takes f32, f16 or bf16, got {dt}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1] or v.shape[1] != k.shape[1]:
         raise ValueError(f"the {q.shape[1]} query heads must be a multiple of the {k.shape[1]} key heads, and these "
                          f"as many as the {v.shape[1]} value heads")

@@ -71,22 +71,23 @@ def doubled(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def bounds(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, products: float = 2.0 ** -24,
-           **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+           sizes: Any = None, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the result and the LSE may lie from their f64 values `out`, [B, H, S, E] and [B, H, S].
 
     A score is a sum of D products and at most 24 further operations in f32, none of which takes an error more than 1.4
     times as large: error t <= (D + 24) u (|q| |k| scale + |s|) 1.4 each. Weights then err by a factor of exp(2 t),
     sums of L terms by (L + 16) u, and the result is rounded once. `products` is how weights are rounded before the
-    second product."""
+    second product; `sizes` how large the terms of k and v are, where those are sums of larger ones."""
     q, k, v = q.double(), k.double(), v.double()
+    repeat = q.shape[1] // max(k.shape[1], 1)
+    terms, size = (x.abs().repeat_interleave(repeat, 1) for x in sizes or (k, v))
     u = 2.0 ** -24
     sinks = options.pop("sinks", None)
     scale = options.get("scale") or q.shape[-1] ** -0.5
     s, _ = scores(q, k, **options)
-    k = k.repeat_interleave(q.shape[1] // max(k.shape[1], 1), 1)
-    t = 1.4 * (q.shape[-1] + 24) * u * (q.abs() @ k.abs().transpose(-1, -2) * scale + s.abs())
+    t = 1.4 * (q.shape[-1] + 24) * u * (q.abs() @ terms.transpose(-1, -2) * scale + s.abs())
     t = t.amax(-1) if t.shape[-1] else torch.zeros(t.shape[:-1], dtype=torch.float64)
     sums = (k.shape[-2] + 16) * u
-    size, _ = attention(q, k, v.abs().repeat_interleave(q.shape[1] // max(v.shape[1], 1), 1),
-                        sinks=None if sinks is None else sinks.double(), **options)
+    size, _ = attention(q, k.repeat_interleave(repeat, 1), size, sinks=None if sinks is None else sinks.double(),
+                        **options)
     return (torch.expm1(2 * t + sums + products)[..., None] * size + out.abs() * 2.0 ** -23, t + sums + 2.0 ** -20)

@@ -1,0 +1,197 @@
+"""Attention of a few queries to a long cache of keys, which several programs share (split-KV, Flash-Decoding)."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tilelang as tile
+from tilelang.ops.attention.options import check_heads, made, options, page_block
+from tilelang.ops.attention.scores import LOG2E, key_block, key_range, score, visible
+from tilelang.ops.common import block, dtype_of
+
+ROWWISE = 4
+"""Up to so many rows a CPU multiplies and adds keys as memory holds them: packing them would take longer."""
+
+
+@tile.kernel
+def decode_kernel(
+    q: tile.Tensor[tile.T, "B G R D"],
+    k: tile.Tensor[tile.K, "C G L D"],
+    v: tile.Tensor[tile.V, "C G L E"],
+    o: tile.Out[tile.O, "N B G R E"],
+    lse: tile.Out[tile.f32, "N B G R"],
+    scale: tile.f32,
+    queries: tile.i32,
+    k_scale: tile.Tensor[tile.f32, "B G D"] = None,
+    k_zero: tile.Tensor[tile.f32, "B G D"] = None,
+    v_scale: tile.Tensor[tile.f32, "C G L"] = None,
+    v_zero: tile.Tensor[tile.f32, "C G L"] = None,
+    alibi: tile.Tensor[tile.f32, "B H"] = None,
+    sinks: tile.Tensor[tile.f32, "H"] = None,
+    used_k: tile.Tensor[tile.i32, "B"] = None,
+    table: tile.Tensor[tile.i32, "B P"] = None,
+    LEFT: tile.Const = None,
+    RIGHT: tile.Const = None,
+    CAP: tile.Const = None,
+    MOD: tile.Const = None,
+    MASK: tile.Const = None,
+    BM: tile.Const = 16,
+    BN: tile.Const = 64,
+    BD: tile.Const = 64,
+    BE: tile.Const = 64,
+    ROUND: tile.Const = False,
+    ROWWISE: tile.Const = False,
+):
+    """Part n of N of the keys, for BM of the R rows of a key head: its query heads, `queries` rows each. Codes of keys
+    stand for k_scale (code - k_zero), of values for v_scale (code - v_zero): the scales of keys go into the queries,
+    those of values into the weights, so that products are of codes. ROWWISE: products without `dot`."""
+    N, B, G, R = o.shape[0], q.shape[0], k.shape[1], q.shape[2]
+    part, bg, m = tile.grid(N, B * G, tile.cdiv(R, BM))
+    b, g = bg // G, bg % G
+    at_k = b
+    L = k.shape[2] if table is None else k.shape[2] * table.shape[1]
+    if used_k is not None:
+        L = tile.minimum(tile.load(used_k, (b,), ()), L)
+    shift = L - queries
+    rows = m * BM + tile.arange(BM)
+    heads = g * (R // queries) + rows // queries
+    i, h = (rows % queries)[:, None], heads[:, None]
+    query = tile.load(q, (b, g, m * BM, 0), (BM, BD))
+    offset = None
+    if k_scale is not None:
+        scaled = query.to(tile.f32) * tile.load(k_scale, (b, g, 0), (BD,))[None, :]
+        if k_zero is not None:
+            offset = (scaled * tile.load(k_zero, (b, g, 0), (BD,))[None, :]).sum(1)[:, None]
+        query = scaled.to(q.dtype)
+    slope = tile.gather(alibi, (tile.zeros((BM,), tile.i32) + b, heads))[:, None] if alibi is not None else None
+    plain = CAP is None and alibi is None and MOD is None
+    lo, hi = key_range(0, queries, L, shift, LEFT, RIGHT, BN)
+    share = tile.cdiv(tile.cdiv(tile.maximum(hi - lo, 0), N), BN) * BN
+    lo = lo + part * share
+    hi = tile.minimum(hi, lo + share)
+    top = tile.full((BM,), float("-inf"), tile.f32)
+    total = tile.zeros((BM,), tile.f32)
+    acc = tile.zeros((BM, BE), tile.f32)
+    for n in tile.range(lo, hi, BN, stages=2):
+        keys = key_block(k, at_k, g, n, 0, L, table, BN, BD, False)
+        if ROWWISE:
+            x = (query.to(tile.f32)[:, None, :] * keys.to(tile.f32)[None, :, :]).sum(2)
+        else:
+            x = tile.dot(query, keys.to(q.dtype).T)
+        if offset is not None:
+            x = x - offset
+        j = n + tile.arange(BN)[None, :]
+        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
+        x = x * (scale * LOG2E) if plain else score(x * scale, b, h, i, j, shift, slope, CAP, MOD) * LOG2E
+        x = tile.where(seen, x, float("-inf"))
+        new = tile.maximum(top, x.max(1))
+        base = tile.where(new == float("-inf"), 0.0, new)
+        p = tile.exp2(x - base[:, None])
+        keep = tile.exp2(top - base)
+        total = total * keep + p.sum(1)
+        acc = acc * keep[:, None]
+        if v_scale is not None:
+            p = p * token_block(v_scale, at_k, g, n, L, table, BN)[None, :]
+            if v_zero is not None:
+                acc = acc - (p * token_block(v_zero, at_k, g, n, L, table, BN)[None, :]).sum(1)[:, None]
+        values = key_block(v, at_k, g, n, 0, L, table, BN, BE, used_k is not None)
+        if ROWWISE:
+            acc = acc + (p[:, :, None] * values.to(tile.f32)[None, :, :]).sum(1)
+        else:
+            acc = tile.dot(p.to(q.dtype) if ROUND else p, values.to(q.dtype), acc)
+        top = new
+    if sinks is not None:
+        sink = tile.where(part == 0, tile.gather(sinks, (heads,)) * LOG2E, float("-inf"))
+        new = tile.maximum(top, sink)
+        base = tile.where(new == float("-inf"), 0.0, new)
+        total = total * tile.exp2(top - base) + tile.exp2(sink - base)
+        acc = acc * tile.exp2(top - base)[:, None]
+        top = new
+    inverse = tile.where(total == 0.0, 0.0, 1.0 / total)
+    tile.store(o, (part, b, g, m * BM, 0), (acc * inverse[:, None]).to(o.dtype), (None, None, None, BM, BE))
+    sums = tile.where(total == 0.0, float("inf"), (top + tile.log2(total)) * math.log(2.0))
+    tile.store(lse, (part, b, g, m * BM), sums)
+
+
+@tile.function
+def token_block(x, b, g, n, length, table, ROWS):
+    """[ROWS] of x [C, G, L] from token n of sequence b, 0 from `length` on."""
+    if table is not None:
+        page = x.shape[2]
+        block = tile.load(x, (tile.load(table, (b, n // page), ()), g, n % page), (ROWS,))
+    else:
+        block = tile.load(x, (b, g, n), (ROWS,))
+    return tile.where(n + tile.arange(ROWS) < length, block, 0.0)
+
+
+@tile.kernel
+def combine_kernel(
+    parts: tile.Tensor[tile.f32, "N B G R E"],
+    sums: tile.Tensor[tile.f32, "N B G R"],
+    o: tile.Out[tile.T, "B G R E"],
+    lse: tile.Out[tile.f32, "B G R"],
+    BN: tile.Const,
+    BE: tile.Const,
+):
+    """o = sum of exp(sums - lse) parts, lse = log(sum of exp(sums)); a part whose sum is +inf has seen nothing."""
+    B, G, R = o.shape[0], o.shape[1], o.shape[2]
+    b, g, r = tile.grid(B, G, R)
+    x = tile.load(sums, (0, b, g, r), (BN, None, None, None), fill=float("inf"))
+    x = tile.where(x == float("inf"), float("-inf"), x)
+    top = x.max(0)
+    base = tile.where(top == float("-inf"), 0.0, top)
+    weight = tile.exp(x - base)
+    total = weight.sum(0)
+    weight = weight * tile.where(total == 0.0, 0.0, 1.0 / total)
+    out = (tile.load(parts, (0, b, g, r, 0), (BN, None, None, None, BE)) * weight[:, None]).sum(0)
+    tile.store(o, (b, g, r, 0), out.to(o.dtype))
+    tile.store(lse, (b, g, r), tile.where(total == 0.0, float("inf"), base + tile.log(total)))
+
+
+def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float | None = None, *,
+                     seqused_k: Any = None, block_table: Any = None, window: Any = None, softcap: float | None = None,
+                     alibi: Any = None, sinks: Any = None, score_mod: Any = None, mask_mod: Any = None,
+                     k_scale: Any = None, k_zero: Any = None, v_scale: Any = None, v_zero: Any = None,
+                     splits: int | None = None, return_lse: bool = False) -> Any:
+    """`attention` of a few queries q [B, H, S, D] to a cache k [B, G, L, D], v [B, G, L, E], of which the first
+    seqused_k[b] (i32 [B]) rows are valid; with `block_table` i32 [B, P] k is [pages, G, page, D] and v [pages, G,
+    page, E], and key n of sequence b row n % page of page block_table[b, n // page]. Gives [B, H, S, E] in q's dtype,
+    and with `return_lse` the LSE f32 [B, H, S].
+
+    k and v may have another dtype than q, `tilelang.Packed` of fewer bits than 8 too. Their values are then codes: a
+    key is k_scale (code - k_zero), with parameters f32 [B, G, D] for each channel, a value v_scale (code - v_zero),
+    with parameters f32 [B, G, L] ([pages, G, page]) for each token; see `quantize_kv`.
+
+    `splits`: how many programs share the keys of a head; by default enough to occupy the machine. The result does not
+    depend on timing, but in its last bits on `splits`. Raises ValueError."""
+    check_heads(q, k, v)
+    if block_table is not None and seqused_k is None:
+        raise ValueError("with a block_table, seqused_k must give the lengths")
+    if (k_zero is not None and k_scale is None) or (v_zero is not None and v_scale is None):
+        raise ValueError("a zero point needs a scale")
+    batch, heads, queries, d = q.shape
+    groups, e = k.shape[1], v.shape[3]
+    rows, longest = heads // groups * queries, k.shape[2] * (1 if block_table is None else block_table.shape[1])
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, batch, 0)
+    gpu = tile.on_gpu(q)
+    deep = 16 if gpu else 8
+    bm = block(rows, 64, 16) if gpu else block(rows, 96, 1 if rows < 12 else 12)
+    bn = block(longest, 64, 16) if gpu else block(longest, 512 if bm == 1 else 64 if bm <= ROWWISE else 128, 32)
+    if block_table is not None:
+        bn = page_block(k.shape[2], bn)
+    programs = batch * groups * -(-rows // bm)
+    wanted = splits or -(-(264 if gpu else 2 * tile.get_num_threads()) // programs)
+    parts = wanted if splits else max(min(wanted, longest // 512), 1)
+    shape = (parts, batch, groups, rows)
+    o = made(q, (*shape, e), dtype_of(q) if parts == 1 else tile.dtype("f32"))
+    lse = made(q, shape, tile.dtype("f32"))
+    sizes = {"BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep)}
+    decode_kernel(q.reshape(batch, groups, rows, d), k, v, o, lse, opts.scale, queries, k_scale=k_scale, k_zero=k_zero,
+                  v_scale=v_scale, v_zero=v_zero, sinks=sinks, used_k=seqused_k, table=block_table, **opts.tensors,
+                  **opts.consts, **sizes, BM=bm, BN=bn, ROUND=gpu, ROWWISE=not gpu and bm <= ROWWISE)
+    if parts > 1:
+        partial, sums = o, lse
+        o, lse = made(q, (*shape[1:], e), dtype_of(q)), made(q, shape[1:], tile.dtype("f32"))
+        combine_kernel(partial, sums, o, lse, BN=block(parts, 1 << 12, deep), BE=sizes["BE"])
+    o, lse = o.reshape(batch, heads, queries, e), lse.reshape(batch, heads, queries)
+    return (o, lse) if return_lse else o
