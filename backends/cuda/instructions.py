@@ -26,6 +26,13 @@ def _row(name: str, a: str, b: str, acc: str, halves: int, group: int, archs: tu
     return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs)
 
 
+def _small(name: str, a: str, b: str, group: int) -> MmaRow:
+    """m8n8 of integers, which Turing has: four groups along k."""
+    return MmaRow(name, a, b, "i32", spatial(8, 4) * local(1, group), column_spatial(4, 8) * local(group, 1),
+                  spatial(8, 4) * local(1, 2), (75, 79))
+
+
+_SIGNS = (("s", "i", "i"), ("u", "u", "u"), ("su", "i", "u"), ("us", "u", "i"))
 # The first row that holds both operands exactly is taken: narrow types stand first.
 ROWS = (
     _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
@@ -41,6 +48,8 @@ ROWS = (
     _row("mma_m16n8k32_su8", "i8", "u8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k32_us8", "u8", "i8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k8_tf32", "tf32", "tf32", "f32", 2, 1, (80, _EVER)),
+    *(_small(f"mma_m8n8k32_{name}4", f"{a}4", f"{b}4", 8) for name, a, b in _SIGNS),
+    *(_small(f"mma_m8n8k16_{name}8", f"{a}8", f"{b}8", 4) for name, a, b in _SIGNS),
     MmaRow("mma_m8n8k4_f64", "f64", "f64", "f64", spatial(8, 4), column_spatial(4, 8), spatial(8, 4) * local(1, 2),
            (80, _EVER)),
 )

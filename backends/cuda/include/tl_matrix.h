@@ -136,6 +136,24 @@ TL_FN void mma_m16n8k16_f16(vec<float, NA>& d, int i, const vec<u16, NB>& a, int
 #endif
 }
 
+// The same of 8 by 8 elements: two accumulators, one register of A and one of B.
+#define TL_SMALL_MMA(NAME, INSTRUCTION)                                                                         \
+  template <int NA, class A, int NB, class B, int NC>                                                           \
+  TL_FN void mma_##NAME(vec<i32, NA>& d, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op) {   \
+    asm volatile("mma.sync.aligned." INSTRUCTION " {%0, %1}, {%2}, {%3}, {%0, %1};"                             \
+                 : "+r"(d[i]), "+r"(d[i + 1])                                                                   \
+                 : "r"(reg(a, j)), "r"(reg(b, k)));                                                             \
+  }
+TL_SMALL_MMA(m8n8k16_s8, "m8n8k16.row.col.s32.s8.s8.s32")
+TL_SMALL_MMA(m8n8k16_u8, "m8n8k16.row.col.s32.u8.u8.s32")
+TL_SMALL_MMA(m8n8k16_su8, "m8n8k16.row.col.s32.s8.u8.s32")
+TL_SMALL_MMA(m8n8k16_us8, "m8n8k16.row.col.s32.u8.s8.s32")
+TL_SMALL_MMA(m8n8k32_s4, "m8n8k32.row.col.s32.s4.s4.s32")
+TL_SMALL_MMA(m8n8k32_u4, "m8n8k32.row.col.s32.u4.u4.s32")
+TL_SMALL_MMA(m8n8k32_su4, "m8n8k32.row.col.s32.s4.u4.s32")
+TL_SMALL_MMA(m8n8k32_us4, "m8n8k32.row.col.s32.u4.s4.s32")
+#undef TL_SMALL_MMA
+
 template <int NA, int NB, int NC>
 TL_FN void mma_m8n8k4_f64(vec<double, NA>& d, int i, const vec<double, NB>& a, int j, const vec<double, NC>& b, int k,
                           op) {

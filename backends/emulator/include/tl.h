@@ -320,6 +320,14 @@ EMU_MMA(m16n8k256_b1_and, B1_AND, i32, 16, 16, 8)
 EMU_MMA(m16n8k256_b1_xor, B1_XOR, i32, 16, 16, 8)
 EMU_MMA(m16n8k64_s4, S4, i32, 16, 16, 8)
 EMU_MMA(m16n8k64_u4, U4, i32, 16, 16, 8)
+EMU_MMA(m8n8k16_s8, SMALL_S8, i32, 8, 4, 4)
+EMU_MMA(m8n8k16_u8, SMALL_U8, i32, 8, 4, 4)
+EMU_MMA(m8n8k16_su8, SMALL_S8U8, i32, 8, 4, 4)
+EMU_MMA(m8n8k16_us8, SMALL_U8S8, i32, 8, 4, 4)
+EMU_MMA(m8n8k32_s4, SMALL_S4, i32, 8, 4, 4)
+EMU_MMA(m8n8k32_u4, SMALL_U4, i32, 8, 4, 4)
+EMU_MMA(m8n8k32_su4, SMALL_S4U4, i32, 8, 4, 4)
+EMU_MMA(m8n8k32_us4, SMALL_U4S4, i32, 8, 4, 4)
 #undef EMU_MMA
 
 #define EMU_MFMA(NAME, D, M, PER, ...)                                                                               \

@@ -55,8 +55,9 @@ _ELEMENTS = {
 
 @dataclass(frozen=True)
 class Product:
-    """One shape: types of the registers of D, A, B, C, and how many of each."""
+    """One shape: types of the registers of D, A, B, C, and how many of each. `small` ones are 8 by 8, others 16 by 8."""
 
+    small: bool
     depth: int
     a: _Element
     b: _Element
@@ -64,13 +65,8 @@ class Product:
     population: str  # for bits: "and", "xor"
 
     @property
-    def small(self) -> bool:
-        """The 8 by 8 product of f64."""
-        return self.result == "f64"
-
-    @property
     def registers(self) -> tuple[str, str, str, str]:
-        inner = "f64" if self.small else "b32"
+        inner = "f64" if self.result == "f64" else "b32"
         return self.result, inner, inner, self.result
 
     @property
@@ -117,8 +113,8 @@ _SHAPES: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {  # types of A an
     ("bf16", "bf16"): (("m16n8k16",), "f32"),
     ("tf32", "tf32"): (("m16n8k8",), "f32"),
     **{(t, t): (("m16n8k32",), "f32") for t in ("e4m3", "e5m2")},
-    **{(a, b): (("m16n8k32",), "s32") for a in ("s8", "u8") for b in ("s8", "u8")},
-    **{(t, t): (("m16n8k64",), "s32") for t in ("s4", "u4")},
+    **{(a, b): (("m8n8k16", "m16n8k32"), "s32") for a in ("s8", "u8") for b in ("s8", "u8")},
+    **{(a, b): (("m8n8k32", *(("m16n8k64",) if a == b else ())), "s32") for a in ("s4", "u4") for b in ("s4", "u4")},
     ("b1", "b1"): (("m16n8k256",), "s32"),
     ("f64", "f64"): (("m8n8k4",), "f64"),
 }
@@ -134,4 +130,4 @@ def find(name: str) -> Product | None:
     shapes, result = _SHAPES.get((a, b), ((), ""))
     if shape not in shapes or d != result or c != result or (a == "b1") != bool(population):
         return None
-    return Product(int(depth), _ELEMENTS[a], _ELEMENTS[b], result, population)
+    return Product(shape.startswith("m8"), int(depth), _ELEMENTS[a], _ELEMENTS[b], result, population)

@@ -81,19 +81,26 @@ static void m16n8(const Collective* const* lanes) {
     for (int i = 0; i < 4; i++) ((T*)lanes[l]->out)[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
 }
 
-static void m8n8k4_f64(const Collective* const* lanes) {
-  constexpr int LANES = 32;
-  double a[8][4], b[4][8], c[8][8];
+static u32 plus_product(u32 c, u32 a, u32 b) { return c + a * b; }
+static double plus_product(double c, double a, double b) { return __builtin_fma(a, b, c); }
+
+// The same of 8 by 8 elements: one register of PER elements of A and of B.
+template <class T, int PER, auto decode_a, auto decode_b>
+static void m8n8(const Collective* const* lanes) {
+  constexpr int LANES = 32, K = 4 * PER;
+  T a[8][K], b[K][8], c[8][8];
   for (int l = 0; l < LANES; l++) {
-    a[l / 4][l % 4] = *(const double*)lanes[l]->a;
-    b[l % 4][l / 4] = *(const double*)lanes[l]->b;
-    for (int i = 0; i < 2; i++) c[l / 4][2 * (l % 4) + i] = ((const double*)lanes[l]->out)[i];
+    for (int e = 0; e < PER; e++) {
+      a[l / 4][l % 4 * PER + e] = decode_a((const u8*)lanes[l]->a, e);
+      b[l % 4 * PER + e][l / 4] = decode_b((const u8*)lanes[l]->b, e);
+    }
+    for (int i = 0; i < 2; i++) c[l / 4][2 * (l % 4) + i] = ((const T*)lanes[l]->out)[i];
   }
   for (int i = 0; i < 8; i++)
-    for (int k = 0; k < 4; k++)
-      for (int j = 0; j < 8; j++) c[i][j] = __builtin_fma(a[i][k], b[k][j], c[i][j]);
+    for (int k = 0; k < K; k++)
+      for (int j = 0; j < 8; j++) c[i][j] = plus_product(c[i][j], a[i][k], b[k][j]);
   for (int l = 0; l < LANES; l++)
-    for (int i = 0; i < 2; i++) ((double*)lanes[l]->out)[i] = c[l / 4][2 * (l % 4) + i];
+    for (int i = 0; i < 2; i++) ((T*)lanes[l]->out)[i] = c[l / 4][2 * (l % 4) + i];
 }
 
 // One product of AMD's, M x M: lane l holds PER neighbours along k of row (of B: column) l % M, and of the result
@@ -135,7 +142,15 @@ static void multiply(const Collective* const* l, Shape shape) {
     case U4: return m16n8<u32, 8, 4, Times, as_u4, as_u4>(l);
     case B1_AND: return m16n8<u32, 32, 4, And, as_bit, as_bit>(l);
     case B1_XOR: return m16n8<u32, 32, 4, Xor, as_bit, as_bit>(l);
-    case F64: return m8n8k4_f64(l);
+    case SMALL_S8: return m8n8<u32, 4, as_s8, as_s8>(l);
+    case SMALL_U8: return m8n8<u32, 4, as_u8, as_u8>(l);
+    case SMALL_S8U8: return m8n8<u32, 4, as_s8, as_u8>(l);
+    case SMALL_U8S8: return m8n8<u32, 4, as_u8, as_s8>(l);
+    case SMALL_S4: return m8n8<u32, 8, as_s4, as_s4>(l);
+    case SMALL_U4: return m8n8<u32, 8, as_u4, as_u4>(l);
+    case SMALL_S4U4: return m8n8<u32, 8, as_s4, as_u4>(l);
+    case SMALL_U4S4: return m8n8<u32, 8, as_u4, as_s4>(l);
+    case F64: return m8n8<double, 1, as_f64, as_f64>(l);
 #define EMU_MFMA(NAME, D, M, PER, A, B) \
     case MFMA_##NAME: return mfma<D, M, PER, sizeof(D) == 8 ? 1 : 4, as_##A, as_##B>(l);
     EMU_MFMAS

@@ -15,6 +15,8 @@ MMA = {  # name: accumulators, type and length of A and of B, first processor
     "m16n8k256_b1_and": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k256_b1_xor": ("tl::i32", 4, "tl::u32", 4, 2, 80),
     "m16n8k32_e4m3": ("float", 4, "tl::u8", 16, 8, 89), "m16n8k32_e5m2": ("float", 4, "tl::u8", 16, 8, 89),
     "m8n8k4_f64": ("double", 2, "double", 1, 1, 80),
+    **{f"m8n8k16_{signs}8": ("tl::i32", 2, "tl::u8", 4, 4, 75) for signs in ("s", "u", "su", "us")},
+    **{f"m8n8k32_{signs}4": ("tl::i32", 2, "tl::u32", 1, 1, 75) for signs in ("s", "u", "su", "us")},
 }
 
 

@@ -41,8 +41,8 @@ MIXED = [
 ]
 
 
-def nvidia(a: str) -> str:
-    return "cuda:sm_89" if "f8" in a else "cuda:sm_80"
+def nvidia(a: str, archs: tuple[int, int] = (80, 80)) -> str:
+    return "cuda:sm_89" if "f8" in a else "cuda:sm_80" if archs[1] >= 80 else "cuda:sm_75"
 
 
 def amd(row: MmaRow) -> str:
@@ -50,9 +50,10 @@ def amd(row: MmaRow) -> str:
     return next(f"hip:gfx{arch:x}" for arch in (CDNA3, CDNA4, CDNA2) if row.archs[0] <= arch <= row.archs[1])
 
 
-PAIRS = [(nvidia(a), a, b, acc) for a, b, acc in
-         [(row.a, row.b, row.acc) for row in cuda.ROWS if row.archs[1] >= 80] + MIXED]
-ROWS = [(nvidia(row.a), row) for row in cuda.ROWS if row.archs[1] >= 80] + [(amd(row), row) for row in hip.ROWS]
+PAIRS = [(nvidia(row.a, row.archs), row.a, row.b, row.acc) for row in cuda.ROWS] \
+    + [(nvidia(a), a, b, acc) for a, b, acc in MIXED] \
+    + [("cuda:sm_75", "i4", "u8", "i32"), ("cuda:sm_75", "u2", "u4", "i32")]
+ROWS = [(nvidia(row.a, row.archs), row) for row in cuda.ROWS] + [(amd(row), row) for row in hip.ROWS]
 SHAPES = [(16, 16, 32), (33, 20, 40), (64, 96, 64), (1, 5, 3)]
 
 
