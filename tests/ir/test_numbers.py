@@ -115,8 +115,9 @@ def test_names_are_interned_and_pickle() -> None:
 
 @given(st.data())
 def test_packing_round_trips(data: st.DataObject) -> None:
-    bits, rows, columns = (data.draw(st.integers(1, n)) for n in (12, 4, 9))
-    extra = data.draw(st.integers(0, 11))
+    rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
+    bits = data.draw(st.integers(1, 12) | st.sampled_from([16, 32, 64]))
+    extra = data.draw(st.integers(0, 11) | st.just(bits) | st.just(-columns * bits % 8))
     codes = np.array(data.draw(st.lists(st.integers(0, (1 << bits) - 1), min_size=rows * columns,
                                         max_size=rows * columns)), np.uint64).reshape(rows, columns)
     buffer = pack_bits(codes, bits, columns * bits + extra)

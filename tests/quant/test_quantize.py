@@ -42,12 +42,13 @@ def test_error_is_at_most_half_a_step(dt: DType, data: st.DataObject) -> None:
     choices = {"int": [True, False], "uint": [True, False], "bipolar": [True, False]}.get(dt.kind, [True])
     symmetric = data.draw(st.sampled_from(choices))
     scale_dtype = data.draw(st.sampled_from(["f32", "f16", "bf16", "e8m0", "f8e4m3", "u6"]))
+    scale_group = data.draw(st.sampled_from([None, 1, 3])) if scale_dtype in ("f8e4m3", "u6") else None
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     w = rng.standard_normal((n, k)) * 10.0 ** rng.integers(-3, 3) + data.draw(st.sampled_from([0, 2, -2]))
     w[0] *= data.draw(st.sampled_from([0, 1]))
     if dt.name == "u1" and symmetric or dt.name == "s1" and symmetric:
         return  # refused, and by the mean
-    q = tile.quantize(w, dt, group, symmetric, scale_dtype)
+    q = tile.quantize(w, dt, group, symmetric, scale_dtype, scale_group=scale_group)
     assert q.shape == (n, k) and q.codes.dtype is dt
     error, bound = np.abs(q.dequantize() - w), half_steps(q, w)
     assert (error <= bound * (1 + ULP) + np.abs(w) * ULP).all(), (error - bound).max()

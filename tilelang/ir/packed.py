@@ -9,6 +9,8 @@ import numpy as np
 from tilelang.ir import codec
 from tilelang.ir.dtypes import DType
 
+_WHOLE = (8, 16, 32, 64)
+
 
 def pack_bits(codes: Any, bits: int, row_bits: int) -> Any:
     """u8 buffer of the bit stream of codes [..., n]: each row takes `row_bits` >= n * bits, the rest is zero."""
@@ -17,6 +19,10 @@ def pack_bits(codes: Any, bits: int, row_bits: int) -> Any:
     if row_bits < rows.shape[1] * bits:
         raise ValueError(f"a row of {rows.shape[1]} elements of {bits} bits needs {rows.shape[1] * bits} bits, "
                          f"got row_bits={row_bits}")
+    if bits in _WHOLE and row_bits % bits == 0:
+        whole = np.zeros((len(rows), row_bits // bits), f"<u{bits // 8}")
+        whole[:, :rows.shape[1]] = rows.astype(whole.dtype)
+        return whole.view(np.uint8).reshape(-1)
     if bits <= 8 and row_bits % 8 == 0:  # eight elements are one word
         words = np.zeros((len(rows), -(-rows.shape[1] // 8) * 8), np.uint64)
         words[:, :rows.shape[1]] = rows & np.uint64((1 << bits) - 1)
@@ -40,7 +46,11 @@ def unpack_bits(buffer: Any, bits: int, shape: Sequence[int], row_bits: int) -> 
     if 8 * len(buffer) < (count - 1) * row_bits + n * bits and count and n:
         raise ValueError(f"{list(shape)} elements of {bits} bits in rows of {row_bits} bits need "
                          f"{((count - 1) * row_bits + n * bits + 7) // 8} bytes, got {len(buffer)}")
-    if bits <= 8 and row_bits % 8 == 0 and 8 * len(buffer) >= count * row_bits:
+    aligned = 8 * len(buffer) >= count * row_bits
+    if bits in _WHOLE and row_bits % bits == 0 and aligned:
+        whole = np.ascontiguousarray(buffer[:count * row_bits // 8]).view(f"<u{bits // 8}")
+        return whole.reshape(count, -1)[:, :n].astype(np.uint64).reshape(shape)
+    if bits <= 8 and row_bits % 8 == 0 and aligned:
         groups, width = -(-n // 8), row_bits // 8
         data = np.zeros((count, groups, 8), np.uint8)
         rows = np.zeros((count, groups * bits), np.uint8)
