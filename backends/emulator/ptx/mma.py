@@ -55,7 +55,7 @@ _ELEMENTS = {
 
 @dataclass(frozen=True)
 class Product:
-    """One shape: types of the registers of D, A, B, C, and how many of each. `small` ones are 8 by 8, others 16 by 8."""
+    """One shape: types of the registers of D, A, B, C, and how many of each. `small` is 8 by 8, the others 16 by 8."""
 
     small: bool
     depth: int
