@@ -102,7 +102,7 @@ def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
     each = np.arange(count)[:, None] // warp
     held[each, have] = True
     held[:, -1] = True
-    if not held[each, want].all():  # found out at once, for most conversions that are tried
+    if not held[each, want].all() or _scattered(have, want, warp):  # found out at once, for most that are tried
         return None
     where: list[dict[int, list[tuple[int, int]]]] = []  # for each warp: element -> (lane, register)
     for first in range(0, count, warp):
@@ -128,6 +128,20 @@ def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
             return None
         out.append(move)
     return tuple(out)
+
+
+def _scattered(have: Any, want: Any, warp: int) -> bool:
+    """Whether it is clear without looking at lanes one by one that no shuffles make the conversion: where each element
+    has one place in a warp, a register comes from more than two, or from others in other warps."""
+    warps, size = len(have) // warp, int(max(have.max(), want.max())) + 1
+    each = np.repeat(np.arange(warps), warp)[:, None]
+    place = np.full((warps, size), -1)
+    place[each, have] = np.arange(warp * have.shape[1]).reshape(warp, -1)[np.arange(len(have)) % warp]
+    if (have < 0).any() or (want < 0).any() or np.count_nonzero(place >= 0) < have.size:
+        return False
+    source = place[each, want].reshape(warps, warp, -1)
+    registers = np.sort(source[0] % have.shape[1], 0)
+    return bool((source != source[0]).any() or (np.count_nonzero(np.diff(registers, axis=0), 0) > 1).any())
 
 
 def _move(sources: dict[int, tuple[int, int]], warp: int) -> Move | None:

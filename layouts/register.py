@@ -241,6 +241,22 @@ class RegisterLayout:
         """Inserts a dimension of extent 1."""
         return RegisterLayout((*self.modes[:axis], (), *self.modes[axis:]), self.spatial, self.local)
 
+    def innermost(self, digits: Sequence[tuple[int, int]]) -> RegisterLayout:
+        """The same elements in every thread, its registers in another order: those of the lowest `extent` local steps
+        along dimension d follow one another, for each (d, extent) of `digits`, the least significant first; the rest
+        keeps its order above them. Raises LayoutError where a dimension's lowest local digit is no multiple."""
+        f, lowest = self.canonical, list[int]()
+        for d, extent in digits:
+            if extent == 1:
+                continue
+            modes = range(sum(map(len, f.modes[:d])), sum(map(len, f.modes[:d + 1])))
+            mode = next((m for m in reversed(f.local) if m in modes and m not in lowest), None)
+            if mode is None or f.extents[mode] % extent:
+                raise LayoutError(f"no {extent} local steps along dimension {d} in {self}")
+            f = _split(f, mode, extent)
+            lowest = [mode + 1, *(m + 1 if m > mode else m for m in lowest)]
+        return RegisterLayout(f.modes, f.spatial, (*(m for m in f.local if m not in lowest), *lowest))
+
     def contiguous(self, dim: int) -> int:
         """Elements that consecutive local indices of a thread hold next to each other along `dim`: the width of a
         vector access."""

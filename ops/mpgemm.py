@@ -8,6 +8,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.errors import TargetError
+from tilelang.jit import architecture
 from tilelang.ops.common import rows
 from tilelang.ops.mpgemm_bits import lut_gemv_kernel, planes_kernel, popcount_gemv_kernel, tables_kernel
 from tilelang.ops.mpgemm_cpu import (
@@ -17,6 +18,7 @@ from tilelang.ops.mpgemm_cpu import (
     quantize_kernel,
     spread_kernel,
 )
+from tilelang.ops.mpgemm_gpu import product, tiles
 from tilelang.ops.mpgemm_pack import Panels, panels
 from tilelang.ops.mpgemm_plan import Plan, plan
 from tilelang.quant import QuantTensor
@@ -33,7 +35,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     in: q = round(x / s), s = max |x| / (2**(b-1) - 1) of each token, or of each group of the weight's columns where
     `x_group` is "group". Sums of q times whole-numbered codes are then exact within a group. `activation` is None,
     "gelu", "relu" or "silu". The result has `out_dtype`, or that of x. `decomposition` overrides the choice of
-    `tilelang.ops.mpgemm_plan.plan`. The first product with a weight repacks it; that is kept as long as `w` lives.
+    `tilelang.ops.mpgemm_plan.plan`. On a GPU x is f16, weights become f16 in registers (entries of codebooks are
+    rounded to it), and "dequant_mma" is the only decomposition. The first product with a weight repacks it; that is
+    kept as long as `w` lives.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
     flat, (n, k) = rows(x), w.shape
@@ -47,15 +51,22 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
         raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
-    if str(getattr(x, "device", "cpu")) != "cpu":
-        raise TargetError("`mpgemm` has no kernel for a GPU yet", needs="x on the CPU", got="x on a GPU",
-                          try_="x.cpu()")
     if w.corrections:
         raise TargetError("`mpgemm` has no kernel for corrections yet", needs="a weight without corrections",
                           got=str(w), try_="apply them to the result: x @ (a @ b).T is (x @ b.T) @ a.T")
     dt = tile.dtype(str(x.dtype).removeprefix("torch."))
+    device = str(getattr(x, "device", "cpu"))
     out = dt if out_dtype is None else tile.dtype(str(out_dtype).removeprefix("torch."))
     y = empty_like(x, (flat.shape[0], n), out)
+    if tile.on_gpu(x) and dt.name == "f16" and x_dtype is None and decomposition in (None, "dequant_mma"):
+        if flat.shape[0]:
+            product(flat, tiles(w, architecture(x), device), y, bias, None if residual is None else rows(residual),
+                    activation)
+        return y.reshape(*x.shape[:-1], n)
+    if device != "cpu":
+        raise TargetError("`mpgemm` on a GPU multiplies f16 by weights turned into f16", needs="x in f16, as it is",
+                          got=f"x in {x_dtype or dt}, decomposition {decomposition}",
+                          try_="x.half(), without x_dtype; or x on the CPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0]:
         _run(chosen, flat, panels(w), y, bias, None if residual is None else rows(residual), activation, x_dtype,

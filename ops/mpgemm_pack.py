@@ -100,7 +100,7 @@ def _repack(w: QuantTensor) -> Panels:
                           try_="quantise to 8 bits or fewer, or use ops.matmul")
     n, k = w.shape
     codes = w.codes.codes().astype(np.uint8)
-    group, order = _grouping(w)
+    group, order = grouping(w)
     if order is not None:
         codes = codes[:, order]
     rank, step, offset = ranks(dt)
@@ -141,7 +141,7 @@ def ranks(dt: DType) -> tuple[Any, float, float]:
     return rank.astype(np.uint8), step, float(-values.min() / step)
 
 
-def _grouping(w: QuantTensor) -> tuple[int, Any]:
+def grouping(w: QuantTensor) -> tuple[int, Any]:
     """(columns of a group, order of the columns that makes groups of neighbours or None)."""
     k, lengths, order = w.shape[1], set(), None
     for name, p in w.parameters():

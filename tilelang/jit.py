@@ -57,6 +57,17 @@ def on_gpu(*tensors: Any) -> bool:
     return any(str(getattr(t, "device", "cpu")).startswith(("cuda", "hip")) for t in tensors)
 
 
+def architecture(*tensors: Any) -> str:
+    """The target of a call with these tensors on a GPU or in the emulator of one, with its architecture. Raises
+    TargetError."""
+    name = _target.get() or config().target
+    if not name:
+        device = next(str(t.device) for t in tensors if str(getattr(t, "device", "cpu")) != "cpu")
+        index = device.partition(":")[2]
+        return targets.machine(targets.of_device(device), int(index or 0))
+    return targets.machine(name) if name in targets.GPUS else name.removeprefix(targets.EMULATE)
+
+
 class _Guard(RuntimeError):
     """Native code found arguments it was not compiled for."""
 

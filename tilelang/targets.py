@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, Op
+from tilelang.ir.dtypes import dtype
+from tilelang.layouts import RegisterLayout
 
 if TYPE_CHECKING:
     from tilelang.backends.simt.driver import Driver
@@ -81,6 +83,19 @@ def lowered(tile: Function, name: str) -> Any:
     from tilelang.backends.cpu.compile import Lowered
     from tilelang.backends.cpu.machine import host
     return Lowered(tile, host())
+
+
+def operand_layout(name: str, k: int, n: int, warps: int) -> RegisterLayout:
+    """How `warps` warps, side by side along n, hold the right operand [k, n] of a `dot` of f16 that sums in f32: what
+    a `view` makes in this layout goes into the product as it lies. `name` has an architecture. Raises TargetError
+    where that has no such product."""
+    from tilelang.backends.simt.instructions import choose, plan
+    bare, f16 = name.removeprefix(EMULATE), dtype("f16")
+    row = choose(_part(bare, "target").target(bare).mma, f16, f16, dtype("f32"), k)
+    if row is None:
+        raise TargetError(f"{bare} has no product of f16", needs="matrix instructions", got=bare,
+                          try_="another target")
+    return plan(row, row.m, n, k, 1, warps).b
 
 
 def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

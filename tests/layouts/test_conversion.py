@@ -57,6 +57,29 @@ def test_every_element_arrives(data: st.DataObject) -> None:
         assert not all((have == want[:, i:i + 1]).all(0).any() for i in range(want.shape[1]))
 
 
+@given(st.data())
+def test_the_quick_refusal_refuses_no_shuffle(data: st.DataObject) -> None:
+    from tilelang.layouts.conversion import _move, _moves, _scattered
+    shape = data.draw(st.sampled_from([(8, 16), (16, 16), (64, 8)]))
+    layout = data.draw(spread(shape, 64))
+    turned = data.draw(st.permutations(range(5)))  # digits of the lane, dealt out anew
+    other = RegisterLayout(layout.modes, (layout.spatial[0], *(layout.spatial[1 + i] for i in turned)), layout.local)
+    for dst in (other, data.draw(spread(shape, 64))):
+        have, want = flat_table(layout, shape), flat_table(dst, shape)
+        owners = [{int(e): divmod(int(i), have.shape[1]) for i, e in enumerate(have[first:first + WARP].reshape(-1))}
+                  for first in (0, WARP)]
+
+        def sources(register: int, want: np.ndarray = want, owners: list = owners) -> list:
+            """Of each warp: lane -> (lane, register)."""
+            return [{lane: owners[w].get(int(want[w * WARP + lane, register])) for lane in range(WARP)}
+                    for w in (0, 1)]
+        each = [sources(i) for i in range(want.shape[1])]
+        shuffles = all(a == b and None not in a.values() and _move(a, WARP) for a, b in each)
+        assert (_moves(have, want, WARP) is not None) == bool(shuffles)
+        if all(None not in s.values() for pair in each for s in pair):
+            assert not (shuffles and _scattered(have, want, WARP))
+
+
 def test_the_nearest_way_is_found() -> None:
     fragment = local(2, 1) * spatial(8, 4) * local(1, 2)
     assert conversion(fragment, fragment, (16, 8)).kind == "none"
