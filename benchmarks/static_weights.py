@@ -133,8 +133,10 @@ def measure(name: str, target: str) -> Measured:
     held = sum(2 * len(i.reads[1]) for i in loop if i.product)  # two f16 to a register, each used by one product
     if not held:
         raise ValueError(f"no main loop of {name} on {target}")
-    loaded = {op.attrs["lanes"] or 1 for op in code.thread.walk() if op.name in ("ld", "st_async")
-              and any(v is code.thread.params[1] for v in op.operands)}
+    weights = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
+                                        and op.operands[0] is code.thread.params[1])}
+    loaded = {op.attrs["lanes"] or 1 for op in code.thread.walk() if op.name in ("ld", "st_async", "dma")
+              and weights & set(op.operands)}
     shape = [a for a in (x, w.words, w.scale, y, w.shift, sums) if a is not None]
     return Measured(report["registers"], report["spills"] + report["stack_bytes"], report["shared_bytes"],
                     len(made_on_the_way(loop)) / held, ", ".join(str(4 * n) for n in sorted(loaded)),

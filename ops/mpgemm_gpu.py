@@ -89,7 +89,9 @@ def blocks(target: str, dt: tile.DType, group: int) -> Blocks:
     bk = gcd(group, 128)
     threads = targets.operand_layout(target, bk, 64 * WARPS, WARPS).num_threads
     bn = min(EACH * threads // bk, WIDEST)
-    layout = targets.operand_layout(target, bk, bn, WARPS).innermost([(0, 2), (1, len(pairs(dt).places))])
+    plain = targets.operand_layout(target, bk, bn, WARPS)
+    across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)  # a word's pairs; a column has one class
+    layout = plain.innermost([(0, 2), (1, min(across, 4))])
     each = layout.local_size * dt.bits // 32
     vector = gcd(each, 4)
     source = layouts.local(each // vector) * layouts.spatial(threads) * layouts.local(vector)

@@ -84,7 +84,9 @@ def test_weights_go_into_products_as_they_lie(target: str) -> None:
                                 STAGES=3, target=target)
     names = [op.name for op in code.thread.walk()]
     assert "recast" in names and "fma_halves" not in names and "shuffle" not in names
-    loads = [op for op in code.thread.walk() if op.name in ("ld", "st_async") and code.thread.params[1] in op.operands]
+    words = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
+                                      and op.operands[0] is code.thread.params[1])}
+    loads = [op for op in code.thread.walk() if op.name in ("ld", "st_async") and words & set(op.operands)]
     assert loads and {op.attrs["lanes"] for op in loads} == {4}
 
 

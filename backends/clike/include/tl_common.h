@@ -1,6 +1,7 @@
 #pragma once
 // What every prelude shares: types, register vectors and the arithmetic that needs no intrinsic. The prelude that
-// includes this defines TL_FN, the qualifiers of a function, and TL_COPY, its memcpy. No
+// includes this defines TL_FN, the qualifiers of a function, TL_COPY, its memcpy, and TL_WHOLE, which hides from the
+// compiler how a register was made: it would compute the parts one by one. No
 // standard headers: they cost more than the kernel.
 
 #define TL_UNROLL _Pragma("unroll")
@@ -52,7 +53,9 @@ TL_FN To bits(From x) {
 template <class To, class T, int N>
 TL_FN auto recast(const vec<T, N>& v) {
   vec<To, N * int(sizeof(T)) / int(sizeof(To))> out;
-  TL_COPY(&out, &v, sizeof out);
+  vec<T, N> whole = v;
+  TL_UNROLL for (int i = 0; i < N; ++i) TL_WHOLE(whole[i]);
+  TL_COPY(&out, &whole, sizeof out);
   return out;
 }
 

@@ -4,6 +4,7 @@
 
 #define TL_FN __device__ __forceinline__
 #define TL_COPY memcpy
+#define TL_WHOLE(x) asm("" : "+r"(x))
 #include "tl_common.h"
 #include "tl_math.h"
 

@@ -8,6 +8,7 @@
 
 #define TL_FN inline __attribute__((always_inline))
 #define TL_COPY __builtin_memcpy
+#define TL_WHOLE(x)
 #include "tl_abi.h"
 #include "tl_common.h"
 #include "tl_math.h"

@@ -4,6 +4,7 @@
 
 #define TL_FN inline __attribute__((device, always_inline))
 #define TL_COPY __builtin_memcpy
+#define TL_WHOLE(x) asm("" : "+v"(x))
 #include "tl_common.h"
 #include "tl_math.h"
 
