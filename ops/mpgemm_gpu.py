@@ -90,7 +90,7 @@ def blocks(target: str, dt: tile.DType, group: int) -> Blocks:
     threads = targets.operand_layout(target, bk, 64 * WARPS, WARPS).num_threads
     bn = min(EACH * threads // bk, WIDEST)
     plain = targets.operand_layout(target, bk, bn, WARPS)
-    across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)  # a word's pairs; a column has one class
+    across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)
     layout = plain.innermost([(0, 2), (1, min(across, 4))])
     each = layout.local_size * dt.bits // 32
     vector = gcd(each, 4)
