@@ -47,9 +47,9 @@ MISTAKES = {  # file, what stands there, what a slip would make of it, the wrapp
 }
 
 
-def planted(folder: Path, file: str, right: str, wrong: str) -> Path:
+def planted(folder: Path, file: str, right: str, wrong: str, prelude: Path = nvrtc.INCLUDE) -> Path:
     """A copy of the prelude with a mistake."""
-    copy = Path(shutil.copytree(nvrtc.INCLUDE, folder / "include"))
+    copy = Path(shutil.copytree(prelude, folder / "include"))
     text = (copy / file).read_text()
     assert right in text, f"{file} has no longer: {right}"
     (copy / file).write_text(text.replace(right, wrong))

@@ -1,0 +1,72 @@
+"""Matrix instructions (AMD's instruction set manuals, section "Matrix Arithmetic Instructions")."""
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import numpy as np
+
+from tilelang.backends.emulator.gcn.parse import GcnError, Instruction
+from tilelang.backends.emulator.gcn.wave import F32, F64, I32, LANE, U32, Array, Wave
+
+NAME = re.compile(r"v_mfma_(f32|i32|f64)_(16x16|32x32)x(\d+)_?(f16|bf16_1k|bf16|f32|f64|i8|(?:fp|bf)8_(?:fp|bf)8)")
+
+
+@lru_cache(maxsize=4)
+def _small(mantissa: int, fnuz: bool) -> Array:
+    """The values of the 256 codes of f8 (`fnuz`: the exponent's bias is one more, and 0x80 the one NaN)."""
+    code = np.arange(256)
+    bits = 7 - mantissa
+    exponent, fraction = (code & 127) >> mantissa, code & (1 << mantissa) - 1
+    bias = (1 << bits - 1) - (0 if fnuz else 1)
+    value = np.where(exponent > 0, np.ldexp(1 + fraction / (1 << mantissa), exponent - bias),
+                     np.ldexp(fraction / (1 << mantissa), 1 - bias))
+    value = np.where(code & 128, -value, value)
+    if fnuz:
+        value[128] = np.nan
+    elif mantissa == 3:
+        value[(code & 127) == 127] = np.nan
+    else:
+        top = exponent == 31
+        value[top] = np.where(fraction[top] > 0, np.nan, np.where(code[top] & 128, -np.inf, np.inf))
+    return value
+
+
+def _decoded(words: Array, kind: str, fnuz: bool) -> Array:
+    """The numbers in the registers of each lane, the lowest first [64, n]."""
+    if kind == "f16":
+        return words.view(np.float16).astype(np.float64)
+    if kind.startswith("bf16"):
+        return (words.view(np.uint16).astype(U32) << 16).view(F32).astype(np.float64)
+    if kind == "i8":
+        return words.view(np.int8).astype(np.float64)
+    if kind in ("fp8", "bf8"):
+        return _small(3 if kind == "fp8" else 2, fnuz)[words.view(np.uint8)]
+    return words.view(F32 if kind == "f32" else F64).astype(np.float64)
+
+
+def mfma(w: Wave, i: Instruction, fnuz: bool) -> None:
+    """D = A B + C: lane l holds row (column) l % M of A (B), and of k those of group l / M; of D column l % M."""
+    found = NAME.fullmatch(i.name)
+    if found is None or i.modifiers:
+        raise GcnError(f"`{i.text}` is not covered by the interpreter of AMD's assembly")
+    if not w.active.all():
+        raise GcnError("a matrix instruction needs all lanes", why=f"in `{i.text}`")
+    m, depth = int(found[2][:2]), int(found[3])
+    kinds = found[4].split("_") if "8_" in found[4] else [found[4]] * 2
+    t = {"f32": F32, "i32": I32, "f64": F64}[found[1]]
+    parts, each = 64 // m, depth * m // 64
+    blocks = [_decoded(w.registers(o, o.size), kind, fnuz) for o, kind in zip(i.operands[1:3], kinds, strict=True)]
+    if any(b.shape[1] != each for b in blocks):
+        raise GcnError("a matrix instruction with registers of another size", why=f"in `{i.text}`")
+    # [lane, n] -> [row, k]
+    a, b = (block.reshape(parts, m, each).transpose(1, 0, 2).reshape(m, depth) for block in blocks)
+    product = a @ b.T
+    count = m * m // 64
+    run = 1 if t is F64 else 4
+    r = np.arange(count)
+    rows = (LANE[:, None] // m) * run + r // run * (run * parts) + r % run
+    c = i.operands[3]
+    words = count * t.itemsize // 4
+    start = w.registers(c, words).view(t) if c.kind else np.zeros((64, count), t)
+    w.write_words(i.operands[0], (product[rows, LANE[:, None] % m] + start).astype(t).view(U32))
