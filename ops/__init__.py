@@ -7,6 +7,7 @@ from tilelang.ops.attention import (
     attention_decode,
     attention_varlen,
     attention_varlen_backward,
+    block_mask,
     quantize_kv,
     rotate,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "attention_decode",
     "attention_varlen",
     "attention_varlen_backward",
+    "block_mask",
     "gelu",
     "layer_norm",
     "linear",

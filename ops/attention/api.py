@@ -5,6 +5,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention.backward import delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
+from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.attention.options import Options, blocks, check_heads, made, options, page_block
 from tilelang.ops.common import dtype_of
@@ -13,7 +14,7 @@ from tilelang.ops.common import dtype_of
 def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: int, keys: int, table: Any = None,
             **packing: Any) -> None:
     """Runs the kernel for at most so many queries and keys of a sequence; a block of keys lies in one page."""
-    sizes = blocks(q, k, v, queries, keys)
+    sizes = {**blocks(q, k, v, queries, keys), **opts.visited(q)}
     if table is not None:
         sizes["BN"] = page_block(k.shape[2], sizes["BN"])
     forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, table=table, **opts.tensors, **packing,
@@ -31,8 +32,8 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     dq, dk, dv = (made(x, tuple(x.shape), dtype_of(x), 0 if some else None)
                   for x, some in zip((q, k, v), partly, strict=True))
     given = {**opts.tensors, **packing, **opts.consts, **sizes}
-    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, longest=longest[1], **given)
-    dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, longest=longest[0], **given)
+    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, longest=longest[1], **{**given, **opts.visited(q, True)})
+    dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, longest=longest[0], **{**given, **opts.visited(q)})
     if opts.sinks is None:
         return dq, dk, dv
     return dq, dk, dv, sinks_kernel(opts.sinks, lse, delta)
@@ -40,8 +41,8 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
               softcap: float | None = None, alibi: Any = None, sinks: Any = None, bias: Any = None,
-              score_mod: Any = None, mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None,
-              return_lse: bool = False, out: Any = None) -> Any:
+              score_mod: Any = None, mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
+              seqused_k: Any = None, return_lse: bool = False, out: Any = None) -> Any:
     """softmax(scale q k^T) v of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E] with H a multiple of G.
 
     f32, f16 or bf16, any strides; computed in f32, but for probabilities, which a GPU multiplies in v's dtype. Gives
@@ -50,15 +51,17 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
 
     What a query sees, its own place being i + L - S (bottom-right aligned): with `causal` no keys behind it; with
     `window` (left, right) so many before and behind, -1 for all; what `mask_mod(b, h, i, j)`, a `@tile.function`,
-    allows; where a boolean `bias` is true. `seqused_q`, `seqused_k` i32 [B]: how much of each sequence is valid: what
-    memory holds beyond has no effect, and results there are 0 (in `out` what they were).
+    allows; where a boolean `bias` is true. A `block_mask` is a `mask_mod` whose empty blocks are not visited.
+    `seqused_q`, `seqused_k` i32 [B]: how much of each sequence is valid: what memory holds beyond has no effect, and
+    results there are 0 (in `out` what they were).
 
     What happens to scores, in this order: `softcap` c makes them c tanh(s / c); `alibi` slopes f32 [H] or [B, H] take
     off slope * |i + L - S - j| (Press et al., 2022); `score_mod(s, b, h, i, j)`, a `@tile.function` of elementwise
     operations; `bias`, broadcast to [B, H, S, L]. `sinks` f32 [H] are scores without a value in each softmax; they are
     part of the LSE. Raises ValueError for what does not fit together."""
     check_heads(q, k, v)
-    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
+                   block_mask)
     all_written = seqused_q is None
     o = made(q, (*q.shape[:3], v.shape[3]), dtype_of(q), None if all_written else 0) if out is None else out
     lse = made(q, tuple(q.shape[:3]), tile.dtype("f32"), None if all_written else float("inf")) if return_lse else None
@@ -69,11 +72,13 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
 def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: bool = False,
                        scale: float | None = None, *, window: Any = None, softcap: float | None = None,
                        alibi: Any = None, sinks: Any = None, bias: Any = None, score_mod: Any = None,
-                       mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None, dlse: Any = None) -> Any:
+                       mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
+                       seqused_k: Any = None, dlse: Any = None) -> Any:
     """(dq, dk, dv), and dsinks where there are `sinks`, of a call of `attention` with these options that gave `o` and
     `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic. Options are constants for it, but
     for the sinks. Raises ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
     check_heads(q, k, v)
-    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
+                   block_mask)
     return backward(do, q, k, v, o, lse, opts, dlse, q.shape[2], k.shape[2],
                      {"used_q": seqused_q, "used_k": seqused_k, "cu_q": None, "cu_k": None})

@@ -10,6 +10,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.lang.expressions import Function
+from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, dtype_of
 
 
@@ -21,6 +22,16 @@ class Options:
     tensors: dict[str, Any] = field(default_factory=dict)
     consts: dict[str, Any] = field(default_factory=dict)
     sinks: Any = None
+    blocks: BlockMask | None = None
+
+    def visited(self, q: Any, columns: bool = False) -> dict[str, Any]:
+        """The blocks that kernels visit, by rows of queries or by columns of keys, and their extents."""
+        mask = self.blocks
+        if mask is None:
+            return {}
+        counts, blocks = (mask.column_counts, mask.column_blocks) if columns else (mask.row_counts, mask.row_blocks)
+        return {"counts": spread(counts, (*q.shape[:2], *counts.shape[2:])),
+                "blocks": spread(blocks, (*q.shape[:2], *blocks.shape[2:])), "BM": mask.BM, "BN": mask.BN}
 
 
 def window_sizes(causal: bool, window: Any) -> tuple[int | None, int | None]:
@@ -41,9 +52,17 @@ def spread(x: Any, shape: tuple[int, ...]) -> Any:
 
 
 def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: float | None, alibi: Any, sinks: Any,
-            bias: Any, score_mod: Any, mask_mod: Any, batch: int, keys: int) -> Options:
+            bias: Any, score_mod: Any, mask_mod: Any, batch: int, keys: int,
+            block_mask: BlockMask | None = None) -> Options:
     """Checks the options of a call with queries q [A, H, S, D]. Raises ValueError."""
     heads = q.shape[1]
+    if block_mask is not None:
+        full = (q.shape[0], heads, q.shape[2], keys)
+        if mask_mod is not None:
+            raise ValueError("block_mask brings its own mask_mod: pass one of them")
+        if not all(a == b or (a == 1 and n < 2) for n, (a, b) in enumerate(zip(block_mask.shape, full, strict=True))):
+            raise ValueError(f"block_mask is of scores {list(block_mask.shape)}, the call's are {list(full)}")
+        mask_mod = block_mask.mask_mod
     left, right = window_sizes(causal, window)
     consts: dict[str, Any] = {"LEFT": left, "RIGHT": right}
     tensors: dict[str, Any] = {}
@@ -69,7 +88,8 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
         except (RuntimeError, ValueError):
             raise ValueError(f"bias must broadcast to {[q.shape[0], heads, q.shape[2], keys]}, its shape is "
                              f"{list(bias.shape)}") from None
-    return Options(1.0 / math.sqrt(q.shape[3]) if scale is None else scale, tensors, consts, sinks)
+    return Options(1.0 / math.sqrt(q.shape[3]) if scale is None else scale, tensors, consts, sinks,
+                   block_mask)
 
 
 def check_heads(q: Any, k: Any, v: Any) -> None:
