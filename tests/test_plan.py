@@ -83,8 +83,8 @@ def test_what_changes_is_noticed() -> None:
     (lambda x, y: outer(x, 3), errors.ArgumentDType, "is not a tensor"),
     (lambda x, y: outer(x, y.tolist()), errors.ArgumentDType, "is not a tensor"),
     (lambda x, y: outer(None, y), errors.ArgumentDType, "is not a tensor"),
-    (lambda x, y: outer(x.to("meta"), y), errors.ArgumentDevice, "a tensor on the CPU"),
-    (lambda x, y: outer(x, y.to("meta"), torch.empty(3, 4)), errors.ArgumentDevice, "a tensor on the CPU"),
+    (lambda x, y: outer(x.to("meta"), y), errors.ArgumentDevice, "all tensors on one device"),
+    (lambda x, y: outer(x, y.to("meta"), torch.empty(3, 4)), errors.ArgumentDevice, "all tensors on one device"),
 ])
 def test_mistakes_are_explained_as_at_the_first_call(call: Any, error: type[Exception], text: str) -> None:
     x, y = vectors(3, 4)
