@@ -13,7 +13,7 @@ _CLASSES = (("mfma", "v_mfma"), ("ds_read", "ds_read"), ("ds_write", "ds_write")
             ("shuffle", r"ds_swizzle|ds_bpermute|v_permlane|.*_dpp"), ("wait", "s_waitcnt|s_barrier|s_nop"),
             ("priority", "s_setprio"), ("scalar", "s_"),
             ("float", r"v_(pk_)?(add|sub|mul|fma|fmac|max3?|min|exp|log|rcp|ldexp|cvt|rndne|med3)\w*_(f|bf|i)(16|32)"),
-            ("vector", "v_"))
+            ("vector", "v_"), ("other", ""))
 
 
 def main_loop(listing: str, kernel: str) -> list[str]:

@@ -104,25 +104,23 @@ def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
     held[:, -1] = True
     if not held[each, want].all() or _scattered(have, want, warp):  # found out at once, for most that are tried
         return None
-    where: list[dict[int, list[tuple[int, int]]]] = []  # for each warp: element -> (lane, register)
-    for first in range(0, count, warp):
-        owners: dict[int, list[tuple[int, int]]] = {}
-        for lane in range(warp):
-            for register, element in enumerate(have[first + lane]):
-                owners.setdefault(int(element), []).append((lane, register))
-        where.append(owners)
+    owners: dict[int, dict[int, list[tuple[int, int]]]] = {}  # by warp: element -> (lane, register)
     out = []
     for i in range(want.shape[1]):
         sources: dict[int, tuple[int, int]] = {}  # lane -> (lane, register) it comes from
-        for thread, element in enumerate(want[:, i]):
-            lane, owners = thread % warp, where[thread // warp]
-            if element < 0:
-                continue
-            if int(element) not in owners:
-                return None
-            source = min(owners[int(element)], key=lambda o: ((o[0] ^ lane).bit_count(), o))
-            if sources.setdefault(lane, source) != source:
-                return None
+        wanted = want[:, i].reshape(-1, warp)
+        first = (wanted >= 0).argmax(0)  # the warp that says where a lane's element is; the others must agree
+        for lane in np.flatnonzero((wanted >= 0).any(0)):
+            number = int(first[lane])
+            if number not in owners:
+                owners[number] = _owners(have[number * warp:(number + 1) * warp])
+            held_by = owners[number][int(wanted[number, lane])]
+            sources[int(lane)] = min(((o[0] ^ int(lane)).bit_count(), o) for o in held_by)[1]
+        lanes = np.fromiter(sources, int)
+        there, register = np.array([*sources.values()], int).reshape(-1, 2).T
+        found = have.reshape(-1, warp, have.shape[1])[:, there, register]
+        if not np.all((found == wanted[:, lanes]) | (wanted[:, lanes] < 0)):
+            return None
         move = _move(sources, warp)
         if move is None:
             return None
@@ -142,6 +140,15 @@ def _scattered(have: Any, want: Any, warp: int) -> bool:
     source = place[each, want].reshape(warps, warp, -1)
     registers = np.sort(source[0] % have.shape[1], 0)
     return bool((source != source[0]).any() or (np.count_nonzero(np.diff(registers, axis=0), 0) > 1).any())
+
+
+def _owners(have: Any) -> dict[int, list[tuple[int, int]]]:
+    """Element -> the (lane, register) that hold it."""
+    owners: dict[int, list[tuple[int, int]]] = {}
+    for lane, row in enumerate(have.tolist()):
+        for register, element in enumerate(row):
+            owners.setdefault(element, []).append((lane, register))
+    return owners
 
 
 def _move(sources: dict[int, tuple[int, int]], warp: int) -> Move | None:

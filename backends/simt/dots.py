@@ -5,7 +5,7 @@ from math import prod
 
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
-from tilelang.backends.simt.instructions import MmaRow
+from tilelang.backends.simt.instructions import MmaRow, divides
 from tilelang.backends.simt.paired import Paired, unscaled
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
@@ -48,6 +48,9 @@ class Dots:
         scale = self._scale(op, row, layout)
         p = self._zeroed(self.of[vb] if scale is None else unscaled(b, self.paired[self.of[vb]]), lb, lb.rank - 2, k)
         a, p = self._words(a, row.a), self._words(p, row.b)
+        if not divides(layout, row.acc_atom):  # the transposed product
+            order = [*range(layout.rank - 2), layout.rank - 1, layout.rank - 2]
+            a, p, la, lb, layout = p, a, lb.permute(order), la.permute(order), layout.permute(order)
         per_word = {name: 32 // dtype(name).bits if dtype(name).bits < 8 else 1 for name in (row.a, row.b)}
         sizes = (row.acc_atom.local_size, row.a_atom.local_size // per_word[row.a],
                  row.b_atom.local_size // per_word[row.b])

@@ -7,14 +7,14 @@ arrangement of the warps over the dots, improves one group at a time until nothi
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 
 import numpy as np
 
-from tilelang.backends.simt.instructions import DotPlan, choose, plan
+from tilelang.backends.simt.instructions import DotPlan, choose, plans
 from tilelang.backends.simt.registers import repeated, thread_digits
 from tilelang.backends.simt.stage import Staged
 from tilelang.backends.simt.target import SimtTarget
@@ -29,6 +29,7 @@ EXCHANGE = 16384
 GLOBAL = 4
 """What a byte of global memory costs beside one of shared memory."""
 Map = Callable[[RegisterLayout], RegisterLayout | None]
+Maps = Callable[[RegisterLayout], RegisterLayout | None | list[RegisterLayout]]
 
 
 @dataclass(eq=False)
@@ -49,26 +50,32 @@ class Group:
 
 @dataclass(eq=False)
 class Edge:
-    """`src` is had as `have(layout)` and wanted as `want(layout of dst)`; `push(layout)` is a layout of `dst` that
-    would fit one of `src`."""
+    """`src` is had as `have(layout)` and wanted as `want(layout of dst)`, or as any of several; `push(layout)` is a
+    layout of `dst` that would fit one of `src`."""
 
     src: Group
     dst: Group
     have: Map
-    want: Map
+    want: Maps
     push: Map
     shape: tuple[int, ...]
     bytes: int
     weight: int
 
+    def wanted(self, dst: RegisterLayout) -> Sequence[RegisterLayout | None]:
+        """Every layout of `src` that would do."""
+        found = self.want(dst)
+        return (found or [None]) if isinstance(found, list) else [found]
+
 
 @dataclass(eq=False)
 class DotSite:
-    """A `dot` by matrix instructions; `plans` maps each accumulator layout to its plan."""
+    """A `dot` by matrix instructions; `plans` maps each accumulator layout to the ways to get there, the simplest
+    first."""
 
     op: Op
     acc: Group
-    plans: dict[RegisterLayout, DotPlan]
+    plans: dict[RegisterLayout, list[DotPlan]]
 
 
 def same(layout: RegisterLayout) -> RegisterLayout | None:
@@ -201,7 +208,7 @@ class Inference:
                     self._unite(inner)
 
     # -- edges --------------------------------------------------------------------------------------------------------
-    def _edge(self, src: Value, dst: Value, have: Map, want: Map, push: Map, shape: tuple[int, ...],
+    def _edge(self, src: Value, dst: Value, have: Map, want: Maps, push: Map, shape: tuple[int, ...],
               weight: int) -> None:
         a, b = self.group(src), self.group(dst)
         edge = Edge(a, b, have, want, push, shape, src.dtype.storage.itemsize, weight)
@@ -281,19 +288,28 @@ class Inference:
             return
         *batch, m, k = a.shape
         warps = self.threads // self.target.warp
-        plans: dict[RegisterLayout, DotPlan] = {}
+        found: dict[RegisterLayout, list[DotPlan]] = {}
         wm = 1
         while wm <= warps:
-            p = plan(row, m, b.shape[-1], k, wm, warps // wm, tuple(batch))
-            plans.setdefault(p.acc, p)
+            for p in plans(row, m, b.shape[-1], k, wm, warps // wm, tuple(batch)):
+                found.setdefault(p.acc, []).append(p)
             wm *= 2
-        site = DotSite(op, self.group(op.result), plans)
-        self.dots.append(site)
+        self.dots.append(DotSite(op, self.group(op.result), found))
         for operand, side in ((a, "a"), (b, "b")):
-            def want(f: RegisterLayout, side: str = side) -> RegisterLayout | None:
-                return getattr(plans[f], side) if f in plans else None
+            def want(f: RegisterLayout, side: str = side) -> list[RegisterLayout]:
+                return [getattr(p, side) for p in found.get(f, [])]
             self._edge(operand, op.result, nothing if operand in self.direct else same, want, nothing, operand.shape,
                        weight)
+
+    def plan(self, site: DotSite) -> DotPlan:
+        """The way of a `dot` whose operands have the least way to go from the layouts found for them."""
+        assert site.acc.layout is not None
+
+        def cost(p: DotPlan) -> int:
+            return sum(conversion_cost(self.group(v).layout, layout, v.shape, v.dtype.storage.itemsize,
+                                       self.target.warp)
+                       for v, layout in zip(site.op.operands[:2], (p.a, p.b), strict=True) if v not in self.direct)
+        return min(site.plans[site.acc.layout], key=cost)
 
     # -- search -------------------------------------------------------------------------------------------------------
     def _candidates(self, g: Group) -> Iterator[RegisterLayout]:
@@ -310,9 +326,8 @@ class Inference:
             other = e.dst if e.src is g else e.src
             if other.layout is None:
                 continue
-            mapped = e.push(other.layout) if e.dst is g else e.want(other.layout) if e.have is same else None
-            if mapped is not None:
-                yield mapped
+            mapped = [e.push(other.layout)] if e.dst is g else e.wanted(other.layout) if e.have is same else []
+            yield from (layout for layout in mapped if layout is not None)
         yield blocked(g.shape, self.threads, list(reversed(range(rank))), max(16 // g.bytes, 1))
         yield blocked(g.shape, self.threads, list(reversed(range(rank))), 1)
 
@@ -328,7 +343,8 @@ class Inference:
             src = layout if e.src is g else e.src.layout
             dst = layout if e.dst is g else e.dst.layout
             if src is not None and dst is not None:
-                total += e.weight * conversion_cost(e.have(src), e.want(dst), e.shape, e.bytes, self.target.warp)
+                total += e.weight * min(conversion_cost(e.have(src), want, e.shape, e.bytes, self.target.warp)
+                                        for want in e.wanted(dst))
         if any(site.acc is g and layout not in site.plans for site in self.dots):
             total += 1 << 40  # the instruction needs its accumulator
         return total

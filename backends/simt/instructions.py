@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,7 +46,8 @@ class MmaRow:
 class DotPlan:
     """A dot of [*batch, M, K] x [*batch, K, N] by `row`, with `wm` x `wn` warps over the result.
 
-    Layouts cover at least the tiles. The batch is repeated in every warp.
+    Layouts cover at least the tiles. The batch is repeated in every warp. Where a plan is `turned` the instructions
+    compute the transposed product, of b transposed and a transposed.
     """
 
     row: MmaRow
@@ -55,6 +56,35 @@ class DotPlan:
     acc: RegisterLayout
     a: RegisterLayout
     b: RegisterLayout
+
+    @property
+    def turned(self) -> DotPlan:
+        """The plan of the transposed product, turned around."""
+        order = [*range(self.acc.rank - 2), self.acc.rank - 1, self.acc.rank - 2]
+        return DotPlan(self.row, self.wn, self.wm, self.acc.permute(order), self.b.permute(order),
+                       self.a.permute(order))
+
+
+def interleaved(row: MmaRow) -> MmaRow | None:
+    """An instruction whose k is in such an order that lanes hold it in runs as short as those of its accumulator,
+    which can then be an operand of the next product as it is (k may be in any order if it is the same in a and b);
+    None for one whose runs are no longer, or that is not square."""
+    if row.m != row.n or row.a != row.b:
+        return None
+    each, run = row.b_atom.contiguous(0), row.acc_atom.contiguous(0)
+    if each <= run or each % run:
+        return None
+    b = local(each // run, 1) * (row.b_atom / local(each, 1)) * local(run, 1)
+    return replace(row, a_atom=b.permute((1, 0)), b_atom=b)
+
+
+def plans(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = ()) -> list[DotPlan]:
+    """The ways to do a product with `wm` x `wn` warps over the result, the simplest first."""
+    rows = [row, *filter(None, [interleaved(row)])]
+    out = [plan(r, m, n, k, wm, wn, batch) for r in rows]
+    if row.m == row.n and row.a == row.b:
+        out += [plan(r, n, m, k, wn, wm, batch).turned for r in rows]
+    return out
 
 
 def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = ()) -> DotPlan:

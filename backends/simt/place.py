@@ -191,9 +191,7 @@ class _Placer:
             place = words_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
                                  repeated(staged.user.attrs["source"], threads))
         else:
-            site = self.sites[staged.user]
-            assert site.acc.layout is not None
-            plan = site.plans[site.acc.layout]
+            plan = self.inference.plan(self.sites[staged.user])
             operand = (plan.a, plan.b)[staged.side].permute([staged.order.index(d) for d in range(2)])
             place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, operand)
         alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True}, loc=op.loc)
@@ -266,7 +264,7 @@ class _Placer:
         if site is None or site.acc.layout not in site.plans:
             self.finish(op, [*(self.cast(v, acc, op) for v in operands[:2]), *operands[2:]])
             return
-        plan = site.plans[site.acc.layout]
+        plan = self.inference.plan(site)
         sides = zip(op.operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True)
         a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in sides)
         self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name})

@@ -42,6 +42,10 @@ TL_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); 
 
 template <class T> TL_FN T max(T a, plain<T> b) { return larger(a, b); }
 template <class T> TL_FN T min(T a, plain<T> b) { return smaller(a, b); }
+#if __has_builtin(__builtin_elementwise_maximum)  // NaN wins; one instruction of gfx950
+TL_FN float max(float a, float b) { return __builtin_elementwise_maximum(a, b); }
+TL_FN float min(float a, float b) { return __builtin_elementwise_minimum(a, b); }
+#endif
 
 TL_FN float f16_to_f32(u16 h) { return float(bits<_Float16>(h)); }
 TL_FN u16 f32_to_f16(float x) { return bits<u16>(_Float16(x)); }

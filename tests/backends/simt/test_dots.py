@@ -4,15 +4,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.backends.simt import kernels
 from tests.backends.simt.emulated import emulated
 from tilelang import targets
 from tilelang.backends.cuda import instructions as cuda
 from tilelang.backends.hip import instructions as hip
 from tilelang.backends.hip.instructions import CDNA2, CDNA3, CDNA4
 from tilelang.backends.hip.target import target as amd_target
-from tilelang.backends.simt.instructions import MmaRow, choose
+from tilelang.backends.simt import infer
+from tilelang.backends.simt.instructions import MmaRow, choose, plans
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.parser import parse
+from tilelang.layouts import RegisterLayout, conversion
 from tilelang.passes.meaning import difference
 
 PARAMS = "%x: tensor<in {a} align {align}, M, K:1>, %y: tensor<in {b} align {align}, K, N:1>, " \
@@ -93,3 +96,41 @@ def test_the_deepest_instruction_that_fits_is_taken() -> None:
     rows = amd_target("hip:gfx950").mma
     found = [choose(rows, dtype("f16"), dtype("f16"), dtype("f32"), k) for k in (16, 31, 32, 64, 8)]
     assert [row.k for row in found if row is not None] == [16, 16, 32, 32, 8]
+
+
+@pytest.mark.parametrize("way", [1, 2, 3])
+@pytest.mark.parametrize("name", ["mfma_16x16x32_f16", "mfma_16x16x64_i8", "mfma_32x32x8_bf16", "mfma_16x16x8_f64"])
+def test_every_way_of_a_square_product(name: str, way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """k in the order of an accumulator, the transposed product, and both."""
+    monkeypatch.setattr(infer, "plans", lambda *a: [plans(*a)[min(way, len(plans(*a)) - 1)]])
+    row = next(row for row in hip.ROWS if row.name == name)
+    check("hip:gfx942", (row.a, row.b, row.acc), SHAPES[1], name)
+
+
+def free(have: RegisterLayout, want: RegisterLayout) -> bool:
+    """Whether a conversion moves nothing: it names registers otherwise."""
+    return conversion(have, want, want.shape, 64).kind in ("none", "registers")
+
+
+def test_an_accumulator_is_the_next_operand() -> None:
+    """The transposed product lies as the first operand of a product wants it, with k interleaved where lanes hold more
+    of k than of the accumulator; CUDA's does as it is."""
+    for row in hip.ROWS:
+        if row.a == row.b and row.b_atom.contiguous(0) >= row.acc_atom.contiguous(0):
+            ways = plans(row, 64, 64, 64, 4, 1)
+            assert any(free(w.acc, v.a) for w in ways for v in ways), row.name
+    row = next(row for row in cuda.ROWS if row.name == "mma_m16n8k16_f16")
+    (only,) = plans(row, 64, 64, 64, 4, 1)
+    assert free(only.acc, only.a)
+
+
+@pytest.mark.parametrize("target", ["hip:gfx90a", "hip:gfx942", "hip:gfx950"])
+def test_probabilities_stay_in_registers(target: str) -> None:
+    q = np.zeros((128, 64), np.float16)
+    code = kernels.attention.lower(q, q, q, np.zeros((128, 64), np.float32), BM=128, BN=64, BD=64, target=target)
+    inside = [op for loop in code.placed.walk() if loop.name == "for" for op in loop.regions[0].walk()]
+    assert sum(op.name == "dot" for op in inside) == 2
+    for op in inside:
+        if op.name == "convert_layout" and op.result.shape == (128, 64):
+            have, want = op.operands[0].tile.layout, op.result.tile.layout
+            assert isinstance(have, RegisterLayout) and isinstance(want, RegisterLayout) and free(have, want)
