@@ -157,7 +157,8 @@ def conversions(code: simt.Lowered) -> int:
                 nested = any(o.name in ("for", "while") and any(p.name == "mma" for r in o.regions for p in r.walk())
                              for o in ops)
                 if op.name in ("for", "while") and not nested and any(o.name == "mma" for o in ops):
-                    yield from (o for o in ops if o.name == "st" and isinstance(o.operands[0].type, BufferType))
+                    yield from (o for o in ops if o.name in ("st", "stmatrix")
+                                and isinstance(o.operands[0].type, BufferType))
                 else:
                     yield from inside(inner)
     return sum(1 for _ in inside(code.thread.body))

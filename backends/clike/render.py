@@ -377,6 +377,12 @@ class _Renderer:
     def _ld_transposed(self, op: Op) -> None:
         self.define(op.result, f"tl::ld_transposed({self.address(*op.operands)}, {self.number(op)})")
 
+    def _stmatrix(self, op: Op) -> None:
+        buffer, offset, value = op.operands
+        trans = "true" if op.attrs["trans"] else "false"
+        self.line(f"tl::stmatrix<{op.attrs['count']}, {trans}>({self.address(buffer, offset)}, {self.vector(value)}, "
+                  f"0, {self.number(op)});")
+
     def _mma(self, op: Op) -> None:
         acc, a, b = (self.vector(v) for v in op.operands)
         for v in op.operands[1:]:

@@ -24,7 +24,7 @@ def target(name: str) -> SimtTarget:
         raise TargetError(f"unknown target {name!r}", needs=known, got=name, try_='tile.target("emulate:cuda:sm_80")')
     arch = int(text)
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
-    return SimtTarget(name, arch, 32, SHARED_BYTES[arch], PORTS, rows, arch >= 80, True,
+    return SimtTarget(name, arch, 32, SHARED_BYTES[arch], PORTS, rows, arch >= 80, True, arch >= 90,
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}))
 
 

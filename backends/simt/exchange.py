@@ -13,7 +13,9 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.access import address, join, lanes_of
+from tilelang.backends.simt.matrix import as_rows, load_matrices, store_matrices
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
+from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
@@ -77,8 +79,8 @@ def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: R
 class Exchange:
     """Staging buffers of one function; every access to one carries the number of its phase."""
 
-    def __init__(self, b: ThreadBuilder, threads: Threads, ports: Ports) -> None:
-        self.b, self.threads, self.ports = b, threads, ports
+    def __init__(self, b: ThreadBuilder, threads: Threads, target: SimtTarget) -> None:
+        self.b, self.threads, self.target = b, threads, target
         self.phase = 0
 
     def begin(self) -> int:
@@ -119,7 +121,10 @@ class Exchange:
     def write(self, value: Value, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value,
               place: SharedLayout, where: Where = itself, last: bool = False, phase: int | None = None) -> None:
         """Writes a tile, each element once, at `where` its index goes; of copies that differ the `last` counts."""
-        b = self.b
+        b, phase = self.b, self.phase if phase is None else phase
+        if where is itself and not last and self.target.stmatrix and \
+                store_matrices(b, self.threads, value, memory, place, layout, phase):
+            return
         width = self._width(layout, place, dt.storage.itemsize, shape, where)
         leader = self.threads.leader(layout, last)
         for first in range(0, layout.local_size, width):
@@ -127,20 +132,23 @@ class Exchange:
             conditions = self._clip(index, layout, shape) + ([leader] if leader is not None else [])
             offset = address(b, place, where(index))
             b.effect(th.St, memory, b.index(offset), lanes_of(b, value, first, width),
-                     *([b.all_of(conditions)] if conditions else []), phase=self.phase if phase is None else phase)
+                     *([b.all_of(conditions)] if conditions else []), phase=phase)
 
     def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
              where: Where = itself, phase: int | None = None) -> Value:
         """Reads a tile into registers; those outside the tile are 0."""
-        b = self.b
+        b, phase = self.b, self.phase if phase is None else phase
+        whole = load_matrices(b, self.threads, memory, place, layout, [], phase) \
+            if where is itself and self.target.ldmatrix else None
+        if whole is not None:
+            return whole
         width, parts = self._width(layout, place, dt.storage.itemsize, shape, where), []
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape)
             offset = address(b, place, where(index))
             parts.append(b.effect(th.Ld, memory, b.index(offset), *([b.all_of(conditions)] if conditions else []),
-                                  lanes=width if width > 1 else None,
-                                  phase=self.phase if phase is None else phase).result)
+                                  lanes=width if width > 1 else None, phase=phase).result)
         return join(b, parts)
 
     def read_one(self, memory: Value, offset: Index) -> Value:
@@ -176,7 +184,9 @@ class Exchange:
                      shape: tuple[int, ...], last: bool = False) -> Value:
         """A conversion of layout by way of memory."""
         size = dt.storage.itemsize
-        place = staging(shape, size, src, dst, self.ports)
+        stored = as_rows(src, shape, dt) if self.target.stmatrix and not last else src
+        loaded = as_rows(dst, shape, dt) if self.target.ldmatrix else dst
+        place = staging(shape, size, stored, loaded, self.target.ports)
         memory = self.alloc(dt, place.size)
         self.begin()
         self.write(value, dt, src, shape, memory, place, last=last)

@@ -54,7 +54,7 @@ class _Lowering:
         self.of: dict[Value, Value] = {}
         count = thread_count(fn, target)
         self.threads = Threads(b, b.pure(simt.ThreadId, count=count), count)
-        self.exchange = Exchange(b, self.threads, target.ports)
+        self.exchange = Exchange(b, self.threads, target)
         self.facts = Facts({op.regions[0].args[0]: (op.operands[0], op.operands[2])
                             for op in fn.walk() if op.name == "for"})
         self.access = Access(

@@ -1,16 +1,18 @@
-"""Reading operands of matrix instructions from shared memory by `ldmatrix`, eight rows of 16 bytes at a time."""
+"""Tiles from and to shared memory by `ldmatrix` and `stmatrix`, eight rows of 16 bytes at a time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
-from tilelang.backends.simt.access import address, join
+from tilelang.backends.simt.access import address, join, lanes_of
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
 from tilelang.ir.core import Value
-from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, local, replicated, spatial
+from tilelang.ir.dtypes import DType
+from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, local, replicated, shared, spatial
 
 
 @lru_cache(maxsize=1024)
@@ -36,12 +38,37 @@ def fragments(layout: RegisterLayout, place: SharedLayout, size: int) -> tuple[R
     return None
 
 
-def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLayout, layout: RegisterLayout,
-                  lead: Sequence[Index], phase: int) -> Value | None:
-    """The tile at index `lead` of the first dimensions of a buffer, in `layout`; None where `ldmatrix` cannot."""
+def matrix_rows(size: int) -> RegisterLayout:
+    """How `ldmatrix` and `stmatrix` access memory: eight rows of 16 bytes at a time."""
+    return spatial(8, 1) * local(1, 16 // size)
+
+
+def as_rows(layout: RegisterLayout, shape: tuple[int, ...], dt: DType) -> RegisterLayout:
+    """How threads that hold a tile as `layout` access its staging buffer by these instructions; by plain accesses, as
+    `layout`, where they do not apply."""
+    size = dt.storage.itemsize
+    applies = layout.shape == shape and len(shape) == 2 and dt.kind != "bool" and \
+        fragments(layout, shared(shape), size) is not None
+    return matrix_rows(size) if applies else layout
+
+
+@dataclass(frozen=True)
+class _Access:
+    """`count` matrices: registers from `first` on; the lane's own row is at `where` in `block`."""
+
+    first: int
+    count: int
+    block: Value
+    where: Value
+
+
+def _accesses(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLayout, layout: RegisterLayout,
+              lead: Sequence[Index]) -> tuple[list[_Access], bool] | None:
+    """The accesses to the tile at index `lead` of the first dimensions of a buffer, and whether they transpose; None
+    where the instructions do not apply."""
     size = memory.dtype.storage.itemsize
     tile_place = SharedLayout(place.dims[len(lead):], place.swizzle)
-    if tile_place.shape != layout.shape:
+    if tile_place.shape != layout.shape or memory.dtype.kind == "bool":
         return None
     found = fragments(layout, tile_place, size)
     if found is None:
@@ -59,7 +86,7 @@ def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: Shar
         return b.to_index(b.pure(ew.And, b.pure(ew.Shr, lane, b.const(3 + n, I32)), b.const(1, I32)))
     start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
     scale = [1] * (layout.rank - 2) + [rows, columns]
-    parts = []
+    out = []
     for first in range(0, rest.local_size, count):
         index: list[Index] = []
         for d in range(layout.rank):
@@ -72,9 +99,34 @@ def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: Shar
             index.append(b.add(at, int(offsets[first][d]) * scale[d]))
         own, constant = b.split(address(b, tile_place, index))
         row_of = b.pure(simt.Block, memory, b.index(own), kept=True)
-        where = b.index(b.add(start, constant))
-        parts.append(b.effect(simt.LdMatrix, row_of, where, count=count, trans=trans, phase=phase).result)
-    return join(b, parts)
+        out.append(_Access(first * 4 // size, count, row_of, b.index(b.add(start, constant))))
+    return out, trans
+
+
+def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLayout, layout: RegisterLayout,
+                  lead: Sequence[Index], phase: int) -> Value | None:
+    """The tile at index `lead` of the first dimensions of a buffer, in `layout`; None where `ldmatrix` cannot."""
+    found = _accesses(b, threads, memory, place, layout, lead)
+    if found is None:
+        return None
+    accesses, trans = found
+    return join(b, [b.effect(simt.LdMatrix, a.block, a.where, count=a.count, trans=trans, phase=phase).result
+                    for a in accesses])
+
+
+def store_matrices(b: ThreadBuilder, threads: Threads, value: Value, memory: Value, place: SharedLayout,
+                   layout: RegisterLayout, phase: int) -> bool:
+    """Writes a tile in `layout` to a buffer; False, and nothing is done, where `stmatrix` cannot: where threads hold
+    copies one of them would have to be chosen."""
+    found = _accesses(b, threads, memory, place, layout, []) if threads.leader(layout) is None else None
+    if found is None:
+        return False
+    accesses, trans = found
+    size = memory.dtype.storage.itemsize
+    for a in accesses:
+        b.effect(simt.StMatrix, a.block, a.where, lanes_of(b, value, a.first, a.count * 4 // size), count=a.count,
+                 trans=trans, phase=phase)
+    return True
 
 
 def _regular(offsets: Sequence[Sequence[int]], count: int) -> bool:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from tilelang.backends.simt.exchange import staging
 from tilelang.backends.simt.instructions import choose
+from tilelang.backends.simt.matrix import matrix_rows
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import turned_layouts
 from tilelang.backends.simt.transposed import reader as transposed_reader
 from tilelang.ir.core import Function, Op, TensorType, Value
-from tilelang.layouts import RegisterLayout, SharedLayout, blocked, local, spatial
+from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,6 @@ def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
         if a is not b and choose(target.mma, a.dtype, b.dtype, dot.attrs["dtype"]) is not None:
             out[op] = Staged(op, dot, dot.operands.index(v), tuple(order), tuple(permutes))
     return out
-
-
-def matrix_rows(size: int) -> RegisterLayout:
-    """How `ldmatrix` reads memory: eight rows of 16 bytes at a time."""
-    return spatial(8, 1) * local(1, 16 // size)
 
 
 def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,

@@ -23,6 +23,7 @@ class SimtTarget:
     mma: tuple[MmaRow, ...]
     async_copy: bool
     ldmatrix: bool
+    stmatrix: bool = False
     native_casts: frozenset[tuple[str, str]] = frozenset()
     transposed_loads: bool = False
     subnormals: bool = True

@@ -161,6 +161,15 @@ class LdMatrix(Op):
         return [TileType((self.attrs["count"] * 4 // memory.dtype.storage.itemsize,), memory.dtype)]
 
 
+class StMatrix(Op):
+    """Writes what `ldmatrix` reads: (buffer, offset, value)."""
+    name, levels, effects, attributes = "stmatrix", THREAD, "write", {"count": ..., "trans": False, "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return []
+
+
 class LdTransposed(Op):
     """Four elements of 16 bits from shared memory, transposed on the way: (buffer, offset). Of sixteen lanes each
     names four neighbours; lane l gets as its element n the one at place l % 4 of what lane l / 4 + 4 n named."""

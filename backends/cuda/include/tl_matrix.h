@@ -53,8 +53,8 @@ TL_FN void ldmatrix(vec<T, K>& r, int at, S s, int off, op) {
                    : "memory");                                                                               \
   } while (0)
 
-template <int X, bool TRANS, class T, int K>
-TL_FN void stmatrix(T* s, int off, const vec<T, K>& r, int at, op) {
+template <int X, bool TRANS, class S, class T, int K>
+TL_FN void stmatrix(S s, int off, const vec<T, K>& r, int at, op) {
   static_assert(X == 1 || X == 2 || X == 4, "1, 2 or 4 matrices");
   constexpr int step = 4 / int(sizeof(T));
   u32 w[4];

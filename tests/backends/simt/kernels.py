@@ -107,6 +107,16 @@ def chosen(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], at:
     tile.store(c, (0, 0), acc)
 
 
+@tile.kernel
+def twice(a: tile.Tensor[tile.T, "N N"], b: tile.Tensor[tile.T, "N N"], c: tile.Out[tile.T, "N N"],
+          TURNED: tile.Const):
+    """(a b) b or (a b)^T b for N = 64: a result that is an operand."""
+    x, y = tile.load(a, (0, 0), (64, 64)), tile.load(b, (0, 0), (64, 64))
+    acc = tile.i32 if a.dtype == tile.i8 else tile.f32
+    first = tile.dot(x, y, dtype=acc).to(a.dtype)
+    tile.store(c, (0, 0), tile.dot(first.T if TURNED else first, y, dtype=acc).to(a.dtype))
+
+
 def normal(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 

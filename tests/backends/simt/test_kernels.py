@@ -8,7 +8,7 @@ import pytest
 
 import tilelang as tile
 from tests.backends.simt import kernels
-from tilelang import targets
+from tilelang import ops, targets
 from tilelang.backends.clike.render import render
 from tilelang.backends.emulator.execute import execute
 from tilelang.backends.simt.shared_memory import shared_bytes
@@ -105,3 +105,31 @@ def test_counters_of_a_matmul(target: str, product: int) -> None:
     assert total.mma == 128 * 128 * 64 // product
     assert total.wavefronts == total.ideal_wavefronts
     assert total.sectors == total.ideal_sectors
+
+
+@pytest.mark.parametrize(("target", "op", "stored"), [("cuda:sm_80", "shared_store", 256),
+                                                      ("cuda:sm_90a", "stmatrix", 64)])
+def test_results_pass_through_shared_memory_by_whole_matrices(target: str, op: str, stored: int) -> None:
+    """An accumulator of f16 on its way to whole sectors: four registers of a lane at a time where there is `stmatrix`,
+    and no bank conflicts in either way."""
+    a, b = kernels.normal(128, 64, dtype=np.float16), kernels.normal(64, 128, dtype=np.float16)
+    want = ops.matmul(a, b)
+    with tile.target("emulate:" + target):
+        got = ops.matmul(a, b)
+    # Sums of 64 products in f32 in two orders, then one rounding to f16 each.
+    np.testing.assert_allclose(got, want, rtol=2.0 ** -10, atol=64 * 2.0 ** -20)
+    counters = tile.last_counters().values()
+    assert sum(c.instructions.get(op, 0) for c in counters) == stored
+    assert sum(c.wavefronts for c in counters) == sum(c.ideal_wavefronts for c in counters)
+
+
+@pytest.mark.parametrize("dt", [np.int8, np.float16])
+@pytest.mark.parametrize("turned", [False, True])
+def test_conversions_by_whole_matrices(dt: Any, turned: bool) -> None:
+    """Accumulators become operands of a transposed product: through shared memory, by `stmatrix`, `ldmatrix` or what
+    fits."""
+    a, b = (np.random.default_rng(i).integers(-4, 5, (64, 64)).astype(dt) for i in range(2))
+    with tile.target("cpu"):
+        want = kernels.twice(a, b, TURNED=turned)
+    with tile.target("emulate:cuda:sm_90a"):
+        np.testing.assert_array_equal(kernels.twice(a, b, TURNED=turned), want)
