@@ -110,3 +110,16 @@ def test_a_mistaken_request_says_what_is_needed(request_: list[str], text: str,
 
 def test_a_target_for_checks_needs_no_prefix() -> None:
     assert check_target("cuda:sm_80", runs=False) == "cuda:sm_80"
+
+
+@tile.kernel
+def filled(value: tile.f32, y: tile.Out[tile.f32, "M N"], BN: tile.Const = 64):
+    """No input names M or N."""
+    m, n = tile.grid(y.shape[0], tile.cdiv(y.shape[1], BN))
+    tile.store(y, (m, n * BN), tile.full((1, BN), value, tile.f32))
+
+
+def test_outputs_whose_extents_no_input_names_are_drawn() -> None:
+    result = check(filled, "cuda:sm_80", extents={"M": 3})
+    assert result.found == [] and [case.split(", value")[0] for case in result.cases] == \
+        ["M=3, N=192", "M=3, N=77", "M=3, N=2"]

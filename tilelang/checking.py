@@ -82,10 +82,9 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
     for number, shape in enumerate(sizes(kernel, extents or {})):
         inputs = tensors(kernel, rng, dtypes, shape, gaps=number == 1)
         scalars = numbers(kernel, rng)
-        outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims),
-                                   dtypes[p.tensor.dtype])  # no input need tell the dtype
-                for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"
-                and isinstance(p.tensor.dtype, str) and p.tensor.dtype in dtypes}
+        outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims), dt)
+                for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"  # no input need tell its type
+                if (dt := dtypes.get(p.tensor.dtype) if isinstance(p.tensor.dtype, str) else p.tensor.dtype)}
         bound = Bound(kernel, (), {**inputs, **outs, **scalars, **(consts or {})})
         code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"
