@@ -1,6 +1,7 @@
 """Products with quantised weights: y = act(x @ W.T + bias) + residual, where W never lies in memory as floats."""
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tilelang.errors import TargetError
 from tilelang.jit import architecture
 from tilelang.ops.common import rows
 from tilelang.ops.mpgemm_bits import lut_gemv_kernel, planes_kernel, popcount_gemv_kernel, tables_kernel
+from tilelang.ops.mpgemm_corrections import added
 from tilelang.ops.mpgemm_cpu import (
     WEIGHTS,
     dequant_gemv_kernel,
@@ -21,7 +23,7 @@ from tilelang.ops.mpgemm_cpu import (
 from tilelang.ops.mpgemm_gpu import product, tiles
 from tilelang.ops.mpgemm_pack import Panels, panels
 from tilelang.ops.mpgemm_plan import Plan, plan
-from tilelang.quant import QuantTensor
+from tilelang.quant import QuantTensor, RowParts
 
 ACTIVATIONS = (None, "gelu", "relu", "silu")
 
@@ -33,11 +35,11 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
 
     `x` (f32, f16 or bf16) takes part as it is, in f32; with `x_dtype` "i8", "i6" or "i4" it is quantised on the way
     in: q = round(x / s), s = max |x| / (2**(b-1) - 1) of each token, or of each group of the weight's columns where
-    `x_group` is "group". Sums of q times whole-numbered codes are then exact within a group. `activation` is None,
-    "gelu", "relu" or "silu". The result has `out_dtype`, or that of x. `decomposition` overrides the choice of
-    `tilelang.ops.mpgemm_plan.plan`. On a GPU x is f16, weights become f16 in registers (entries of codebooks are
-    rounded to it), and "dequant_mma" is the only decomposition. The first product with a weight repacks it; that is
-    kept as long as `w` lives.
+    `x_group` is "group". Sums of q times whole-numbered codes are then exact within a group; corrections of `w` still
+    multiply x as it is. `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
+    `decomposition` overrides the choice of `tilelang.ops.mpgemm_plan.plan`. On a GPU x is f16, weights become f16 in
+    registers (entries of codebooks are rounded to it), and "dequant_mma" is the only decomposition. The first product
+    with a weight repacks it; that is kept as long as `w` lives.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
     flat, (n, k) = rows(x), w.shape
@@ -51,14 +53,18 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
         raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
-    if w.corrections:
-        raise TargetError("`mpgemm` has no kernel for corrections yet", needs="a weight without corrections",
-                          got=str(w), try_="apply them to the result: x @ (a @ b).T is (x @ b.T) @ a.T")
-    dt = tile.dtype(str(x.dtype).removeprefix("torch."))
     device = str(getattr(x, "device", "cpu"))
-    out = dt if out_dtype is None else tile.dtype(str(out_dtype).removeprefix("torch."))
+    if isinstance(w.codes, RowParts):
+        return _parts(x, w, bias, residual, y_dtype=out_dtype, activation=activation, x_dtype=x_dtype,
+                      x_group=x_group, decomposition=decomposition)
+    dt = _dtype(x.dtype)
+    out = dt if out_dtype is None else _dtype(out_dtype)
+    fused = tile.on_gpu(x) and dt.name == "f16" and x_dtype is None and decomposition in (None, "dequant_mma")
+    if w.corrections and (fused or device != "cpu"):
+        raise TargetError("`mpgemm` has no kernel for corrections on a GPU yet", needs="a weight without corrections",
+                          got=str(w), try_="apply them to the result: x @ (a @ b).T is (x @ b.T) @ a.T")
     y = empty_like(x, (flat.shape[0], n), out)
-    if tile.on_gpu(x) and dt.name == "f16" and x_dtype is None and decomposition in (None, "dequant_mma"):
+    if fused:
         if flat.shape[0]:
             product(flat, tiles(w, architecture(x), device), y, bias, None if residual is None else rows(residual),
                     activation)
@@ -69,26 +75,47 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
                           try_="x.half(), without x_dtype; or x on the CPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0]:
-        _run(chosen, flat, panels(w), y, bias, None if residual is None else rows(residual), activation, x_dtype,
-             x_group == "token")
+        _run(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", bias=bias,
+             residual=None if residual is None else rows(residual), added=added(flat, w) if w.corrections else None)
     return y.reshape(*x.shape[:-1], n)
 
 
-def _run(chosen: Plan, x: Any, w: Panels, y: Any, bias: Any, residual: Any, activation: str | None,
-         x_dtype: str | None, token: bool) -> None:
-    """Runs a plan on x [M, K] into y [M, N]."""
+@cache
+def _dtype(of: Any) -> tile.DType:
+    """The number type of a NumPy or torch dtype."""
+    return tile.dtype(str(of).removeprefix("torch."))
+
+
+def _parts(x: Any, w: QuantTensor, bias: Any, residual: Any, y_dtype: Any, **how: Any) -> Any:
+    """The product with each kind of rows, put in its place."""
+    assert isinstance(w.codes, RowParts)
+    if w.parameters() or w.permutation is not None or w.corrections:
+        raise TargetError("`mpgemm` cannot scale or correct rows of several kinds together", needs="only `codes`",
+                          got=str(w), try_="give each part its own parameters and corrections")
+    y = empty_like(x, (*x.shape[:-1], w.shape[0]), _dtype(x.dtype) if y_dtype is None else _dtype(y_dtype))
+    stored = np.arange(w.shape[0]) if w.codes.rows is None else np.asarray(w.codes.rows)
+    start = 0
+    for part in w.codes.parts:
+        at = stored[start:start + part.shape[0]]
+        y[..., at] = mpgemm(x, part, None if bias is None else bias[at], how["activation"],
+                            None if residual is None else residual[..., at], y_dtype, how["x_dtype"], how["x_group"],
+                            how["decomposition"])
+        start += part.shape[0]
+    return y
+
+
+def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtype: str | None, token: bool,
+         **after: Any) -> None:
+    """Runs a plan on x [M, K] into y [M, N]; `after`: what the kernels add, bias, residual and added."""
     m, blocks, g, how = x.shape[0], w.words.shape[1], w.groups, chosen.decomposition
     if w.permutation is not None:
         x = x[:, w.permutation]
     shifted = how == "dequant_fma" and w.dtype is None  # codes stay where they stand in their words
     spread, sums = np.zeros((m, blocks, 32), np.float32), np.empty((m, g), np.float32)
     spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted and x_dtype is None else 0)
-    weight = (w.words if how in ("dequant_fma", "int_dot") else w.planes, w.scale, w.zero if w.zeros else NOTHING,
-              NOTHING if w.minimum is None else w.minimum, NOTHING[0, 0] if bias is None else bias,
-              NOTHING[0] if residual is None else residual, y)
+    weight = (w.words if how in ("dequant_fma", "int_dot") else w.planes, w.scale, y)
     consts = {"BITS": w.bits, "DEPTH": w.depth, "ROWS": chosen.rows, "ZERO": None if w.zeros else w.zero,
-              "MINIMUM": w.minimum is not None, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
-              "ACT": activation}
+              "ACT": activation, "zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
     if x_dtype is not None:
         bits = tile.dtype(x_dtype).bits
         q, scale = np.empty((m, g, w.depth), np.int8), np.empty((m, g), np.float32)
@@ -112,6 +139,3 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, bias: Any, residual: Any, acti
         return
     dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
 
-
-NOTHING = np.zeros((1, 1, 64), np.float32)
-"""Stands for a tensor that a kernel does not read."""

@@ -27,10 +27,12 @@ def tables_kernel(x: tile.Tensor[tile.f32, "M B 32"], tables: tile.Out[tile.f32,
 def lut_gemv_kernel(
     tables: tile.Tensor[tile.f32, "M B 8 16"], sums: tile.Tensor[tile.f32, "M G"],
     planes: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
-    zero: tile.Tensor[tile.Z, "PZ GZ 64"], minimum: tile.Tensor[tile.L, "PM GM 64"],
-    bias: tile.Tensor[tile.C, "NB"], residual: tile.Tensor[tile.R, "MR NR"], y: tile.Out[tile.Y, "M N"],
+    y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
+    added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
-    MINIMUM: tile.Const, HAS_BIAS: tile.Const, HAS_RESIDUAL: tile.Const, ACT: tile.Const,
+    ACT: tile.Const,
 ):
     """Four bits of a row choose one of 16 sums (T-MAC, 2407.00088, with tables in f32 and in registers); bit r of a
     code counts 2**r. One row of y and one panel of columns for each program."""
@@ -50,9 +52,8 @@ def lut_gemv_kernel(
                     part = tuple([tile.fma(found, float(1 << r), part[s]) if s == h else part[s]
                                   for s in tile.static_range(HALVES)])
         for h in tile.static_range(HALVES):
-            acc = acc + folded(part[h], tile.load(sums, (m, g + h), (1,)), p, g + h, scale, zero, minimum, ZERO,
-                               MINIMUM)
-    out = finished(acc.reshape(1, 64), bias, residual, m, p * 64, HAS_BIAS, HAS_RESIDUAL, ACT, 1, 64)
+            acc = acc + folded(part[h], tile.load(sums, (m, g + h), (1,)), p, g + h, scale, zero, minimum, ZERO)
+    out = finished(acc.reshape(1, 64), bias, residual, added, m, p * 64, ACT, 1, 64)
     tile.store(y, (m, p * 64), out.to(y.dtype))
 
 
@@ -72,10 +73,12 @@ def planes_kernel(q: tile.Tensor[tile.i8, "M B 32"], planes: tile.Out[tile.u32, 
 def popcount_gemv_kernel(
     x: tile.Tensor[tile.u32, "M B X"], xscale: tile.Tensor[tile.f32, "M G"], sums: tile.Tensor[tile.f32, "M G"],
     planes: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
-    zero: tile.Tensor[tile.Z, "PZ GZ 64"], minimum: tile.Tensor[tile.L, "PM GM 64"],
-    bias: tile.Tensor[tile.C, "NB"], residual: tile.Tensor[tile.R, "MR NR"], y: tile.Out[tile.Y, "M N"],
+    y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
+    added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, XBITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
-    MINIMUM: tile.Const, HAS_BIAS: tile.Const, HAS_RESIDUAL: tile.Const, ACT: tile.Const,
+    ACT: tile.Const,
 ):
     """Bit r of a code and bit s of an activation count 2**(r + s) where both are set, taken off where s is the sign:
     the sums of `integer_gemv_kernel`, by `and` and counting (ABQ-LLM, 2408.08554)."""
@@ -96,7 +99,7 @@ def popcount_gemv_kernel(
             total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])
             acc = tuple([acc[r] + tile.load(xscale, (m * ROWS + r, g + h), (1,)) * folded(
                 total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h, scale, zero, minimum,
-                ZERO, MINIMUM) for r in tile.static_range(ROWS)])
+                ZERO) for r in tile.static_range(ROWS)])
     for r in tile.static_range(ROWS):
-        out = finished(acc[r].reshape(1, 64), bias, residual, m * ROWS + r, p * 64, HAS_BIAS, HAS_RESIDUAL, ACT, 1, 64)
+        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
         tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))

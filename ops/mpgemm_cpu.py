@@ -82,9 +82,11 @@ def value_at(words, i, j, BITS, DTYPE):
 
 
 @tile.function
-def finished(acc, bias, residual, m, n, HAS_BIAS, HAS_RESIDUAL, ACT, ROWS, COLUMNS):
-    """activation(acc + bias) + residual of a block [ROWS, COLUMNS] at (m, n)."""
-    if HAS_BIAS:
+def finished(acc, bias, residual, added, m, n, ACT, ROWS, COLUMNS):
+    """act(acc + added + bias) + residual of the block [ROWS, COLUMNS] at (m, n)."""
+    if added is not None:
+        acc = acc + tile.load(added, (m, n), (ROWS, COLUMNS))
+    if bias is not None:
         acc = acc + tile.load(bias, (n,), (COLUMNS,)).to(tile.f32)
     if ACT == "gelu":
         acc = gelu_exact(acc)
@@ -92,34 +94,36 @@ def finished(acc, bias, residual, m, n, HAS_BIAS, HAS_RESIDUAL, ACT, ROWS, COLUM
         acc = tile.maximum(acc, 0.0)
     elif ACT == "silu":
         acc = acc * tile.sigmoid(acc)
-    if HAS_RESIDUAL:
+    if residual is not None:
         acc = acc + tile.load(residual, (m, n), (ROWS, COLUMNS)).to(tile.f32)
     return acc
 
 
 @tile.function
-def folded(part, total, p, g, scale, zero, minimum, ZERO, MINIMUM):
+def folded(part, total, p, g, scale, zero, minimum, ZERO):
     """What one group adds to a row: part [64] is the sum of x * code, total [1] that of x."""
     s = tile.load(scale, (p, g, 0), (64,)).to(tile.f32)
-    if ZERO is None:
+    if zero is not None:
         part = part - tile.load(zero, (p, g, 0), (64,)).to(tile.f32) * total
     elif ZERO != 0:
         part = part - ZERO * total
     out = part * s
-    return out + tile.load(minimum, (p, g, 0), (64,)).to(tile.f32) * total if MINIMUM else out
+    return out + tile.load(minimum, (p, g, 0), (64,)).to(tile.f32) * total if minimum is not None else out
 
 
 @tile.kernel
 def dequant_gemv_kernel(
     x: tile.Tensor[tile.f32, "M B 32"], sums: tile.Tensor[tile.f32, "M G"],
     words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
-    zero: tile.Tensor[tile.Z, "PZ GZ 64"], minimum: tile.Tensor[tile.L, "PM GM 64"],
-    bias: tile.Tensor[tile.C, "NB"], residual: tile.Tensor[tile.R, "MR NR"], y: tile.Out[tile.Y, "M N"],
+    y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
+    added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, ZERO: tile.Const,
-    MINIMUM: tile.Const, HAS_BIAS: tile.Const, HAS_RESIDUAL: tile.Const, ACT: tile.Const,
+    ACT: tile.Const,
 ):
     """ROWS rows of y and one panel of columns for each program: every code becomes its value in registers. ZERO is the
-    number taken off every code, or None for the array."""
+    number taken off every code where there is no array of them."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
@@ -135,9 +139,9 @@ def dequant_gemv_kernel(
                                   for r in tile.static_range(ROWS)])
             total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words
             acc = tuple([acc[r] + folded(total[r], tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h,
-                                         scale, zero, minimum, ZERO, MINIMUM) for r in tile.static_range(ROWS)])
+                                         scale, zero, minimum, ZERO) for r in tile.static_range(ROWS)])
     for r in tile.static_range(ROWS):
-        out = finished(acc[r].reshape(1, 64), bias, residual, m * ROWS + r, p * 64, HAS_BIAS, HAS_RESIDUAL, ACT, 1, 64)
+        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
         tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))
 
 
@@ -145,10 +149,12 @@ def dequant_gemv_kernel(
 def integer_gemv_kernel(
     x: tile.Tensor[tile.i32, "M B 8"], xscale: tile.Tensor[tile.f32, "M G"], sums: tile.Tensor[tile.f32, "M G"],
     words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
-    zero: tile.Tensor[tile.Z, "PZ GZ 64"], minimum: tile.Tensor[tile.L, "PM GM 64"],
-    bias: tile.Tensor[tile.C, "NB"], residual: tile.Tensor[tile.R, "MR NR"], y: tile.Out[tile.Y, "M N"],
+    y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
+    added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
-    MINIMUM: tile.Const, HAS_BIAS: tile.Const, HAS_RESIDUAL: tile.Const, ACT: tile.Const,
+    ACT: tile.Const,
 ):
     """The same on four i8 activations to a word: whole numbers are summed exactly within a group."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
@@ -165,7 +171,7 @@ def integer_gemv_kernel(
             total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])
             acc = tuple([acc[r] + tile.load(xscale, (m * ROWS + r, g + h), (1,)) * folded(
                 total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h, scale, zero, minimum,
-                ZERO, MINIMUM) for r in tile.static_range(ROWS)])
+                ZERO) for r in tile.static_range(ROWS)])
     for r in tile.static_range(ROWS):
-        out = finished(acc[r].reshape(1, 64), bias, residual, m * ROWS + r, p * 64, HAS_BIAS, HAS_RESIDUAL, ACT, 1, 64)
+        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
         tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))

@@ -59,7 +59,7 @@ def product_kernel(
         acc += part * tile.load(scale, (k // GROUP, n * BN), (BN,))
         if shift is not None:
             acc += tile.load(sums, (k, m * BM), (BM,))[:, None] * tile.load(shift, (k // GROUP, n * BN), (BN,))
-    out = finished(acc, bias, residual, m * BM, n * BN, bias is not None, residual is not None, ACT, BM, BN)
+    out = finished(acc, bias, residual, None, m * BM, n * BN, ACT, BM, BN)
     tile.store(y, (m * BM, n * BN), out.to(y.dtype))
 
 
