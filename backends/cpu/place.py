@@ -24,7 +24,7 @@ _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tan
 _REARRANGE = ("broadcast", "permute", "slice", "reshape")
 _ELSEWHERE = (*_REARRANGE, "lookup", "gather", "load")
 """Operations that read their operands at other indices than the result's."""
-_WRITES = ("store", "scatter", "atomic", "copy_async")
+_WRITES = ("store", "scatter", "atomic")
 
 
 def unit_reshape(op: Op) -> bool:
@@ -47,13 +47,15 @@ def synchronous(fn: Function) -> Function:
     def step(region: Region) -> None:
         for op in list(region.ops):
             if op.name == "copy_async":
-                *source, buffer = op.operands
+                at = op.buffer  # type: ignore[attr-defined]
+                source, buffer, index = op.operands[:at], op.operands[at], op.operands[at + 1:]
                 assert isinstance(buffer.type, BufferType)
-                axes = tuple(range(buffer.type.rank))
-                block = Op.registry["load"](source, {"shape": buffer.type.shape, "axes": op.attrs["axes"]}, loc=op.loc)
+                axes = tuple(range(len(index), buffer.type.rank))
+                block = Op.registry["load"](source, {"shape": buffer.type.shape[len(index):],
+                                                     "axes": op.attrs["axes"]}, loc=op.loc)
                 zero = Op.registry["const"]([], {"value": 0, "dtype": dtype("i32")}, loc=op.loc)
-                write = Op.registry["store"]([buffer, *[zero.result] * len(axes), block.result], {"axes": axes},
-                                             loc=op.loc)
+                write = Op.registry["store"]([buffer, *index, *[zero.result] * len(axes), block.result],
+                                             {"axes": axes}, loc=op.loc)
                 at = region.ops.index(op)
                 region.ops[at:at + 1] = [block, zero, write]
     map_regions(fn, step)
@@ -113,7 +115,7 @@ class _Open:
 
 class _Placer:
     def __init__(self, fn: Function) -> None:
-        self.written = {op.operands[-1 if op.name == "copy_async" else 0] for op in fn.walk() if op.name in _WRITES}
+        self.written = {op.operands[0] for op in fn.walk() if op.name in _WRITES}
         self.depth: dict[Value, int] = {p: 0 for p in fn.params}
         self.users: dict[Value, list[tuple[Op, int]]] = {}
         self.together: dict[Op, Op] = {}  # reductions that follow one another, by the first, whose nest they join

@@ -180,7 +180,18 @@ class Access:
             b.effect(th.St, memory, b.index(offset), piece, *([mask] if mask is not None else []), phase=phase)
 
     def copy_async(self, op: Op) -> None:
-        """A block of a tensor into the whole of a buffer: by the copy unit where widths and alignment allow it."""
+        """A block of a tensor into a buffer or a slice of one; nothing where the user names a slice it lacks."""
+        at = op.buffer  # type: ignore[attr-defined]
+        memory, index = self.of[op.operands[at]], [self.of.get(v, v) for v in op.operands[at + 1:]]
+        inside = [c for a, i in enumerate(index) for c in self._within(memory, a, self._position(i, None, [], a), 0)]
+        if not inside or op.operands[at] in self.managed:
+            self._copy_async(op)
+            return
+        with self.b.branch(self.b.all_of(inside)):
+            self._copy_async(op)
+
+    def _copy_async(self, op: Op) -> None:
+        """By the copy unit where widths and alignment allow it."""
         b = self.b
         at = op.buffer  # type: ignore[attr-defined]
         memory, offsets, buffer = op.operands[0], op.operands[1:at], op.operands[at]

@@ -249,8 +249,8 @@ class Alloc(Op):
 
 class CopyAsync(Op):
     """Starts copying a block of a tensor into a buffer: operands (tensor, offsets…, buffer, index…). The block is the
-    whole of the buffer, or of its last dimensions at the index of the first ones. Elements outside the tensor are 0.
-    The data is there after the `wait` that covers its group."""
+    whole of the buffer, or of its last dimensions at the index of the first ones; nothing is copied where that is
+    outside. Elements outside the tensor are 0. The data is there after the `wait` that covers its group."""
     name, effects, attributes = "copy_async", "write", {"axes": ...}
 
     def infer(self) -> Sequence[Type]:
@@ -265,6 +265,8 @@ class CopyAsync(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         array, buffer, where = args[0], args[self.buffer], tuple(map(int, args[self.buffer + 1:]))
+        if not all(0 <= i < n for i, n in zip(where, buffer.shape, strict=False)):
+            return ()
         index, inside = _window(array, args[1:self.buffer], buffer[where].shape, list(self.attrs["axes"]))
         zero = np.zeros((), buffer.dtype)
         data = np.where(inside, array[index], zero) if array.size else np.full(buffer[where].shape, zero)

@@ -164,9 +164,11 @@ def copy(source: Any, destination: Any, offsets: Any = None) -> None:
 
 
 def copy_async(source: Any, destination: Any, offsets: Any) -> None:
-    """Starts copying the block of a tensor at `offsets` into a whole buffer; see `commit` and `wait`."""
+    """Starts copying the block of a tensor at `offsets` into a whole buffer, or into a slice such as `ring[stage]`;
+    see `commit` and `wait`. Elements outside the tensor are 0; into a slice that the buffer does not have nothing is
+    copied."""
     places, _, axes = _place(source, offsets, destination.shape)
-    emit(mem.CopyAsync, source.value, *places, destination.value, axes=axes)
+    emit(mem.CopyAsync, source.value, *places, destination.value, *destination.prefix, axes=axes)
 
 
 def commit() -> None:

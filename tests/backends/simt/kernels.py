@@ -117,6 +117,22 @@ def twice(a: tile.Tensor[tile.T, "N N"], b: tile.Tensor[tile.T, "N N"], c: tile.
     tile.store(c, (0, 0), tile.dot(first.T if TURNED else first, y, dtype=acc).to(a.dtype))
 
 
+@tile.kernel
+def slots(x: tile.Tensor[tile.f16, "M N"], at: tile.Tensor[tile.i32, "K"], y: tile.Out[tile.f16, "K 4 N"],
+          BN: tile.Const = 64):
+    """Rows of x copied into slices of a buffer, one after the other at the index `at` names; rows named 9 or -1 fit
+    nowhere."""
+    ring = tile.shared((4, BN), tile.f16)
+    tile.store(ring, (0, 0), tile.zeros((4, BN), tile.f16))
+    for k in tile.range(at.shape[0]):
+        tile.barrier()
+        tile.copy_async(x, ring[tile.load(at, (k,), ())], (k, 0))
+        tile.commit()
+        tile.wait()
+        tile.barrier()
+        tile.store(y, (k, 0, 0), tile.load(ring, (0, 0), (4, BN)))
+
+
 def normal(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 

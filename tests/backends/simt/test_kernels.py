@@ -133,3 +133,16 @@ def test_conversions_by_whole_matrices(dt: Any, turned: bool) -> None:
         want = kernels.twice(a, b, TURNED=turned)
     with tile.target("emulate:cuda:sm_90a"):
         np.testing.assert_array_equal(kernels.twice(a, b, TURNED=turned), want)
+
+
+@pytest.mark.parametrize("target", ["cpu", "emulate:cuda:sm_75", "emulate:cuda:sm_80", "emulate:hip:gfx942"])
+def test_copies_into_slices_of_a_buffer(target: str) -> None:
+    x, at = kernels.normal(7, 60, dtype=np.float16), np.array([2, 0, 9, 3, -1, 2, 1], np.int32)
+    ring, want = np.zeros((4, 60), np.float16), np.zeros((7, 4, 60), np.float16)
+    for k, slot in enumerate(at):
+        if 0 <= slot < 4:
+            ring[slot] = x[k]
+        want[k] = ring
+    np.testing.assert_array_equal(kernels.slots.reference(x, at), want)
+    with tile.target(target):
+        np.testing.assert_array_equal(kernels.slots(x, at), want)
