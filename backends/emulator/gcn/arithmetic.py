@@ -190,6 +190,8 @@ RULES |= {
     "v_lshl_or_b32": _elementwise(3, lambda a, b, c: (a << (b & U32.type(31))) | c, U32),
     "v_and_or_b32": _elementwise(3, lambda a, b, c: (a & b) | c, U32),
     "v_or3_b32": _elementwise(3, lambda a, b, c: a | b | c, U32),
+    "v_maximum3_f32": _elementwise(3, lambda a, b, c: np.maximum(np.maximum(a, b), c), F32),  # NaN where one is
+    "v_minimum3_f32": _elementwise(3, lambda a, b, c: np.minimum(np.minimum(a, b), c), F32),
     "v_mad_u32_u24": _elementwise(3, lambda a, b, c: _low24(a) * _low24(b) + c, U32),
     "v_mul_u32_u24": _elementwise(2, lambda a, b: _low24(a) * _low24(b), U32),
     "v_bfe_u32": _elementwise(3, _extract, U32), "v_bfe_i32": _elementwise(3, _extract, I32, U32, U32),
