@@ -35,6 +35,7 @@ ROWS = (
       for t in ("f16", "bf16")
       for m, each, archs in ((16, 8, (CDNA2, _EVER)), (16, 4, (CDNA2, _EVER)), (32, 8, (CDNA4, _EVER)),
                              (32, 4, (CDNA2, _EVER)))),
+    *(_row(m, 2, "tf32", "tf32", "f32", (CDNA3, CDNA3)) for m in (16, 32)),  # "xf32": gfx950 has it no more
     *(_row(m, each, "f32", "f32", "f32", (CDNA2, _EVER)) for m, each in ((16, 4), (16, 1), (32, 1))),
     *(_row(m, each, "i8", "i8", "i32", archs)
       for m, each, archs in ((16, 16, (CDNA3, _EVER)), (16, 8, (CDNA2, _EVER)), (16, 4, (CDNA2, CDNA2)),

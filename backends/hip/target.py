@@ -19,12 +19,15 @@ def _phases(*lanes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 STORES = in_order(32, 64, 32), in_order(32, 64, 16), in_order(32, 64, 8)
-"""AMD's Composable Kernel, "Understanding AMD GPU LDS and Bank Conflicts"."""
+"""AMD's Composable Kernel, "Understanding AMD GPU LDS and Bank Conflicts", which speaks of MI300; that MI200 and MI350
+store alike is an assumption."""
 _WIDE = Banks(32, 4, _phases((0, 20), (4, 16), (8, 28), (12, 24)))
 _WIDE_CDNA4 = Banks(64, 4, _phases((0, 12, 20, 24), (4, 8, 16, 28)))
 PORTS = Ports((in_order(32, 64, 32), in_order(32, 64, 16), _WIDE), STORES)
 PORTS_CDNA4 = Ports((in_order(64, 64, 64), in_order(64, 64, 32), _WIDE_CDNA4), STORES)
-"""As measured for HipKittens (arXiv 2511.08083)."""
+"""Loads of 16 bytes on CDNA3: the same page. CDNA4: as measured for HipKittens (arXiv 2511.08083); that loads which
+transpose are served like others of 8 bytes is an assumption. So is CDNA2, which is taken to be like CDNA3: no table of
+its phases was found. An assumption that is wrong costs time, never results."""
 
 DIES = {CDNA3: (8, 38), CDNA4: (8, 64)}
 """Accelerator chips (XCDs) of MI300X and MI355X that take work groups in turn, each with a second-level cache of its

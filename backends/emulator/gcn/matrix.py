@@ -9,7 +9,8 @@ import numpy as np
 from tilelang.backends.emulator.gcn.parse import GcnError, Instruction
 from tilelang.backends.emulator.gcn.wave import F32, F64, I32, LANE, U32, Array, Wave
 
-NAME = re.compile(r"v_mfma_(f32|i32|f64)_(16x16|32x32)x(\d+)_?(f16|bf16_1k|bf16|f32|f64|i8|(?:fp|bf)8_(?:fp|bf)8)")
+NAME = re.compile(r"v_mfma_(f32|i32|f64)_(16x16|32x32)x(\d+)_?"
+                  r"(f16|bf16_1k|bf16|xf32|f32|f64|i8|(?:fp|bf)8_(?:fp|bf)8)")
 
 
 @lru_cache(maxsize=4)
@@ -42,6 +43,8 @@ def _decoded(words: Array, kind: str, fnuz: bool) -> Array:
         return words.view(np.int8).astype(np.float64)
     if kind in ("fp8", "bf8"):
         return _small(3 if kind == "fp8" else 2, fnuz)[words.view(np.uint8)]
+    if kind == "xf32":  # of the mantissa ten bits
+        return (words.view(U32) & np.uint32(0xffffe000)).view(F32).astype(np.float64)
     return words.view(F32 if kind == "f32" else F64).astype(np.float64)
 
 

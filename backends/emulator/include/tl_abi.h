@@ -20,6 +20,8 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
   EMU_MFMA(16x16x32_bf16, float, 16, 8, bf16, bf16)            \
   EMU_MFMA(32x32x8_bf16, float, 32, 4, bf16, bf16)             \
   EMU_MFMA(32x32x16_bf16, float, 32, 8, bf16, bf16)            \
+  EMU_MFMA(16x16x8_tf32, float, 16, 2, tf32, tf32)             \
+  EMU_MFMA(32x32x4_tf32, float, 32, 2, tf32, tf32)             \
   EMU_MFMA(16x16x4_f32, float, 16, 1, f32, f32)                \
   EMU_MFMA(16x16x16_f32, float, 16, 4, f32, f32)               \
   EMU_MFMA(32x32x2_f32, float, 32, 1, f32, f32)                \

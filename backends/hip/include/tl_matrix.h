@@ -8,6 +8,7 @@ using half8 = _Float16 __attribute__((ext_vector_type(8)));
 using short4 = short __attribute__((ext_vector_type(4)));  // bf16, for instructions that are older than the type
 using int4 = int __attribute__((ext_vector_type(4)));
 using int16 = int __attribute__((ext_vector_type(16)));
+using float2 = float __attribute__((ext_vector_type(2)));
 using float4 = float __attribute__((ext_vector_type(4)));
 using float16 = float __attribute__((ext_vector_type(16)));
 using double4 = double __attribute__((ext_vector_type(4)));
@@ -98,7 +99,10 @@ TL_MFMA_TWICE(16x16x64_i8, 16x16x32_i8, 8)
   TL_MFMA(16x16x32_##KINDS, float4, bytes8, f32_16x16x32_##BUILTIN)      \
   TL_MFMA_TWICE(16x16x64_##KINDS, 16x16x32_##KINDS, 8)                   \
   TL_MFMA(32x32x16_##KINDS, float16, bytes8, f32_32x32x16_##BUILTIN)
-#ifdef __gfx942__  // the same instructions read other formats than on later processors
+#ifdef __gfx942__
+TL_MFMA(16x16x8_tf32, float4, float2, f32_16x16x8_xf32)
+TL_MFMA(32x32x4_tf32, float16, float2, f32_32x32x4_xf32)
+// These read other formats than the same instructions of later processors.
 TL_MFMA_F8(e4m3fnuz_e4m3fnuz, fp8_fp8)
 TL_MFMA_F8(e4m3fnuz_e5m2fnuz, fp8_bf8)
 TL_MFMA_F8(e5m2fnuz_e4m3fnuz, bf8_fp8)
