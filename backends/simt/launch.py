@@ -92,14 +92,14 @@ class Launch:
         """
         device, names, library = self.device, self.device.driver.names, self.device.driver.library
         get_current, launch_kernel = getattr(library, names.current), getattr(library, names.launch)
-        current, own, pointer = device.cell(), device.own, ctypes.c_void_p
+        current, own, where, last_stream = device.cell(), device.own, ctypes.c_void_p(), 0  # one object for all calls
         current_at, lock = ctypes.byref(current), threading.Lock()  # the driver has copied the buffer when it returns
         pack, buffer, rest, params, function = self._pack, self._buffer, self._rest, self._params, self.function
         threads, shared_bytes = self.rendered.threads, self.dynamic_shared
         last: Prepared | None = None
 
         def fire(prepared: Prepared, head: Sequence[Any], stream: int) -> None:
-            nonlocal last
+            nonlocal last, last_stream
             x, y = prepared.grid
             if not x:
                 return
@@ -108,13 +108,14 @@ class Launch:
                 if prepared is not last:
                     rest[:] = prepared.tail
                     last = prepared
+                if stream != last_stream:
+                    where.value = last_stream = stream
                 get_current(current_at)
                 if current.value == own:
-                    code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, pointer(stream), params, None)
+                    code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, where, params, None)
                 else:
                     with device.current():
-                        code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, pointer(stream), params,
-                                             None)
+                        code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, where, params, None)
             if code:
                 raise device.driver.error(names.launch, code)
         return fire
