@@ -46,14 +46,17 @@ class Dots:
         assert isinstance(la, RegisterLayout) and isinstance(lb, RegisterLayout)
         a = self._zeroed(self.of[va], la, la.rank - 1, k)
         scale = self._scale(op, row, layout)
-        p = self._zeroed(self.of[vb] if scale is None else unscaled(b, self.paired[self.of[vb]]), lb, lb.rank - 2, k)
+        if scale is None:
+            p = self._zeroed(self.of[vb], lb, lb.rank - 2, k)
+        else:
+            whole = self.target.word_operands and lb.shape[-2] == k
+            p = self._zeroed(unscaled(b, self.paired[self.of[vb]], whole), lb, lb.rank - 2, k)
         a, p = self._words(a, row.a), self._words(p, row.b)
         if not divides(layout, row.acc_atom):  # the transposed product
             order = [*range(layout.rank - 2), layout.rank - 1, layout.rank - 2]
             a, p, la, lb, layout = p, a, lb.permute(order), la.permute(order), layout.permute(order)
-        per_word = {name: 32 // dtype(name).bits if dtype(name).bits < 8 else 1 for name in (row.a, row.b)}
-        sizes = (row.acc_atom.local_size, row.a_atom.local_size // per_word[row.a],
-                 row.b_atom.local_size // per_word[row.b])
+        sizes = (row.acc_atom.local_size, *(atom.local_size * v.shape[0] // f.local_size for atom, v, f in (
+            (row.a_atom, a, la), (row.b_atom, p, lb))))
         batches = prod(layout.shape[:-2])
         nj = len({int(x) // row.n for x in local_offsets(layout)[:, -1]})  # instructions of a warp along n
         ni = layout.local_size // (sizes[0] * batches * nj)
@@ -75,7 +78,8 @@ class Dots:
         product with the pairs as they are lacks. Products of f16 by them are far from the limits of f32."""
         b, lb = self.b, op.operands[1].tile.layout
         x = self.paired.get(self.of[op.operands[1]])
-        if len(op.operands) == 3 or x is None or x.exponents is None or row.b != "f16" or not self.target.subnormals:
+        if len(op.operands) == 3 or x is None or x.exponents is None or row.b != "f16" or not self.target.subnormals \
+                or not divides(layout, row.acc_atom):
             return None
         assert isinstance(lb, RegisterLayout)
         found: dict[int, set[int]] = {}  # by instruction along n

@@ -69,9 +69,11 @@ def to_f16(b: ThreadBuilder, x: Paired) -> Value | None:
     return _halves(b, value, x.lanes)
 
 
-def unscaled(b: ThreadBuilder, x: Paired) -> Value:
-    """f16 numbers that lack the powers of two in `x.exponents`."""
-    return _halves(b, x.pairs, x.lanes)
+def unscaled(b: ThreadBuilder, x: Paired, words: bool) -> Value:
+    """f16 numbers that lack the powers of two in `x.exponents`; with `words`, where they stand in pairs, words of
+    two."""
+    whole = _whole(x.lanes)
+    return take(b, x.pairs, whole) if words and whole else _halves(b, x.pairs, x.lanes)
 
 
 def _fma(b: ThreadBuilder, x: Value, factors: Sequence[float], terms: Sequence[float]) -> Value:
@@ -86,10 +88,16 @@ def _fma(b: ThreadBuilder, x: Value, factors: Sequence[float], terms: Sequence[f
 
 def _halves(b: ThreadBuilder, words: Value, lanes: Sequence[int]) -> Value:
     """Halves of words; where they stay together the words are rearranged instead."""
-    whole = [lane // 2 for lane in lanes[::2]]
-    if list(lanes) == [2 * i + h for i in whole for h in (0, 1)]:
+    whole = _whole(lanes)
+    if whole:
         return b.pure(simt.Recast, take(b, words, whole), dtype=F16)
     return take(b, b.pure(simt.Recast, words, dtype=F16), lanes)
+
+
+def _whole(lanes: Sequence[int]) -> list[int]:
+    """The pairs whose halves follow one another in `lanes`; none where some do not."""
+    pairs = [lane // 2 for lane in lanes[::2]]
+    return pairs if list(lanes) == [2 * i + h for i in pairs for h in (0, 1)] else []
 
 
 def take(b: ThreadBuilder, value: Value, lanes: Sequence[int]) -> Value:

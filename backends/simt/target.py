@@ -10,7 +10,8 @@ from tilelang.layouts import Ports
 @dataclass(frozen=True)
 class SimtTarget:
     """A machine of warps of `warp` lanes. `shared_bytes` is the largest shared memory of a block, `ports` how it
-    serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are. It may have
+    serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are,
+    `word_operands` that they take their operands as words, too. It may have
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
     and of how many neighbours each is to have a run."""
@@ -30,3 +31,4 @@ class SimtTarget:
     windows: bool = False
     dma: int = 0
     dies: tuple[int, int] = (1, 1)
+    word_operands: bool = False

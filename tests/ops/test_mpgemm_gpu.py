@@ -83,7 +83,9 @@ def test_weights_go_into_products_as_they_lie(target: str) -> None:
                                 DTYPE=w.dtype, SOURCE=b.source, LAYOUT=b.layout, BM=16, SIZE=b.size, GROUP=w.group,
                                 STAGES=3, target=target)
     names = [op.name for op in code.thread.walk()]
-    assert "recast" in names and "fma_halves" not in names and "shuffle" not in names
+    assert "fma_halves" not in names and "shuffle" not in names
+    product = next(op for op in code.thread.walk() if op.name == "mma")
+    assert product.operands[2].dtype.name == ("u32" if target.startswith("cuda") else "f16")
     words = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
                                       and op.operands[0] is code.thread.params[1])}
     loads = [op for op in code.thread.walk() if op.name in ("ld", "st_async") and words & set(op.operands)]

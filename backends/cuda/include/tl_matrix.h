@@ -114,25 +114,25 @@ TL_MMA(m16n8k32_e4m3, 890, float, "+f", "m16n8k32.row.col.f32.e4m3.e4m3.f32")
 TL_MMA(m16n8k32_e5m2, 890, float, "+f", "m16n8k32.row.col.f32.e5m2.e5m2.f32")
 #undef TL_MMA
 
-template <int NA, int NB, int NC>
-TL_FN void mma_m16n8k8_f16(vec<float, NA>& d, int i, const vec<u16, NB>& a, int j, const vec<u16, NC>& b, int k, op) {
+template <int NA, class A, int NB, class B, int NC>
+TL_FN void mma_m16n8k8_f16(vec<float, NA>& d, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                : "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-               : "r"(reg(a, j)), "r"(reg(a, j + 2)), "r"(reg(b, k)));
+               : "r"(reg(a, j)), "r"(reg(a, j + 4 / int(sizeof(A)))), "r"(reg(b, k)));
 }
 
-template <int NA, int NB, int NC>
-TL_FN void mma_m16n8k16_f16(vec<float, NA>& d, int i, const vec<u16, NB>& a, int j, const vec<u16, NC>& b, int k,
-                            op o) {
+template <int NA, class A, int NB, class B, int NC>
+TL_FN void mma_m16n8k16_f16(vec<float, NA>& d, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op o) {
+  constexpr int ea = 4 / int(sizeof(A)), eb = 4 / int(sizeof(B));
 #if __CUDA_ARCH__ >= 800
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
                : "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-               : "r"(reg(a, j)), "r"(reg(a, j + 2)), "r"(reg(a, j + 4)), "r"(reg(a, j + 6)), "r"(reg(b, k)),
-                 "r"(reg(b, k + 2)));
+               : "r"(reg(a, j)), "r"(reg(a, j + ea)), "r"(reg(a, j + 2 * ea)), "r"(reg(a, j + 3 * ea)),
+                 "r"(reg(b, k)), "r"(reg(b, k + eb)));
 #else
   mma_m16n8k8_f16(d, i, a, j, b, k, o);  // the registers of each half of k are those of the smaller product
-  mma_m16n8k8_f16(d, i, a, j + 4, b, k + 2, o);
+  mma_m16n8k8_f16(d, i, a, j + 2 * ea, b, k + eb, o);
 #endif
 }
 
