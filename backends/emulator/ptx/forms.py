@@ -234,6 +234,7 @@ _TABLE: tuple[tuple[str, str, Callable[[Mnemonic], Function], str], ...] = (
     ("bfi", "t=ttuu", _same(n.insert), ""),
     ("prmt", "t=ttt", _same(n.permute), ""),
     ("lop3", "t=tttu", _same(n.lookup), ""),
+    ("dp4a", "u=dtu", _same(n.dot4), ""),
     ("popc", "u=t", _same(lambda a: np.bitwise_count(a).astype(np.uint32)), ""),
     ("clz", "u=t", _same(n.leading_zeros), ""),
     ("selp", "t=ttp", _same(lambda a, b, p: np.where(p, a, b)), ""),

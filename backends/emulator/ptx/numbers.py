@@ -210,6 +210,15 @@ def lookup(a: Array, b: Array, c: Array, table: Array) -> Array:
     return out
 
 
+def dot4(a: Array, b: Array, c: Array) -> Array:
+    """`dp4a`: c + the products of the four bytes, which have the signs of their words' types."""
+    total = c.astype(np.int64)
+    for i in range(4):
+        x, y = (v.view(np.int8 if v.dtype.kind == "i" else np.uint8)[..., i::4].astype(np.int64) for v in (a, b))
+        total += x * y
+    return total.astype(np.uint32)
+
+
 def leading_zeros(x: Array) -> Array:
     bits = 8 * x.dtype.itemsize
     out = np.zeros(x.shape, np.uint32)
