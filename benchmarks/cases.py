@@ -87,10 +87,29 @@ def attentions() -> Iterator[Case]:
                        4 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.0, 1e-4)
 
 
+def local_linear() -> Iterator[Case]:
+    """T steps of the solver beside our own attention, which needs 4 multiply-adds where this needs 10 + 6 T: the goal is
+    at most 1.3 times as much time for each. Then what ending early is worth on unit-norm inputs."""
+    for d, causal in ((64, False), (64, True), (128, True)):
+        q, k = (F.normalize(torch.randn(1, 8, 1024, d), dim=-1) for _ in range(2))
+        v, name = torch.randn(1, 8, 1024, d), f"S1024 D{d} {'causal' if causal else 'full'}"
+        work = 8 * 1024 * 1024 * d * (0.5 if causal else 1)
+        for steps in (0, 4, 8):
+            share = (10 + 6 * steps) / 4
+            yield Case(f"lla {steps} steps {name} (beside our attention)",
+                       functools.partial(ops.lla, q, k, v, 1.0, causal, iterations=steps, tolerance=0.0),
+                       functools.partial(ops.attention, q, k, v, causal), "flop", 4 * share * work,
+                       round(1 / (1.3 * share), 3), float("inf"))
+        yield Case(f"lla to convergence {name} (beside 32 steps)", functools.partial(ops.lla, q, k, v, 1.0, causal),
+                   functools.partial(ops.lla, q, k, v, 1.0, causal, iterations=32, tolerance=0.0), "flop", 4 * work,
+                   2.0, 1e-4)
+
+
 def cases() -> Iterator[Case]:
     """Every case, made when it is reached."""
     yield from matmuls()
     yield from rowwise()
     yield from attentions()
+    yield from local_linear()
 
 
