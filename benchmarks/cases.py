@@ -88,8 +88,8 @@ def attentions() -> Iterator[Case]:
 
 
 def local_linear() -> Iterator[Case]:
-    """T steps of the solver beside our own attention, which needs 4 multiply-adds where this needs 10 + 6 T: the goal is
-    at most 1.3 times as much time for each. Then what ending early is worth on unit-norm inputs."""
+    """T steps of the solver beside our own attention, which needs 4 multiply-adds where this needs 10 + 6 T: the goal
+    is at most 1.3 times as much time for each. Then what ending early is worth on unit-norm inputs."""
     for d, causal in ((64, False), (64, True), (128, True)):
         q, k = (F.normalize(torch.randn(1, 8, 1024, d), dim=-1) for _ in range(2))
         v, name = torch.randn(1, 8, 1024, d), f"S1024 D{d} {'causal' if causal else 'full'}"

@@ -11,11 +11,14 @@ from tilelang.ops.attention import (
     quantize_kv,
     rotate,
 )
+from tilelang.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from tilelang.ops.glu import glu
 from tilelang.ops.linear import linear
 from tilelang.ops.lla import lla, lla_decode, lla_varlen
 from tilelang.ops.matmul import matmul
 from tilelang.ops.mpgemm import mpgemm
 from tilelang.ops.norm import add_rms_norm, layer_norm, rms_norm
+from tilelang.ops.rotary import rotary
 from tilelang.ops.softmax import softmax
 
 __all__ = [
@@ -27,9 +30,12 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "block_mask",
+    "cross_entropy",
     "gelu",
+    "glu",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "lla",
     "lla_decode",
     "lla_varlen",
@@ -37,6 +43,7 @@ __all__ = [
     "mpgemm",
     "quantize_kv",
     "rms_norm",
+    "rotary",
     "rotate",
     "softmax",
 ]

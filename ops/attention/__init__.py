@@ -1,10 +1,11 @@
 """Softmax attention."""
-from tilelang.ops.attention.api import attention, attention_backward
+from tilelang.ops.attention.api import attention_backward
 from tilelang.ops.attention.blockmask import BlockMask, block_mask
 from tilelang.ops.attention.cache import append_kv, quantize_kv, rotate
 from tilelang.ops.attention.decode import attention_decode
+from tilelang.ops.attention.operator import attention, attention_varlen
 from tilelang.ops.attention.reference import reference
-from tilelang.ops.attention.varlen import attention_varlen, attention_varlen_backward
+from tilelang.ops.attention.varlen import attention_varlen_backward
 
 __all__ = ["BlockMask", "append_kv", "attention", "attention_backward", "attention_decode", "attention_varlen",
            "attention_varlen_backward", "block_mask", "quantize_kv", "reference", "rotate"]

@@ -1,0 +1,121 @@
+"""Attention as an operator of PyTorch, with gradients; NumPy arrays and calls with `out` go round the operator."""
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import tilelang as tile
+from tilelang.ops.attention import api, varlen
+from tilelang.ops.attention.options import check_heads, made, options, window_sizes
+
+_DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b -> b h S E, b h S"
+
+
+@lru_cache(maxsize=256)
+def _whole(score_mod: Any = None, mask_mod: Any = None) -> Any:
+    """The operator of `attention` with these functions, which no schema can hold."""
+    mods = {"score_mod": score_mod, "mask_mod": mask_mod}
+
+    def backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: bool, scale: float, left: int,
+                 right: int, softcap: float, alibi: Any = None, sinks: Any = None, bias: Any = None,
+                 seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any, Any, Any]:
+        grads = api.attention_backward(do, q, k, v, o, lse, causal, scale, window=(left, right), softcap=softcap,
+                                       alibi=alibi, sinks=sinks, bias=bias, seqused_q=seqused_q, seqused_k=seqused_k,
+                                       dlse=dlse, **mods)
+        return _four(q, grads)
+
+    @tile.torch_op(_name("attention", score_mod, mask_mod), backward=backward, outputs="o lse", wrt="q k v sinks",
+                   dims=_DIMS, autocast="lower")
+    def attention(q: Any, k: Any, v: Any, causal: bool, scale: float, left: int, right: int, softcap: float,
+                  alibi: Any = None, sinks: Any = None, bias: Any = None, seqused_q: Any = None,
+                  seqused_k: Any = None) -> tuple[Any, Any]:
+        return api.attention(q, k, v, causal, scale, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks,
+                             bias=bias, seqused_q=seqused_q, seqused_k=seqused_k, return_lse=True, **mods)
+    return attention
+
+
+@lru_cache(maxsize=256)
+def _packed(score_mod: Any = None, mask_mod: Any = None) -> Any:
+    """The operator of `attention_varlen` with these functions."""
+    mods = {"score_mod": score_mod, "mask_mod": mask_mod}
+
+    def backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, cu_q: Any, cu_k: Any, max_q: int,
+                 max_k: int, causal: bool, scale: float, left: int, right: int, softcap: float, alibi: Any = None,
+                 sinks: Any = None, seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any, Any, Any]:
+        grads = varlen.attention_varlen_backward(
+            do, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, causal, scale, window=(left, right), softcap=softcap,
+            alibi=alibi, sinks=sinks, seqused_q=seqused_q, seqused_k=seqused_k, dlse=dlse, **mods)
+        return _four(q, [x.contiguous() if hasattr(x, "contiguous") else x for x in grads])
+
+    @tile.torch_op(_name("attention_varlen", score_mod, mask_mod), backward=backward, outputs="o lse",
+                   wrt="q k v sinks", autocast="lower")
+    def attention_varlen(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, causal: bool,
+                         scale: float, left: int, right: int, softcap: float, alibi: Any = None, sinks: Any = None,
+                         seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any]:
+        return varlen.attention_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, window=(left, right),
+                                       softcap=softcap, alibi=alibi, sinks=sinks, seqused_q=seqused_q,
+                                       seqused_k=seqused_k, return_lse=True, **mods)
+    return attention_varlen
+
+
+def _name(name: str, score_mod: Any, mask_mod: Any) -> str:
+    """A function keeps its operator for as long as the process lives, and so its identity."""
+    ids = [f"_{id(mod):x}" if mod is not None else "_" for mod in (score_mod, mask_mod)]
+    return f"tilelang::{name}" + ("" if score_mod is None and mask_mod is None else "".join(ids))
+
+
+def _four(q: Any, grads: Any) -> tuple[Any, Any, Any, Any]:
+    dq, dk, dv, *rest = grads
+    return dq, dk, dv, rest[0] if rest else made(q, (0,), tile.dtype("f32"))
+
+
+def _constant(**tensors: Any) -> None:
+    """Raises ValueError for tensors that want a gradient and get none."""
+    for name, x in tensors.items():
+        if getattr(x, "requires_grad", False):
+            raise ValueError(f"attention gives no gradient of `{name}`: pass {name}.detach()")
+
+
+_attention, _attention_varlen = _whole(), _packed()
+
+
+def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
+              softcap: float | None = None, alibi: Any = None, sinks: Any = None, bias: Any = None,
+              score_mod: Any = None, mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None,
+              return_lse: bool = False, out: Any = None) -> Any:
+    if out is not None:
+        return api.attention(q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks,
+                             bias=bias, score_mod=score_mod, mask_mod=mask_mod, seqused_q=seqused_q,
+                             seqused_k=seqused_k, return_lse=return_lse, out=out)
+    _constant(alibi=alibi, bias=bias)
+    op = _attention if score_mod is None and mask_mod is None else _whole(score_mod, mask_mod)
+    check_heads(q, k, v)
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
+    left, right = (-1, -1) if window is None else window
+    o, lse = op(q, k, v, causal, opts.scale, left, right, softcap or 0.0, opts.tensors.get("alibi"), sinks,
+                opts.tensors.get("bias"), seqused_q, seqused_k)
+    return (o, lse) if return_lse else o
+
+
+def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int,
+                     max_seqlen_k: int, causal: bool = False, scale: float | None = None, *, window: Any = None,
+                     softcap: float | None = None, alibi: Any = None, sinks: Any = None, score_mod: Any = None,
+                     mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None, block_table: Any = None,
+                     return_lse: bool = False, out: Any = None) -> Any:
+    if out is not None or block_table is not None or cu_seqlens_k is None:  # pages have no gradient
+        return varlen.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale,
+                                       window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,
+                                       mask_mod=mask_mod, seqused_q=seqused_q, seqused_k=seqused_k,
+                                       block_table=block_table, return_lse=return_lse, out=out)
+    _constant(alibi=alibi)
+    op = _attention_varlen if score_mod is None and mask_mod is None else _packed(score_mod, mask_mod)
+    window_sizes(causal, window)
+    left, right = (-1, -1) if window is None else window
+    o, lse = op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal,
+                1.0 / math.sqrt(q.shape[2]) if scale is None else scale, left, right, softcap or 0.0, alibi, sinks,
+                seqused_q, seqused_k)
+    return (o, lse) if return_lse else o
+
+
+attention.__doc__, attention_varlen.__doc__ = api.attention.__doc__, varlen.attention_varlen.__doc__

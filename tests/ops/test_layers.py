@@ -1,0 +1,118 @@
+"""Rotary embedding, gated units and cross entropy, forward and backward, within derived bounds of f64 references."""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tilelang as tile
+from tilelang import ops
+from tilelang.testing import fuzz
+
+cross_entropy, glu, rotary = (import_module(f"tilelang.ops.{n}") for n in ("cross_entropy", "glu", "rotary"))
+EPS = {torch.float32: 2.0 ** -23, torch.bfloat16: 2.0 ** -7}
+
+
+def double(*xs: torch.Tensor) -> list[Any]:
+    return [x.detach().double().numpy() for x in xs]
+
+
+def opcheck(op: Any, *args: Any) -> None:
+    assert op._ready() and set(torch.library.opcheck(op._op, args).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("dt", EPS)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("s", "d", "r", "c"), [(7, 16, 8, 1), (40, 20, 6, 2)])
+def test_rotary(s: int, d: int, r: int, c: int, interleaved: bool, dt: torch.dtype) -> None:
+    x, angle = torch.randn(2, 3, s, d).to(dt).requires_grad_(), torch.randn(c, s, r)
+    cos, sin, dy = angle.cos(), angle.sin(), torch.randn(2, 3, s, d).to(dt)
+    got = ops.rotary(x, cos, sin, interleaved)
+    back, = torch.autograd.grad(got, x, dy)
+    for y, of, turn in ((got, x, sin), (back, dy, -sin)):  # the backward turns back
+        want = rotary.reference(*double(of, cos, turn), interleaved)
+        size = rotary.reference(*(abs(a) for a in double(of, cos)), -abs(turn.double().numpy()), interleaved)
+        size = np.maximum(abs(size), abs(double(of)[0]).max())  # two products and a sum of such numbers
+        assert (abs(y.detach().double().numpy() - want) <= 2 * 2.0 ** -23 * size + EPS[dt] * abs(want)).all()
+    opcheck(ops.rotary, x, cos, sin, interleaved)
+
+
+def test_rotary_names_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"need shape \[2 or 1, 4, at most 4\], got \[1, 4, 5\]"):
+        ops.rotary(np.zeros((2, 1, 4, 8), np.float32), *(np.zeros((1, 4, 5), np.float32),) * 2)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_glu(act: str) -> None:
+    g, u, dy = np.random.default_rng(0).standard_normal((3, 5, 33))
+    leaves = [torch.tensor(x, requires_grad=True) for x in (g, u)]
+    f = torch.nn.functional.silu if act == "silu" else torch.nn.functional.gelu
+    want = torch.autograd.grad(f(leaves[0]) * leaves[1], leaves, torch.tensor(dy))
+    for a, b in zip(glu.backward_reference(g, u, dy, act), want, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=64 * 2.0 ** -52 * abs(a).max())
+    consts, small = {"ACT": [glu.ACTIVATIONS[act]], "BN": [16]}, {"M": (3,), "N": (1, 33)}
+    fuzz(glu.glu_kernel, lambda g, u: glu.reference(g, u, act), consts=consts, extents=small)
+    fuzz(glu.glu_backward_kernel, lambda g, u, d: glu.backward_reference(g, u, d, act), consts=consts, extents=small)
+    x = torch.randn(4, 66, requires_grad=True)
+    assert torch.equal(ops.glu(*x.chunk(2, -1), act), ops.glu(*(h.contiguous() for h in x.chunk(2, -1)), act))
+    opcheck(ops.glu, *(h.detach().requires_grad_() for h in x.chunk(2, -1)), act)
+
+
+def test_glu_names_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="activation must be one of"):
+        ops.glu(np.zeros((1, 1)), np.zeros((1, 1)), "relu")
+
+
+def test_cross_entropy_kernels() -> None:
+    """Targets below the fewest columns drawn, one of them ignored."""
+    def loss(x: Any, target: Any, ignore: Any) -> Any:
+        top = x.max(1, initial=-np.inf)
+        return cross_entropy.reference(x, target, ignore), np.log(np.exp(x - top[:, None]).sum(1)) + top
+
+    def check(m: int, n: int, bm: int, bn: int) -> None:
+        rng = np.random.default_rng(0)
+        x, target = rng.standard_normal((m, n)).astype(np.float32) * 4, rng.integers(0, n, m)
+        target[::3] = -100
+        got = cross_entropy.cross_entropy_kernel(x, target, ignore=-100, BM=bm, BN=bn)
+        for g, w in zip(got, loss(x.astype(np.float64), target, -100), strict=True):
+            assert (abs(g - w) <= (n + 16) * 2.0 ** -23 * (abs(x).max() + 1)).all()
+        dloss = rng.standard_normal(m).astype(np.float32)
+        dx = cross_entropy.cross_entropy_backward_kernel(x, target, got[1], dloss, ignore=-100, BM=bm, BN=bn)
+        p = np.exp(x.astype(np.float64) - loss(x.astype(np.float64), target, -100)[1][:, None])
+        p[np.arange(m), np.maximum(target, 0)] -= 1
+        want = p * np.where(target == -100, 0, dloss)[:, None]
+        assert (abs(dx - want) <= (n + 16) * 2.0 ** -23 * (abs(x).max() + 1) * abs(dloss)[:, None]).all()
+    for shape in ((1, 1, 1, 64), (7, 100, 4, 32), (33, 64, 8, 64)):
+        check(*shape)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_linear_cross_entropy_is_a_linear_layer_and_cross_entropy(reduction: str, monkeypatch: pytest.MonkeyPatch
+                                                                  ) -> None:
+    """In chunks of 4 rows: to the bit what is had with all logits at once, but for the sum of dw over chunks."""
+    monkeypatch.setattr(cross_entropy, "CHUNK", 4 * 50)
+    x, w = torch.randn(11, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    target = torch.randint(0, 50, (11,))
+    target[3] = -100
+    got = ops.linear_cross_entropy(x, w, target, reduction=reduction)
+    plain = ops.cross_entropy(ops.matmul(x, w.T), target, reduction=reduction)
+    assert torch.equal(got, plain)
+    want = torch.nn.functional.cross_entropy(x.double() @ w.double().T, target, reduction=reduction)
+    assert (abs(got - want) <= 64 * EPS[torch.float32] * 32).all()
+    grads = [torch.autograd.grad(y.sum(), (x, w)) for y in (got, plain)]
+    assert torch.equal(grads[0][0], grads[1][0])
+    assert (abs(grads[0][1] - grads[1][1]) <= 11 * EPS[torch.float32] * x.abs().sum(0)).all()
+
+
+def test_cross_entropy_operators() -> None:
+    x, w = torch.randn(5, 16, requires_grad=True), torch.randn(7, 16, requires_grad=True)
+    target = torch.tensor([0, 6, -100, 3, 2])
+    opcheck(cross_entropy._forward, x, target)
+    opcheck(cross_entropy._linear_forward, x, w, target)
+    with pytest.raises(tile.errors.AssertFailed, match="a target is no class"):
+        ops.cross_entropy(x, target + 12)
+    with pytest.raises(ValueError, match="reduction must be"):
+        ops.cross_entropy(x, target, reduction="max")

@@ -1,0 +1,85 @@
+"""A small Llama with random weights: logits and generated text are those of transformers' own attention."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tilelang import huggingface, ops
+from tilelang.ops.attention import operator
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def models(dt: torch.dtype) -> list[torch.nn.Module]:
+    """The same weights with our attention, with transformers', and with transformers' in f64."""
+    huggingface.register()
+    config = transformers.LlamaConfig(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+                                      pad_token_id=0, bos_token_id=1, eos_token_id=None)
+    out = []
+    for name, dtype in (("tilelang", dt), ("sdpa", dt), ("sdpa", torch.float64)):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM._from_config(config, attn_implementation=name).float()
+        out.append(model.to(dt).to(dtype).eval())
+    return out
+
+
+@pytest.mark.parametrize("dt", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+def test_logits(dt: torch.dtype, padded: bool) -> None:
+    """Error at most twice that of the same model in the same precision (and a step of the logits)."""
+    ours, theirs, gold = models(dt)
+    tokens = torch.randint(2, 97, (2, 19))
+    mask = torch.ones_like(tokens)
+    if padded:
+        mask[1, :7] = 0
+    with torch.no_grad():
+        got, want, exact = (m(tokens, attention_mask=mask).logits.double()[mask.bool()] for m in (ours, theirs, gold))
+    step = torch.finfo(dt).eps * exact.abs().max()
+    assert (got - exact).abs().max() <= 2 * (want - exact).abs().max() + step
+
+
+def test_generates_with_a_cache() -> None:
+    ours, theirs, _ = models(torch.float32)
+    tokens = torch.randint(2, 97, (2, 7))
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    got, want = (m.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False) for m in (ours, theirs))
+    assert torch.equal(got, want) and got.shape == (2, 19)
+
+
+def test_trains() -> None:
+    ours, theirs, _ = models(torch.float32)
+    tokens = torch.randint(2, 97, (2, 11))
+    for model in (ours, theirs):
+        model(tokens, labels=tokens).loss.backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_attention_is_an_operator() -> None:
+    q, k, v = (torch.randn(1, n, 9, 8, requires_grad=True) for n in (4, 2, 2))
+    assert operator._attention._ready() and operator._attention_varlen._ready()
+    result = torch.library.opcheck(torch.ops.tilelang.attention.default, (q, k, v, True, 0.3, -1, -1, 0.0))
+    assert set(result.values()) == {"SUCCESS"}
+    cu = torch.tensor([0, 4, 9], dtype=torch.int32)
+    packed = [x.detach()[0].transpose(0, 1).contiguous().requires_grad_() for x in (q, k, v)]
+    result = torch.library.opcheck(torch.ops.tilelang.attention_varlen.default,
+                                   (*packed, cu, cu, 5, 5, True, 0.3, -1, -1, 0.0))
+    assert set(result.values()) == {"SUCCESS"}
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    compiled = torch.compile(lambda *x: ops.attention(*x, causal=True), fullgraph=True, backend="aot_eager")
+    do = torch.randn_like(want)
+    for got in (ops.attention(q, k, v, causal=True), compiled(q, k, v)):
+        torch.testing.assert_close(got, want)
+        for g, w in zip(*(torch.autograd.grad(o, (q, k, v), do, retain_graph=True) for o in (got, want)), strict=True):
+            torch.testing.assert_close(g, w)
+
+
+def test_what_has_no_gradient_is_refused() -> None:
+    q = torch.randn(1, 1, 3, 8)
+    with pytest.raises(ValueError, match=r"no gradient of `bias`: pass bias.detach\(\)"):
+        ops.attention(q, q, q, bias=torch.zeros(3, 3, requires_grad=True))
+    with pytest.raises(ValueError, match="has no `dropout`"):
+        huggingface.attention_forward(None, q, q, q, None, dropout=0.1)
