@@ -18,7 +18,6 @@ from tilelang.ops.lla import lla, lla_decode, lla_varlen
 from tilelang.ops.matmul import matmul
 from tilelang.ops.mpgemm import mpgemm
 from tilelang.ops.norm import add_rms_norm, layer_norm, rms_norm
-from tilelang.ops.rotary import rotary
 from tilelang.ops.softmax import softmax
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "mpgemm",
     "quantize_kv",
     "rms_norm",
-    "rotary",
     "rotate",
     "softmax",
 ]

@@ -80,10 +80,17 @@ def _half(cos: Any, sin: Any, d: int) -> int:
     return int(cos.shape[1])
 
 
+def _rotate_backward(dy: Any, cos: Any, sin: Any, first: Any = None, interleaved: bool = False) -> Any:
+    """The turn back."""
+    return rotate.fn(dy, cos, -sin, first, interleaved)
+
+
+@tile.torch_op("tilelang::rotate", backward=_rotate_backward, outputs="y", wrt="x",
+               dims="b h S D, P F, P F, b -> b h S D")
 def rotate(x: Any, cos: Any, sin: Any, first: Any = None, interleaved: bool = False) -> Any:
     """Rotary embedding of x [B, H, S, D]: row s is at place first[b] + s (`first` i32 [B], 0 without), the angles of a
     place are cos, sin f32 [places, F]; the first 2 F elements of a row are turned, as pairs (t, t + F), or as
-    neighbours where `interleaved`. Computed in f32. Raises ValueError."""
+    neighbours where `interleaved`. Computed in f32. Gradient for x. Raises ValueError."""
     half, y = _half(cos, sin, x.shape[3]), empty_like(x, tuple(x.shape), dtype_of(x))
     rotate_kernel(x, cos, sin, y, first=first, HALF=half, BD=x.shape[3], INTERLEAVED=interleaved)
     return y

@@ -7,7 +7,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention import api, varlen
-from tilelang.ops.attention.options import check_heads, made, options, window_sizes
+from tilelang.ops.attention.options import made, options, window_sizes
 
 _DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b -> b h S E, b h S"
 
@@ -90,7 +90,6 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
                              seqused_k=seqused_k, return_lse=return_lse, out=out)
     _constant(alibi=alibi, bias=bias)
     op = _attention if score_mod is None and mask_mod is None else _whole(score_mod, mask_mod)
-    check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, causal, opts.scale, left, right, softcap or 0.0, opts.tensors.get("alibi"), sinks,

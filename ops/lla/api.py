@@ -29,7 +29,7 @@ def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queri
 
 
 def _backward(q: Any, k: Any, v: Any, lam: Any, do: Any, rho: Any, top: Any, omega: Any, delta: Any, scale: float,
-              relative: bool, left: int | None, right: int | None, iterations: int, tolerance: float,
+              ridge: str, left: int | None, right: int | None, iterations: int | None, tolerance: float | None,
               cu_q: Any = None, cu_k: Any = None, longest_q: int = 0, longest_k: int = 0) -> tuple[Any, Any, Any, Any]:
     """(dq, dk, dv, dlam)"""
     dq, dk, dv = (empty_like(x, tuple(x.shape), dtype_of(x)) for x in (q, k, v))
@@ -37,23 +37,26 @@ def _backward(q: Any, k: Any, v: Any, lam: Any, do: Any, rho: Any, top: Any, ome
     base, ldr, dlam = (empty_like(q, tuple(q.shape[:3]), F32) for _ in range(3))
     packed = {"cu_q": cu_q, "cu_k": cu_k}
     consts = constants(q, k, v, left, right, longest_q or q.shape[2], longest_k or k.shape[2])
+    steps, tolerance = limits(q, iterations, tolerance)
     rows_kernel(q, k, v, lam, do, rho, top, omega, delta, dq, u, base, ldr, dlam, scale, tolerance, longest=longest_q,
-                RELATIVE=relative, ITERATIONS=iterations, **packed, **consts)
+                RELATIVE=ridge == "rel", ITERATIONS=steps, **packed, **consts)
     columns_kernel(q, k, v, do, rho, u, top, delta, base, ldr, dk, dv, scale, longest=longest_k, **packed, **consts)
     return dq, dk, dv, dlam
 
 
 @tile.torch_op("tilelang::lla", backward=_backward, outputs="o rho top omega delta", wrt="q k v lam", autocast="lower",
                dims="b h S D, b h L D, b h L E, b h S, N, N -> b h S E, b h S D, b h S, b h S, b h S")
-def _forward(q: Any, k: Any, v: Any, lam: Any, scale: float, relative: bool, left: int | None, right: int | None,
-             iterations: int, tolerance: float, cu_q: Any = None, cu_k: Any = None, longest_q: int = 0,
+def _forward(q: Any, k: Any, v: Any, lam: Any, scale: float, ridge: str, left: int | None, right: int | None,
+             iterations: int | None, tolerance: float | None, cu_q: Any = None, cu_k: Any = None, longest_q: int = 0,
              longest_k: int = 0) -> tuple[Any, Any, Any, Any, Any]:
     """The result, and what the backward needs: rho, top, omega and delta of `forward.py`."""
+    check(q, k, v, ridge)
+    steps, tolerance = limits(q, iterations, tolerance)
     o = empty_like(q, (*q.shape[:3], v.shape[3]), dtype_of(q))
     rho = empty_like(q, tuple(q.shape), F32)
     top, omega, delta = (empty_like(q, tuple(q.shape[:3]), F32) for _ in range(3))
     forward_kernel(q, k, v, lam, o, scale, tolerance, rho=rho, top=top, omega=omega, delta=delta, cu_q=cu_q, cu_k=cu_k,
-                   longest=longest_q, RELATIVE=relative, ITERATIONS=iterations,
+                   longest=longest_q, RELATIVE=ridge == "rel", ITERATIONS=steps,
                    **constants(q, k, v, left, right, longest_q or q.shape[2], longest_k or k.shape[2]))
     return o, rho, top, omega, delta
 
@@ -99,9 +102,8 @@ def lla(q: Any, k: Any, v: Any, lam: Any = 1.0, causal: bool = False, scale: flo
     has fallen to `tolerance` (a quarter of the dtype's step at 1 unless given). Normalised queries and keys and lam
     from 0.1 take few steps; lam below wants f32. Gradients for q, k, v and lam. Raises ValueError for what does not
     fit together."""
-    check(q, k, v, ridge)
     return _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
-                    *limits(q, iterations, tolerance))[0]
+                    iterations, tolerance)[0]
 
 
 def lla_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int, max_seqlen_k: int,
@@ -110,11 +112,10 @@ def lla_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max
     """`lla` of packed sequences: q [T, H, D], k [U, G, D], v [U, G, E]; `cu_seqlens_q`, `cu_seqlens_k` i32 [N + 1] say
     where each of N sequences begins, and where the last ends; `lam` broadcasts to [1, H, T]. Gives [T, H, E]."""
     q, k, v = (x.swapaxes(0, 1)[None] for x in (q, k, v))
-    check(q, k, v, ridge)
     out = _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
-                   *limits(q, iterations, tolerance), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)[0]
+                   iterations, tolerance, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)[0]
     return out[0].swapaxes(0, 1)
 
 
 def _options(q: Any, causal: bool, scale: float | None, ridge: str, window: Any) -> tuple[Any, ...]:
-    return 1.0 / math.sqrt(q.shape[3]) if scale is None else scale, ridge == "rel", *window_sizes(causal, window)
+    return 1.0 / math.sqrt(q.shape[3]) if scale is None else scale, ridge, *window_sizes(causal, window)

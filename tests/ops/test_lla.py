@@ -284,7 +284,7 @@ def test_operator() -> None:
     lam = torch.ones(1, 2, 9, requires_grad=True)
     with tile.target("reference"):
         result = torch.library.opcheck(api._forward._ready() and torch.ops.tilelang.lla.default,
-                                       (q, k, v, lam, 0.3, True, None, 0, 8, 1e-6))
+                                       (q, k, v, lam, 0.3, "rel", None, 0, 8, 1e-6))
         assert set(result.values()) == {"SUCCESS"}
         torch._dynamo.reset()
         compiled = torch.compile(lambda *a: lla(*a, causal=True), fullgraph=True, backend="aot_eager")
@@ -294,7 +294,7 @@ def test_operator() -> None:
 @pytest.mark.parametrize(("change", "text"), [
     ({"ridge": "relative"}, "ridge must be 'rel' or 'abs'"), ({"window": (1.5, 0)}, "must be a pair of counts"),
     ({"k": torch.zeros(1, 3, 4, 8)}, "2 query heads must be a multiple of the 3 key heads"),
-    ({"q": torch.zeros(1, 2, 4, 8, dtype=torch.float64)}, "takes f32, f16 or bf16, got float64")])
+    ({"q": torch.zeros(1, 2, 4, 8, dtype=torch.float64)}, "takes f32, f16 or bf16, got f64")])
 def test_mistakes_are_named(change: Case, text: str) -> None:
     q, k, v = draw()
     with pytest.raises(ValueError, match=text):
