@@ -7,31 +7,43 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention import api, varlen
+from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.options import made, options, window_sizes
 
-_DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b -> b h S E, b h S"
+_DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b, V W X, V W X Y, V W Y, V W Y X -> b h S E, b h S"
 
 
 @lru_cache(maxsize=256)
 def _whole(score_mod: Any = None, mask_mod: Any = None) -> Any:
     """The operator of `attention` with these functions, which no schema can hold."""
-    mods = {"score_mod": score_mod, "mask_mod": mask_mod}
+
+    def mods(q: Any, k: Any, bm: int, bn: int, *blocks: Any) -> dict[str, Any]:
+        if blocks[0] is None:
+            return {"score_mod": score_mod, "mask_mod": mask_mod}
+        shape = (*blocks[0].shape[:2], q.shape[2], k.shape[2])
+        return {"score_mod": score_mod, "block_mask": BlockMask(mask_mod, shape, bm, bn, *blocks)}
 
     def backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: bool, scale: float, left: int,
                  right: int, softcap: float, alibi: Any = None, sinks: Any = None, bias: Any = None,
-                 seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any, Any, Any]:
-        grads = api.attention_backward(do, q, k, v, o, lse, causal, scale, window=(left, right), softcap=softcap,
-                                       alibi=alibi, sinks=sinks, bias=bias, seqused_q=seqused_q, seqused_k=seqused_k,
-                                       dlse=dlse, **mods)
+                 seqused_q: Any = None, seqused_k: Any = None, row_counts: Any = None, row_blocks: Any = None,
+                 column_counts: Any = None, column_blocks: Any = None, bm: int = 0, bn: int = 0
+                 ) -> tuple[Any, Any, Any, Any]:
+        grads = api.attention_backward(
+            do, q, k, v, o, lse, causal, scale, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks,
+            bias=bias, seqused_q=seqused_q, seqused_k=seqused_k, dlse=dlse,
+            **mods(q, k, bm, bn, row_counts, row_blocks, column_counts, column_blocks))
         return _four(q, grads)
 
     @tile.torch_op(_name("attention", score_mod, mask_mod), backward=backward, outputs="o lse", wrt="q k v sinks",
                    dims=_DIMS, autocast="lower")
     def attention(q: Any, k: Any, v: Any, causal: bool, scale: float, left: int, right: int, softcap: float,
                   alibi: Any = None, sinks: Any = None, bias: Any = None, seqused_q: Any = None,
-                  seqused_k: Any = None) -> tuple[Any, Any]:
-        return api.attention(q, k, v, causal, scale, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks,
-                             bias=bias, seqused_q=seqused_q, seqused_k=seqused_k, return_lse=True, **mods)
+                  seqused_k: Any = None, row_counts: Any = None, row_blocks: Any = None, column_counts: Any = None,
+                  column_blocks: Any = None, bm: int = 0, bn: int = 0) -> tuple[Any, Any]:
+        return api.attention(
+            q, k, v, causal, scale, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks, bias=bias,
+            seqused_q=seqused_q, seqused_k=seqused_k, return_lse=True,
+            **mods(q, k, bm, bn, row_counts, row_blocks, column_counts, column_blocks))
     return attention
 
 
@@ -82,18 +94,24 @@ _attention, _attention_varlen = _whole(), _packed()
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
               softcap: float | None = None, alibi: Any = None, sinks: Any = None, bias: Any = None,
-              score_mod: Any = None, mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None,
-              return_lse: bool = False, out: Any = None) -> Any:
+              score_mod: Any = None, mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
+              seqused_k: Any = None, return_lse: bool = False, out: Any = None) -> Any:
     if out is not None:
         return api.attention(q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks,
-                             bias=bias, score_mod=score_mod, mask_mod=mask_mod, seqused_q=seqused_q,
-                             seqused_k=seqused_k, return_lse=return_lse, out=out)
+                             bias=bias, score_mod=score_mod, mask_mod=mask_mod, block_mask=block_mask,
+                             seqused_q=seqused_q, seqused_k=seqused_k, return_lse=return_lse, out=out)
     _constant(alibi=alibi, bias=bias)
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
+                   block_mask)
+    blocks: tuple[Any, ...] = ()
+    if block_mask is not None:
+        mask_mod, blocks = block_mask.mask_mod, (
+            block_mask.row_counts, block_mask.row_blocks, block_mask.column_counts, block_mask.column_blocks,
+            block_mask.BM, block_mask.BN)
     op = _attention if score_mod is None and mask_mod is None else _whole(score_mod, mask_mod)
-    opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2])
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, causal, opts.scale, left, right, softcap or 0.0, opts.tensors.get("alibi"), sinks,
-                opts.tensors.get("bias"), seqused_q, seqused_k)
+                opts.tensors.get("bias"), seqused_q, seqused_k, *blocks)
     return (o, lse) if return_lse else o
 
 
