@@ -9,7 +9,7 @@ TL_FN i64 quotient(i64 a, i32 b) { return u64(a) >> 32 ? a / b : i64(u32(a) / u3
 // The row-major number of the program that runs as number `program` of `total`, in a grid whose last two extents are
 // `rows` and `columns`.
 //
-// DIES chips take programs in turn, and each has a cache of its own: of every DIES * RUN programs, RUN neighbours go to
+// DIES chips take programs in turn, each with a cache of its own: of every DIES * RUN programs, RUN neighbours go to
 // one chip, fewer in a grid without so many. What is left at the end stays as it is. GROUP rows at a time are walked
 // column by column, so that programs that run at once share rows and columns. Of grids that 32 bits do not count, the
 // order is row-major.
