@@ -11,6 +11,7 @@ from tilelang.ops.attention import (
     quantize_kv,
     rotate,
 )
+from tilelang.ops.conv import causal_conv1d
 from tilelang.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from tilelang.ops.glu import glu
 from tilelang.ops.linear import linear
@@ -29,6 +30,7 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "block_mask",
+    "causal_conv1d",
     "cross_entropy",
     "gelu",
     "glu",

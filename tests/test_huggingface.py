@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import tilelang as tile
 from tilelang import huggingface, ops
 from tilelang.ops.attention import operator
 
@@ -75,6 +76,29 @@ def test_attention_is_an_operator() -> None:
         torch.testing.assert_close(got, want)
         for g, w in zip(*(torch.autograd.grad(o, (q, k, v), do, retain_graph=True) for o in (got, want)), strict=True):
             torch.testing.assert_close(g, w)
+
+
+@tile.function
+def distance(s, b, h, i, j):
+    return s - 0.1 * tile.abs(i - j).to(tile.f32)
+
+
+@tile.function
+def near(b, h, i, j):
+    return tile.abs(i - j) < 5
+
+
+def test_functions_and_block_masks_have_their_own_operators() -> None:
+    """The gradient is that of `attention_backward` with the same functions, to the bit."""
+    q, k, v = (torch.randn(1, n, 40, 8, requires_grad=True) for n in (2, 1, 1))
+    for options in ({"score_mod": distance, "mask_mod": near},
+                    {"block_mask": ops.block_mask(q.detach(), near, 1, 2, 40, 40)}):
+        o, lse = ops.attention(q, k, v, return_lse=True, **options)
+        do = torch.randn_like(o)
+        got = torch.autograd.grad(o, (q, k, v), do)
+        plain = [x.detach() for x in (q, k, v, o, lse)]
+        for g, w in zip(got, ops.attention_backward(do, *plain, dlse=torch.zeros_like(lse), **options), strict=True):
+            assert torch.equal(g, w)
 
 
 def test_what_has_no_gradient_is_refused() -> None:
