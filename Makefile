@@ -26,6 +26,7 @@ bench: .venv/examples
 bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static_amd
+	$(BIN)/python -m benchmarks.static_weights
 	$(BIN)/python -m benchmarks.order
 
 # On a machine with a GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails. For AMD's:

@@ -59,10 +59,10 @@ def nvidia(text: str) -> Instruction:
     width = next((n for form, n in ((r"\.128\b|\.M88\.4|HMMA", 4), (r"\.64\b|\.M88\.2|\.WIDE", 2))
                   if re.search(form, op)), 1)
     named = [[int(n) for n in re.findall(r"\bR(\d+)\b", part)] for part in rest.split(",")]
-    pair = op.startswith("HMMA")
+    sizes = (4, 2, 4) if op.startswith("HMMA") else (1,) * len(named)
     return Instruction(text, frozenset(f"R{n + i}" for n in named[0] for i in range(width)),
-                       tuple(frozenset(f"R{n + i}" for n in part for i in range(2 if pair else 1))
-                             for part in named[1:]))
+                       tuple(frozenset(f"R{n + i}" for n in part for i in range(size))
+                             for part, size in zip(named[1:], sizes, strict=False)))
 
 
 def amd(text: str) -> Instruction:
@@ -75,13 +75,13 @@ def amd(text: str) -> Instruction:
 
 
 def made_on_the_way(loop: Sequence[Instruction]) -> list[str]:
-    """The instructions of a loop between what it loads and the right operands of its products."""
+    """The instructions of a loop between what it loads and the operands of its products; x is loaded as it is."""
     found: set[int] = set()
     needed: set[str] = set()
     for _ in range(3):  # what an iteration leaves for the next one is met in the second round
         for i, x in reversed(list(enumerate(loop))):
             if x.product:
-                needed |= x.reads[1]
+                needed |= x.reads[0] | x.reads[1]
             elif x.writes & needed and not x.text.startswith(("ds_write", "global_store", "STS", "STG")):
                 needed -= x.writes
                 if not x.load:

