@@ -186,7 +186,11 @@ class View(Op):
 
     def infer(self) -> Sequence[Type]:
         src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
-        if tuple(a.shape) != src.shape or a.num_threads != b.num_threads \
+        if tuple(a.shape) != src.shape:
+            raise ShapeMismatch("a layout must have the shape of its tile", loc=self.loc,
+                                needs=f"a layout of {list(src.shape)}", got=f"{a} of {list(a.shape)}",
+                                try_="give every element a place")
+        if a.num_threads != b.num_threads \
                 or a.local_size * src.dtype.bits != b.local_size * dt.bits:
             raise ShapeMismatch("`view` must keep the threads and the bits of each thread", loc=self.loc,
                                 needs=f"a layout of {a.num_threads} threads x {a.local_size * src.dtype.bits} bits",

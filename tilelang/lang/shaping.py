@@ -117,6 +117,13 @@ def view(x: Tile, dt: DType, source: Any, layout: Any, order: Literal["stream", 
     return Tile(emit(sh.View, x.value, dtype=dt, source=source, layout=layout, order=order).result)
 
 
+def pin(x: Tile, layout: Any) -> Tile:
+    """The same tile, held by the threads as the register layout `layout` of its shape says: on a GPU the layouts
+    around it are chosen to fit, and where they do not the tile is converted. A layout whose threads no program has is
+    refused. On a CPU, which has no threads of a tile, it changes nothing."""
+    return view(x, x.dtype, layout, layout)
+
+
 # -- reductions -------------------------------------------------------------------------------------------------------
 def _accumulate(x: Tile, kind: str) -> tuple[Tile, DType | None]:
     """(operand in the dtype the reduction runs in, dtype to round the result to)."""

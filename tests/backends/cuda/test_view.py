@@ -9,7 +9,7 @@ import tilelang as tile
 from tests.backends.simt.emulated import emulated
 from tests.views import views
 from tilelang import layouts
-from tilelang.errors import TargetError
+from tilelang.errors import ShapeMismatch, TargetError
 from tilelang.ir.core import Function
 from tilelang.passes.meaning import difference
 
@@ -86,3 +86,28 @@ def test_prepacked_weights_need_no_exchange() -> None:
         got = product(a, w)
     # Sums of 64 products below 8 * 4 in another order.
     np.testing.assert_allclose(got, product.reference(a, w), atol=64 * 32 * 2.0 ** -23)
+
+
+@tile.kernel
+def pinned(x: tile.Tensor[tile.f32, "16 32"], y: tile.Out[tile.f32, "16 32"], L: tile.Const):
+    tile.store(y, (0, 0), tile.pin(tile.load(x, (0, 0), (16, 32)) * 2.0, L) + 1.0)
+
+
+@pytest.mark.parametrize("layout", [layouts.spatial(4, 8) * layouts.local(4, 4), layouts.column_spatial(16, 2) *
+                                    layouts.local(1, 16)], ids=["blocks", "rows"])
+def test_a_pinned_tile_has_its_layout(layout: tile.RegisterLayout) -> None:
+    x = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
+    y = np.zeros_like(x)
+    placed = pinned.lower(x, y, L=layout, target="cuda:sm_80").placed
+    held = [op.result.tile.layout for op in placed.walk() if op.name == "view"]
+    assert held == [layout]
+    with tile.target("emulate:cuda:sm_80"):
+        np.testing.assert_array_equal(pinned(x, L=layout), x * 2 + 1)
+    np.testing.assert_array_equal(pinned(x, L=layout), x * 2 + 1)
+
+
+def test_a_pin_of_another_shape_is_refused() -> None:
+    x = np.zeros((16, 32), np.float32)
+    with pytest.raises(ShapeMismatch) as caught:
+        pinned.lower(x, x.copy(), L=layouts.spatial(4, 8), target="cuda:sm_80")
+    assert "needs: a layout of [16, 32]" in str(caught.value) and "[4, 8]" in str(caught.value)
