@@ -22,6 +22,7 @@ fuzz: .venv/dev
 
 bench: .venv/examples
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.quantised
 
 bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
