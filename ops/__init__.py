@@ -14,6 +14,7 @@ from tilelang.ops.attention import (
 from tilelang.ops.conv import causal_conv1d
 from tilelang.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from tilelang.ops.glu import glu
+from tilelang.ops.grouped import grouped_matmul
 from tilelang.ops.linear import linear
 from tilelang.ops.lla import lla, lla_decode, lla_varlen
 from tilelang.ops.matmul import matmul
@@ -34,6 +35,7 @@ __all__ = [
     "cross_entropy",
     "gelu",
     "glu",
+    "grouped_matmul",
     "layer_norm",
     "linear",
     "linear_cross_entropy",

@@ -1,0 +1,56 @@
+"""Products of groups of rows, forward and backward, within the bound of their sums."""
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+import tilelang as tile
+from tilelang import ops
+
+grouped = import_module("tilelang.ops.grouped")
+EPS = 2.0 ** -23
+
+
+@pytest.mark.parametrize("target", ["cpu", "reference", "emulate:cuda:sm_80"])
+@pytest.mark.parametrize(("offsets", "k", "n"), [([0, 5, 5, 30, 41], 33, 20), ([0, 1], 1, 1), ([2, 2, 9, 9], 8, 40)])
+def test_grouped_matmul(offsets: list[int], k: int, n: int, target: str) -> None:
+    """Empty groups, rows before the first and after the last, NaN in another group's gradient."""
+    m, e = offsets[-1] + 2, len(offsets) - 1
+    x, w = torch.randn(m, k, requires_grad=True), torch.randn(e, k, n, requires_grad=True)
+    where, dy = torch.tensor(offsets, dtype=torch.int32), torch.randn(m, n)
+    with tile.target(target):
+        y = ops.grouped_matmul(x, w, where)
+        dx, dw = torch.autograd.grad(y, (x, w), dy)
+    a, b, d = (t.detach().double().numpy() for t in (x, w, dy))
+    assert (abs(y.detach().numpy() - grouped.reference(a, b, offsets))
+            <= k * EPS * grouped.reference(abs(a), abs(b), offsets)).all()
+    turned = b.swapaxes(1, 2)
+    assert (abs(dx.numpy() - grouped.reference(d, turned, offsets))
+            <= n * EPS * grouped.reference(abs(d), abs(turned), offsets)).all()
+    for i in range(e):
+        rows = slice(offsets[i], offsets[i + 1])
+        assert (abs(dw[i].numpy() - a[rows].T @ d[rows]) <= m * EPS * (abs(a[rows]).T @ abs(d[rows]))).all()
+
+
+def test_what_other_groups_hold_has_no_effect() -> None:
+    x, w = torch.randn(9, 4), torch.randn(2, 4, 3)
+    where = torch.tensor([0, 5, 9], dtype=torch.int32)
+    dy = torch.randn(9, 3)
+    dirty = dy.clone()
+    dirty[5:] = float("nan")
+    clean, spoilt = (grouped._backward(x, w, where, d) for d in (dy, dirty))
+    assert torch.equal(clean[0][:5], spoilt[0][:5]) and torch.equal(clean[1][0], spoilt[1][0])
+    assert torch.isnan(spoilt[1][1]).all()
+
+
+def test_operator() -> None:
+    x, w = torch.randn(9, 4, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True)
+    where = torch.tensor([0, 5, 9], dtype=torch.int32)
+    assert ops.grouped_matmul._ready()
+    result = torch.library.opcheck(torch.ops.tilelang.grouped_matmul.default, (x, w, where))
+    assert set(result.values()) == {"SUCCESS"}
+    with pytest.raises(ValueError, match="2 matrices need 3 offsets, got 2"):
+        ops.grouped_matmul(np.zeros((1, 4)), np.zeros((2, 4, 3)), np.zeros(2, np.int32))
