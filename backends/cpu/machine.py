@@ -31,11 +31,15 @@ class CpuTarget:
     features: frozenset[str]
     cache_bytes: int
     native_casts: frozenset[tuple[str, str]] = frozenset()
-    register_table: int = 0
     """See `tilelang.passes.expand_casts`."""
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def register_table(self) -> int:
+        """Entries of a table of f32 that AVX-512 looks up in registers."""
+        return 64 if self.vector_bytes == 64 else 0
 
     @property
     def key(self) -> str:
@@ -71,8 +75,7 @@ def host() -> CpuTarget:
     has_half = "f16c" in have or machine.triple.startswith(("aarch64", "arm64"))
     half = {("f16", "f32"), ("f32", "f16")} if has_half else ()  # from f64 LLVM calls a library
     return CpuTarget("cpu", llvm.get_host_cpu_name(), features.flatten(), machine.triple, str(machine.target_data),
-                     vector_bytes, registers, frozenset(names), _cache_bytes(), frozenset(half),
-                     64 if vector_bytes == 64 else 0)
+                     vector_bytes, registers, frozenset(names), _cache_bytes(), frozenset(half))
 
 
 def _cache_bytes() -> int:
