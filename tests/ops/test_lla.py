@@ -289,6 +289,12 @@ def test_operator() -> None:
         torch._dynamo.reset()
         compiled = torch.compile(lambda *a: lla(*a, causal=True), fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(q, k, v, 1.0), lla(q, k, v, 1.0, causal=True))
+        one = [x.detach() for x in (q[:, :, 0], k, v)]
+        compiled = torch.compile(lambda *a: lla_decode(*a), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*one), lla_decode(*one))
+        result = torch.library.opcheck(torch.ops.tilelang.lla_decode.default,
+                                       (*one, torch.ones(1, 2), None, 0.3, "rel", None, 2))
+        assert set(result.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize(("change", "text"), [
