@@ -23,7 +23,7 @@ import torch
 
 import tilelang as tile
 from tilelang import ops
-from tilelang.ops.mpgemm_pack import panels
+from tilelang.ops.mpgemm.pack import panels
 
 SIZE, GROUP, AWAY = 4096, 128, 96 << 20
 

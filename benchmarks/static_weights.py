@@ -19,7 +19,7 @@ from tilelang.backends.cuda import nvrtc
 from tilelang.backends.hip import clang
 from tilelang.ir.packed import Packed
 from tilelang.ir.pairs import representable
-from tilelang.ops.mpgemm_gpu import product_kernel, tiles
+from tilelang.ops.mpgemm.gpu import product_kernel, tiles
 from tilelang.quant import Parameter, QuantTensor
 
 TARGETS = ("cuda:sm_80", "cuda:sm_90a", "hip:gfx942")

@@ -14,7 +14,7 @@ import tilelang as tile
 from tests.ops.test_mpgemm import EVERY, bound, exact, weight
 from tilelang import ops
 from tilelang.errors import TargetError
-from tilelang.ops.mpgemm_plan import DECOMPOSITIONS, QUANTISED, plan
+from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED, plan
 
 TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name)
 EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")  # seconds each, so drawn seldom

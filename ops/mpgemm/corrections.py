@@ -28,7 +28,7 @@ def sparse_kernel(x: tile.Tensor[tile.f32, "M K"], starts: tile.Tensor[tile.i32,
         tile.store(y, (m, n), tile.load(y, (m, n), (1, 1)) + acc.sum(0, keepdims=True).reshape(1, 1))
 
 
-_ready: dict[int, list[tuple[Any, ...]]] = {}  # by identity, as in `mpgemm_pack`
+_ready: dict[int, list[tuple[Any, ...]]] = {}  # by identity, as in `pack`
 
 
 def _prepared(w: QuantTensor) -> list[tuple[Any, ...]]:

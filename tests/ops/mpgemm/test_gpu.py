@@ -12,7 +12,7 @@ from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.pairs import pairs
-from tilelang.ops.mpgemm_gpu import product_kernel, tiles
+from tilelang.ops.mpgemm.gpu import product_kernel, tiles
 from tilelang.quant import Parameter, QuantTensor
 
 TARGETS = ("cuda:sm_80", "hip:gfx942")

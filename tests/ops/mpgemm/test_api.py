@@ -14,8 +14,8 @@ import tilelang as tile
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ir import codec
-from tilelang.ops.mpgemm_pack import BLOCK, LANES, Panels, panels, ranks
-from tilelang.ops.mpgemm_plan import plan
+from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks
+from tilelang.ops.mpgemm.plan import plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
 
 activation = import_module("tilelang.ops.activation")
@@ -225,7 +225,7 @@ def test_mistakes() -> None:
 
 
 def test_repacked_weights_do_not_outlive_their_weight() -> None:
-    pack = import_module("tilelang.ops.mpgemm_pack")
+    pack = import_module("tilelang.ops.mpgemm.pack")
     before = len(pack._packed)
     w = weight(np.random.default_rng(0), "u2", 4, 32, 32)
     assert isinstance(panels(w), Panels) and panels(w) is panels(w) and len(pack._packed) == before + 1

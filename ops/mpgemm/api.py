@@ -11,18 +11,18 @@ from tilelang.args import empty_like
 from tilelang.errors import TargetError
 from tilelang.jit import architecture
 from tilelang.ops.common import rows
-from tilelang.ops.mpgemm_bits import lut_gemv_kernel, planes_kernel, popcount_gemv_kernel, tables_kernel
-from tilelang.ops.mpgemm_corrections import added
-from tilelang.ops.mpgemm_cpu import (
+from tilelang.ops.mpgemm.bits import lut_gemv_kernel, planes_kernel, popcount_gemv_kernel, tables_kernel
+from tilelang.ops.mpgemm.corrections import added
+from tilelang.ops.mpgemm.cpu import (
     WEIGHTS,
     dequant_gemv_kernel,
     integer_gemv_kernel,
     quantize_kernel,
     spread_kernel,
 )
-from tilelang.ops.mpgemm_gpu import product, tiles
-from tilelang.ops.mpgemm_pack import Panels, panels
-from tilelang.ops.mpgemm_plan import Plan, plan
+from tilelang.ops.mpgemm.gpu import product, tiles
+from tilelang.ops.mpgemm.pack import Panels, panels
+from tilelang.ops.mpgemm.plan import Plan, plan
 from tilelang.quant import QuantTensor, RowParts
 
 ACTIVATIONS = (None, "gelu", "relu", "silu")
@@ -37,7 +37,7 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     in: q = round(x / s), s = max |x| / (2**(b-1) - 1) of each token, or of each group of the weight's columns where
     `x_group` is "group". Sums of q times whole-numbered codes are then exact within a group; corrections of `w` still
     multiply x as it is. `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
-    `decomposition` overrides the choice of `tilelang.ops.mpgemm_plan.plan`. On a GPU x is f16, weights become f16 in
+    `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU x is f16, weights become f16 in
     registers (entries of codebooks are rounded to it), and "dequant_mma" is the only decomposition. The first product
     with a weight repacks it; that is kept as long as `w` lives.
 

@@ -23,8 +23,8 @@ from tilelang.errors import TargetError
 from tilelang.ir.packed import Packed
 from tilelang.ir.pairs import pairs, representable
 from tilelang.layouts import RegisterLayout
-from tilelang.ops.mpgemm_cpu import finished
-from tilelang.ops.mpgemm_pack import grouping, ranks
+from tilelang.ops.mpgemm.cpu import finished
+from tilelang.ops.mpgemm.pack import grouping, ranks
 from tilelang.quant import QuantTensor
 
 WARPS = 4

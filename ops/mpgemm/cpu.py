@@ -1,4 +1,4 @@
-"""Kernels of `mpgemm` for a CPU, on weights repacked by `mpgemm_pack` and activations spread over their groups."""
+"""Kernels of `mpgemm` for a CPU, on weights repacked by `pack` and activations spread over their groups."""
 from __future__ import annotations
 
 import tilelang as tile

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tilelang.errors import TargetError
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ops.mpgemm_pack import Panels, panels
+from tilelang.ops.mpgemm.pack import Panels, panels
 from tilelang.quant import QuantTensor
 
 BANDWIDTH = 32.0

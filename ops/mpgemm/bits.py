@@ -6,7 +6,7 @@ a block.
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.mpgemm_cpu import finished, folded
+from tilelang.ops.mpgemm.cpu import finished, folded
 
 SUBSETS = tuple(tuple(float(entry >> c & 1) for entry in range(16)) for c in range(4))
 
