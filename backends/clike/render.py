@@ -99,7 +99,7 @@ class _Renderer:
             return self.scalar(v)
         op = v.owner
         if op is not None and op.name == "broadcast":
-            return self.scalar(op.operands[0]) if not op.operands[0].shape else f"{self.name(op.operands[0])}[0]"
+            return self.lane(op.operands[0], "0")
         return f"{self.name(v)}[{i}]"
 
     def vector(self, v: Value) -> str:
@@ -383,13 +383,16 @@ class _Renderer:
         self.line(f"tl::stmatrix<{op.attrs['count']}, {trans}>({self.address(buffer, offset)}, {self.vector(value)}, "
                   f"0, {self.number(op)});")
 
+    def _operand(self, v: Value) -> str:
+        """The name of a vector that many products read; a broadcast, which is not stored, gets one here."""
+        if v.owner is None or v.owner.name != "broadcast":
+            return self.vector(v)
+        name = self.fresh("operand")
+        self.line(f"const {self.type(v)} {name} = {self.vector(v)};")
+        return name
+
     def _mma(self, op: Op) -> None:
-        acc, a, b = (self.vector(v) for v in op.operands)
-        for v in op.operands[1:]:
-            if v.owner is not None and v.owner.name == "broadcast":
-                temporary = f"{self.name(v)}"
-                self.line(f"const {self.type(v)} {temporary} = {self.vector(v)};")
-        a, b = self.vector(op.operands[1]), self.vector(op.operands[2])
+        acc, a, b = self.vector(op.operands[0]), *map(self._operand, op.operands[1:])
         self.line(f"{self.type(op.result)} {self.name(op.result)} = {acc};")
         number, out = self.number(op), self.name(op.result)
         for i, j, k in op.attrs["steps"]:

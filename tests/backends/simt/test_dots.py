@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import tilelang as tile
 from tests.backends.simt import kernels
 from tests.backends.simt.emulated import emulated
 from tilelang import targets
@@ -134,3 +135,24 @@ def test_probabilities_stay_in_registers(target: str) -> None:
         if op.name == "convert_layout" and op.result.shape == (128, 64):
             have, want = op.operands[0].tile.layout, op.result.tile.layout
             assert isinstance(have, RegisterLayout) and isinstance(want, RegisterLayout) and free(have, want)
+
+
+@tile.kernel
+def sums(a: tile.Tensor[tile.f16, "K M"], c: tile.Out[tile.f32, "M N"]):
+    """a^T a, to which the sums of columns are added: a number is an operand of a product, in each copy of a loop."""
+    acc = tile.zeros((32, 32), tile.f32)
+    for k in tile.range(0, a.shape[0], 32, stages=2):
+        block = tile.load(a, (k, 0), (32, 32))
+        acc = tile.dot(block.T, block, acc)
+        acc = tile.dot(tile.full((32, 32), 1.0, tile.f16), block, acc)
+    tile.store(c, (0, 0), acc)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_80", "hip:gfx942"])
+def test_a_number_as_operand_of_products(target: str) -> None:
+    a = np.random.default_rng(0).integers(-3, 4, (80, 32)).astype(np.float16)  # sums are exact
+    c = np.empty((32, 32), np.float32)
+    with tile.target(f"emulate:{target}"):
+        sums(a, c=c)
+    exact = a.astype(np.float64)
+    np.testing.assert_array_equal(c, exact.T @ exact + exact.sum(0)[None, :])
