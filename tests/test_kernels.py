@@ -15,35 +15,48 @@ from tilelang.ir.specs import verify
 from tilelang.ir.text import print_function
 from tilelang.jit import Kernel
 from tilelang.lang.kernel import Param
+from tilelang.ops.glu import silu
+from tilelang.ops.mpgemm.gpu import blocks
 
 ROOT = Path(__file__).parent.parent
-CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.dtype("f32")}
+@tile.function
+def causal(b, h, i, j):
+    """A mask."""
+    return j <= i
+
+
+HELD = blocks("cuda:sm_80", tile.u4, 128)
+CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK": causal, "BITS": 4, "DTYPE": None,
+             "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, "SOURCE": HELD.source,
+             "LAYOUT": HELD.layout, "SIZE": HELD.size}
 """Those that are no extents of blocks."""
+OWN = {"gpu.product_kernel": {"DTYPE": tile.u4}}
+"""Those of one kernel."""
 
 
 def _namespace(path: Path) -> dict[str, object]:
-    return vars(importlib.import_module(f"tilelang.ops.{path.stem}")) if path.parent.name == "ops" else \
-        runpy.run_path(str(path))
+    if path.is_relative_to(ROOT / "ops"):
+        return vars(importlib.import_module(".".join(("tilelang", *path.relative_to(ROOT).with_suffix("").parts))))
+    return runpy.run_path(str(path))
 
 
-FILES = sorted([*(ROOT / "ops").glob("[!_]*.py"), *(ROOT / "examples").glob("*.py")])
-KERNELS = {f"{path.stem}.{x.name}": x for path in FILES for x in _namespace(path).values() if isinstance(x, Kernel)}
+FILES = sorted([*(ROOT / "ops").rglob("[!_]*.py"), *(ROOT / "examples").glob("*.py")])
+KERNELS = {f"{path.stem}.{x.name}": x for path in FILES for x in _namespace(path).values()
+           if isinstance(x, Kernel) and Path(x.source.loc.file).stem == path.stem}
 
 
-def constant(p: Param) -> object:
-    return p.default if not p.required else CONSTANTS.get(p.name, 16)
-
-
-def test_every_file_has_a_kernel() -> None:
-    assert {key.split(".")[0] for key in KERNELS} == {path.stem for path in FILES} - {"common"}
+def constant(key: str, p: Param) -> object:
+    return p.default if not p.required else OWN.get(key, CONSTANTS).get(p.name, CONSTANTS.get(p.name, 16))
 
 
 @pytest.mark.parametrize("key", KERNELS)
 def test_every_level_reads_back(key: str) -> None:
     kernel = KERNELS[key]
     units = {p.name: (False,) * (len(p.tensor.dims) - 1) + (True,) for p in kernel.params if p.kind == "tensor"}
-    types = kernel.types(dict.fromkeys("TU", tile.dtype("f16")), units)
-    lowered = Lowered(kernel.trace(types, {p.name: constant(p) for p in kernel.params if p.kind == "const"}), host())
+    letters = {p.tensor.dtype for p in kernel.params if p.kind == "tensor" and isinstance(p.tensor.dtype, str)}
+    types = kernel.types(dict.fromkeys(letters, tile.dtype("f16")), units)
+    lowered = Lowered(kernel.trace(types, {p.name: constant(key, p) for p in kernel.params if p.kind == "const"}),
+                      host())
     for fn in (lowered.tile, lowered.placed, lowered.thread):
         text = print_function(fn)
         again = parse(text)

@@ -18,8 +18,8 @@ REFUSED = {  # mistakes that the interpreter itself meets; the others change the
     "one group too many pending": "copies are under way", "no commit": "copies are under way",
 }
 MISTAKES = {  # file, what stands there, what a slip would make of it, the wrapper that shows it
-    "operands of A swapped": ("tl_matrix.h", '"r"(reg(a, j)), "r"(reg(a, j + 2)), "r"(reg(a, j + 4))',
-                              '"r"(reg(a, j)), "r"(reg(a, j + 4)), "r"(reg(a, j + 2))', "mma_m16n8k16_f16"),
+    "operands of A swapped": ("tl_matrix.h", '"r"(reg(a, j)), "r"(reg(a, j + ea)), "r"(reg(a, j + 2 * ea))',
+                              '"r"(reg(a, j)), "r"(reg(a, j + 2 * ea)), "r"(reg(a, j + ea))', "mma_m16n8k16_f16"),
     "operands of B swapped": ("tl_matrix.h", '"r"(reg(b, k)), "r"(reg(b, k + eb))',
                               '"r"(reg(b, k + eb)), "r"(reg(b, k))', "mma_m16n8k32_su8"),
     "bf16 for f16": ("tl_matrix.h", "m16n8k16.row.col.f32.f16.f16.f32", "m16n8k16.row.col.f32.bf16.bf16.f32",
