@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 import tilelang as tile
-from tests.ops.test_mpgemm import EVERY, bound, exact, weight
+from tests.ops.mpgemm.test_api import EVERY, bound, exact, weight
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED, plan

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tilelang as tile
-from tests.ops.test_mpgemm import bound
+from tests.ops.mpgemm.test_api import bound
 from tests.quant.formats.test_gguf import random_bytes
 from tilelang import ops, quant
 from tilelang.quant import QuantTensor

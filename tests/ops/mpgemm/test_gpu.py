@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tilelang as tile
-from tests.ops.test_mpgemm import named, weight
+from tests.ops.mpgemm.test_api import named, weight
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ir import codec
