@@ -15,6 +15,12 @@ def gelu_exact(x):
     return 0.5 * x * (1.0 + tile.erf(x * math.sqrt(0.5)))
 
 
+@tile.function
+def silu(x):
+    """x * sigmoid(x) (Elfwing et al., 2017)."""
+    return x * tile.sigmoid(x)
+
+
 @tile.kernel
 def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], BN: tile.Const = 8192):
     """Works in f32."""

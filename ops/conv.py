@@ -7,8 +7,8 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
+from tilelang.ops.activation import silu
 from tilelang.ops.common import block, dtype_of
-from tilelang.ops.glu import silu
 
 
 @tile.function

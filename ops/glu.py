@@ -9,14 +9,7 @@ import tilelang as tile
 from tilelang.ops import activation
 from tilelang.ops.common import rows
 
-
-@tile.function
-def silu(x):
-    """x * sigmoid(x)."""
-    return x * tile.sigmoid(x)
-
-
-ACTIVATIONS = {"silu": silu, "gelu": activation.gelu_exact}
+ACTIVATIONS = {"silu": activation.silu, "gelu": activation.gelu_exact}
 
 
 @tile.kernel

@@ -15,10 +15,12 @@ from tilelang.ir.specs import verify
 from tilelang.ir.text import print_function
 from tilelang.jit import Kernel
 from tilelang.lang.kernel import Param
-from tilelang.ops.glu import silu
+from tilelang.ops.activation import silu
 from tilelang.ops.mpgemm.gpu import blocks
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+
+
 @tile.function
 def causal(b, h, i, j):
     """A mask."""
@@ -30,7 +32,7 @@ CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK":
              "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, "SOURCE": HELD.source,
              "LAYOUT": HELD.layout, "SIZE": HELD.size}
 """Those that are no extents of blocks."""
-OWN = {"gpu.product_kernel": {"DTYPE": tile.u4}}
+OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4}}
 """Those of one kernel."""
 
 
@@ -41,12 +43,17 @@ def _namespace(path: Path) -> dict[str, object]:
 
 
 FILES = sorted([*(ROOT / "ops").rglob("[!_]*.py"), *(ROOT / "examples").glob("*.py")])
-KERNELS = {f"{path.stem}.{x.name}": x for path in FILES for x in _namespace(path).values()
-           if isinstance(x, Kernel) and Path(x.source.loc.file).stem == path.stem}
+KERNELS = {f"{path.relative_to(ROOT)}:{x.name}": x for path in FILES for x in _namespace(path).values()
+           if isinstance(x, Kernel) and Path(x.source.loc.file).resolve() == path}
 
 
 def constant(key: str, p: Param) -> object:
     return p.default if not p.required else OWN.get(key, CONSTANTS).get(p.name, CONSTANTS.get(p.name, 16))
+
+
+def test_every_kernel_is_found() -> None:
+    written = sum(path.read_text().count("@tile.kernel\n") for path in FILES)
+    assert len(KERNELS) == written > 0
 
 
 @pytest.mark.parametrize("key", KERNELS)

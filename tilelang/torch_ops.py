@@ -102,6 +102,14 @@ class _Signature:
         return types, names
 
 
+def no_gradient(what: str, *args: Any, **kwargs: Any) -> None:
+    """Raises ValueError where a gradient is wanted of any argument: `what` gives none."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.is_grad_enabled() and \
+            any(getattr(x, "requires_grad", False) for x in (*args, *kwargs.values())):
+        raise ValueError(f"{what} gives no gradient: call it under torch.no_grad(), or pass detached tensors")
+
+
 def _literal(default: Any) -> str:
     return f'"{default}"' if isinstance(default, str) else str(default)
 
@@ -155,6 +163,7 @@ class TorchOp:
             return self.fn(*args, **kwargs)
         if self._out is not None:  # results written where the caller says: no operator, no gradient
             if len(args) > self._out or kwargs.get("out") is not None:
+                no_gradient(f"`{self.name}` with `out`", *args, **kwargs)
                 return self.fn(*args, **kwargs)
             kwargs = {name: x for name, x in kwargs.items() if name != "out"}
         return self._op(*args, **kwargs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention.options import check_heads, made, options, page_block
-from tilelang.ops.attention.scores import LOG2E, key_block, key_range, score, visible
+from tilelang.ops.attention.scores import LOG2E, key_block, key_range, rescale, score, visible
 from tilelang.ops.common import block, dtype_of
 
 ROWWISE = 4
@@ -84,10 +84,8 @@ def decode_kernel(
         seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
         x = x * (scale * LOG2E) if plain else score(x * scale, b, h, i, j, shift, slope, CAP, MOD) * LOG2E
         x = tile.where(seen, x, float("-inf"))
-        new = tile.maximum(top, x.max(1))
-        base = tile.where(new == float("-inf"), 0.0, new)
+        top, base, keep = rescale(top, x.max(1))
         p = tile.exp2(x - base[:, None])
-        keep = tile.exp2(top - base)
         total = total * keep + p.sum(1)
         acc = acc * keep[:, None]
         if v_scale is not None:
@@ -99,14 +97,11 @@ def decode_kernel(
             acc = acc + (p[:, :, None] * values.to(tile.f32)[None, :, :]).sum(1)
         else:
             acc = tile.dot(p.to(q.dtype) if ROUND else p, values.to(q.dtype), acc)
-        top = new
     if sinks is not None:
         sink = tile.where(part == 0, tile.gather(sinks, (heads,)) * LOG2E, float("-inf"))
-        new = tile.maximum(top, sink)
-        base = tile.where(new == float("-inf"), 0.0, new)
-        total = total * tile.exp2(top - base) + tile.exp2(sink - base)
-        acc = acc * tile.exp2(top - base)[:, None]
-        top = new
+        top, base, keep = rescale(top, sink)
+        total = total * keep + tile.exp2(sink - base)
+        acc = acc * keep[:, None]
     inverse = tile.where(total == 0.0, 0.0, 1.0 / total)
     tile.store(o, (part, b, g, m * BM, 0), (acc * inverse[:, None]).to(o.dtype), (None, None, None, BM, BE))
     sums = tile.where(total == 0.0, float("inf"), (top + tile.log2(total)) * math.log(2.0))

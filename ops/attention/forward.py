@@ -10,6 +10,7 @@ from tilelang.ops.attention.scores import (
     key_block,
     key_range,
     put,
+    rescale,
     score,
     span,
     visible,
@@ -87,22 +88,16 @@ def forward_kernel(
             x, seen = biased(x, seen, bias, at_q, h, m * BM, n)
             x = x * LOG2E
         x = tile.where(seen, x, float("-inf"))
-        new = tile.maximum(top, x.max(1))
-        base = tile.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing stays at zero
+        top, base, keep = rescale(top, x.max(1))
         p = tile.exp2(x - base[:, None])
-        keep = tile.exp2(top - base)
         total = total * keep + p.sum(1)
         values = key_block(v, at_k, g, n, first_k, L, table, BN, BE, used_k is not None or cu_k is not None)
         acc = tile.dot(p.to(v.dtype) if ROUND else p, values, acc * keep[:, None])
-        top = new
     if sinks is not None:
         sink = tile.load(sinks, (h,), ()) * LOG2E
-        new = tile.maximum(top, sink)
-        base = tile.where(new == float("-inf"), 0.0, new)
-        keep = tile.exp2(top - base)
+        top, base, keep = rescale(top, sink)
         total = total * keep + tile.exp2(sink - base)
         acc = acc * keep[:, None]
-        top = new
     inverse = tile.where(total == 0.0, 0.0, 1.0 / total)
     put(o, at_q, h, first_q, m * BM, S, (acc * inverse[:, None]).to(o.dtype), ragged)
     if lse is not None:

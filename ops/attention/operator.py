@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention import api, varlen
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.options import made, options, window_sizes
+from tilelang.torch_ops import no_gradient
 
 _DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b, V W X, V W X Y, V W Y, V W Y X -> b h S E, b h S"
 
 
-@lru_cache(maxsize=256)
+@cache
 def _whole(score_mod: Any = None, mask_mod: Any = None) -> Any:
     """The operator of `attention` with these functions, which no schema can hold."""
 
@@ -47,7 +48,7 @@ def _whole(score_mod: Any = None, mask_mod: Any = None) -> Any:
     return attention
 
 
-@lru_cache(maxsize=256)
+@cache
 def _packed(score_mod: Any = None, mask_mod: Any = None) -> Any:
     """The operator of `attention_varlen` with these functions."""
     mods = {"score_mod": score_mod, "mask_mod": mask_mod}
@@ -82,13 +83,6 @@ def _four(q: Any, grads: Any) -> tuple[Any, Any, Any, Any]:
     return dq, dk, dv, rest[0] if rest else made(q, (0,), tile.dtype("f32"))
 
 
-def _constant(**tensors: Any) -> None:
-    """Raises ValueError for tensors that want a gradient and get none."""
-    for name, x in tensors.items():
-        if getattr(x, "requires_grad", False):
-            raise ValueError(f"attention gives no gradient of `{name}`: pass {name}.detach()")
-
-
 _attention, _attention_varlen = _whole(), _packed()
 
 
@@ -97,10 +91,11 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
               score_mod: Any = None, mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
               seqused_k: Any = None, return_lse: bool = False, out: Any = None) -> Any:
     if out is not None:
+        no_gradient("`attention` with `out`", q, k, v, alibi, sinks, bias, out)
         return api.attention(q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks,
                              bias=bias, score_mod=score_mod, mask_mod=mask_mod, block_mask=block_mask,
                              seqused_q=seqused_q, seqused_k=seqused_k, return_lse=return_lse, out=out)
-    _constant(alibi=alibi, bias=bias)
+    no_gradient("attention's `alibi` or `bias`", alibi, bias)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
     blocks: tuple[Any, ...] = ()
@@ -120,12 +115,13 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                      softcap: float | None = None, alibi: Any = None, sinks: Any = None, score_mod: Any = None,
                      mask_mod: Any = None, seqused_q: Any = None, seqused_k: Any = None, block_table: Any = None,
                      return_lse: bool = False, out: Any = None) -> Any:
-    if out is not None or block_table is not None or cu_seqlens_k is None:  # pages have no gradient
+    if out is not None or block_table is not None or cu_seqlens_k is None:
+        no_gradient("`attention_varlen` with `out` or of keys in pages", q, k, v, alibi, sinks, out)
         return varlen.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale,
                                        window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,
                                        mask_mod=mask_mod, seqused_q=seqused_q, seqused_k=seqused_k,
                                        block_table=block_table, return_lse=return_lse, out=out)
-    _constant(alibi=alibi)
+    no_gradient("attention's `alibi`", alibi)
     op = _attention_varlen if score_mod is None and mask_mod is None else _packed(score_mod, mask_mod)
     window_sizes(causal, window)
     left, right = (-1, -1) if window is None else window

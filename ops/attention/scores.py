@@ -68,6 +68,15 @@ def score(x, b, h, i, j, shift, slope, CAP, MOD):
 
 
 @tile.function
+def rescale(top, largest):
+    """(new maximum, what is taken off scores, factor of sums so far) when rows whose maximum was `top` meet scores
+    of at most `largest`, to base 2 (Milakov and Gimelshein, 2018). A row that has seen nothing stays at zero."""
+    new = tile.maximum(top, largest)
+    base = tile.where(new == float("-inf"), 0.0, new)
+    return new, base, tile.exp2(top - base)
+
+
+@tile.function
 def biased(x, seen, bias, b, h, i, j):
     """Scores with a block of `bias` [B, H, S, L] added, or what is visible limited to where it is true."""
     if bias is not None:

@@ -7,7 +7,7 @@ z.x is k.x - q.x, so z is never formed.
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.attention.scores import LOG2E, key_block, key_range, put, span, visible
+from tilelang.ops.attention.scores import LOG2E, key_block, key_range, put, rescale, span, visible
 
 
 @tile.function
@@ -115,13 +115,10 @@ def forward_kernel(
         s = tile.dot(query, keys.T) * (scale * LOG2E)
         s = tile.where(visible(b, h, i, n + tile.arange(BN)[None, :], None, L, shift, LEFT, RIGHT, None), s,
                        float("-inf"))
-        new = tile.maximum(high, s.max(1))
-        base = tile.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing stays at zero
+        high, base, keep = rescale(high, s.max(1))
         w = tile.exp2(s - base[:, None])
-        keep = tile.exp2(high - base)
         w_sum = w_sum * keep + w.sum(1)
         wk_sum = tile.dot(w, keys, wk_sum * keep[:, None])
-        high = new
     high = tile.where(w_sum == 0.0, 0.0, high)
 
     ridge = ridge_of(tile.load(lam, (at, h, first_q + m * BM), (BM,)), w_sum, high, RELATIVE)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.activation import gelu_exact
+from tilelang.ops.activation import gelu_exact, silu
 
 
 def _place(bits: int, i: int, j: int) -> int:
@@ -93,7 +93,7 @@ def finished(acc, bias, residual, added, m, n, ACT, ROWS, COLUMNS):
     elif ACT == "relu":
         acc = tile.maximum(acc, 0.0)
     elif ACT == "silu":
-        acc = acc * tile.sigmoid(acc)
+        acc = silu(acc)
     if residual is not None:
         acc = acc + tile.load(residual, (m, n), (ROWS, COLUMNS)).to(tile.f32)
     return acc

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+import tilelang as tile
 from tilelang import ops
 from tilelang.ops import norm
 
@@ -69,3 +72,13 @@ def test_linear() -> None:
     bound = 72 * 2.0 ** -23 * (abs(x.double().numpy()) @ abs(w.double().numpy()).T + abs(b.double().numpy()))
     close(ops.linear(x, w, b), want, bound)
     close(ops.linear(x, w, b, "gelu"), activation.reference(want), 2 * bound + 1e-6)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 3000), st.booleans())
+def test_blocks_of_products(m: int, n: int, k: int, narrow: bool) -> None:
+    bm, bn, bk = matmul.blocks(m, n, k, narrow)
+    large = 512 if narrow else 256
+    assert 4 <= bm <= large and 32 <= bn <= 256 and 8 <= bk <= large
+    assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // 256))
+    for extent, size, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
+        assert size - step < extent and -(-extent // size) * size - extent < size

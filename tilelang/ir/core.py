@@ -43,9 +43,6 @@ class TileType:
             n *= extent
         return n
 
-    def with_dtype(self, dtype: DType) -> TileType:
-        return TileType(self.shape, dtype)
-
     def __str__(self) -> str:
         extents = f"[{', '.join(map(str, self.shape))}]" if self.shape else ""
         return f"{self.dtype}{extents}" + (f"@<{self.layout}>" if self.layout is not None else "")
