@@ -151,7 +151,7 @@ class Inference:
 
     def __init__(self, fn: Function, target: SimtTarget, threads: int, staged: dict[Op, Staged]) -> None:
         self.target, self.threads, self.staged = target, threads, staged
-        self.direct = {s.value for s in staged.values()}
+        self.direct = {use.value for s in staged.values() for use in s.uses}
         self.parent: dict[Value, Value] = {}
         self.groups: dict[Value, Group] = {}
         self.stores: dict[Op, Group] = {}  # a tile may be stored in another layout than it was computed in

@@ -187,12 +187,13 @@ class _Placer:
             self.emit(mem.Barrier, [], {}, op, None)
             self.looping[-1] = False
         staged, threads = self.staged[op], self.inference.threads
-        if staged.user.name == "view":
+        use = staged.uses[0]  # the others read what suits the first
+        if use.user.name == "view":
             place = words_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
-                                 repeated(staged.user.attrs["source"], threads))
+                                 repeated(use.user.attrs["source"], threads))
         else:
-            plan = self.inference.plan(self.sites[staged.user])
-            operand = (plan.a, plan.b)[staged.side].permute([staged.order.index(d) for d in range(2)])
+            plan = self.inference.plan(self.sites[use.user])
+            operand = (plan.a, plan.b)[use.side].permute([use.order.index(d) for d in range(2)])
             place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, operand)
         alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True}, loc=op.loc)
         self.regions[0].ops.insert(0, alloc)
@@ -211,9 +212,9 @@ class _Placer:
 
     def _staged_operand(self, v: Value, layout: RegisterLayout, like: Op) -> Value:
         """An operand read from its buffer, in `layout`."""
-        staged = next(s for s in self.staged.values() if s.value is v)
+        staged, use = next((s, u) for s in self.staged.values() for u in s.uses if u.value is v)
         self._wait(like)
-        buffer, order = self.buffers[staged.load.result], staged.order
+        buffer, order = self.buffers[staged.load.result], use.order
         zero = self.emit(sh.Const, [], {"value": 0, "dtype": dtype("i32")}, like, None).result
         axes = tuple(range(len(order)))
         inverse = [order.index(d) for d in axes]
@@ -271,7 +272,7 @@ class _Placer:
 
     def operand(self, v: Value, dt: DType, layout: RegisterLayout, like: Op) -> Value:
         """Cast and converted; the conversion moves the narrower of the two types."""
-        if any(s.value is v for s in self.staged.values()):
+        if v in self.inference.direct:
             return self.cast(self._staged_operand(v, layout, like), dt, like)
         v = self.mapping.get(v, v)
         if dt.storage.itemsize < v.dtype.storage.itemsize:

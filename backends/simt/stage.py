@@ -2,7 +2,6 @@
 registers."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilelang.backends.simt.exchange import staging
@@ -16,19 +15,26 @@ from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A `load` that only feeds operand `side` of a `dot` or `view`, permuted by `order` in between."""
+class Use:
+    """Operand `side` of a `dot` or `view` that is a staged tile, permuted by `order` in between."""
 
-    load: Op
     user: Op
     side: int
     order: tuple[int, ...]
-    permutes: tuple[Op, ...]
 
     @property
     def value(self) -> Value:
         """The operand."""
         return self.user.operands[self.side]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A `load` that only feeds operands, by way of `permutes`."""
+
+    load: Op
+    uses: tuple[Use, ...]
+    permutes: tuple[Op, ...] = ()
 
 
 def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
@@ -47,23 +53,31 @@ def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
                 or op.attrs["fill"] != 0 or op.operands[0] in written:
             continue
         if op in ahead and [user.name for user in users.get(op.result, [])] == ["view"]:
-            out[op] = Staged(op, users[op.result][0], 0, tuple(range(op.result.tile.rank)), ())
-        if op.result.tile.rank != 2:
-            continue
-        order: Sequence[int] = (0, 1)
-        v, permutes = op.result, list[Op]()
-        while len(users.get(v, [])) == 1 and users[v][0].name == "permute":
-            step = users[v][0]
-            order = tuple(order[d] for d in step.attrs["order"])
-            v = step.result
-            permutes.append(step)
-        if len(users.get(v, [])) != 1 or users[v][0].name != "dot" or v not in users[v][0].operands[:2]:
-            continue
-        dot = users[v][0]
-        a, b = dot.operands[:2]
-        if a is not b and choose(target.mma, a.dtype, b.dtype, dot.attrs["dtype"]) is not None:
-            out[op] = Staged(op, dot, dot.operands.index(v), tuple(order), tuple(permutes))
+            out[op] = Staged(op, (Use(users[op.result][0], 0, tuple(range(op.result.tile.rank))),))
+        if op.result.tile.rank == 2:
+            uses, permutes = list[Use](), list[Op]()
+            if _operands_alone(op.result, (0, 1), users, target, uses, permutes):
+                out[op] = Staged(op, tuple(uses), tuple(permutes))
     return out
+
+
+def _operands_alone(v: Value, order: tuple[int, ...], users: dict[Value, list[Op]], target: SimtTarget,
+                    uses: list[Use], permutes: list[Op]) -> bool:
+    """Whether a block permuted by `order` is nothing but operands of dots by instructions, which are collected."""
+    for user in users.get(v, []):
+        if user.name == "permute":
+            permutes.append(user)
+            turned = tuple(order[d] for d in user.attrs["order"])
+            if not _operands_alone(user.result, turned, users, target, uses, permutes):
+                return False
+            continue
+        if user.name != "dot" or v not in user.operands[:2]:
+            return False
+        a, b = user.operands[:2]
+        if a is b or v in user.operands[2:] or choose(target.mma, a.dtype, b.dtype, user.attrs["dtype"]) is None:
+            return False
+        uses.append(Use(user, user.operands.index(v), order))
+    return bool(users.get(v))
 
 
 def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
