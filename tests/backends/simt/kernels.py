@@ -118,6 +118,18 @@ def twice(a: tile.Tensor[tile.T, "N N"], b: tile.Tensor[tile.T, "N N"], c: tile.
 
 
 @tile.kernel
+def reread(a: tile.Tensor[tile.T, "M K"], x: tile.Tensor[tile.T, "N K"], c: tile.Out[tile.f32, "M K"],
+           BM: tile.Const = 64, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1):
+    """(a x^T) x: each block of x is an operand twice, once transposed."""
+    m = tile.grid(tile.cdiv(a.shape[0], BM))
+    rows, acc = tile.load(a, (m * BM, 0), (BM, BK)), tile.zeros((BM, BK), tile.f32)
+    for n in tile.range(0, x.shape[0], BN, stages=STAGES):
+        block = tile.load(x, (n, 0), (BN, BK))
+        acc = tile.dot(tile.dot(rows, block.T).to(x.dtype), block, acc)
+    tile.store(c, (m * BM, 0), acc)
+
+
+@tile.kernel
 def slots(x: tile.Tensor[tile.f16, "M N"], at: tile.Tensor[tile.i32, "K"], y: tile.Out[tile.f16, "K 4 N"],
           BN: tile.Const = 64):
     """Rows of x copied into slices of a buffer, one after the other at the index `at` names; rows named 9 or -1 fit
@@ -154,6 +166,8 @@ def calls() -> dict[str, Callable[[], Any]]:
         "matmul f32": lambda: matmul(x, np.ascontiguousarray(x.T)),
         "attention f16": lambda: attention(half["q"], half["k"], half["k"]),
         "attention f16, 2 stages": lambda: attention(half["q"], half["long"], half["long"], STAGES=2),
+        "reread f16": lambda: reread(half["q"], half["k"]),
+        "reread f16, 2 stages": lambda: reread(half["q"], half["long"], STAGES=2),
         "rows": lambda: rows(normal(9, 256)),
         "ops.matmul": lambda: ops.matmul(half["a"], half["b"]),
         "ops.softmax": lambda: ops.softmax(x),

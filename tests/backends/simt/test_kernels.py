@@ -60,6 +60,7 @@ RAGGED = {
         "every other block f16",
         "attention f16",
         "attention f16, 2 stages",
+        "reread f16, 2 stages",
         "rows",
         "matmul f32",
         "ops.linear",
