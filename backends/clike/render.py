@@ -392,11 +392,12 @@ class _Renderer:
         return name
 
     def _mma(self, op: Op) -> None:
-        acc, a, b = self.vector(op.operands[0]), *map(self._operand, op.operands[1:])
+        acc, a, b, *scales = self.vector(op.operands[0]), *map(self._operand, op.operands[1:])
         self.line(f"{self.type(op.result)} {self.name(op.result)} = {acc};")
         number, out = self.number(op), self.name(op.result)
-        for i, j, k in op.attrs["steps"]:
-            self.line(f"tl::{op.attrs['row']}({out}, {i}, {a}, {j}, {b}, {k}, {number});")
+        for i, j, k, *at in op.attrs["steps"]:
+            by = "".join(f"{name}[{s}], " for name, s in zip(scales, at, strict=True))
+            self.line(f"tl::{op.attrs['row']}({out}, {i}, {a}, {j}, {b}, {k}, {by}{number});")
 
     # -- control ------------------------------------------------------------------------------------------------------
     def _assert(self, op: Op) -> None:

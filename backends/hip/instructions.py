@@ -22,11 +22,29 @@ def _row(m: int, each: int, a: str, b: str, acc: str, archs: tuple[int, int]) ->
                   local(m // parts // run, 1) * spatial(parts, m) * local(run, 1), archs)
 
 
+SMALL = ("f8e4m3", "f8e5m2", "f6e2m3", "f6e3m2", "f4e2m1")
+"""The types whose products may be scaled, by the numbers that instructions have for them."""
+
+
+def _scaled(m: int, a: str, b: str) -> MmaRow:
+    """m x m, 32 elements of A and of B in a lane: of f8 two runs of 16, half of k apart. A scale is for 32 neighbours
+    along k, and lane l has that of row (column) l % m, block l / m (Composable Kernel, the notes of
+    `blockwise_gemm_mx_pipeline_xdlops_base.hpp`, whose tests run on MI350)."""
+    parts = 64 // m
+    (ra, na), (rb, nb) = ((run, 32 // run) for run in (16 if "f8" in t else 32 for t in (a, b)))
+    return MmaRow(f"mfma_{m}x{m}x{32 * parts}_{a[2:]}_{b[2:]}", a, b, "f32",
+                  local(1, na) * column_spatial(m, parts) * local(1, ra),
+                  local(nb, 1) * spatial(parts, m) * local(rb, 1),
+                  local(m // parts // 4, 1) * spatial(parts, m) * local(4, 1), (CDNA4, _EVER),
+                  (column_spatial(m, parts), spatial(parts, m)))
+
+
 # The first row that holds both operands exactly and is not deeper than the product is taken: deep ones stand first,
 # and larger ones after those that fit more tiles and are as fast. Rows of which a processor has only a part are
 # several instructions of it, one after the other along the registers: k may be in any order, if it is the same in A
 # and in B, and lanes read 16 bytes at a time from shared memory.
 ROWS = (
+    *(_scaled(m, a, b) for m in (16, 32) for a in SMALL for b in SMALL),
     *(_row(m, each, a + kind, b + kind, "f32", archs)
       for a in ("f8e4m3", "f8e5m2") for b in ("f8e4m3", "f8e5m2")
       for kind, archs in (("fnuz", (CDNA3, CDNA3)), ("", (CDNA4, _EVER)))

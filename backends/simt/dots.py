@@ -5,11 +5,10 @@ from math import prod
 
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
-from tilelang.backends.simt.instructions import MmaRow, divides
-from tilelang.backends.simt.paired import Paired, unscaled
+from tilelang.backends.simt.instructions import MmaRow, divides, scaled_row
+from tilelang.backends.simt.paired import Paired, cut, unscaled
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
-from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -27,6 +26,14 @@ class Dots:
                  paired: dict[Value, Paired], target: SimtTarget) -> None:
         self.b, self.threads, self.exchange, self.of, self.paired = b, threads, exchange, of, paired
         self.target = target
+
+    def lower_scaled(self, op: Op) -> Value:
+        layout, (a, b, scale, _) = op.result.tile.layout, op.operands[:4]
+        assert isinstance(layout, RegisterLayout)
+        acc = self.of[op.operands[4]] if len(op.operands) == 5 else self.b.full(0, op.result.dtype, layout.local_size)
+        row = scaled_row(self.target.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scale.shape[-1])
+        assert row is not None
+        return self._mma(op, row, layout, acc)
 
     def lower(self, op: Op) -> Value:
         layout = op.result.tile.layout
@@ -52,9 +59,12 @@ class Dots:
             whole = self.target.word_operands and lb.shape[-2] == k
             p = self._zeroed(unscaled(b, self.paired[self.of[vb]], whole), lb, lb.rank - 2, k)
         a, p = self._words(a, row.a), self._words(p, row.b)
+        scales = [self._zeroed(self.of[v], f, f.rank - 1 - side, v.shape[-1 - side]) for side, v in
+                  enumerate(op.operands[2:4]) if isinstance(f := v.tile.layout, RegisterLayout) and op.name != "dot"]
         if not divides(layout, row.acc_atom):  # the transposed product
             order = [*range(layout.rank - 2), layout.rank - 1, layout.rank - 2]
             a, p, la, lb, layout = p, a, lb.permute(order), la.permute(order), layout.permute(order)
+            scales.reverse()
         sizes = (row.acc_atom.local_size, *(atom.local_size * v.shape[0] // f.local_size for atom, v, f in (
             (row.a_atom, a, la), (row.b_atom, p, lb))))
         batches = prod(layout.shape[:-2])
@@ -66,10 +76,10 @@ class Dots:
             for kk in range(nk):
                 for i in range(ni):
                     for j in range(nj):
-                        steps.append((((batch * ni + i) * nj + j) * sizes[0],
-                                      ((batch * ni + i) * nk + kk) * sizes[1],
-                                      ((batch * nk + kk) * nj + j) * sizes[2]))
-        out = b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, row=row.name, sizes=sizes,
+                        of_a, of_b = (batch * ni + i) * nk + kk, (batch * nk + kk) * nj + j
+                        steps.append((((batch * ni + i) * nj + j) * sizes[0], of_a * sizes[1], of_b * sizes[2],
+                                      *((of_a, of_b) if scales else ())))
+        out = b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, *scales, row=row.name, sizes=sizes,
                        steps=tuple(steps)).result
         return out if scale is None else b.pure(ew.Mul, out, scale)
 
@@ -93,12 +103,7 @@ class Dots:
 
     def _words(self, value: Value, name: str) -> Value:
         """Registers of codes below 8 bits as the 32-bit words that instructions take."""
-        bits, b = dtype(name).bits, self.b
-        if bits >= 8:
-            return value
-        group, n = 32 // bits, value.shape[0]
-        parts = [b.pure(simt.Take, value, lanes=tuple(range(i, n, group))) for i in range(group)]
-        return recut(b, parts, dtype("u32"))[0]
+        return value if dtype(name).bits >= 8 else cut(self.b, value, dtype("u32"))
 
     def _zeroed(self, value: Value, layout: RegisterLayout, dim: int, extent: int) -> Value:
         """The operand with zeros where the layout goes beyond the tile along k."""

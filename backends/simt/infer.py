@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from tilelang.backends.simt.instructions import DotPlan, choose, plans
+from tilelang.backends.simt.instructions import DotPlan, MmaRow, choose, plans, scaled_row
 from tilelang.backends.simt.registers import repeated, thread_digits
 from tilelang.backends.simt.stage import Staged
 from tilelang.backends.simt.target import SimtTarget
@@ -186,8 +186,8 @@ class Inference:
                 self.union(*op.operands, *op.results)
             elif op.name in ("gather", "scatter", "atomic", "lookup"):
                 self.union(*op.operands[1:], *op.results)
-            elif op.name == "dot" and len(op.operands) == 3:
-                self.union(op.operands[2], op.result)
+            elif op.name in ("dot", "dot_scaled"):
+                self.union(*op.operands[{"dot": 2, "dot_scaled": 4}[op.name]:], op.result)
             elif op.name == "scan" or op.name == "reduce":
                 self.union(*op.operands)
                 self.union(*op.results)
@@ -284,20 +284,28 @@ class Inference:
     def _survey_dot(self, op: Op, weight: int) -> None:
         a, b = op.operands[:2]
         row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], op.attrs["instruction"])
-        if row is None:
-            return
-        *batch, m, k = a.shape
+        if row is not None:
+            self._site(op, row, [a, b], weight)
+
+    def _survey_dot_scaled(self, op: Op, weight: int) -> None:
+        a, b, a_scale, _ = operands = op.operands[:4]
+        row = scaled_row(self.target.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // a_scale.shape[-1])
+        assert row is not None, "`decompose` keeps those that there is an instruction for"
+        self._site(op, row, operands, weight)
+
+    def _site(self, op: Op, row: MmaRow, operands: Sequence[Value], weight: int) -> None:
+        *batch, m, k = operands[0].shape
         warps = self.threads // self.target.warp
         found: dict[RegisterLayout, list[DotPlan]] = {}
         wm = 1
         while wm <= warps:
-            for p in plans(row, m, b.shape[-1], k, wm, warps // wm, tuple(batch)):
+            for p in plans(row, m, op.result.shape[-1], k, wm, warps // wm, tuple(batch), len(operands) > 2):
                 found.setdefault(p.acc, []).append(p)
             wm *= 2
         self.dots.append(DotSite(op, self.group(op.result), found))
-        for operand, side in ((a, "a"), (b, "b")):
-            def want(f: RegisterLayout, side: str = side) -> list[RegisterLayout]:
-                return [getattr(p, side) for p in found.get(f, [])]
+        for side, operand in enumerate(operands):
+            def want(f: RegisterLayout, side: int = side) -> list[RegisterLayout]:
+                return [p.operands[side] for p in found.get(f, [])]
             self._edge(operand, op.result, nothing if operand in self.direct else same, want, nothing, operand.shape,
                        weight)
 
@@ -308,7 +316,7 @@ class Inference:
         def cost(p: DotPlan) -> int:
             return sum(conversion_cost(self.group(v).layout, layout, v.shape, v.dtype.storage.itemsize,
                                        self.target.warp)
-                       for v, layout in zip(site.op.operands[:2], (p.a, p.b), strict=True) if v not in self.direct)
+                       for v, layout in zip(site.op.operands, p.operands, strict=False) if v not in self.direct)
         return min(site.plans[site.acc.layout], key=cost)
 
     # -- search -------------------------------------------------------------------------------------------------------

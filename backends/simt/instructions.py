@@ -17,7 +17,8 @@ class MmaRow:
 
     `name` spells it in the prelude; `a`, `b`, `acc` are dtypes in registers and `a_atom`, `b_atom`, `acc_atom` say
     which lane holds which element in which register: the row is read by inference, selection and printing. `archs`
-    bounds the architectures that have it.
+    bounds the architectures that have it. `scales` are the same of the powers of two, one for each run of neighbours
+    along k, by which the instruction multiplies a and b where it is asked to.
     """
 
     name: str
@@ -28,6 +29,7 @@ class MmaRow:
     b_atom: RegisterLayout
     acc_atom: RegisterLayout
     archs: tuple[int, int]
+    scales: tuple[RegisterLayout, RegisterLayout] | None = None
 
     @property
     def m(self) -> int:
@@ -56,13 +58,19 @@ class DotPlan:
     acc: RegisterLayout
     a: RegisterLayout
     b: RegisterLayout
+    scales: tuple[RegisterLayout, ...] = ()
+
+    @property
+    def operands(self) -> tuple[RegisterLayout, ...]:
+        """The layouts of a, b, and their scales where the product has them."""
+        return self.a, self.b, *self.scales
 
     @property
     def turned(self) -> DotPlan:
         """The plan of the transposed product, turned around."""
         order = [*range(self.acc.rank - 2), self.acc.rank - 1, self.acc.rank - 2]
         return DotPlan(self.row, self.wn, self.wm, self.acc.permute(order), self.b.permute(order),
-                       self.a.permute(order))
+                       self.a.permute(order), tuple(f.permute(order) for f in reversed(self.scales)))
 
 
 def interleaved(row: MmaRow) -> MmaRow | None:
@@ -78,17 +86,20 @@ def interleaved(row: MmaRow) -> MmaRow | None:
     return replace(row, a_atom=b.permute((1, 0)), b_atom=b)
 
 
-def plans(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = ()) -> list[DotPlan]:
-    """The ways to do a product with `wm` x `wn` warps over the result, the simplest first."""
-    rows = [row, *filter(None, [interleaved(row)])]
-    out = [plan(r, m, n, k, wm, wn, batch) for r in rows]
+def plans(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = (),
+          scaled: bool = False) -> list[DotPlan]:
+    """The ways to do a product with `wm` x `wn` warps over the result, the simplest first. Scales fix the order of
+    k."""
+    rows = [row] if scaled else [row, *filter(None, [interleaved(row)])]
+    out = [plan(r, m, n, k, wm, wn, batch, scaled) for r in rows]
     if row.m == row.n and row.a == row.b:
-        out += [plan(r, n, m, k, wn, wm, batch).turned for r in rows]
+        out += [plan(r, n, m, k, wn, wm, batch, scaled).turned for r in rows]
     return out
 
 
-def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = ()) -> DotPlan:
-    """The layouts of the three operands."""
+def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = (),
+         scaled: bool = False) -> DotPlan:
+    """The layouts of the three operands, and of their scales."""
     def steps(extent: int, unit: int) -> int:
         return -(-extent // unit)
     rm, rn, rk = steps(m, row.m * wm), steps(n, row.n * wn), steps(k, row.k)
@@ -97,9 +108,13 @@ def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int
     def batched(f: RegisterLayout) -> RegisterLayout:
         return f if lead is None else lead.concat(f)
     acc = spatial(wm, wn) * local(rm, rn) * row.acc_atom
-    a = RegisterLayout(((wm,), ()), (0, -wn), ()) * local(rm, rk) * row.a_atom
-    b = RegisterLayout(((), (wn,)), (-wm, 0), ()) * local(rk, rn) * row.b_atom
-    return DotPlan(row, wm, wn, batched(acc), batched(a), batched(b))
+    def of_a(atom: RegisterLayout) -> RegisterLayout:
+        return batched(RegisterLayout(((wm,), ()), (0, -wn), ()) * local(rm, rk) * atom)
+
+    def of_b(atom: RegisterLayout) -> RegisterLayout:
+        return batched(RegisterLayout(((), (wn,)), (-wm, 0), ()) * local(rk, rn) * atom)
+    scales = (of_a(row.scales[0]), of_b(row.scales[1])) if scaled and row.scales else ()
+    return DotPlan(row, wm, wn, batched(acc), of_a(row.a_atom), of_b(row.b_atom), scales)
 
 
 def holds(wide: DType, narrow: DType) -> bool:
@@ -126,6 +141,14 @@ def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, n
     named = [row for row in exact if row.name == name]
     least = sorted(exact, key=lambda row: row.k * dtype(row.a).bits)
     return next(iter([*named, *(row for row in exact if row.k <= k), *least]), None)
+
+
+def scaled_row(rows: Sequence[MmaRow], a: DType, b: DType, k: int, block: int) -> MmaRow | None:
+    """The row that multiplies by scales of type e8m0, one for `block` elements along k: the first whose `k` is not
+    more than the product's, else the one that pads it the least."""
+    found = [row for row in rows if row.scales and (row.a, row.b) == (a.name, b.name)
+             and row.k == block * row.scales[0].shape[1]]
+    return next((row for row in found if row.k <= k), min(found, key=lambda row: row.k, default=None))
 
 
 def divides(layout: RegisterLayout, atom: RegisterLayout) -> bool:

@@ -7,7 +7,6 @@ example: a tile of 128 elements of 32 threads is a vector of 4 lanes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import lcm
 
 import numpy as np
 
@@ -18,12 +17,11 @@ from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
-from tilelang.backends.simt.paired import Paired, take, to_f16, view
+from tilelang.backends.simt.paired import Paired, cut, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.transposed import load_transposed
 from tilelang.backends.simt.window import windowed
-from tilelang.backends.thread.bits import recut
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
@@ -31,7 +29,6 @@ from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.ir.dtypes import DType
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
 
@@ -184,20 +181,11 @@ class _Lowering:
             value, paired = view(b, value, out.dtype)
             self.paired[value] = paired
         else:
-            value = self._recut(value, v.dtype, out.dtype)
+            value = cut(b, value, out.dtype)
         if not _same_copies(op.attrs["source"], target):
             held = repeated(target, self.threads.count)
             value = self.exchange.pass_through(value, out.dtype, held, held, out.shape, last=True)
         self.of[out] = value if out.shape else b.pure(th.Extract, value, lane=0)
-
-    def _recut(self, value: Value, src: DType, dst: DType) -> Value:
-        """The bits of a vector as lanes of `dst`."""
-        turn = lcm(src.bits, dst.bits)
-        per, count = turn // src.bits, turn // dst.bits
-        turns = value.shape[0] // per
-        parts = [self._take(value, range(i, turns * per, per)) for i in range(per)]
-        return self._take(join(self.b, recut(self.b, parts, dst)),
-                          [i * turns + t for t in range(turns) for i in range(count)])
 
     def _stage(self, v: Value) -> Value:
         """A tile in shared memory, row-major; opens the phase of its readers."""
@@ -275,6 +263,9 @@ class _Lowering:
 
     def _lower_dot(self, op: Op) -> None:
         self.of[op.result] = self.dots.lower(op)
+
+    def _lower_dot_scaled(self, op: Op) -> None:
+        self.of[op.result] = self.dots.lower_scaled(op)
 
     # -- memory -------------------------------------------------------------------------------------------------------
     def _lower_alloc(self, op: Op) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 
 import numpy as np
 
 from tilelang.backends.simt.access import constants, join
-from tilelang.backends.thread.bits import codes, unpair
+from tilelang.backends.thread.bits import codes, recut, unpair
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
@@ -104,3 +105,12 @@ def take(b: ThreadBuilder, value: Value, lanes: Sequence[int]) -> Value:
     """Lanes of a vector, in this order."""
     same = list(lanes) == list(range(value.shape[0]))
     return value if same else b.pure(simt.Take, value, lanes=tuple(lanes))
+
+
+def cut(b: ThreadBuilder, value: Value, dt: DType) -> Value:
+    """The bits of a vector as lanes of another dtype."""
+    turn = lcm(value.dtype.bits, dt.bits)
+    per, count = turn // value.dtype.bits, turn // dt.bits
+    turns = value.shape[0] // per
+    parts = recut(b, [take(b, value, range(i, turns * per, per)) for i in range(per)], dt)
+    return take(b, join(b, parts), [i * turns + t for t in range(turns) for i in range(count)])

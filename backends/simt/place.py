@@ -270,6 +270,11 @@ class _Placer:
         a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in sides)
         self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name})
 
+    def _place_dot_scaled(self, op: Op, operands: Sequence[Value]) -> None:
+        plan = self.inference.plan(self.sites[op])
+        placed = [self.operand(v, v.dtype, layout, op) for v, layout in zip(op.operands, plan.operands, strict=False)]
+        self.finish(op, [*placed, *operands[4:]])
+
     def operand(self, v: Value, dt: DType, layout: RegisterLayout, like: Op) -> Value:
         """Cast and converted; the conversion moves the narrower of the two types."""
         if v in self.inference.direct:

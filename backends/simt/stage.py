@@ -71,10 +71,10 @@ def _operands_alone(v: Value, order: tuple[int, ...], users: dict[Value, list[Op
             if not _operands_alone(user.result, turned, users, target, uses, permutes):
                 return False
             continue
-        if user.name != "dot" or v not in user.operands[:2]:
+        if user.name not in ("dot", "dot_scaled") or v not in user.operands[:2]:
             return False
         a, b = user.operands[:2]
-        if a is b or v in user.operands[2:] or choose(target.mma, a.dtype, b.dtype, user.attrs["dtype"]) is None:
+        if a is b or v in user.operands[2:] or choose(target.mma, a.dtype, b.dtype, user.result.dtype) is None:
             return False
         uses.append(Use(user, user.operands.index(v), order))
     return bool(users.get(v))

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilelang.backends.simt.instructions import MmaRow
+from tilelang.backends.simt.instructions import MmaRow, scaled_row
+from tilelang.ir.core import Op
 from tilelang.layouts import Ports
 
 
@@ -32,3 +33,9 @@ class SimtTarget:
     dma: int = 0
     dies: tuple[int, int] = (1, 1)
     word_operands: bool = False
+
+    def multiplies_scaled(self, op: Op) -> bool:
+        """Whether there is an instruction for a `dot_scaled`."""
+        a, b, *scales = op.operands[:4]
+        return {v.dtype.name for v in scales} == {"e8m0"} and \
+            scaled_row(self.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scales[0].shape[-1]) is not None

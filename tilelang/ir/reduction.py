@@ -9,6 +9,7 @@ import numpy as np
 from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
 from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.elementwise import ALL_LEVELS, from_compute, to_compute
 from tilelang.ir.shape import I32, check_axis
 
@@ -191,3 +192,50 @@ class Dot(Op):
         if len(args) == 3:
             out = out + args[2].astype(wide)
         return from_compute(out, dt)
+
+
+def _significand(dt: DType) -> int:
+    """How many bits the significand of a number may have; those of powers of two (e8m0) add none to a product."""
+    return dt.mantissa_bits + 1 if dt.kind == "float" else 0 if dt.kind == "scale" else dt.bits
+
+
+class DotScaled(Op):
+    """acc + (a * a_scale) @ (b * b_scale) over the last two dimensions, each scale for a run of neighbours along k:
+    operands (a [*B, M, K], b [*B, K, N], a_scale [*B, M, K / r], b_scale [*B, K / r, N], [acc]) -> f32 [*B, M, N].
+
+    Numbers and scales have at most 8 bits and their products are exact; where |a * a_scale| lies below the smallest
+    normal number of bf16 or above its largest, targets without an instruction for it round as bf16 does. Source: OCP
+    microscaling formats (MX) 1.0, section 6.
+    """
+    name = "dot_scaled"
+
+    def infer(self) -> Sequence[Type]:
+        a, b, sa, sb = (v.tile for v in self.operands[:4])
+        fits = a.rank >= 2 and a.rank == b.rank == sa.rank == sb.rank and a.shape[:-2] == b.shape[:-2] \
+            and a.shape[-1] == b.shape[-2] and sa.shape[:-1] == a.shape[:-1] and sb.shape[-1] == b.shape[-1] \
+            and sb.shape[:-1] == (*a.shape[:-2], sa.shape[-1]) and a.shape[-1] % max(sa.shape[-1], 1) == 0
+        if not fits:
+            raise ShapeMismatch("`dot_scaled` operands do not fit", loc=self.loc,
+                                needs="a [..., M, K], a_scale [..., M, K / r], b [..., K, N], b_scale [..., K / r, N]",
+                                got=", ".join(str(list(t.shape)) for t in (a, sa, b, sb)),
+                                try_="transpose an operand and its scale with .T, or check the block sizes")
+        for x, scale in ((a.dtype, sa.dtype), (b.dtype, sb.dtype)):
+            if x.kind not in ("int", "uint", "float") or scale.kind not in ("float", "scale") \
+                    or max(x.bits, scale.bits) > 8 or _significand(x) + _significand(scale) > 8:
+                raise DTypeMismatch(f"`dot_scaled` of {x} by {scale}", loc=self.loc,
+                                    needs="numbers of at most 8 bits, and scales (tile.e8m0, or floats of 8 bits), "
+                                    "with significands of at most 8 bits together", got=f"{x} and {scale}",
+                                    try_="convert to f32, multiply, and use tile.dot")
+        out = TileType((*a.shape[:-1], b.shape[-1]), dtype("f32"))
+        if len(self.operands) == 5 and (self.operands[4].shape, self.operands[4].dtype) != (out.shape, out.dtype):
+            raise ShapeMismatch("the accumulator of `dot_scaled` does not fit", loc=self.loc, needs=str(out),
+                                got=str(self.operands[4].tile), try_=f"start from tile.zeros({out.shape}, tile.f32)")
+        return [out]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        a, b, sa, sb = (codec.decode(x, v.dtype).astype(np.float64)
+                        for x, v in zip(args[:4], self.operands[:4], strict=True))
+        run = a.shape[-1] // sa.shape[-1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = (a * np.repeat(sa, run, -1)) @ (b * np.repeat(sb, run, -2))
+            return from_compute(out + args[4] if len(args) == 5 else out, dtype("f32"))

@@ -180,9 +180,10 @@ class LdTransposed(Op):
 
 
 class Mma(Op):
-    """A row of the target's matrix instructions over the registers of a tile: operands (acc, a, b), whole tiles.
+    """A row of the target's matrix instructions over the registers of a tile: operands (acc, a, b), whole tiles, and
+    the scales of a and b where the product has them.
 
-    `steps` lists (acc, a, b) start registers, one instruction each; `row` names the instruction and `sizes` says how
+    `steps` lists the operands' start registers, one instruction each; `row` names the instruction and `sizes` says how
     many registers of each operand it takes.
     """
     name, levels, effects, attributes = "mma", THREAD, "control", {"row": ..., "sizes": ..., "steps": ...}

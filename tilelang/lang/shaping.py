@@ -295,3 +295,11 @@ def dot(a: Tile, b: Tile, acc: Tile | None = None, dtype: DType | None = None) -
     return Tile(emit(reduction.Dot, *operands, dtype=dt).result)
 
 
+def dot_scaled(a: Tile, a_scale: Tile, b: Tile, b_scale: Tile, acc: Tile | None = None) -> Tile:
+    """acc + (a * a_scale) @ (b * b_scale) in f32: a [..., M, K] and b [..., K, N] of at most 8 bits, each scale for
+    K / G neighbours along k: a_scale [..., M, G], b_scale [..., G, N], of `e8m0` (OCP microscaling, 32 neighbours) or
+    floats of 8 bits. gfx950 has instructions for it (f8e4m3, f8e5m2, f6, f4 by `e8m0` of 32 neighbours); elsewhere the
+    scaled numbers are multiplied as bf16, which holds them: beyond its range they are infinite, and below it rounded.
+    Raises ShapeMismatch and DTypeMismatch."""
+    operands = [a.value, b.value, a_scale.value, b_scale.value] + ([acc.value] if acc is not None else [])
+    return Tile(emit(reduction.DotScaled, *operands).result)

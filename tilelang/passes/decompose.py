@@ -1,7 +1,7 @@
 """decompose: rewrites operations that need no machine support of their own into simpler ones.
 
 requires: TILE
-ensures: no `sort`, `arg_reduce` or `philox`
+ensures: no `sort`, `arg_reduce` or `philox`, and of `dot_scaled` only what the target has an instruction for
 example: `arg_reduce {kind="max", axis=1}` becomes a max, a comparison and a min over positions
 """
 from __future__ import annotations
@@ -23,13 +23,14 @@ def decompose(fn: Function, target: Any = None) -> Function:
         ops, region.ops = region.ops, []
         for op in ops:
             rule = _RULES.get(op.name)
-            if rule is None:
+            if rule is None or op.name == "dot_scaled" and scaled(op):
                 region.ops.append(op)
                 continue
             for old, new in zip(op.results, rule(_Expand(region, op)), strict=True):
                 new.name = old.name
                 replaced[old] = new
     replaced: dict[Value, Value] = {}
+    scaled: Callable[[Op], bool] = getattr(target, "multiplies_scaled", lambda op: False)
     map_regions(fn, step)
     for op in fn.walk():
         op.operands = [replaced.get(v, v) for v in op.operands]
@@ -133,4 +134,19 @@ def _philox(b: _Expand) -> list[Value]:
     return x
 
 
-_RULES: dict[str, Callable[[_Expand], list[Value]]] = {"arg_reduce": _arg_reduce, "sort": _sort, "philox": _philox}
+def _dot_scaled(b: _Expand) -> list[Value]:
+    """The numbers by their scales are numbers of bf16."""
+    def scaled(x: Value, scale: Value, axis: int) -> Value:
+        shape_, groups = x.shape, scale.shape[axis]
+        runs = (*shape_[:axis], groups, shape_[axis] // groups, *shape_[axis + 1:])
+        x, scale = (b.emit(ew.Cast, v, dtype=dtype("bf16")) for v in (x, scale))
+        one = b.emit(shape.Reshape, scale, shape=(*runs[:axis + 1], 1, *runs[axis + 2:]))
+        product = b.emit(ew.Mul, b.emit(shape.Reshape, x, shape=runs), b.broadcast(one, runs))
+        return b.emit(shape.Reshape, product, shape=shape_)
+    x, y, x_scale, y_scale, *acc = b.op.operands
+    left, right = scaled(x, x_scale, len(x.shape) - 1), scaled(y, y_scale, len(y.shape) - 2)
+    return [b.emit(reduction.Dot, left, right, *acc, dtype=dtype("f32"))]
+
+
+_RULES: dict[str, Callable[[_Expand], list[Value]]] = {"arg_reduce": _arg_reduce, "sort": _sort, "philox": _philox,
+                                                       "dot_scaled": _dot_scaled}

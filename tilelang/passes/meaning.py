@@ -152,12 +152,21 @@ def _error_of(op: Op) -> Callable[..., Any] | None:
         return lambda out, a: ulp * np.abs(out) * (a != out)
     if op.name == "dot":
         return lambda out, a, b, *acc: sum_ulp * a.shape[-1] * (np.abs(a) @ np.abs(b) + sum(map(np.abs, acc)))
+    if op.name == "dot_scaled":
+        return _error_of_scaled
     if op.name in ("reduce", "scan") and op.attrs["kind"] in ("sum", "prod"):
         axis, n, keep = op.attrs["axis"], op.operands[0].shape[op.attrs["axis"]], op.name == "scan"
         if op.attrs["kind"] == "prod":
             return lambda out, a: (ulp + sum_ulp * n) * np.abs(out)
         return lambda out, a: ulp * np.abs(out) + sum_ulp * n * np.abs(a).sum(axis, keepdims=keep)
     return None
+
+
+def _error_of_scaled(out: Any, a: Any, b: Any, a_scale: Any, b_scale: Any, *acc: Any) -> Any:
+    """As that of `dot`."""
+    run = a.shape[-1] // a_scale.shape[-1]
+    products = np.abs(a * np.repeat(a_scale, run, -1)) @ np.abs(b * np.repeat(b_scale, run, -2))
+    return 2.0 ** -23 * a.shape[-1] * (products + sum(map(np.abs, acc)))
 
 
 def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, frame: Any, *args: Any) -> Any:

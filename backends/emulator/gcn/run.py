@@ -29,7 +29,9 @@ def _rules(listing: str, name: str) -> tuple[Kernel, list[Rule]]:
     fnuz = target is not None and target[1] == "gfx942"
     out: list[Rule] = []
     for i in k.code:
-        if i.name.startswith("v_mfma"):
+        if matrix.SMALL.fullmatch(i.name):
+            out.append(matrix.small)
+        elif i.name.startswith("v_mfma"):
             out.append(lambda w, i: matrix.mfma(w, i, fnuz))
         elif i.name in _RULES or i.name == "s_endpgm":
             out.append(_RULES.get(i.name, arithmetic.nothing))

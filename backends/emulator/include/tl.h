@@ -342,6 +342,44 @@ EMU_MMA(m8n8k32_us4, SMALL_U4S4, i32, 8, 4, 4)
 EMU_MFMAS
 #undef EMU_MFMA
 
+template <int SHAPE, int FORMATS, int A_BYTES, int B_BYTES, class A, int NB, class B, int NC>
+TL_FN void small_product(float* acc, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, int scales, op o) {
+  emu::Collective c{emu::MMA, o.id, SHAPE, scales, FORMATS, acc, registers(a, j, A_BYTES, o),
+                    registers(b, k, B_BYTES, o)};
+  emu_collective(&c);
+}
+
+#define EMU_MFMA(M, K, A, A_BYTES, B, B_BYTES)                                                                       \
+  template <int NA, class X, int NB, class Y, int NC>                                                                \
+  TL_FN void mfma_##M##x##M##x##K##_##A##_##B(vec<float, NA>& acc, int i, const vec<X, NB>& a, int j,                \
+                                              const vec<Y, NC>& b, int k, u8 by_a, u8 by_b, op o) {                  \
+    small_product<emu::MFMA_##M##x##M##x##K, emu::SMALL_##A * 8 + emu::SMALL_##B, A_BYTES, B_BYTES>(                 \
+        registers(acc, i, M * M / 16, o), a, j, b, k, by_a | by_b << 8, o);                                          \
+  }                                                                                                                  \
+  template <int NA, class X, int NB, class Y, int NC>                                                                \
+  TL_FN void mfma_##M##x##M##x##K##_##A##_##B(vec<float, NA>& acc, int i, const vec<X, NB>& a, int j,                \
+                                              const vec<Y, NC>& b, int k, op o) {                                    \
+    mfma_##M##x##M##x##K##_##A##_##B(acc, i, a, j, b, k, 127, 127, o);                                               \
+  }
+#define EMU_BY(A, A_BYTES, B, B_BYTES) EMU_MFMA(16, 128, A, A_BYTES, B, B_BYTES) EMU_MFMA(32, 64, A, A_BYTES, B, B_BYTES)
+#define EMU_E4M3(B, BYTES) EMU_BY(e4m3, 32, B, BYTES)
+#define EMU_E5M2(B, BYTES) EMU_BY(e5m2, 32, B, BYTES)
+#define EMU_E2M3(B, BYTES) EMU_BY(e2m3, 24, B, BYTES)
+#define EMU_E3M2(B, BYTES) EMU_BY(e3m2, 24, B, BYTES)
+#define EMU_E2M1(B, BYTES) EMU_BY(e2m1, 16, B, BYTES)
+EMU_SMALL(EMU_E4M3)
+EMU_SMALL(EMU_E5M2)
+EMU_SMALL(EMU_E2M3)
+EMU_SMALL(EMU_E3M2)
+EMU_SMALL(EMU_E2M1)
+#undef EMU_E4M3
+#undef EMU_E5M2
+#undef EMU_E2M3
+#undef EMU_E3M2
+#undef EMU_E2M1
+#undef EMU_BY
+#undef EMU_MFMA
+
 }  // namespace tl
 
 // ---- kernels

@@ -46,12 +46,18 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
   EMU_MFMA(16x16x64_##A##_##B, float, 16, 16, A, B) \
   EMU_MFMA(32x32x16_##A##_##B, float, 32, 8, A, B)
 
+// AMD's products of small floats, which may be scaled: their formats, in the order of the processors' numbers for them,
+// and the bytes that a lane holds of 32.
+#define EMU_SMALL(OF) OF(e4m3, 32) OF(e5m2, 32) OF(e2m3, 24) OF(e3m2, 24) OF(e2m1, 16)
+enum Small { SMALL_e4m3, SMALL_e5m2, SMALL_e2m3, SMALL_e3m2, SMALL_e2m1 };
+
 enum Shape { F16_K16, BF16_K16, F16_K8, S8, U8, S8U8, U8S8, TF32, E4M3, E5M2, F64, B1_AND, B1_XOR, S4, U4,
              SMALL_S8, SMALL_U8, SMALL_S8U8, SMALL_U8S8, SMALL_S4, SMALL_U4, SMALL_S4U4, SMALL_U4S4,
              MFMA_FIRST,
 #define EMU_MFMA(NAME, ...) MFMA_##NAME,
              EMU_MFMAS
 #undef EMU_MFMA
+             MFMA_16x16x128, MFMA_32x32x64,
              SHAPES };
 
 enum ShuffleKind { XOR, INDEX, UP, DOWN };
@@ -62,8 +68,8 @@ struct Collective {
   Use use;
   int op;
   int detail;
-  int argument;             // shuffle: lane or distance
-  int bytes;                // shuffle: size of the value
+  int argument;             // shuffle: lane or distance; products of small floats: their scales, A's in the low byte
+  int bytes;                // shuffle: size of the value; products of small floats: the formats, A's first, 8 apart
   void* out;                // registers written
   const void* a;            // registers read
   const void* b;

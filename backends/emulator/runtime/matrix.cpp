@@ -124,6 +124,50 @@ static void mfma(const Collective* const* lanes) {
     for (int r = 0; r < HELD; r++) ((T*)lanes[l]->out)[r] = c[row(l, r)][l % M];
 }
 
+// Element e of 32 small floats of a format, packed where it has fewer than 8 bits.
+static float small_float(const u8* r, int e, int format) {
+  constexpr int BITS[] = {8, 8, 6, 6, 4}, MANTISSA[] = {3, 2, 3, 2, 1};
+  if (BITS[format] == 8) return fp8_table[format][r[e]];
+  const int bits = BITS[format], mantissa = MANTISSA[format], at = e * bits, bias = (1 << (bits - mantissa - 2)) - 1;
+  const int word = r[at / 8] | (at % 8 + bits > 8 ? r[at / 8 + 1] << 8 : 0), code = word >> at % 8 & ((1 << bits) - 1);
+  const int exponent = (code & ((1 << (bits - 1)) - 1)) >> mantissa, fraction = code & ((1 << mantissa) - 1);
+  const float value = exponent ? __builtin_ldexpf(float(fraction + (1 << mantissa)), exponent - bias - mantissa)
+                               : __builtin_ldexpf(float(fraction), 1 - bias - mantissa);
+  return code >> (bits - 1) ? -value : value;
+}
+
+static float e8m0(int code) { return code == 255 ? __builtin_nanf("") : __builtin_ldexpf(1.0f, code - 127); }
+
+// One product of AMD's of small floats: lane l holds 32 elements of row (of B: column) l % M, neighbours along k, but of
+// 8 bits two runs of 16 from either half of k; and the scale of that row's block l / M of 32 along k.
+template <int M>
+static void small_mfma(const Collective* const* lanes) {
+  constexpr int LANES = 64, PARTS = LANES / M, K = PARTS * 32, HELD = M / PARTS;
+  static float a[M][K], b[M][K];
+  float scale_a[M][PARTS], scale_b[M][PARTS];
+  const int formats = lanes[0]->bytes;
+  const auto place = [](int l, int e, int format) {
+    const int run = format < 2 ? 16 : 32;
+    return (e / run * PARTS + l / M) * run + e % run;
+  };
+  for (int l = 0; l < LANES; l++) {
+    scale_a[l % M][l / M] = e8m0(lanes[l]->argument & 255);
+    scale_b[l % M][l / M] = e8m0(lanes[l]->argument >> 8);
+    for (int e = 0; e < 32; e++) {
+      a[l % M][place(l, e, formats / 8)] = small_float((const u8*)lanes[l]->a, e, formats / 8);
+      b[l % M][place(l, e, formats % 8)] = small_float((const u8*)lanes[l]->b, e, formats % 8);
+    }
+  }
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < HELD; r++) {
+      const int row = (r / 4 * PARTS + l / M) * 4 + r % 4, column = l % M;
+      float sum = ((const float*)lanes[l]->out)[r];
+      for (int k = 0; k < K; k++)
+        sum += a[row][k] * scale_a[row][k / 32] * (b[column][k] * scale_b[column][k / 32]);
+      ((float*)lanes[l]->out)[r] = sum;
+    }
+}
+
 static int lanes_of(Shape shape) { return shape < MFMA_FIRST ? 32 : 64; }
 
 static void multiply(const Collective* const* l, Shape shape) {
@@ -155,6 +199,8 @@ static void multiply(const Collective* const* l, Shape shape) {
     case MFMA_##NAME: return mfma<D, M, PER, sizeof(D) == 8 ? 1 : 4, as_##A, as_##B>(l);
     EMU_MFMAS
 #undef EMU_MFMA
+    case MFMA_16x16x128: return small_mfma<16>(l);
+    case MFMA_32x32x64: return small_mfma<32>(l);
     case MFMA_FIRST:
     case SHAPES: break;
   }

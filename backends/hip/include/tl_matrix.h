@@ -115,6 +115,52 @@ TL_MFMA_F8(e5m2_e5m2, bf8_bf8)
 #endif
 #undef TL_MFMA_F8
 #endif
+
+#ifdef __gfx950__
+using int8 = int __attribute__((ext_vector_type(8)));
+
+// The first words of a fragment in the eight that the builtin takes whatever the type; the instruction names so many.
+template <int WORDS, class T, int N>
+TL_FN int8 words_of(const vec<T, N>& v, int at) {
+  T x[32 / sizeof(T)] = {};
+  TL_UNROLL for (int i = 0; i < WORDS * 4 / int(sizeof(T)); i++) x[i] = v[at + i];
+  int8 y;
+  TL_COPY(&y, x, sizeof y);
+  return y;
+}
+
+// D = A * B + D, of small floats by the number of their type; then the same with A and B times powers of two, in e8m0.
+#define TL_SMALL(M, K, D, A, A_TYPE, A_WORDS, B, B_TYPE, B_WORDS)                                               \
+  template <class T, int NA, class X, int NB, class Y, int NC>                                                  \
+  TL_FN void mfma_##M##x##M##x##K##_##A##_##B(vec<T, NA>& d, int i, const vec<X, NB>& a, int j,                 \
+                                              const vec<Y, NC>& b, int k, op) {                                 \
+    set_operand(d, i, __builtin_amdgcn_mfma_scale_f32_##M##x##M##x##K##_f8f6f4(                                 \
+        words_of<A_WORDS>(a, j), words_of<B_WORDS>(b, k), operand<D>(d, i), A_TYPE, B_TYPE, 0, 0, 0, 0));       \
+  }                                                                                                             \
+  template <class T, int NA, class X, int NB, class Y, int NC>                                                  \
+  TL_FN void mfma_##M##x##M##x##K##_##A##_##B(vec<T, NA>& d, int i, const vec<X, NB>& a, int j,                 \
+                                              const vec<Y, NC>& b, int k, u8 by_a, u8 by_b, op) {               \
+    set_operand(d, i, __builtin_amdgcn_mfma_scale_f32_##M##x##M##x##K##_f8f6f4(                                 \
+        words_of<A_WORDS>(a, j), words_of<B_WORDS>(b, k), operand<D>(d, i), A_TYPE, B_TYPE, 0, by_a, 0, by_b)); \
+  }
+#define TL_SMALL_BY(A, A_TYPE, A_WORDS, B, B_TYPE, B_WORDS)                   \
+  TL_SMALL(16, 128, float4, A, A_TYPE, A_WORDS, B, B_TYPE, B_WORDS)           \
+  TL_SMALL(32, 64, float16, A, A_TYPE, A_WORDS, B, B_TYPE, B_WORDS)
+#define TL_SMALL_OF(A, A_TYPE, A_WORDS)            \
+  TL_SMALL_BY(A, A_TYPE, A_WORDS, e4m3, 0, 8)      \
+  TL_SMALL_BY(A, A_TYPE, A_WORDS, e5m2, 1, 8)      \
+  TL_SMALL_BY(A, A_TYPE, A_WORDS, e2m3, 2, 6)      \
+  TL_SMALL_BY(A, A_TYPE, A_WORDS, e3m2, 3, 6)      \
+  TL_SMALL_BY(A, A_TYPE, A_WORDS, e2m1, 4, 4)
+TL_SMALL_OF(e4m3, 0, 8)
+TL_SMALL_OF(e5m2, 1, 8)
+TL_SMALL_OF(e2m3, 2, 6)
+TL_SMALL_OF(e3m2, 3, 6)
+TL_SMALL_OF(e2m1, 4, 4)
+#undef TL_SMALL_OF
+#undef TL_SMALL_BY
+#undef TL_SMALL
+#endif
 #undef TL_MFMA_TWICE
 #undef TL_MFMA
 

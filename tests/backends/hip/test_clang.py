@@ -18,6 +18,7 @@ from tilelang.backends.hip.target import SHARED_BYTES, target
 from tilelang.backends.simt.instructions import MmaRow
 from tilelang.errors import TargetError
 from tilelang.ir.dtypes import dtype
+from tilelang.layouts import RegisterLayout
 
 compiles = pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
 ARCHS = [f"gfx{arch:x}" for arch in SHARED_BYTES]
@@ -34,10 +35,15 @@ def including(*texts: str) -> str:
 
 
 def product(row: MmaRow) -> str:
-    """A kernel of one matrix instruction."""
-    (a, na), (b, nb), (d, nd) = ((c_type(dtype(name)), atom.local_size) for name, atom in (
-        (row.a, row.a_atom), (row.b, row.b_atom), (row.acc, row.acc_atom)))
-    return wrappers.kernel(row.name, f"tl::gptr<const {a}> a, tl::gptr<const {b}> b, tl::gptr<{d}> c", f"""
+    """A kernel of one matrix instruction; one that scales has them as a fourth argument, those of A first."""
+    def held(name: str, atom: RegisterLayout) -> tuple[str, int]:
+        bits = dtype(name).bits
+        return (c_type(dtype(name)), atom.local_size) if bits >= 8 else ("tl::u32", atom.local_size * bits // 32)
+    (a, na), (b, nb), (d, nd) = held(row.a, row.a_atom), held(row.b, row.b_atom), held(row.acc, row.acc_atom)
+    by = "tl::ld<1>(s, t, tl::op(6))[0], tl::ld<1>(s, 64 + t, tl::op(7))[0], " if row.scales else ""
+    products = "\n".join(f"  tl::{row.name}(z, 0, x, 0, y, 0, {s}tl::op(4));" for s in dict.fromkeys(["", by]))
+    params = f"tl::gptr<const {a}> a, tl::gptr<const {b}> b, tl::gptr<{d}> c"
+    return wrappers.kernel(row.name, params + (", tl::gptr<const tl::u8> s" if by else ""), f"""
   const int t = tl::thread();
   tl::vec<{a}, {na}> x;
   tl::vec<{b}, {nb}> y;
@@ -45,7 +51,7 @@ def product(row: MmaRow) -> str:
   TL_UNROLL for (int i = 0; i < {na}; i++) x[i] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
   TL_UNROLL for (int i = 0; i < {nb}; i++) y[i] = tl::ld<1>(b, t * {nb} + i, tl::op(2))[0];
   TL_UNROLL for (int i = 0; i < {nd}; i++) z[i] = tl::ld<1>(c, t * {nd} + i, tl::op(3))[0];
-  tl::{row.name}(z, 0, x, 0, y, 0, tl::op(4));
+{products}
   TL_UNROLL for (int i = 0; i < {nd}; i++) tl::st<1>(c, t * {nd} + i, tl::vec<{d}, 1>{{z[i]}}, tl::op(5));""", 64)
 
 

@@ -1,6 +1,7 @@
 """Dots of every pair of operand types, by the instruction that has them, at shapes that do not fit it."""
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from tilelang.backends.hip.instructions import CDNA2, CDNA3, CDNA4
 from tilelang.backends.hip.target import target as amd_target
 from tilelang.backends.simt import infer
 from tilelang.backends.simt.instructions import MmaRow, choose, plans
+from tilelang.errors import TileError
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.parser import parse
 from tilelang.layouts import RegisterLayout, conversion
@@ -57,7 +59,9 @@ def amd(row: MmaRow) -> str:
 PAIRS = [(nvidia(row.a, row.archs), row.a, row.b, row.acc) for row in cuda.ROWS] \
     + [(nvidia(a), a, b, acc) for a, b, acc in MIXED] \
     + [("cuda:sm_75", "i4", "u8", "i32"), ("cuda:sm_75", "u2", "u4", "i32")]
-ROWS = [(nvidia(row.a, row.archs), row) for row in cuda.ROWS] + [(amd(row), row) for row in hip.ROWS]
+SCALED = [row for row in hip.ROWS if row.scales]
+ROWS = [(nvidia(row.a, row.archs), row) for row in cuda.ROWS] + [
+    (amd(row), row) for row in hip.ROWS if row not in SCALED or row in SCALED[::8]]
 SHAPES = [(16, 16, 32), (33, 20, 40), (64, 96, 64), (1, 5, 3)]
 
 
@@ -118,7 +122,7 @@ def test_an_accumulator_is_the_next_operand() -> None:
     of k than of the accumulator; CUDA's does as it is."""
     for row in hip.ROWS:
         if row.a == row.b and row.b_atom.contiguous(0) >= row.acc_atom.contiguous(0):
-            ways = plans(row, 64, 64, 64, 4, 1)
+            ways = plans(row, *[max(64, row.k)] * 3, 4, 1)
             assert any(free(w.acc, v.a) for w in ways for v in ways), row.name
     row = next(row for row in cuda.ROWS if row.name == "mma_m16n8k16_f16")
     (only,) = plans(row, 64, 64, 64, 4, 1)
@@ -156,3 +160,58 @@ def test_a_number_as_operand_of_products(target: str) -> None:
         sums(a, c=c)
     exact = a.astype(np.float64)
     np.testing.assert_array_equal(c, exact.T @ exact + exact.sum(0)[None, :])
+
+
+@tile.kernel
+def scaled(a: tile.Tensor[tile.T, "M K"], s: tile.Tensor[tile.e8m0, "M G"], b: tile.Tensor[tile.U, "K N"],
+           t: tile.Tensor[tile.e8m0, "G N"], c: tile.Out[tile.f32, "M N"], BM: tile.Const = 64, BN: tile.Const = 64,
+           BK: tile.Const = 128):
+    """c = (a * s) @ (b * t), a scale for 32 neighbours along k."""
+    m, n = tile.grid(tile.cdiv(a.shape[0], BM), tile.cdiv(b.shape[1], BN))
+    acc = tile.zeros((BM, BN), tile.f32)
+    for k in tile.range(0, a.shape[1], BK, stages=2):
+        g = k // 32
+        acc = tile.dot_scaled(tile.load(a, (m * BM, k), (BM, BK)), tile.load(s, (m * BM, g), (BM, BK // 32)),
+                              tile.load(b, (k, n * BN), (BK, BN)), tile.load(t, (g, n * BN), (BK // 32, BN)), acc)
+    tile.store(c, (m * BM, n * BN), acc)
+
+
+STORED = {"f8e4m3": ml_dtypes.float8_e4m3fn, "f8e5m2": ml_dtypes.float8_e5m2}
+
+
+@pytest.mark.parametrize(("target", "a", "b", "block"), [
+    ("emulate:hip:gfx950", "f8e4m3", "f8e4m3", 128), ("emulate:hip:gfx950", "f8e5m2", "f6e2m3", 128),
+    ("emulate:hip:gfx950", "f4e2m1", "f8e4m3", 64), ("emulate:hip:gfx950", "f6e3m2", "f4e2m1", 96),
+    ("emulate:hip:gfx942", "f8e4m3", "f4e2m1", 64), ("emulate:cuda:sm_80", "f8e4m3", "f4e2m1", 64),
+    ("cpu", "f8e4m3", "f4e2m1", 64), ("reference", "f8e4m3", "f4e2m1", 64)])
+def test_scaled_products(target: str, a: str, b: str, block: int) -> None:
+    """Numbers and sums are so small that everything is exact; no extent is a multiple of a block. gfx950 has
+    instructions for it, for blocks that are less deep than these too."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(-2, 3, shape).astype(np.float64) for shape in ((40, 160), (160, 72)))
+    s, t = (2.0 ** rng.integers(-2, 3, shape) for shape in ((40, 5), (5, 72)))
+    args = [v.astype(STORED[name]) if name in STORED else tile.Packed.pack(v, dtype(name))
+            for v, name in ((x, a), (y, b))]
+    scales = [v.astype(ml_dtypes.float8_e8m0fnu) for v in (s, t)]
+    c = np.empty((40, 72), np.float32)
+    arguments = (args[0], scales[0], args[1], scales[1])
+    with tile.target(target):
+        scaled(*arguments, c=c, BK=block)
+    np.testing.assert_array_equal(c, (x * np.repeat(s, 32, 1)) @ (y * np.repeat(t, 32, 0)))
+    if target.endswith("gfx950"):
+        source = scaled.lower(*arguments, c, BK=block, target="hip:gfx950").source
+        shape = "16x16x128" if block == 128 else "32x32x64"
+        assert f"tl::mfma_{shape}_{a[2:]}_{b[2:]}(" in source and "tl::mfma_16x16x32" not in source
+
+
+@pytest.mark.parametrize(("a", "s", "wanted"), [("f16", "e8m0", "at most 8 bits"), ("i8", "f8e4m3", "significands"),
+                                                ("f8e4m3", "f32", "at most 8 bits")])
+def test_what_scales_exceed_is_refused(a: str, s: str, wanted: str) -> None:
+    text = f"""func @f(%x: {a}, %s: {s}, %z: tensor<out f32, M, N:1>) tile {{
+  %a = broadcast %x {{shape=(32, 32)}} : {a}[32, 32]
+  %t = broadcast %s {{shape=(32, 1)}} : {s}[32, 1]
+  %u = broadcast %s {{shape=(1, 32)}} : {s}[1, 32]
+  %c = dot_scaled %a, %a, %t, %u : f32[32, 32]
+}}"""
+    with pytest.raises(TileError, match=wanted):
+        parse(text)

@@ -17,6 +17,7 @@ from tilelang.backends.hip import clang
 from tilelang.backends.hip.instructions import ROWS
 from tilelang.ir import codec
 from tilelang.ir.dtypes import dtype
+from tilelang.layouts import RegisterLayout
 
 needs_clang = pytest.mark.skipif(clang.version() is None, reason="the package ziglang is not installed")
 
@@ -42,8 +43,14 @@ def arguments(name: str, text: str, rng: np.random.Generator) -> list[Any]:
     row = next((r for r in ROWS if r.name == name), None)
     if row is None:
         return drawn(name, text, rng)
-    return [codec.encode(rng.integers(-4, 5, 64 * atom.local_size).astype(np.float64), dtype(t))
-            for t, atom in ((row.a, row.a_atom), (row.b, row.b_atom), (row.acc, row.acc_atom))]
+    def held(t: str, atom: RegisterLayout) -> Any:
+        values = codec.encode(rng.integers(-4, 5, 64 * atom.local_size).astype(np.float64), dtype(t))
+        bits = dtype(t).bits
+        return values if bits >= 8 else np.packbits(
+            np.unpackbits(values.view(np.uint8)[:, None], axis=1, count=bits, bitorder="little"), bitorder="little"
+        ).view(np.uint32)
+    scales = [rng.integers(125, 130, 128).astype(np.uint8)] if row.scales else []
+    return [*(held(t, f) for t, f in ((row.a, row.a_atom), (row.b, row.b_atom), (row.acc, row.acc_atom))), *scales]
 
 
 def outputs(tier: Tier, name: str, args: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
