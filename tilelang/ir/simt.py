@@ -171,12 +171,14 @@ class StMatrix(Op):
 
 
 class LdTransposed(Op):
-    """Four elements of 16 bits from shared memory, transposed on the way: (buffer, offset). Of sixteen lanes each
-    names four neighbours; lane l gets as its element n the one at place l % 4 of what lane l / 4 + 4 n named."""
+    """Eight bytes from shared memory, e elements of 8 or 16 bits, transposed on the way: (buffer, offset). Of sixteen
+    lanes each names e neighbours; lane l gets as its element n the one at place l % e of what lane l / e + 16 / e n
+    named."""
     name, levels, effects, attributes = "ld_transposed", THREAD, "read", {"phase": 0}
 
     def infer(self) -> Sequence[Type]:
-        return [TileType((4,), memory_type(self, self.operands[0]).dtype)]
+        dt = memory_type(self, self.operands[0]).dtype
+        return [TileType((8 // dt.storage.itemsize,), dt)]
 
 
 class Mma(Op):

@@ -219,6 +219,21 @@ def _local_pair(size: int, stride: int, writes: bool) -> Rule:
     return rule
 
 
+def _local_transposed(t: np.dtype[Any]) -> Rule:
+    """Sixteen lanes read 8 bytes each, rows of sixteen elements one after the other, and get the columns."""
+    each = 8 // t.itemsize
+
+    def rule(w: Wave, i: Instruction) -> None:
+        if not w.active.all():
+            raise GcnError("a load that transposes needs all lanes", why=f"in `{i.text}`")
+        rows = np.ascontiguousarray(w.local.load(_place(w, i.operands[1], _offset(i)), 8, w.active))
+        columns = rows.view(t).reshape(4, each, 16).transpose(0, 2, 1)  # [group of lanes, lane, row]
+        w.write_words(i.operands[0], np.ascontiguousarray(columns).view(U32).reshape(LANES, 2))
+    return rule
+
+
+for _n in (8, 16):
+    RULES[f"ds_read_b64_tr_b{_n}"] = _local_transposed(np.dtype(f"u{_n // 8}"))
 for _n in (8, 16, 32, 64, 96, 128):
     RULES[f"ds_write_b{_n}"] = _local_write(_n // 8)
     RULES[f"ds_read_b{_n}"] = _local_read(_n // 8)

@@ -282,10 +282,10 @@ TL_FN void ldmatrix(vec<T, K>& r, int at, sptr<T> s, i64 off, op o) {
 }
 
 template <class T>
-TL_FN vec<plain<T>, 4> ld_transposed(sptr<T> s, i64 off, op o) {
-  static_assert(sizeof(T) == 2, "elements of 16 bits");
-  vec<plain<T>, 4> v;
-  emu::Collective c{emu::LD_TRANSPOSED, o.id, 0, 0, 0, &v, nullptr, nullptr, s.base, s.limit, off * i64(sizeof(T))};
+TL_FN vec<plain<T>, 8 / sizeof(T)> ld_transposed(sptr<T> s, i64 off, op o) {
+  static_assert(sizeof(T) <= 2, "elements of 8 or 16 bits");
+  vec<plain<T>, 8 / sizeof(T)> v;
+  emu::Collective c{emu::LD_TRANSPOSED, o.id, int(sizeof(T)), 0, 0, &v, nullptr, nullptr, s.base, s.limit, off * i64(sizeof(T))};
   emu_collective(&c);
   return v;
 }

@@ -62,8 +62,8 @@ enum Shape { F16_K16, BF16_K16, F16_K8, S8, U8, S8U8, U8S8, TF32, E4M3, E5M2, F6
 
 enum ShuffleKind { XOR, INDEX, UP, DOWN };
 
-// One lane's part in an instruction of the whole warp. `detail` is the ShuffleKind, the Shape, or the number of
-// matrices (negative: transposed); lanes must agree on it.
+// One lane's part in an instruction of the whole warp. `detail` is the ShuffleKind, the Shape, the number of matrices
+// (negative: transposed), or the size of elements that are transposed; lanes must agree on it.
 struct Collective {
   Use use;
   int op;

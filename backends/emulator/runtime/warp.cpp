@@ -59,14 +59,18 @@ static void matrices(const Warp& w, int warp) {
   }
 }
 
-// Of sixteen lanes each names four elements of 16 bits; lane l gets those at place l % 4 of lanes l / 4 + 4 n.
+// Of sixteen lanes each names EACH elements in 8 bytes; lane l gets those at place l % EACH of lanes l / EACH +
+// 16 / EACH n.
+template <class T>
 static void transposed(const Warp& w, int warp) {
-  u16 seen[MAX_LANES][4];
+  constexpr int EACH = 8 / sizeof(T);
+  T seen[MAX_LANES][EACH];
   Thread* last = current;
   for (int l = 0; l < run.lanes; l++) memcpy(seen[l], named(*w.calls[l], threads[warp * run.lanes + l], 8), 8);
   current = last;
   for (int l = 0; l < run.lanes; l++)
-    for (int n = 0; n < 4; n++) ((u16*)w.calls[l]->out)[n] = seen[l / 16 * 16 + l % 16 / 4 + 4 * n][l % 4];
+    for (int n = 0; n < EACH; n++)
+      ((T*)w.calls[l]->out)[n] = seen[l / 16 * 16 + l % 16 / EACH + 16 / EACH * n][l % EACH];
 }
 
 // The lanes of a copy that fills neighbouring places agree on the first; what they copy they say next.
@@ -88,7 +92,7 @@ static void perform(const Warp& w, int warp) {
     fail("divergent-collective", first.op, -1, "a matrix instruction needs %d lanes, its warp has %d", needs,
          size(w.all));
   if (first.use == LDMATRIX || first.use == STMATRIX) return matrices(w, warp);
-  if (first.use == LD_TRANSPOSED) return transposed(w, warp);
+  if (first.use == LD_TRANSPOSED) return first.detail == 1 ? transposed<u8>(w, warp) : transposed<u16>(w, warp);
   if (first.use == DMA) return in_order(w);
   for (int l = 0; l < run.lanes; l++)
     if (w.all >> l & 1) threads[warp * run.lanes + l].log.push_back({0, first.op, 0, u8(first.use), 0});

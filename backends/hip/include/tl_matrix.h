@@ -31,14 +31,20 @@ TL_FN void set_operand(vec<T, N>& v, int at, From x) {
 }
 
 #ifdef __gfx950__
-// Of sixteen lanes each names four elements and gets one of each of four.
+using int2 = int __attribute__((ext_vector_type(2)));
+
+// Of sixteen lanes each names the elements in 8 bytes and gets one of each of as many lanes.
 template <class T>
-TL_FN vec<plain<T>, 4> ld_transposed(T* s, int off, op) {
-  static_assert(sizeof(T) == 2, "elements of 16 bits");
-  const short4 x = __builtin_amdgcn_ds_read_tr16_b64_v4i16(
-      (__attribute__((address_space(3))) short4*)(s + off));
-  vec<plain<T>, 4> v;
-  TL_COPY(&v, &x, sizeof v);
+TL_FN vec<plain<T>, 8 / sizeof(T)> ld_transposed(T* s, int off, op) {
+  static_assert(sizeof(T) <= 2, "elements of 8 or 16 bits");
+  vec<plain<T>, 8 / sizeof(T)> v;
+  if constexpr (sizeof(T) == 2) {
+    const short4 x = __builtin_amdgcn_ds_read_tr16_b64_v4i16((__attribute__((address_space(3))) short4*)(s + off));
+    TL_COPY(&v, &x, sizeof v);
+  } else {
+    const int2 x = __builtin_amdgcn_ds_read_tr8_b64_v2i32((__attribute__((address_space(3))) int2*)(s + off));
+    TL_COPY(&v, &x, sizeof v);
+  }
   return v;
 }
 #endif

@@ -99,6 +99,19 @@ def copies(arch: str) -> list[str]:
   tl::st<{n}>(o, (64 + t) * {n}, tl::ld<{n}>(s, (64 + t) * {n}, tl::op(9)), tl::op(10));""") for n in (1, 4)]
 
 
+def transposed(arch: str) -> list[str]:
+    """Loads that transpose, of rows in another order."""
+    if not target(f"hip:{arch}").transposed_loads:
+        return []
+    return [kernel(f"transposed_{t}", f"tl::gptr<const tl::{t}> a, tl::gptr<tl::{t}> o", f"""
+  TL_SHARED(smem, 1024);
+  const tl::sptr<tl::{t}> s = tl::shared<tl::{t}>(smem, 512, 64 * {n});
+  tl::st<{n}>(s, t * {n}, tl::ld<{n}>(a, t * {n}, tl::op(1)), tl::op(2));
+  tl::barrier(tl::op(3));
+  tl::st<{n}>(o, t * {n}, tl::ld_transposed(s, (t * 5 + 3) % 64 * {n}, tl::op(4)), tl::op(5));""")
+            for t, n in (("u8", 8), ("u16", 4))]
+
+
 def named(texts: list[str]) -> dict[str, str]:
     """Texts of kernels by their names."""
     return {k.partition("(")[2].partition(",")[0]: k for k in texts}
@@ -111,4 +124,4 @@ def common() -> dict[str, str]:
 
 def own(arch: str) -> dict[str, str]:
     """Those that one processor has."""
-    return named([*copies(arch), *(product(row) for row in target(f"hip:{arch}").mma)])
+    return named([*copies(arch), *transposed(arch), *(product(row) for row in target(f"hip:{arch}").mma)])
