@@ -13,6 +13,7 @@ settings.load_profile("tilelang")
 os.environ.setdefault("TILELANG_CHECK", "1")
 _cache = tempfile.TemporaryDirectory(prefix="tilelang-test-")
 os.environ["TILELANG_CACHE_DIR"] = os.path.join(_cache.name, "cache")
+os.environ["TILELANG_TUNING_FILE"] = os.path.join(_cache.name, "tuning.sqlite")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -1,7 +1,8 @@
 """tilelang: a language for tile kernels and its compiler. Use as `import tilelang as tile`."""
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tilelang.ir.dtypes import DType, codebook, dtype
 from tilelang.ir.packed import Packed
@@ -14,9 +15,18 @@ from tilelang.targets import last_counters
 from tilelang.torch_ops import torch_op
 from tilelang.version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from tilelang.profiling import bench
+    from tilelang.tuning import autotune
+
+_LATE = {"autotune": "tilelang.tuning", "bench": "tilelang.profiling"}
+"""Names whose modules are imported on first use."""
+
 
 def __getattr__(name: str) -> Any:
     """The functions of the language, the number types of `tilelang.ir.dtypes`, and type variables T, U, …, by name."""
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
     if name in _PUBLIC:
         return _PUBLIC[name]
     if len(name) == 1 and name.isupper():
@@ -32,6 +42,6 @@ def function(fn: Any) -> Any:
     return _Function(fn)
 
 
-__all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "QuantTensor", "Tensor", "codebook", "dtype",
-           "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quantize", "set_num_threads", "target",
-           "torch_op"]
+__all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "QuantTensor", "Tensor", "autotune", "bench",
+           "codebook", "dtype", "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quantize",
+           "set_num_threads", "target", "torch_op"]

@@ -172,7 +172,7 @@ def _whole_bytes(name: str, x: Packed, device: str, loc: Loc | None) -> Argument
     if kind == "numpy":
         data = np.asarray(data).view(x.dtype.storage)
     elif x.dtype.native or x.dtype.name == "bf16":
-        data = data.view(_torch_dtype(x.dtype))
+        data = data.view(torch_dtype(x.dtype))
     data = data[:rows * columns].reshape(*x.shape[:-1], columns)[..., :x.shape[-1]]
     return Argument(name, data, x.dtype, x.shape, strides, kind, device)
 
@@ -243,7 +243,7 @@ def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
         return packed
     if is_torch(model):
         import torch
-        return torch.empty(shape, dtype=_torch_dtype(dt), device=model.device)
+        return torch.empty(shape, dtype=torch_dtype(dt), device=model.device)
     if hasattr(model, "__cuda_array_interface__"):
         empty = getattr(sys.modules.get(type(model).__module__.partition(".")[0]), "empty", None)
         if empty is None:
@@ -253,7 +253,8 @@ def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
     return np.empty(shape, numpy_dtype(dt))
 
 
-def _torch_dtype(dt: DType) -> Any:
+def torch_dtype(dt: DType) -> Any:
+    """The torch dtype of a tensor of `dt`."""
     names = {"i1": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
              "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu"}
     name = names.get(dt.name) or {"i": "int", "u": "uint", "f": "float"}[dt.name[0]] + str(dt.bits)

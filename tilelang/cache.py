@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tilelang.version import __version__
+
 _MAGIC = b"tilelang1"
 _log = logging.getLogger("tilelang.cache")
 
@@ -21,6 +23,14 @@ def key(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         h.update(len(data).to_bytes(8, "little") + data)
     return h.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def compiler_key() -> str:
+    """A hash of the compiler's own source: another compiler makes other code."""
+    root = Path(__file__).parent
+    files = sorted([*root.glob("ir/*.py"), *root.glob("passes/*.py"), *root.glob("backends/**/*.py")])
+    return key(__version__, *(f.read_bytes() for f in files))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: `python -m tilelang {check,compile,cache}`."""
+"""The command line: `python -m tilelang {check,compile,cache,tuning}`."""
 from __future__ import annotations
 
 import argparse
@@ -148,6 +148,26 @@ def cache_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def tuning_command(options: argparse.Namespace) -> int:
+    """Shows, exports or removes results of tuning."""
+    from tilelang.tuning.store import default
+    store = default()
+    if options.action == "path":
+        print(store.path)
+    elif options.action == "export":
+        if options.file is None:
+            return _fail("`tuning export` without a file", "python -m tilelang tuning export FILE")
+        print(f"{store.export(Path(options.file))} results written to {options.file}")
+    elif options.action == "clear":
+        print(f"{store.clear()} results removed")
+    else:
+        for row in store.results():
+            where = ", ".join(f"{d}<={n}" for d, n in row["bucket"])
+            chosen = ", ".join(f"{k}={v}" for k, v in row["config"].items())
+            print(f"{row['kernel']}  {row['target']} ({row['device']})  {where}: {chosen}  {row['ms']:.4g} ms")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; gives the exit status: 0, 1 where a check found something, 2 for a mistake in the request."""
     parser = argparse.ArgumentParser(prog="tilelang", description="Tile kernels and their compiler.")
@@ -169,6 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = commands.add_parser("cache", help="look after the compile cache")
     cache.add_argument("action", choices=["list", "size", "verify", "prune", "clear", "path"])
     cache.set_defaults(run=cache_command)
+    tuning = commands.add_parser("tuning", help="look after the results of @tile.autotune")
+    tuning.add_argument("action", choices=["list", "export", "clear", "path"])
+    tuning.add_argument("file", nargs="?", help="where `export` writes: a file that a package can ship")
+    tuning.set_defaults(run=tuning_command)
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))

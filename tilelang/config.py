@@ -22,6 +22,8 @@ class Config:
     dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.")
     target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, cuda, hip, emulate:cuda:sm_80 …")
     threads: int = _var("THREADS", 0, "Number of CPU threads (default: those this process may run on).")
+    tune: int = _var("TUNE", 1, "0 keeps kernels marked @tile.autotune from searching; stored results are used.")
+    tuning_file: str = _var("TUNING_FILE", "", "File of results of tuning (default: in the user's data directory).")
 
 
 def read(environ: Mapping[str, str]) -> Config:
@@ -39,6 +41,8 @@ def read(environ: Mapping[str, str]) -> Config:
             values[f.name] = text
     if values.get("check", 0) not in (0, 1, 2):
         raise ValueError(f"TILELANG_CHECK needs 0, 1 or 2, got {values['check']}")
+    if values.get("tune", 0) not in (0, 1):
+        raise ValueError(f"TILELANG_TUNE needs 0 or 1, got {values['tune']}")
     return Config(**values)
 
 

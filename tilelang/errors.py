@@ -119,6 +119,10 @@ class TargetError(TileError):
     """Something the target cannot do."""
 
 
+class TuningError(TileError):
+    """Choices of constants that make no sense, or of which none works."""
+
+
 class QuantError(TileError):
     """Parts of a quantised tensor that do not fit each other, or what cannot be quantised as asked."""
 

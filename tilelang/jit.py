@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import tilelang
 from tilelang import cache, device, targets
 from tilelang.args import Argument, check_layout, common_device, describe, empty_like, is_tensor
 from tilelang.config import config
@@ -29,9 +28,8 @@ from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType, TileType, Type
 from tilelang.ir.dtypes import DType
 from tilelang.ir.interpreter import run
-from tilelang.lang.expressions import Function as TileFunction
 from tilelang.lang.kernel import KernelDef, Param
-from tilelang.plan import Mismatch, Plan, direct
+from tilelang.plan import Mismatch, Plan, direct, identity, is_constant
 
 _target: ContextVar[str] = ContextVar("target", default="")
 _compile_lock = threading.RLock()
@@ -47,6 +45,16 @@ def target(name: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def current_target() -> str:
+    """The name given to `target` around the caller; "" where none is."""
+    return _target.get()
+
+
+def target_of(bound: Bound) -> str:
+    """The target of a call. Raises TargetError."""
+    return _target.get() or targets.check(config().target or targets.of_device(bound.device))
 
 
 def on_gpu(*tensors: Any) -> bool:
@@ -292,15 +300,26 @@ class Kernel(KernelDef):
         there = {p.name for p, x in zip(self.params, args, strict=False) if x is not None}
         absent = frozenset(n for n in self._optional if n not in there and kwargs.get(n) is None)
         if absent not in self._variants:
-            variant = copy.copy(self)
-            variant.params = [
-                *(p if p.name not in self._optional else replace(p, default=inspect.Parameter.empty)
-                  for p in self.params if p.name not in absent),
-                *(Param(p.name, "const", None, None) for p in self.params if p.name in absent)]
-            variant._prepare()
-            self._variants[absent] = variant
+            self._variants[absent] = self._with(
+                [*(p if p.name not in self._optional else replace(p, default=inspect.Parameter.empty)
+                   for p in self.params if p.name not in absent),
+                 *(Param(p.name, "const", None, None) for p in self.params if p.name in absent)])
         given = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
         return self._variants[absent], given, {n: x for n, x in kwargs.items() if n not in absent}
+
+    def _with(self, params: list[Param]) -> Kernel:
+        variant = copy.copy(self)
+        variant.params, variant._variants = params, {}
+        variant._prepare()
+        return variant
+
+    def bind(self, **consts: Any) -> Kernel:
+        """This kernel where these constants have other defaults. Raises ArgumentCount for what is no constant."""
+        if unknown := consts.keys() - self._consts:
+            raise ArgumentCount(f"`{self.name}` has no constant {min(unknown)!r}", loc=self.source.loc,
+                                needs=", ".join(sorted(self._consts)) or "a kernel with constants",
+                                got=min(unknown), try_="check the spelling")
+        return self._with([replace(p, default=consts[p.name]) if p.name in consts else p for p in self.params])
 
     def is_out(self, name: str) -> bool:
         """Whether a parameter is an output the call may allocate."""
@@ -329,7 +348,7 @@ class Kernel(KernelDef):
         if not kwargs:
             return len(args)
         consts = self._consts
-        return len(args), tuple([(name, _identity(x)) if name in consts else name for name, x in kwargs.items()])
+        return len(args), tuple([(name, identity(x)) if name in consts else name for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if _target.get() == targets.SHAPES:
@@ -337,7 +356,7 @@ class Kernel(KernelDef):
         bound = Bound(self, args, kwargs)
         if bound.device == "meta":
             return bound.outputs()
-        name = _target.get() or targets.check(config().target or targets.of_device(bound.device))
+        name = target_of(bound)
         device.check_device(name, bound)
         if name == "reference":
             self._interpret(bound)
@@ -361,14 +380,14 @@ class Kernel(KernelDef):
                 raise self._failure(error, bound) from None
         if (self._plain and len(args) <= len(self._runtime)
                 and (targets.on_device(name) or direct(bound.tensors.values()))
-                and all(_is_constant(x) for name, x in kwargs.items() if name in self._consts)):
+                and all(is_constant(x) for name, x in kwargs.items() if name in self._consts)):
             self._plans[self._pattern(args, kwargs)] = Plan(fn, self._runtime, len(args), bound, _target.get())
         return bound.outputs()
 
     def _launch(self, bound: Bound, name: str) -> Any:
         """The launch for these types, constants and device."""
         types = bound.types(aligned=True)
-        key = (name, bound.device, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
+        key = (name, bound.device, tuple(types.values()), tuple(map(identity, bound.consts.values())))
         with _compile_lock:
             if key not in self._compiled:
                 self._compiled[key] = device.load(bound, name)
@@ -377,7 +396,7 @@ class Kernel(KernelDef):
     def _specialise(self, bound: Bound) -> tuple[Any, Function]:
         """The native function for these types and constants."""
         types = bound.types()
-        key = (tuple(types.values()), tuple(map(_identity, bound.consts.values())))
+        key = (tuple(types.values()), tuple(map(identity, bound.consts.values())))
         found = self._compiled.get(key)
         if found is None:
             with _compile_lock:
@@ -412,7 +431,7 @@ class Kernel(KernelDef):
 
     def _emulate(self, bound: Bound, machine: str) -> None:
         types = bound.types(aligned=True)
-        key = (machine, tuple(types.values()), tuple(map(_identity, bound.consts.values())))
+        key = (machine, tuple(types.values()), tuple(map(identity, bound.consts.values())))
         if key not in self._compiled:
             self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
         targets.emulate(self._compiled[key], *bound.memory())
@@ -434,43 +453,17 @@ class Kernel(KernelDef):
         return f"<tile kernel {self.name} at {self.source.file}:{self.source.first_line}>"
 
 
-def _is_constant(x: Any) -> bool:
-    return x is None or isinstance(x, bool | int | float | str | DType | TileFunction)
-
-
-def _identity(x: Any) -> Any:
-    """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0. Tile functions are equal
-    that one definition made with equal constants around it."""
-    if type(x) in (int, bool, str):
-        return type(x), x
-    if isinstance(x, TileFunction):
-        fn = x.source.fn
-        around = [cell.cell_contents for cell in fn.__closure__ or ()]
-        if all(map(_is_constant, around)) and not fn.__defaults__:
-            return fn.__code__, id(fn.__globals__), tuple(map(_identity, around))
-    try:
-        hash(x)
-    except TypeError:
-        return id(x)
-    return type(x), x, repr(x)
-
-
-
-
-@lru_cache(maxsize=1)
-def _compiler_key() -> str:
-    """A hash of the compiler's own source: another compiler makes other code."""
-    from pathlib import Path
-    root = Path(tilelang.__file__).parent
-    files = sorted([*root.glob("ir/*.py"), *root.glob("passes/*.py"), *root.glob("backends/**/*.py")])
-    return cache.key(tilelang.__version__, *(f.read_bytes() for f in files))
+def native_key(tile: Function) -> str:
+    """The key in the cache of a TILE function's machine code for this CPU."""
+    from tilelang.backends.cpu.machine import host
+    return cache.key(cache.compiler_key(), host().key, str(tile), str([v.type for v in tile.params]))
 
 
 def _load(tile: Function) -> Any:
     """Machine code of a TILE function, from the cache or the compiler, as a callable."""
-    from tilelang.backends.cpu.machine import Loaded, host
+    from tilelang.backends.cpu.machine import Loaded
     ffi = _ffi()
-    name = cache.key(_compiler_key(), host().key, str(tile), str([v.type for v in tile.params]))
+    name = native_key(tile)
     code = cache.default().get(name)
     if code is None:
         code = targets.lowered(tile, "cpu").object_code

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilelang.args import Argument
+from tilelang.ir.dtypes import DType
+from tilelang.lang.expressions import Function as TileFunction
 
 if TYPE_CHECKING:
     from tilelang.jit import Bound
@@ -72,3 +74,25 @@ class Plan:
 def direct(arguments: Iterable[Argument]) -> bool:
     """Whether native code takes these objects as they are, without a view of another dtype."""
     return all(a.dtype.native or (a.kind == "torch" and a.dtype.name == "bf16") for a in arguments)
+
+
+def is_constant(x: Any) -> bool:
+    """Whether a value can be told from others of its kind by `identity`."""
+    return x is None or isinstance(x, bool | int | float | str | DType | TileFunction)
+
+
+def identity(x: Any) -> Any:
+    """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0. Tile functions are equal
+    that one definition made with equal constants around it."""
+    if type(x) in (int, bool, str):
+        return type(x), x
+    if isinstance(x, TileFunction):
+        fn = x.source.fn
+        around = [cell.cell_contents for cell in fn.__closure__ or ()]
+        if all(map(is_constant, around)) and not fn.__defaults__:
+            return fn.__code__, id(fn.__globals__), tuple(map(identity, around))
+    try:
+        hash(x)
+    except TypeError:
+        return id(x)
+    return type(x), x, repr(x)

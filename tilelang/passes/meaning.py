@@ -36,6 +36,7 @@ def random_inputs(fn: Function, rng: np.random.Generator, full: bool = False, sp
     mixes in infinities, NaN and extreme values."""
     draw = _Draw(rng, special, bounded=any(op.name in ("for", "while") for op in fn.walk()))
     blocks = _blocks(fn)
+    whole = _promised(fn)
     extents: dict[Dim, int] = {}
     out = []
     for p in fn.params:
@@ -45,9 +46,20 @@ def random_inputs(fn: Function, rng: np.random.Generator, full: bool = False, sp
         for d in p.type.dims:
             block = int(rng.choice(blocks.get(d) or blocks[""]))
             sizes = [block, block + 1, 2 * block] + ([] if full else [1, 3, max(block // 2, 1), max(block - 1, 1)])
-            extents.setdefault(d, d if isinstance(d, int) else int(rng.choice(sizes)))
+            extents.setdefault(d, d if isinstance(d, int) else whole(d, int(rng.choice(sizes))))
         out.append(draw.tensor(p.type, tuple(extents[d] for d in p.type.dims)))
     return out
+
+
+def _promised(fn: Function) -> Callable[[Dim, int], int]:
+    """Rounds extents of dimensions up to what the alignment of the parameters' types promises of them."""
+    steps: dict[Dim, int] = {}
+    for t in (p.type for p in fn.params):
+        if isinstance(t, TensorType):
+            for d in t.dims:
+                step = max(t.align // t.dtype.storage.itemsize, 1)
+                steps[d] = max(steps.get(d, 1), step)
+    return lambda d, n: -(-n // steps[d]) * steps[d]
 
 
 def _blocks(fn: Function) -> dict[Dim, list[int]]:
