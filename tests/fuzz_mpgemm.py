@@ -11,13 +11,20 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 import tilelang as tile
-from tests.ops.mpgemm.test_api import EVERY, bound, exact, weight
+from tests.ops.mpgemm import test_gpu
+from tests.ops.mpgemm.test_api import EVERY, bound, exact, quantised, table_bound, weight
 from tilelang import ops
 from tilelang.errors import TargetError
+from tilelang.ops.mpgemm.api import WHOLE
 from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED, plan
 
 TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name)
+ACTIVATIONS = (None, None, None, *QUANTISED, "f8e4m3", "f8e5m2", "f6e3m2", "f4e2m1")
 EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")  # seconds each, so drawn seldom
+
+
+FUSED = "dequant_mma"
+"""The kernel of GPUs, on f16."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +48,44 @@ def draw(rng: random.Random) -> Case:
     extents = (1, 2, 5) if emulated else (1, 2, 3, 5, 7, 11)
     return Case(rng.choice(TYPES), rng.choice(extents), rng.choice((1, 20, 64, 65, 130)),
                 rng.choice((1, 15, 33, 64, 100, 260)), rng.choice((1, 8, 16, 17, 32, 48, 128, 1000)),
-                rng.random() < 0.5, rng.random() < 0.5, rng.choice((None, *QUANTISED)), rng.random() < 0.5,
-                rng.choice(DECOMPOSITIONS), rng.choice(EMULATED) if emulated else rng.choice(("cpu", "reference")),
-                rng.randrange(1 << 16))
+                rng.random() < 0.5, rng.random() < 0.5, rng.choice(ACTIVATIONS), rng.random() < 0.5,
+                FUSED if emulated and rng.random() < 0.5 else rng.choice(DECOMPOSITIONS),
+                rng.choice(EMULATED) if emulated else rng.choice(("cpu", "reference")), rng.randrange(1 << 16))
 
 
 def check(case: Case) -> str | None:
     """What is wrong; None where the decomposition rightly refuses, "" where all is well."""
     rng = np.random.default_rng(case.seed)
     w = weight(rng, case.dtype, case.n, case.k, case.group, case.zeros, case.minimum)
-    x = (rng.standard_normal((case.m, case.k)) * 2.0 ** rng.integers(-20, 20, (case.m, 1))).astype(np.float32)
+    x = np.round(rng.standard_normal((case.m, case.k)) * 64) / 64  # few bits: means of |x| are the same in any order
     try:
+        if case.how == FUSED:
+            x = x.astype(np.float16)
+            with tile.target(case.target):
+                got = ops.mpgemm(x, w, out_dtype="f32")
+            error, slack = np.abs(got - x.astype(np.float64) @ w.dequantize().T), test_gpu.bound(x, w)
+            return verdict(error, slack)
         plan(case.x_dtype or tile.f32, w, case.m, case.how)
     except TargetError:
         return None
+    x = (x * 2.0 ** rng.integers(-20, 20, (case.m, 1))).astype(np.float32)
     with tile.target(case.target):
         got = ops.mpgemm(x, w, x_dtype=case.x_dtype, x_group="token" if case.token else "group",
                          decomposition=case.how)
-    if case.x_dtype and case.how in ("int_dot", "bitplane_popc"):
-        want, slack = exact(x, w, case.x_dtype, case.token), np.float32(0)
-    else:
-        if case.x_dtype:  # at most half a step of each activation
-            top = 2 ** (tile.dtype(case.x_dtype).bits - 1) - 1
-            step = np.broadcast_to(np.abs(x).max(1, keepdims=True) / top * 0.5001, x.shape)
-            slack = step.astype(np.float64) @ np.abs(w.dequantize()).T + 2 * bound(np.abs(x) + step, w)
-        else:
-            slack = bound(x, w)
-        want = x.astype(np.float64) @ w.dequantize().T
-    error = np.abs(got - want)
+    if case.x_dtype in QUANTISED and case.how in WHOLE:
+        return verdict(np.abs(got - exact(x, w, case.x_dtype, case.token)), np.float32(0))
+    taken, times = x, 1
+    if case.x_dtype:
+        q, scale = quantised(x, w, case.x_dtype, case.token)
+        taken, times = (q * scale[..., None]).reshape(case.m, -1)[:, :case.k], 2
+    slack = times * bound(taken, w)
+    if case.how == "lut_act_i8":
+        slack = 2 * slack + table_bound(taken, w)
+    return verdict(np.abs(got - taken.astype(np.float64) @ w.dequantize().T), slack)
+
+
+def verdict(error: np.ndarray, slack: np.ndarray) -> str:
+    """What `check` says of errors that may be so large."""
     return "" if (error <= slack).all() else f"off by {error.max()}, allowed {np.max(slack)}"
 
 

@@ -278,6 +278,32 @@ class Access:
             bit *= 2
         return found[0]
 
+    def byte_entries(self, table: ir.Value, words: ir.Value) -> ir.Value:
+        """The entry of a table of 16, 32 or 64 bytes for each byte of at most a register of words."""
+        entries, lanes, full = table.type.count, words.type.count, self.target.vector_bytes
+        if lanes < full // 4:
+            return self._resize(self.byte_entries(table, self._resize(words, full // 4)), lanes)
+        t = ir.VectorType(ir.IntType(8), full)
+        index = self.b.bitcast(words, t)
+        if "vbmi" in self.target.features:  # takes the lowest six bits
+            out = self._intrinsic("llvm.x86.avx512.permvar.qi.512", t, [self._lanes(table, range(64)), index])
+            return self.b.bitcast(out, words.type)
+        shuffle = "llvm.x86.avx512.pshuf.b.512" if full == 64 else "llvm.x86.avx2.pshuf.b"
+        low = self.b.and_(index, full_like(index, 15))
+        found = [self._intrinsic(shuffle, t, [self._lanes(table, [first + i % 16 for i in range(full)]), low])
+                 for first in range(0, entries, 16)]
+        bit = 16
+        while len(found) > 1:
+            above = self.b.icmp_unsigned("!=", self.b.and_(index, full_like(index, bit)), full_like(index, 0))
+            found = [self.b.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+            bit *= 2
+        return self.b.bitcast(found[0], words.type)
+
+    def _lanes(self, x: ir.Value, lanes: Sequence[int]) -> ir.Value:
+        """These lanes of a vector, modulo its length."""
+        mask = ir.Constant(ir.VectorType(I32, len(lanes)), [i % x.type.count for i in lanes])
+        return self.b.shuffle_vector(x, x, mask)
+
     def _resize(self, x: ir.Value, lanes: int) -> ir.Value:
         have = x.type.count
         mask = ir.Constant(ir.VectorType(I32, lanes), [min(i, have) if i >= have else i for i in range(lanes)])

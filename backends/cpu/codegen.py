@@ -331,6 +331,13 @@ class _Generator(Arithmetic):
         out = self._by_registers([index], lambda i: Access(self.b, self.target).table_entry([whole], i))
         return self.b.bitcast(out, self.type_of(op.result.type))
 
+    def op_lookup4(self, op: Op) -> ir.Value:
+        table, words = self.args(op)
+        if not op.result.shape:
+            lane = self.b.insert_element(ir.Constant(ir.VectorType(I32, 1), ir.Undefined), words, I32(0))
+            return self.b.extract_element(Access(self.b, self.target).byte_entries(table, lane), I32(0))
+        return self._by_registers([words], lambda w: Access(self.b, self.target).byte_entries(table, w))
+
     def op_dot4(self, op: Op) -> ir.Value:
         a, b, c = self.args(op)
         return self.dot4(c, a, b, op.operands[0].dtype.kind == "int", op.operands[1].dtype.kind == "int")

@@ -92,6 +92,11 @@ class Elements:
             return b.load(table.memory, wide, None, 1, inside)
         return b.read(th.LdGather, table.memory, wide, inside)
 
+    def _at_lookup4(self, op: Op, where: Position) -> Value:
+        words = self.at(op.operands[1], where)
+        table = self.at(op.operands[0], (Ix(0, op.operands[0].shape[0]),))
+        return self.b.pure(sh.Lookup4, table, words)
+
     def in_register(self, op: Op) -> bool:
         """Whether a table is one register of AVX-512, and no index can lie outside of it."""
         table, index = (v.tile for v in op.operands)

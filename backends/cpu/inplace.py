@@ -117,7 +117,7 @@ def _aligned(nest: th.Nest, result: Value, arg: Value) -> bool:
         return False
     return all(arg not in op.operands or isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast)
                for op in region.ops) and not any(
-        op.name in ("broadcast", "permute", "slice", "reshape", "reduce", "gather", "lookup")
+        op.name in ("broadcast", "permute", "slice", "reshape", "reduce", "gather", "lookup", "lookup4")
         and arg in _sources(op, region) for op in region.ops if op.name != "reduce" or op.results)
 
 

@@ -42,6 +42,11 @@ class CpuTarget:
         return 64 if self.vector_bytes == 64 else 0
 
     @property
+    def byte_tables(self) -> bool:
+        """Whether bytes are looked up in registers."""
+        return "avx2" in self.features
+
+    @property
     def key(self) -> str:
         """Everything that can change the generated code."""
         return (
@@ -69,8 +74,7 @@ def host() -> CpuTarget:
         names.add("avx2")
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= have:
         vector_bytes, registers = 64, 32
-        if "avx512vnni" in have:
-            names.add("vnni")
+        names |= {name for name in ("vnni", "vbmi") if f"avx512{name}" in have}
     machine = _machine(llvm.get_host_cpu_name(), features.flatten())
     has_half = "f16c" in have or machine.triple.startswith(("aarch64", "arm64"))
     half = {("f16", "f32"), ("f32", "f16")} if has_half else ()  # from f64 LLVM calls a library

@@ -20,9 +20,11 @@ from tilelang.ir.thread import ConvertLayout, Nest
 COSTLY = 8
 """Inline cost (operations per element) from which a value needed by several nests is stored rather than recomputed."""
 _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
-         "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "lookup": 4, "load": 1}
+         "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "lookup": 4, "lookup4": 2,
+         "load": 1}
 _REARRANGE = ("broadcast", "permute", "slice", "reshape")
-_ELSEWHERE = (*_REARRANGE, "lookup", "gather", "load")
+LOOKUPS = ("lookup", "lookup4")
+_ELSEWHERE = (*_REARRANGE, *LOOKUPS, "gather", "load")
 """Operations that read their operands at other indices than the result's."""
 _WRITES = ("store", "scatter", "atomic")
 
@@ -154,7 +156,7 @@ class _Placer:
         if op.name in ("load", "gather"):
             return op.operands[0] not in self.written and isinstance(op.operands[0].type, TensorType)
         return isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or \
-            op.name in ("broadcast", "permute", "slice", "arange", "lookup")
+            op.name in ("broadcast", "permute", "slice", "arange", *LOOKUPS)
 
     def cost(self, v: Value) -> int:
         op = v.owner
@@ -168,7 +170,7 @@ class _Placer:
         op = v.owner
         if not v.shape:
             return True
-        if op is None or not self.inline(op) or op.name in ("load", "gather", "lookup"):
+        if op is None or not self.inline(op) or op.name in ("load", "gather", *LOOKUPS):
             return False
         return self.cost(v) <= 4 and all(self.trivial(o) for o in op.operands)
 
@@ -186,7 +188,7 @@ class _Placer:
         """Whether some use needs the tile in memory."""
         for user, depth in self.users.get(v, []):
             if user.name in ("yield", "for", "while", "if", "print") or (
-                user.name == "lookup" and user.operands[0] is v
+                user.name in LOOKUPS and user.operands[0] is v
             ):
                 return True
             if user.name == "reshape" and not unit_reshape(user) or user.name == "view":

@@ -9,9 +9,10 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.errors import TargetError
+from tilelang.ir import codec
 from tilelang.jit import architecture
 from tilelang.ops.common import rows
-from tilelang.ops.mpgemm.bits import lut_gemv_kernel, planes_kernel, popcount_gemv_kernel, tables_kernel
+from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
 from tilelang.ops.mpgemm.cpu import (
     WEIGHTS,
@@ -21,7 +22,16 @@ from tilelang.ops.mpgemm.cpu import (
     spread_kernel,
 )
 from tilelang.ops.mpgemm.gpu import product, tiles
-from tilelang.ops.mpgemm.pack import Panels, panels
+from tilelang.ops.mpgemm.lut import (
+    bucket_kernel,
+    byte_tables_kernel,
+    lut_bytes_kernel,
+    lut_gemv_kernel,
+    lut_weight_kernel,
+    nibbles_kernel,
+    tables_kernel,
+)
+from tilelang.ops.mpgemm.pack import LANES, Panels, panels
 from tilelang.ops.mpgemm.plan import Plan, plan
 from tilelang.quant import QuantTensor, RowParts
 
@@ -33,10 +43,11 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
            decomposition: str | None = None) -> Any:
     """act(x [..., K] @ w [N, K].T + bias [N]) + residual [..., N].
 
-    `x` (f32, f16 or bf16) takes part as it is, in f32; with `x_dtype` "i8", "i6" or "i4" it is quantised on the way
-    in: q = round(x / s), s = max |x| / (2**(b-1) - 1) of each token, or of each group of the weight's columns where
-    `x_group` is "group". Sums of q times whole-numbered codes are then exact within a group; corrections of `w` still
-    multiply x as it is. `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
+    `x` (f32, f16 or bf16) takes part as it is, in f32; with `x_dtype` ("i2" to "i8", bipolar "s1" to "s7", floats of 3
+    to 8 bits such as "f8e4m3") it is quantised on the way in: q = x / s rounded, s = max |x| / (the largest q) of each
+    token, or of each group of the weight's columns where `x_group` is "group"; of "s1" the mean of |x|. Sums of whole
+    q times whole-numbered codes are then exact within a group; corrections of `w` still multiply x as it is.
+    `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU x is f16, weights become f16 in
     registers (entries of codebooks are rounded to it), and "dequant_mma" is the only decomposition. The first product
     with a weight repacks it; that is kept as long as `w` lives.
@@ -113,29 +124,58 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
     shifted = how == "dequant_fma" and w.dtype is None  # codes stay where they stand in their words
     spread, sums = np.zeros((m, blocks, 32), np.float32), np.empty((m, g), np.float32)
     spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted and x_dtype is None else 0)
-    weight = (w.words if how in ("dequant_fma", "int_dot") else w.planes, w.scale, y)
+    weight = (w.planes if how in BY_BITS else w.words, w.scale, y)
     consts = {"BITS": w.bits, "DEPTH": w.depth, "ROWS": chosen.rows, "ZERO": None if w.zeros else w.zero,
               "ACT": activation, "zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
     if x_dtype is not None:
-        bits = tile.dtype(x_dtype).bits
-        q, scale = np.empty((m, g, w.depth), np.int8), np.empty((m, g), np.float32)
-        quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth, TOP=2.0 ** (bits - 1) - 1,
-                        TOKEN=token)
-        if how == "int_dot":
-            integer_gemv_kernel(q.view(np.int32).reshape(m, blocks, 8), scale, sums, *weight, **consts)
-            return
-        if how == "bitplane_popc":
-            planes = np.empty((m, blocks, bits), np.uint32)
-            planes_kernel(q.reshape(m, blocks, 32), planes, XBITS=bits)
-            popcount_gemv_kernel(planes, scale, sums, *weight, XBITS=bits, **consts)
+        dt = tile.dtype(x_dtype)
+        q = np.empty((m, g, w.depth), np.float32 if dt.kind == "float" else np.int8)
+        scale = np.empty((m, g), np.float32)
+        quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth, GROUP=w.group, K=w.shape[1],
+                        DTYPE=dt, TOKEN=token)
+        if how in WHOLE:
+            _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts)
             return
         spread, sums = (q * scale[..., None]).reshape(spread.shape), sums * scale
         if shifted:
             spread *= np.array(WEIGHTS[w.bits], np.float32)
-    if how == "lut_act":
+    if how == "lut_act_i8":
+        bytes_, steps = np.empty((m, blocks, 2, 64), np.int8), np.empty((m, g), np.float32)
+        byte_tables_kernel(spread, bytes_, steps, DEPTH=w.depth, EXACT=False)
+        lut_bytes_kernel(bytes_, steps, sums, *weight, EXACT=False, **consts)
+    elif how == "lut_act":
         tables = np.empty((m, blocks, 8, 16), np.float32)
         tables_kernel(spread, tables)
         lut_gemv_kernel(tables, sums, *weight, **consts)
-        return
-    dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
+    elif how == "bucket_sum":
+        values = np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)
+        bucket_kernel(spread, sums, values.astype(np.float32), *weight, **consts)
+    else:
+        dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
 
+
+BY_BITS = ("bitplane_popc", "lut_act", "lut_act_i8")
+"""Decompositions that read `Panels.planes`."""
+WHOLE = ("bitplane_popc", "int_dot", "lut_act_i8", "lut_weight")
+"""Decompositions that sum whole numbers exactly where x is quantised to such."""
+
+
+def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
+    """A product of whole numbers q i8 [M, blocks, 32] of `dt`; `of`: their scales and sums, then weights and y."""
+    (m, blocks, _), bipolar = q.shape, dt.kind == "bipolar"
+    bits = {"XBITS": dt.bits, "BIPOLAR": bipolar}
+    if how == "int_dot":
+        integer_gemv_kernel(q.view(np.int32), *of, **consts)
+    elif how == "lut_act_i8":
+        tables = np.empty((m, blocks, 2, 64), np.int8)
+        byte_tables_kernel(q.astype(np.float32), tables, DEPTH=w.depth, EXACT=True)
+        lut_bytes_kernel(tables, *of, EXACT=True, **consts)
+    elif how == "bitplane_popc":
+        planes = np.empty((m, blocks, dt.bits), np.uint32)
+        planes_kernel(q, planes, **bits)
+        popcount_gemv_kernel(planes, *of, GROUP=w.group, K=w.shape[1], **bits, **consts)
+    else:
+        nibbles = np.empty((m, blocks, 8, dt.bits), np.int32)
+        nibbles_kernel(q, nibbles, **bits)
+        room = np.zeros((len(w.words), -(-m // consts["ROWS"]), 16, LANES), np.int32)
+        lut_weight_kernel(nibbles, *of[:2], room, *of[2:], **bits, **consts)

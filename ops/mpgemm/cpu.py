@@ -38,19 +38,36 @@ def spread_kernel(x: tile.Tensor[tile.T, "M K"], y: tile.Out[tile.f32, "M B 32"]
 
 
 @tile.kernel
-def quantize_kernel(x: tile.Tensor[tile.f32, "M G D"], q: tile.Out[tile.i8, "M G D"], scale: tile.Out[tile.f32, "M G"],
-                    sums: tile.Out[tile.f32, "M G"], G: tile.Const, D: tile.Const, TOP: tile.Const,
-                    TOKEN: tile.Const):
-    """Symmetric integers up to TOP: q = round(x / s), s = max |x| / TOP over the token or the group; `sums` are those
-    of q. A group of zeros has s = 0."""
+def quantize_kernel(x: tile.Tensor[tile.f32, "M G D"], q: tile.Out[tile.Q, "M G D"], scale: tile.Out[tile.f32, "M G"],
+                    sums: tile.Out[tile.f32, "M G"], G: tile.Const, D: tile.Const, GROUP: tile.Const, K: tile.Const,
+                    DTYPE: tile.Const, TOKEN: tile.Const):
+    """Activations as values of DTYPE times s = max |x| / (its largest value) of the token or the group; of s1 the mean
+    of |x|. `sums` are those of q. Values are rounded to the nearest; columns beyond GROUP and K are 0 and count for
+    nothing, and of zeros alone s = 0."""
     m = tile.grid(x.shape[0])
     v = tile.load(x, (m, 0, 0), (G, D))
-    largest = tile.abs(v).max(1, keepdims=True)
-    if TOKEN:
-        largest = tile.broadcast_to(largest.max(0, keepdims=True), (G, 1))
-    s = largest / tile.full((G, 1), TOP, tile.f32)
-    whole = tile.round(v / tile.where(s == 0.0, 1.0, s))
-    tile.store(q, (m, 0, 0), whole.to(tile.i8))
+    columns = tile.arange(G)[:, None] * GROUP + tile.arange(D)[None, :]
+    real = (columns < K) & (tile.broadcast_to(tile.arange(D)[None, :], (G, D)) < GROUP)
+    if DTYPE.kind == "bipolar" and DTYPE.bits == 1:
+        s, many = tile.abs(v).sum(1, keepdims=True), real.to(tile.f32).sum(1, keepdims=True)
+        if TOKEN:
+            s, many = s.sum(0, keepdims=True), many.sum(0, keepdims=True)
+        s = tile.broadcast_to(s / tile.maximum(many, 1.0), (G, 1))
+    else:
+        largest = tile.abs(v).max(1, keepdims=True)
+        if TOKEN:
+            largest = tile.broadcast_to(largest.max(0, keepdims=True), (G, 1))
+        s = largest / tile.full((G, 1), DTYPE.max, tile.f32)
+    t = v / tile.where(s == 0.0, 1.0, s)
+    if DTYPE.kind == "bipolar":  # odd numbers
+        top = DTYPE.max
+        whole = tile.minimum(tile.maximum(2.0 * tile.floor(t * 0.5) + 1.0, -top), top)
+        whole = tile.where(real, whole, 0.0)
+    elif DTYPE.kind == "float":
+        whole = t.to(DTYPE).to(tile.f32)
+    else:
+        whole = tile.round(t)
+    tile.store(q, (m, 0, 0), whole.to(q.dtype))
     tile.store(scale, (m, 0), s.reshape(G))
     tile.store(sums, (m, 0), whole.sum(1))
 
@@ -111,6 +128,26 @@ def folded(part, total, p, g, scale, zero, minimum, ZERO):
     return out + tile.load(minimum, (p, g, 0), (64,)).to(tile.f32) * total if minimum is not None else out
 
 
+@tile.function
+def store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS):
+    """Finishes rows m * ROWS and following of panel p: one accumulator [64] for each."""
+    for r in tile.static_range(ROWS):
+        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
+        tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))
+
+
+@tile.function
+def with_group(acc, parts, xscale, sums, m, p, g, scale, zero, minimum, ZERO, ROWS):
+    """`acc` and what group g adds to each row; `parts` [B, 64] are the sums of its blocks, in whole numbers where
+    x is (times `xscale`) or not."""
+    total = tuple([parts[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words
+    out = tuple([folded(total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g), (1,)), p, g, scale, zero, minimum,
+                        ZERO) for r in tile.static_range(ROWS)])
+    if xscale is not None:
+        out = tuple([tile.load(xscale, (m * ROWS + r, g), (1,)) * out[r] for r in tile.static_range(ROWS)])
+    return tuple([acc[r] + out[r] for r in tile.static_range(ROWS)])
+
+
 @tile.kernel
 def dequant_gemv_kernel(
     x: tile.Tensor[tile.f32, "M B 32"], sums: tile.Tensor[tile.f32, "M G"],
@@ -137,12 +174,8 @@ def dequant_gemv_kernel(
                     v = value_at(block, i, j, BITS, DTYPE)
                     part = tuple([tile.fma(v, rows[r][:, 4 * i + j:4 * i + j + 1], part[r])
                                   for r in tile.static_range(ROWS)])
-            total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words
-            acc = tuple([acc[r] + folded(total[r], tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h,
-                                         scale, zero, minimum, ZERO) for r in tile.static_range(ROWS)])
-    for r in tile.static_range(ROWS):
-        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
-        tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))
+            acc = with_group(acc, part, None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
+    store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)
 
 
 @tile.kernel
@@ -168,10 +201,5 @@ def integer_gemv_kernel(
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
                 v = bytes_at(block, i, BITS)
                 part = tuple([tile.dot4(v, rows[r][:, i:i + 1], part[r]) for r in tile.static_range(ROWS)])
-            total = tuple([part[r].sum(0) for r in tile.static_range(ROWS)])
-            acc = tuple([acc[r] + tile.load(xscale, (m * ROWS + r, g + h), (1,)) * folded(
-                total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g + h), (1,)), p, g + h, scale, zero, minimum,
-                ZERO) for r in tile.static_range(ROWS)])
-    for r in tile.static_range(ROWS):
-        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
-        tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))
+            acc = with_group(acc, part, xscale, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
+    store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)

@@ -5,14 +5,21 @@ far that reaches.
 |---|---|---|---|---|
 | dequant_fma | x * value of the code | every type | f32 | every addition |
 | lut_act | sums of four x, chosen by bits of codes | evenly spaced values | f32 | every addition |
-| bitplane_popc | bits set in both | as int_dot | i32 over a group | as int_dot |
-| int_dot | q * code, by fours | evenly spaced values, x quantised | i32 over a group | a group's sum, to f32 |
+| lut_act_i8 | the same from tables of bytes | evenly spaced values | i32 over a group | floats: each entry, to \
+1 / 127 of the largest; whole numbers whose sums of four fit: as int_dot |
+| lut_weight | sums of four codes, chosen by bits of x | as int_dot | i32 over a group | as int_dot |
+| bucket_sum | x of each code, times its value | every type, no NaN | f32 | every addition |
+| bitplane_popc | bits set in both, or that differ where x is bipolar | as int_dot | i32 over a group | as int_dot |
+| int_dot | q * code, by fours | evenly spaced values, x whole numbers | i32 over a group | a group's sum, to f32 |
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tilelang.errors import TargetError
+from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ops.mpgemm.pack import Panels, panels
 from tilelang.quant import QuantTensor
@@ -21,7 +28,8 @@ BANDWIDTH = 32.0
 """Bytes a nanosecond that one core reads from memory (Zen 5; see benchmarks/README.md)."""
 RATE = 12.0
 """Vector operations of 64 bytes that it starts in a nanosecond."""
-QUANTISED = ("i8", "i6", "i4")
+QUANTISED = tuple(f"i{b}" for b in range(2, 9)) + tuple(f"s{b}" for b in range(1, 8))
+"""Activations in whole numbers that fit into bytes: of integers the least is never taken."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,15 @@ class Plan:
 
 
 def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None = None) -> Plan:
-    """The cheapest decomposition of x [m, K] in `x_dtype` (f32, f16, bf16, or quantised i8, i6, i4) with `w`, or the
-    one named by `decomposition`.
+    """The cheapest decomposition of x [m, K] in `x_dtype` (f32, f16, bf16, or quantised: i2 to i8, s1 to s7, floats of
+    3 to 8 bits) with `w`, or the one named by `decomposition`. One that rounds what is summed (`lut_act_i8` of
+    floats) is taken only by its name.
 
     Raises TargetError where that one cannot compute the product, or where a group of `w` is longer than its
     accumulator is safe for; ValueError for unknown names."""
     x = dtype(x_dtype) if isinstance(x_dtype, str) else x_dtype
-    if x.name not in (*QUANTISED, "f32", "f16", "bf16"):
-        raise ValueError(f"x must be f32, f16, bf16, {', '.join(QUANTISED)}; got {x}")
+    if x.name not in (*QUANTISED, "f32", "f16", "bf16") and not (x.kind == "float" and x.bits <= 8):
+        raise ValueError(f"x must be f32, f16, bf16, a float of at most 8 bits, {', '.join(QUANTISED)}; got {x}")
     if decomposition is not None and decomposition not in _MAKE:
         raise ValueError(f"decomposition must be one of {', '.join(_MAKE)}, got {decomposition!r}")
     packed = panels(w)
@@ -62,7 +71,8 @@ def _cheapest(x: DType, w: Panels, m: int, wanted: str | None) -> Plan:
     for name, make in _MAKE.items():
         found = make(x, w, m) if wanted in (None, name) else None
         if isinstance(found, Plan):
-            plans.append(found)
+            if wanted is not None or not (name == "lut_act_i8" and x.name not in QUANTISED):
+                plans.append(found)
         elif found is not None and wanted is not None:
             raise TargetError(f"{name} cannot compute this product", needs=found[0], got=found[1], try_=found[2])
     return min(plans, key=lambda p: p.nanoseconds)
@@ -76,14 +86,14 @@ def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     return _estimate("dequant_fma", "f32", w, m, rows, 4 * each, 0, 0)
 
 
-def _whole(x: DType, w: Panels) -> tuple[int, int] | tuple[str, str, str]:
-    """(largest product, columns whose sum i32 holds) of whole numbers."""
+def _whole(x: DType, w: Panels, times: int = 1) -> tuple[int, int] | tuple[str, str, str]:
+    """(largest product, columns of which i32 holds `times` the sum) of whole numbers."""
     if x.name not in QUANTISED:
         return "activations in whole numbers", str(x), 'pass x_dtype="i8"'
-    if w.dtype is not None:
-        return "weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"'
-    largest = x.max * w.top
-    limit = (2 ** 31 - 1) // max(largest, 1)
+    if wrong := _even(w):
+        return wrong
+    largest = int(x.max) * w.top
+    limit = (2 ** 31 - 1) // max(times * largest, 1)
     if w.group > limit:
         return (f"groups of at most {limit} columns: i32 holds no larger sum of {x.max} * {w.top}",
                 f"groups of {w.group}", "quantise with smaller groups")
@@ -99,26 +109,59 @@ def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
 
 
 def _bitplane_popc(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
-    whole, rows = _whole(x, w), _rows(m)
+    whole, rows = _whole(x, w, 2 if x.kind == "bipolar" else 1), _rows(m)
     if len(whole) == 3:
         return whole
     each = 4 * w.bits * x.bits * rows / 8  # and, count, multiply, add: 32 columns of 16 rows
     return _estimate("bitplane_popc", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 
+def _even(w: Panels) -> tuple[str, str, str] | None:
+    """What is wrong where values are not evenly spaced."""
+    return None if w.dtype is None else \
+        ("weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"')
+
+
 def _lut_act(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
-    if w.dtype is not None:
-        return "weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"'
-    return _estimate("lut_act", "f32", w, m, 1, 4.2 * w.bits, 0, 0)  # shift, look up, add, and the tables' loads
+    return _even(w) or _estimate("lut_act", "f32", w, m, 1, 4.2 * w.bits, 0, 0)  # shift, look up, add, load tables
 
 
-def _rows(m: int) -> int:
+def _lut_act_i8(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    rows = _rows(m, 2)
+    if x.name in QUANTISED and 4 * x.max > 127:
+        return "sums of four activations that fit into bytes", str(x), 'pass x_dtype="i6", or x as it is'
+    if wrong := _even(w):
+        return wrong
+    most = 127 * ((1 << w.bits) - 1)  # of four columns
+    limit = 4 * ((2 ** 31 - 1) // most // 2)  # twice the sum, with that of x, before it is halved
+    if w.depth > limit:
+        return f"groups of at most {limit} columns: i32 holds no larger sum", f"groups of {w.group}", \
+            "quantise with smaller groups"
+    return _estimate("lut_act_i8", "i32", w, m, rows, 1 + 1.4 * w.bits * rows, w.depth // 4 * most, limit)
+
+
+def _lut_weight(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    whole, rows = _whole(x, w), _rows(m, 8)
+    if len(whole) == 3:
+        return whole
+    each = 40 + 3 * rows * x.bits  # the table and, for each bit, an address, a load, a shift and an addition
+    return _estimate("lut_weight", "i32", w, m, rows, each, w.group * whole[0], whole[1])
+
+
+def _bucket_sum(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    if w.dtype is not None and not np.isfinite(codec.values_of(w.dtype)).all():
+        return "values that are all finite", str(w.dtype), 'leave decomposition="dequant_fma"'
+    return _estimate("bucket_sum", "f32", w, m, 1, 16 << w.bits, 0, 0)  # take out, compare, add, for every code
+
+
+def _rows(m: int, most: int = 5) -> int:
     """Rows at once: 5 times 4 accumulators leave registers for 4 vectors of words and 4 of values."""
-    turns = -(-m // 5)
+    turns = -(-m // most)
     return -(-m // max(turns, 1))
 
 
-_MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "dequant_fma": _dequant_fma, "lut_act": _lut_act}
+_MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "dequant_fma": _dequant_fma, "lut_act": _lut_act,
+         "lut_act_i8": _lut_act_i8, "lut_weight": _lut_weight, "bucket_sum": _bucket_sum}
 DECOMPOSITIONS = tuple(_MAKE)
 """Of equally cheap ones the first is taken."""
 

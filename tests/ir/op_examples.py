@@ -113,6 +113,9 @@ EXAMPLES |= {
                    {"r": "f32[4, 3]"}),
     "lookup": tiles("lookup", "%r = lookup %t, %i : f32[4, 8]", {"t": "f32[16]", "i": "i32[4, 8]"},
                     {"r": "f32[4, 8]"}),
+    **{f"lookup4.{t}{n}": tiles("lookup4", "%r = lookup4 %t, %i : %D[4, 8]".replace("%D", d), {
+        "t": f"{t}[{n}]", "i": "u32[4, 8]"}, {"r": f"{d}[4, 8]"})
+       for t, n, d in (("i8", 16, "i32"), ("u8", 32, "u32"), ("i8", 64, "i32"))},
     "view": tiles("view", "%r = view %a {dtype=u4, source=<spatial(4).local(2)>, layout=<spatial(4).local(4)>} : "
                    "u4[16]", {"a": "u8[8]"}, {"r": "u4[16]"}),
     # -- reductions --------------------------------------------------------------------------------------------------

@@ -175,6 +175,27 @@ class Lookup(Op):
         return np.where(inside, table[np.where(inside, index, 0)], np.zeros((), table.dtype))
 
 
+class Lookup4(Op):
+    """Of each of the four bytes of a word (u32) the entry of a table of 16, 32 or 64 bytes that its lowest 4, 5 or 6
+    bits choose, as words: i32 if the table is i8, u32 if it is u8. Byte shuffles of CPUs (`vpermb`, `pshufb`)."""
+    name, levels = "lookup4", ALL_LEVELS
+
+    def infer(self) -> Sequence[Type]:
+        table, words = (v.tile for v in self.operands)
+        if table.shape not in ((16,), (32,), (64,)) or table.dtype.name not in ("i8", "u8"):
+            raise ShapeMismatch("the table of `lookup4` is one of bytes", loc=self.loc,
+                                needs="i8 or u8 [16], [32] or [64]", got=str(table), try_="reshape or cast the table")
+        if words.dtype.name != "u32":
+            raise DTypeMismatch("`lookup4` needs words", loc=self.loc, needs="u32, four indices in each",
+                                got=str(words.dtype), try_="bitcast the words to tile.u32")
+        return [TileType(words.shape, dtype("i32" if table.dtype.name == "i8" else "u32"))]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        table, words = args
+        at = np.ascontiguousarray(words).reshape(-1).view(np.uint8) & (len(table) - 1)
+        return table[at].view(self.result.tile.dtype.storage).reshape(np.shape(words))
+
+
 class View(Op):
     """Reinterprets each thread's register bits: element i of a thread occupies bits [i*w, (i+1)*w) of its registers.
 

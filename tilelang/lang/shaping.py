@@ -108,6 +108,12 @@ def lookup(table: Any, index: Tile, dt: DType = _F32) -> Tile:
     return Tile(emit(sh.Lookup, entries.value, index.value).result)
 
 
+def lookup4(table: Tile, words: Tile) -> Tile:
+    """Of each byte of u32 words the entry of a table, i8 or u8 [16], [32] or [64], that its lowest 4, 5 or 6 bits
+    choose: words of i32 or u32, as `dot4` takes them."""
+    return Tile(emit(sh.Lookup4, table.value, words.value).result)
+
+
 def view(x: Tile, dt: DType, source: Any, layout: Any, order: Literal["stream", "pairs"] = "stream") -> Tile:
     """Reinterprets each thread's register bits: from layout `source` of `x` to `layout` under another dtype.
 

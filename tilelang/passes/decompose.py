@@ -1,7 +1,8 @@
 """decompose: rewrites operations that need no machine support of their own into simpler ones.
 
 requires: TILE
-ensures: no `sort`, `arg_reduce` or `philox`, and of `dot_scaled` only what the target has an instruction for
+ensures: no `sort`, `arg_reduce` or `philox`; of `dot_scaled` only what the target has an instruction for, and `lookup4`
+    only where it has `byte_tables`
 example: `arg_reduce {kind="max", axis=1}` becomes a max, a comparison and a min over positions
 """
 from __future__ import annotations
@@ -23,7 +24,8 @@ def decompose(fn: Function, target: Any = None) -> Function:
         ops, region.ops = region.ops, []
         for op in ops:
             rule = _RULES.get(op.name)
-            if rule is None or op.name == "dot_scaled" and scaled(op):
+            if rule is None or op.name == "dot_scaled" and scaled(op) \
+                    or op.name == "lookup4" and byte_tables:
                 region.ops.append(op)
                 continue
             for old, new in zip(op.results, rule(_Expand(region, op)), strict=True):
@@ -31,6 +33,7 @@ def decompose(fn: Function, target: Any = None) -> Function:
                 replaced[old] = new
     replaced: dict[Value, Value] = {}
     scaled: Callable[[Op], bool] = getattr(target, "multiplies_scaled", lambda op: False)
+    byte_tables = getattr(target, "byte_tables", False)
     map_regions(fn, step)
     for op in fn.walk():
         op.operands = [replaced.get(v, v) for v in op.operands]
@@ -148,5 +151,17 @@ def _dot_scaled(b: _Expand) -> list[Value]:
     return [b.emit(reduction.Dot, left, right, *acc, dtype=dtype("f32"))]
 
 
-_RULES: dict[str, Callable[[_Expand], list[Value]]] = {"arg_reduce": _arg_reduce, "sort": _sort, "philox": _philox,
-                                                       "dot_scaled": _dot_scaled}
+def _lookup4(b: _Expand) -> list[Value]:
+    table, words = b.op.operands
+    u32, like, out = dtype("u32"), words.shape, None
+    for shift in (0, 8, 16, 24):
+        at = b.emit(ew.And, b.emit(ew.Shr, words, b.full(shift, like, u32)), b.full(table.shape[0] - 1, like, u32))
+        found = b.emit(ew.Cast, b.emit(shape.Lookup, table, at), dtype=u32)
+        byte = b.emit(ew.Shl, b.emit(ew.And, found, b.full(255, like, u32)), b.full(shift, like, u32))
+        out = byte if out is None else b.emit(ew.Or, out, byte)
+    assert out is not None
+    return [out if b.op.result.tile.dtype is u32 else b.emit(ew.Bitcast, out, dtype=_I32)]
+
+
+_RULES: dict[str, Callable[[_Expand], list[Value]]] = {
+    "arg_reduce": _arg_reduce, "sort": _sort, "philox": _philox, "dot_scaled": _dot_scaled, "lookup4": _lookup4}

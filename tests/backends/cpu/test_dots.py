@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import tilelang as tile
+from tests.backends.cpu.native import native
+from tests.ir.op_examples import EXAMPLES, example
 from tilelang import ops
 from tilelang.backends.cpu import machine
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.softmax import softmax_kernel
+from tilelang.passes.meaning import difference
 
 HOST = machine.host()
 
@@ -76,3 +79,28 @@ def test_avx2_code_has_no_wider_registers(monkeypatch: pytest.MonkeyPatch) -> No
     c = torch.zeros(2, 12, 12, dtype=torch.int32)
     code = batched.lower(a, torch.zeros(2, 32, 12, dtype=torch.int8), c, BM=12, BN=32, BK=32).assembly
     assert "%ymm" in code and "%zmm" not in code and "vpmaddwd" in code
+
+
+@pytest.mark.parametrize("key", [key for key in EXAMPLES if key.startswith("lookup4")])
+@pytest.mark.parametrize("features", [{"avx2"}, set()], ids=str)
+def test_bytes_are_looked_up_without_vpermb(key: str, features: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    for made in (replace(avx2(), features=frozenset(features)), replace(HOST, features=HOST.features - {"vbmi"})):
+        monkeypatch.setattr(machine, "host", lambda made=made: made)
+        fn = example(key)
+        assert difference(fn, native(fn), np.random.default_rng(1)) == ""
+
+
+def test_words_of_look_ups_go_through_one_instruction() -> None:
+    """Look-ups in a table of 64 bytes: a byte shuffle for 64 bytes, nothing from memory one by one."""
+    if not {"vbmi", "vnni"} <= HOST.features:
+        pytest.skip("needs a processor with AVX-512 VBMI and VNNI")
+    lines = looked_up.lower(np.zeros(64, np.int8), np.zeros(64, np.uint32), np.zeros(64, np.int32)).assembly
+    assert 0 < lines.count("vpermb") <= lines.count("vpdpbusd") and "gather" not in lines
+
+
+@tile.kernel
+def looked_up(table: tile.Tensor[tile.i8, "64"], words: tile.Tensor[tile.u32, "64"], y: tile.Out[tile.i32, "64"]):
+    found = tile.lookup4(tile.load(table, (0,), (64,)), tile.load(words, (0,), (64,)))
+    tile.store(y, (0,), tile.dot4(tile.full((64,), 0x01010101, tile.u32), found, tile.zeros((64,), tile.i32)))

@@ -84,7 +84,8 @@ def test_panels_hold_every_code_once(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "how"), [
-    *((name, "dequant_fma") for name in ("u1", "u3", "s4", "i5", "u8", *OTHER)), ("f3e1m1", "lut_act")],
+    *((name, "dequant_fma") for name in ("u1", "u3", "s4", "i5", "u8", *OTHER)), ("f3e1m1", "lut_act"),
+    ("u2", "bucket_sum"), *((name, "bucket_sum") for name in (OTHER[0], OTHER[-1]))],
     ids=str)
 def test_sums_of_floats(name: Any, how: str) -> None:
     rng = np.random.default_rng(0)
@@ -105,17 +106,35 @@ def test_any_shape(m: int, n: int, k: int, group: int, zeros: bool, minimum: boo
     assert (error <= bound(x, w)).all()
 
 
+def quantised(x: Any, w: QuantTensor, name: str, token: bool) -> tuple[Any, Any]:
+    """(q [M, groups, columns], scale f32 [M, groups]) of activations, operation by operation in f32; beyond K q is
+    0."""
+    dt, group, k = tile.dtype(name), panels(w).group, w.shape[1]
+    groups = -(-k // group)
+    padded = np.zeros((len(x), groups * group), np.float32)
+    padded[:, :k] = x
+    padded = padded.reshape(len(x), groups, group)
+    if name == "s1":  # exact for few bits
+        scale = np.abs(padded).sum(2) / np.minimum(k - group * np.arange(groups), group).astype(np.float32)
+        whole = np.abs(x).sum(1, keepdims=True) / np.float32(k)
+    else:
+        scale = np.abs(padded).max(2) / np.float32(dt.max)
+        whole = np.abs(x).max(1, keepdims=True) / np.float32(dt.max)
+    scale = np.broadcast_to(whole, scale.shape) if token else scale
+    t = padded / np.where(scale == 0, np.float32(1), scale)[..., None]
+    if dt.kind == "bipolar":
+        q = np.clip(2 * np.floor(t / 2) + 1, -dt.max, dt.max)
+        q.reshape(len(x), -1)[:, k:] = 0
+        return q, scale
+    return np.rint(t) if dt.kind == "int" else codec.decode(codec.encode(t, dt), dt), scale
+
+
 def exact(x: Any, w: QuantTensor, name: str, token: bool) -> Any:
     """What `int_dot` promises, operation by operation in f32; the inner sums in whole numbers."""
-    p, (n, k), top = panels(w), w.shape, np.float32(2 ** (tile.dtype(name).bits - 1) - 1)
+    p, (n, k) = panels(w), w.shape
     groups = -(-k // p.group)
-    padded = np.zeros((len(x), groups * p.group), np.float32)
-    padded[:, :k] = x
-    padded = padded.reshape(len(x), groups, p.group)
-    scale = np.abs(padded).max(2) / top
-    if token:
-        scale = np.broadcast_to(np.abs(x).max(1, keepdims=True) / top, scale.shape)
-    q = np.rint(padded / np.where(scale == 0, np.float32(1), scale)[..., None]).astype(np.int64)
+    q, scale = quantised(x, w, name, token)
+    q = q.astype(np.int64)
     rank, _, _ = ranks(w.codes.dtype)
     codes = np.zeros((n, groups * p.group), np.int64)
     codes[:, :k] = rank[w.codes.codes()]
@@ -136,14 +155,51 @@ def exact(x: Any, w: QuantTensor, name: str, token: bool) -> Any:
 
 @pytest.mark.parametrize(("name", "x_dtype", "how"), [
     ("ternary", "i8", "int_dot"), ("u6", "i8", "int_dot"), ("i7", "i8", "int_dot"),
-    ("s1", "i8", "bitplane_popc"), ("u4", "i4", "bitplane_popc")])
+    ("s1", "i8", "bitplane_popc"), ("u4", "i4", "bitplane_popc"), ("s1", "s1", "bitplane_popc"),
+    ("u3", "s2", "bitplane_popc"), ("u5", "s7", "int_dot"), ("i2", "s5", "lut_act_i8"), ("u8", "i6", "lut_act_i8"),
+    ("u3", "i4", "lut_weight"), ("ternary", "s3", "lut_weight")])
 def test_integer_sums_are_exact(name: str, x_dtype: str, how: str) -> None:
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((2, 100)).astype(np.float32)
+    x = rng.integers(-64, 64, (2, 100)).astype(np.float32) / 8
     x[1] = 0.0
     w = weight(rng, name, 70, 100, 64)
     got = ops.mpgemm(x, w, x_dtype=x_dtype, decomposition=how)
     np.testing.assert_array_equal(got, exact(x, w, x_dtype, True))
+
+
+def table_bound(x: Any, w: QuantTensor) -> Any:
+    """What tables of bytes round: half a step of at most 4 max |x| / 127 of a group, in a quarter as many look-ups as
+    there are columns, each times at most half of 2**bits - 1 and the scale."""
+    p, n = panels(w), w.shape[0]
+    padded = np.zeros((len(x), -(-w.shape[1] // p.group) * p.group))
+    padded[:, :w.shape[1]] = np.abs(x)
+    largest = padded.reshape(len(x), -1, p.group).max(2)
+    scale = np.abs(p.scale.astype(np.float64)).transpose(1, 0, 2).reshape(p.groups, -1)[:largest.shape[1], :n]
+    return 4 / 127 / 2 * (p.depth / 4) * ((1 << p.bits) - 1) / 2 * (largest @ scale)
+
+
+@pytest.mark.parametrize(("name", "group"), [("u4", 64), ("i3", 16)])
+def test_tables_of_bytes_are_off_by_half_a_step(name: str, group: int) -> None:
+    rng = np.random.default_rng(0)
+    w = weight(rng, name, 70, 100, group, zeros=True)
+    x = rng.standard_normal((3, 100)).astype(np.float32)
+    x[1] = 0.0
+    error = abs(ops.mpgemm(x, w, decomposition="lut_act_i8") - x.astype(np.float64) @ w.dequantize().T)
+    assert (error <= table_bound(x, w) + 2 * bound(x, w)).all() and (error[1] == 0).all()
+    assert plan(tile.f32, weight(rng, "u1", 8, 64, 64), 1).decomposition != "lut_act_i8"  # it is asked for
+
+
+@pytest.mark.parametrize("name", ["f8e4m3", "f6e3m2"])
+def test_activations_in_small_floats(name: str) -> None:
+    rng = np.random.default_rng(0)
+    w = weight(rng, "u4", 70, 100, 32)
+    x = rng.standard_normal((2, 100)).astype(np.float32)
+    for token in (False, True):
+        q, scale = quantised(x, w, name, token)
+        taken = (q * scale[..., None]).reshape(2, -1)[:, :100]
+        error = abs(ops.mpgemm(x, w, x_dtype=name, x_group="token" if token else "group")
+                    - taken.astype(np.float64) @ w.dequantize().T)
+        assert (error <= 2 * bound(taken, w)).all()
 
 
 @settings(max_examples=5)
@@ -216,7 +272,7 @@ def test_mistakes() -> None:
     for call, error, text in (
             (lambda: ops.mpgemm(x[:, 1:], w), ValueError, r"x must be \[..., 32\]"),
             (lambda: ops.mpgemm(x, w, activation="tanh"), ValueError, "activation must be"),
-            (lambda: ops.mpgemm(x, w, x_dtype="f8e4m3"), ValueError, "x must be"),
+            (lambda: ops.mpgemm(x, w, x_dtype="u8"), ValueError, "x must be"),
             (lambda: ops.mpgemm(x, w, np.zeros(7, np.float32)), ValueError, r"bias must be \[8\]"),
             (lambda: ops.mpgemm(x, w, decomposition="magic"), ValueError, "decomposition must be"),
             (lambda: ops.mpgemm(x, w, decomposition="int_dot"), TargetError, "int_dot cannot compute")):
