@@ -6,7 +6,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -14,14 +14,15 @@ import numpy as np
 
 from tilelang.backends.cuda.target import PORTS
 from tilelang.backends.emulator import build
+from tilelang.backends.emulator.definedness import unwritten
 from tilelang.errors import TargetError
 from tilelang.layouts import Ports
 
 Policy = Literal["forward", "reverse", "random"]
 POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
 KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "uninitialised-shared",
-         "uninitialised-global", "bounds-shared", "bounds-global", "bounds-register", "misaligned",
-         "divergent-barrier", "divergent-collective", "deadlock", "assertion")
+         "uninitialised-global", "uninitialised-register", "bounds-shared", "bounds-global", "bounds-register",
+         "misaligned", "divergent-barrier", "divergent-collective", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
            "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "shared_load", "shared_store",
@@ -165,6 +166,9 @@ class Program:
             self._library = ctypes.CDLL(str(build.kernel(text)))
         # A fuzzer loads thousands of kernels, and a process may only have so many mappings.
         weakref.finalize(self, _ctypes.dlclose, self._library._handle)
+        self._unwritten = {kernel: [Finding("uninitialised-register", r.op, -1,
+                                            f"`{r.name}` is read where it may not have been written") for r in found]
+                           for kernel, found in unwritten(text).items()}
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
                policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS,
@@ -182,7 +186,8 @@ class Program:
         self._check_signature(name, args)
         with _lock:
             machine = _machine(getattr(self._library, f"{name}__warp")(), ports)
-            return self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output)
+            result = self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output)
+        return replace(result, findings=self._unwritten[name] + result.findings)
 
     def _check_signature(self, name: str, args: Sequence[Any]) -> None:
         signature = getattr(self._library, f"{name}__signature")

@@ -108,15 +108,13 @@ class _Lowering:
         if not src.shape:
             self.of[op.result] = self.b.splat(value, layout.local_size)
             return
-        # Registers of the result that differ only along broadcast dimensions come from one register.
+        # Registers of the result that differ only along dimensions of one element come from one register.
         source = layout_of(src)
         lead = layout.rank - source.rank
         have = {tuple(map(int, o)): i for i, o in enumerate(local_offsets(source))}
         lanes = []
         for o in local_offsets(layout):
-            key = tuple(0 if src.shape[d] == 1 and op.result.shape[lead + d] != 1 else int(o[lead + d])
-                        for d in range(source.rank))
-            lanes.append(have[key])
+            lanes.append(have[tuple(0 if n == 1 else int(o[lead + d]) for d, n in enumerate(src.shape))])
         self.of[op.result] = self._take(value, lanes)
 
     def _lower_const_tile(self, op: Op) -> None:

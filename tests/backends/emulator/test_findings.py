@@ -117,6 +117,25 @@ CASES = [
   $
   tl::st<1>(o, 64 + t, tl::ld<1>(o, t, tl::op(1)), tl::op(2));""",
          "", "tl::st<1>(o, t, tl::ld<1>(a, t, tl::op(3)), tl::op(4));", ("uninitialised-global", 1, -1)),
+    Case("a register that is its own value", """
+  const tl::vec<float, 1> x = $;
+  tl::st<1>(o, t, x, tl::op(2));""", "x", "tl::ld<1>(a, t, tl::op(1))", ("uninitialised-register", 2, -1)),
+    Case("a vector of which a part is written", """
+  tl::vec<float, 4> x;
+  TL_UNROLL for (int i = 0; i < $; ++i) x[i] = t;
+  tl::st<4>(o, t * 4, x, t < 16, tl::op(2));""", "3", "4", ("uninitialised-register", 2, -1)),
+    Case("a number that only one branch writes", """
+  float x;
+  if (t < 5) {
+    x = 1;
+  } else { $ }
+  tl::st<1>(o, t, tl::vec<float, 1>{x}, tl::op(2));""", "", "x = 2;", ("uninitialised-register", 2, -1)),
+    Case("operands of a product", """
+  tl::vec<float, 4> c $;
+  const tl::vec<tl::u16, 8> x{};
+  for (int k = 0; k < t; k++) tl::mma_m16n8k16_f16(c, 0, x, 0, x, 0, tl::op(1));
+  tl::st<4>(o, t * 4, c, tl::op(2));""".replace("k < t", "k < 2"), "", "{}", ("uninitialised-register", 1, -1),
+         threads=32),
     Case("a load past the end", "  tl::st<1>(o, t, tl::ld<1>(a, t + 200, $ tl::op(1)), tl::op(2));",
          "", "t < 56,", ("bounds-global", 1, -1)),
     Case("a load before the start", "  tl::st<1>(o, t, tl::ld<1>(a, t - 1, $ tl::op(1)), tl::op(2));",

@@ -38,6 +38,20 @@ func @fuzzed(%x: tensor<in i1, M, N>, %y: tensor<out i1, K, L>) tile {
   store %y, %0, %0, %5 {axes=(0, 1)}
 }
 """,
+    "a number was spread along a column in a layout wider than it": """\
+func @fuzzed(%x: tensor<in i8, M, K:1>, %s: tensor<inout i32, N, L>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0, %0 {shape=(3, 2), axes=(0, 1), fill=0} : i8[3, 2]
+  %2 = slice %1 {starts=(0, 0), shape=(2, 1), steps=(1, 1)} : i8[2, 1]
+  %3 = dot %1, %2 {dtype=i32, bias=0, instruction=''} : i32[3, 1]
+  %4 = arange {start=0, size=3} : i32[3]
+  %5 = reshape %4 {shape=(3, 1)} : i32[3, 1]
+  %6 = arange {start=1, size=1} : i32[1]
+  %7 = reshape %6 {shape=(1, 1)} : i32[1, 1]
+  %8 = broadcast %7 {shape=(3, 1)} : i32[3, 1]
+  scatter %s, %5, %8, %3 {masked=False}
+}
+""",
     "a program reads what another of its threads has written": """\
 func @fuzzed(%x: tensor<in i32, M:1>, %t: tensor<inout i64, N:1>, %y: tensor<out i64, K>) tile {
   %0 = const {value=0, dtype=i32} : i32
