@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tilelang.errors import TileError, UnsupportedSyntax
 from tilelang.ir.core import Function as IRFunction
-from tilelang.ir.core import Region, TensorType, TileType, Type, Value
+from tilelang.ir.core import Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.elementwise import Add
+from tilelang.ir.reduction import Dot
 from tilelang.lang.annotations import ConstSpec, TensorSpec
 from tilelang.lang.emitter import Emitter
 from tilelang.lang.source import Source
@@ -107,4 +110,24 @@ class KernelDef:
             raise TileError(f"`{self.name}` nests too deeply to compile", loc=self.source.loc,
                             needs="fewer nested expressions or unrolled loops", got="Python's recursion limit",
                             try_="use tile.range instead of tile.static_range") from None
-        return IRFunction(self.name, values, body, "tile", self.source.loc)
+        fn = IRFunction(self.name, values, body, "tile", self.source.loc)
+        _accumulate(fn)
+        return fn
+
+
+def _accumulate(fn: IRFunction) -> None:
+    """A `dot` without accumulator of which nothing but the addition after it knows adds to the other operand."""
+    uses = Counter(v for op in fn.walk() for v in op.operands)
+    for region in [fn.body, *(r for op in fn.walk() for r in op.regions)]:
+        kept: list[Op] = []
+        for op in region.ops:
+            dot = kept[-1] if kept and isinstance(op, Add) else None
+            alone = isinstance(dot, Dot) and len(dot.operands) == 2 and uses[dot.result] == 1
+            if dot is not None and alone and dot.result in op.operands:
+                (other,) = (v for v in op.operands if v is not dot.result)
+                fused = Dot([*dot.operands, other], dot.attrs, loc=op.loc)
+                fused.results, op.result.owner = op.results, fused
+                kept[-1] = fused
+            else:
+                kept.append(op)
+        region.ops = kept

@@ -13,7 +13,6 @@ from tilelang.errors import (
     UnsupportedSyntax,
 )
 from tilelang.ir import elementwise as ew
-from tilelang.ir import reduction
 from tilelang.ir import shape as sh
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import DType, dtype
@@ -61,10 +60,10 @@ class Tile:
 
     # -- operators ---------------------------------------------------------------------------------------------------
     def __add__(self, other: Any) -> Tile:
-        return add(self, other)
+        return binary(ew.Add, self, other)
 
     def __radd__(self, other: Any) -> Tile:
-        return add(other, self)
+        return binary(ew.Add, other, self)
 
     def __sub__(self, other: Any) -> Tile:
         return binary(ew.Sub, self, other)
@@ -331,18 +330,6 @@ def unify(*operands: Any) -> list[Tile]:
 def binary(cls: type[Op], a: Any, b: Any) -> Tile:
     x, y = unify(a, b)
     return Tile(emit(cls, x.value, y.value).result)
-
-
-def add(a: Any, b: Any) -> Tile:
-    """a + b; a fresh `dot` without accumulator takes the other operand as its accumulator."""
-    x, y = unify(a, b)
-    ops = emitter().regions[-1].ops
-    for product, other in ((y, x), (x, y)):
-        op = product.value.owner
-        if isinstance(op, reduction.Dot) and len(op.operands) == 2 and ops and ops[-1] is op:
-            ops.pop()
-            return Tile(emit(reduction.Dot, *op.operands, other.value, dtype=op.attrs["dtype"]).result)
-    return Tile(emit(ew.Add, x.value, y.value).result)
 
 
 def divide(a: Any, b: Any) -> Tile:
