@@ -1,6 +1,8 @@
 """A small Llama with random weights: logits and generated text are those of transformers' own attention."""
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_trains() -> None:
 
 def test_attention_is_an_operator() -> None:
     q, k, v = (torch.randn(1, n, 9, 8, requires_grad=True) for n in (4, 2, 2))
-    assert operator._attention._ready() and operator._attention_varlen._ready()
+    assert all(operator._operators[operator._made(name)]._ready() for name in ("attention", "attention_varlen"))
     result = torch.library.opcheck(torch.ops.tilelang.attention.default, (q, k, v, True, 0.3, -1, -1, 0.0))
     assert set(result.values()) == {"SUCCESS"}
     cu = torch.tensor([0, 4, 9], dtype=torch.int32)
@@ -96,6 +98,8 @@ def test_functions_and_block_masks_have_their_own_operators() -> None:
         o, lse = ops.attention(q, k, v, return_lse=True, **options)
         do = torch.randn_like(o)
         got = torch.autograd.grad(o, (q, k, v), do)
+        compiled = torch.compile(partial(ops.attention, **options), fullgraph=True, backend="aot_eager")
+        assert all(map(torch.equal, got, torch.autograd.grad(compiled(q, k, v), (q, k, v), do)))
         plain = [x.detach() for x in (q, k, v, o, lse)]
         for g, w in zip(got, ops.attention_backward(do, *plain, dlse=torch.zeros_like(lse), **options), strict=True):
             assert torch.equal(g, w)

@@ -203,6 +203,13 @@ def test_mistakes_are_named() -> None:
         tile.torch_op(autocast="upper")
     with pytest.raises(RuntimeError, match="no autograd formula"):
         tile.torch_op("tilelang_test::e")(_plain)(leaf(3)).sum().backward()
+    x = torch.zeros(2, 3)
+    for call, message in ((lambda: ops.gelu(x, w=3), r"gelu\(\) got an unexpected keyword argument 'w'; its"),
+                          (lambda: ops.softmax(x, x=x), "multiple values for argument 'x'"),
+                          (lambda: ops.linear(x), "missing a required argument: 'w'"),
+                          (lambda: ops.gelu(x, x), "takes at most 1 arguments, got 2")):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 def _plain(x: Any) -> Any:

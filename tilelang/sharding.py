@@ -32,6 +32,9 @@ class Dims:
     def cuts(self, ranks: list[int | None]) -> list[tuple[list[int | None], list[int | str | None]]]:
         """Every way to cut the work: (for each input, for each output) the dimension that is cut, None where all have
         the whole, "sum" for an output to be summed. `ranks` are the inputs' (None where one is absent)."""
+        if any("..." not in names and r not in (None, len(names))
+               for r, names in zip(ranks, self.inputs, strict=True)):
+            return []  # memory of a packed tensor, say
         extra = max([r - len(names) + 1 for r, names in zip(ranks, self.inputs, strict=True)
                      if r is not None and "..." in names], default=0)
         # a cut is named by a dimension, or by a position among the leading ones
@@ -65,7 +68,7 @@ class Dims:
         def rules(*args: Any) -> Any:
             schema = op._schema.arguments
             given = list(args) + [None] * (len(schema) - len(args))
-            tensors = [i for i, a in enumerate(schema) if "Tensor" in str(a.type)]
+            tensors = [i for i, a in enumerate(schema) if str(a.type) in ("Tensor", "Optional[Tensor]")]
             ranks = [None if given[i] is None else given[i].ndim for i in tensors]
 
             def inputs(found: list[int | None]) -> list[Any]:

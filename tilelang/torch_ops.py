@@ -20,6 +20,7 @@ from tilelang.targets import SHAPES
 
 _lock = threading.RLock()
 _NUMBERS = {float: "float", int: "SymInt", bool: "bool", str: "str"}
+_LIST = list[Any]
 AUTOCAST = ("lower", "widest")
 
 
@@ -27,12 +28,13 @@ class _Signature:
     """A function's or kernel's parameters and results as a torch schema. `params` are the names in order, `tensors`
     those of tensors, `written` those the function writes."""
 
-    def __init__(self, fn: Callable[..., Any], outputs: str | None) -> None:
-        self.written: list[str] = []
+    def __init__(self, fn: Callable[..., Any], outputs: str | None, writes: str = "") -> None:
+        self.written: list[str] = writes.split()
         self.tensors: list[str] = []
         self.defaults: dict[str, Any] = {}
         types, self.outputs = self._kernel(fn, outputs) if isinstance(fn, Kernel) else self._function(fn, outputs)
         self.params = list(types)
+        self.required = [n for n in types if n not in self.defaults]
         parts = [f"{t} {n}" + (f"={_literal(self.defaults[n])}" if n in self.defaults else "")
                  for n, t in types.items()]
         results = ", ".join(["Tensor"] * len(self.outputs))
@@ -85,12 +87,15 @@ class _Signature:
             if plain in _NUMBERS:
                 types[p.name] = _NUMBERS[plain] + ("?" if optional else "")
             elif hint is Any or getattr(plain, "__name__", "") == "Tensor":
-                types[p.name] = "Tensor?" if p.default is None else "Tensor"
+                mark = f"({chr(97 + self.written.index(p.name))}!)" if p.name in self.written else ""
+                types[p.name] = f"Tensor{mark}{'?' if p.default is None else ''}"
                 self.tensors.append(p.name)
+            elif hint == _LIST:
+                types[p.name] = "Tensor[]"
             else:
                 raise TypeError(f"parameter `{p.name}` of `{fn.__name__}` has an annotation no operator can take: "
-                                f"needs Any or torch.Tensor for a tensor, else float, int, bool or str, or one of "
-                                f"these or None; got {hint!r}")
+                                f"needs Any or torch.Tensor for a tensor, list[Any] for several, else float, int, "
+                                f"bool or str, or one of these or None; got {hint!r}")
             if p.default is not p.empty:
                 self.defaults[p.name] = p.default
         result = hints.get("return")
@@ -118,10 +123,11 @@ class TorchOp:
     """What `torch_op` makes: calls with torch tensors go through the operator, others straight to the function."""
 
     def __init__(self, fn: Callable[..., Any], name: str, backward: Any, outputs: str | None, wrt: str | None,
-                 dims: str | None, autocast: str | None) -> None:
-        self.fn, self.name = fn, name
+                 dims: str | None, autocast: str | None, writes: str = "", fake: Callable[..., Any] | None = None
+                 ) -> None:
+        self.fn, self.name, self.fake = fn, name, fake
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
-        self.signature = _Signature(fn, outputs)
+        self.signature = _Signature(fn, outputs, writes)
         self.dims = Dims.parse(dims, name, len(self.signature.tensors), len(self.signature.outputs)) if dims else None
         self.autocast = autocast
         self.backward: TorchOp | None = None
@@ -166,7 +172,28 @@ class TorchOp:
                 no_gradient(f"`{self.name}` with `out`", *args, **kwargs)
                 return self.fn(*args, **kwargs)
             kwargs = {name: x for name, x in kwargs.items() if name != "out"}
+        own = self.signature
+        if kwargs or not len(own.required) <= len(args) <= len(own.params):
+            self._check(args, kwargs)
         return self._op(*args, **kwargs)
+
+    def _check(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Raises TypeError, as a call of Python does, for arguments that are not those of the operator."""
+        own = self.signature
+        given = own.params[:len(args)]
+        what = ""
+        if len(args) > len(own.params):
+            what = f"takes at most {len(own.params)} arguments, got {len(args)}"
+        for n in kwargs:
+            if n not in own.params:
+                what = f"got an unexpected keyword argument {n!r}"
+            elif n in given:
+                what = f"got multiple values for argument {n!r}"
+        for n in own.required:
+            if n not in given and n not in kwargs:
+                what = what or f"missing a required argument: {n!r}"
+        if what:
+            raise TypeError(f"{self.__name__}() {what}; its parameters are {', '.join(own.params)}")
 
     def __getattr__(self, name: str) -> Any:
         if name == "fn":
@@ -199,7 +226,7 @@ class TorchOp:
 
         def fake(*args: Any) -> Any:
             with target(SHAPES):
-                return real(*args)
+                return real(*args) if self.fake is None else self.fake(**dict(zip(names, args, strict=False)))
 
         definition = torch.library.custom_op(self.name, real, mutates_args=self.signature.written,
                                              schema=self.signature.schema)
@@ -239,11 +266,14 @@ class TorchOp:
 
         definition.register_autograd(back, setup_context=setup_context)
 
-    def _vmap(self, info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+    def _vmap(self, info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
         """One call where the batch is one more leading dimension of everything that has them; else one for each
         element."""
         import torch
-        batched = {n for n, d in zip(self.signature.params, in_dims, strict=False) if d is not None}
+        batched = {n for n, d, x in zip(self.signature.params, in_dims, args, strict=False)
+                   if (any(i is not None for i in d) if isinstance(x, list) else d is not None)}
+        if lists := [n for n, x in zip(self.signature.params, args, strict=False) if n in batched and type(x) is list]:
+            raise ValueError(f"`{self.name}` cannot be batched over `{lists[0]}`: needs one for the whole batch")
         leading = self.dims.leading if self.dims is not None else None
         if leading is not None and batched <= {self.signature.tensors[i] for i in leading}:
             moved = [x if not isinstance(x, torch.Tensor) or n not in {self.signature.tensors[i] for i in leading} else
@@ -251,8 +281,8 @@ class TorchOp:
                      for n, d, x in zip(self.signature.params, in_dims, args, strict=False)]
             out = self._op(*moved)
             return out, (0,) * len(out) if isinstance(out, tuple) else 0
-        outs = [self._op(*[x if d is None else x.select(d, i) for d, x in zip(in_dims, args, strict=True)])
-                for i in range(info.batch_size)]
+        outs = [self._op(*[x if n not in batched else x.select(d, i) for n, d, x in
+                           zip(self.signature.params, in_dims, args, strict=False)]) for i in range(info.batch_size)]
         if not isinstance(outs[0], tuple):
             return torch.stack(outs), 0
         return tuple(torch.stack(o) for o in zip(*outs, strict=True)), (0,) * len(outs[0])
@@ -273,7 +303,8 @@ def _autocast(op: Any, device: str, lower: bool) -> Callable[..., Any]:
 
 
 def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = None, wrt: str | None = None,
-             dims: str | None = None, autocast: str | None = None) -> Any:
+             dims: str | None = None, autocast: str | None = None, writes: str = "",
+             fake: Callable[..., Any] | None = None) -> Any:
     """Makes a kernel, or a function that calls kernels, an operator of PyTorch (`torch.library.custom_op`) that works
     under autograd, torch.compile, export, vmap and autocast, and with DTensors. Calls with other arrays stay what they
     were.
@@ -283,9 +314,10 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
         def scale(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], by: tile.f32): ...
 
     `name`: "namespace::name"; the module's and the function's unless given. A function's parameters are tensors where
-    annotated `Any` or `torch.Tensor` (optional ones default to None), else float, int, bool, str, or one of these or
-    None; a parameter `out` stays outside the operator. A kernel's constants have the type of their default; those
-    without one are integers, those that are no number or string keep their default.
+    annotated `Any` or `torch.Tensor` (optional ones default to None), several of them where `list[Any]` (these are not
+    differentiated, cut or batched), else float, int, bool, str, or one of these or None; a parameter `out` stays
+    outside the operator. A kernel's constants have the type of their default; those without one are integers, those
+    that are no number or string keep their default.
 
     `backward`: a kernel or function (or operator, for second derivatives) whose parameters are chosen by name among
     the forward's inputs, its outputs, and "d" + an output's name, that output's gradient. A kernel's outputs are named
@@ -296,6 +328,9 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
     `...` may be cut or batched, upper-case ones must be whole. An input that lacks a lower-case dimension is the same
     for all of it; an output that lacks one is a sum over it. vmap and DTensor work from it (vmap without it, one call
     for each element).
+
+    `writes`: names of the tensors that a function changes. `fake`: allocates the results of a function, of the same
+    parameters, where the function itself cannot on the target `shapes`, because it reads its arguments.
 
     `autocast`: "lower" casts float inputs to autocast's dtype, "widest" to the widest of them; None leaves them.
 
@@ -308,5 +343,5 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
     def mark(fn: Callable[..., Any]) -> TorchOp:
         module = (fn.fn if isinstance(fn, Kernel) else fn).__module__
         return TorchOp(fn, name or f"{module.strip('_').replace('.', '_')}::{fn.__name__}", backward, outputs, wrt,
-                       dims, autocast)
+                       dims, autocast, writes, fake)
     return mark

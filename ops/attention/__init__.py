@@ -2,8 +2,7 @@
 from tilelang.ops.attention.api import attention_backward
 from tilelang.ops.attention.blockmask import BlockMask, block_mask
 from tilelang.ops.attention.cache import append_kv, quantize_kv, rotate
-from tilelang.ops.attention.decode import attention_decode
-from tilelang.ops.attention.operator import attention, attention_varlen
+from tilelang.ops.attention.operator import attention, attention_decode, attention_varlen
 from tilelang.ops.attention.reference import reference
 from tilelang.ops.attention.varlen import attention_varlen_backward
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.args import empty_like
+from tilelang.ops.attention.options import made
 from tilelang.ops.common import block, dtype_of
 
 
@@ -96,6 +97,7 @@ def rotate(x: Any, cos: Any, sin: Any, first: Any = None, interleaved: bool = Fa
     return y
 
 
+@tile.torch_op("tilelang::append_kv", writes="k_cache v_cache", fake=lambda **_: None)
 def append_kv(k_cache: Any, v_cache: Any, k: Any, v: Any, seqused: Any, *, cos: Any = None, sin: Any = None,
               interleaved: bool = False, block_table: Any = None) -> None:
     """Writes k [B, G, N, D] and v [B, G, N, E] behind the seqused[b] (i32 [B]) valid rows of caches [B, G, L, D]
@@ -178,6 +180,32 @@ def coded(x, scale, zero, DTYPE):
     return tile.clamp(tile.round(y), float(DTYPE.min), float(DTYPE.max)).to(DTYPE)
 
 
+@tile.torch_op("tilelang::quantize_kv", outputs="k_codes k_scale k_zero v_codes v_scale v_zero")
+def _quantize(k: Any, v: Any, dtype: str) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Codes, those of less than 8 bits as bytes, and parameters; zero points without elements where there are none."""
+    dt, (batch, groups, length, d) = tile.dtype(dtype), k.shape
+    f32, out = tile.dtype("f32"), []
+    for x, kernel, shape in ((k, quantize_keys_kernel, (batch, groups, d)),
+                             (v, quantize_values_kernel, (batch, groups, length))):
+        codes, memory = _codes(x, dt)
+        scale = empty_like(x, shape, f32)
+        zero = empty_like(x, shape, f32) if dt.kind == "uint" else None
+        kernel(x, codes, scale, zero, BN=block(length, 128, 16), BD=block(x.shape[3], 1 << 12, 16), TOP=float(dt.max))
+        out += [memory, scale, empty_like(x, (0,), f32) if zero is None else zero]
+    k_codes, k_scale, k_zero, v_codes, v_scale, v_zero = out
+    return k_codes, k_scale, k_zero, v_codes, v_scale, v_zero
+
+
+def _codes(x: Any, dt: tile.DType) -> tuple[Any, Any]:
+    """(an output for codes of x, its memory)."""
+    if not dt.packed:
+        codes = empty_like(x, tuple(x.shape), dt)
+        return codes, codes
+    row = -(-x.shape[3] * dt.bits // 8)
+    memory = made(x, (x.shape[0] * x.shape[1] * x.shape[2] * row,), tile.dtype("u8"), 0)
+    return tile.Packed(memory, dt, tuple(x.shape)), memory
+
+
 def quantize_kv(k: Any, v: Any, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
     """(codes of k [B, G, L, D], codes of v [B, G, L, E], the parameters as arguments of `attention_decode`) in a
     number type: i8 or an fp8 type with scales alone, unsigned integers of 2 to 8 bits with zero points too. Keys have
@@ -187,13 +215,8 @@ def quantize_kv(k: Any, v: Any, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
     unsigned = dt.kind == "uint" and 2 <= dt.bits <= 8
     if not (unsigned or dt.name == "i8" or (dt.kind == "float" and dt.bits == 8)):
         raise ValueError(f"caches are stored as i8, fp8 or u2 to u8, got {dt}")
-    batch, groups, length, d = k.shape
-    f32, out = tile.dtype("f32"), []
-    for x, kernel, shape in ((k, quantize_keys_kernel, (batch, groups, d)),
-                             (v, quantize_values_kernel, (batch, groups, length))):
-        codes, scale = empty_like(x, tuple(x.shape), dt), empty_like(x, shape, f32)
-        zero = empty_like(x, shape, f32) if unsigned else None
-        kernel(x, codes, scale, zero, BN=block(length, 128, 16), BD=block(x.shape[3], 1 << 12, 16), TOP=float(dt.max))
-        out.append((codes, scale, zero))
-    (ks, k_scale, k_zero), (vs, v_scale, v_zero) = out
-    return ks, vs, {"k_scale": k_scale, "v_scale": v_scale, "k_zero": k_zero, "v_zero": v_zero}
+    ks, k_scale, k_zero, vs, v_scale, v_zero = _quantize(k, v, dt.name)
+    if dt.packed:
+        ks, vs = tile.Packed(ks, dt, tuple(k.shape)), tile.Packed(vs, dt, tuple(v.shape))
+    return ks, vs, {"k_scale": k_scale, "v_scale": v_scale, "k_zero": k_zero if unsigned else None,
+                    "v_zero": v_zero if unsigned else None}

@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
+import numpy as np
+
 import tilelang as tile
-from tilelang.ops.attention import api, varlen
+from tilelang.args import is_torch
+from tilelang.ops.attention import api, decode, varlen
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.options import made, options, window_sizes
+from tilelang.quant.nodes import to_torch
+from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
 
 _DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b, V W X, V W X Y, V W Y, V W Y X -> b h S E, b h S"
+_DECODE_DIMS = "B h S D, C h L D, C h L E, B, B P, B h, h, B h D, B h D, C h L, C h L -> B h S E, B h S"
 
 
-@cache
-def _whole(score_mod: Any = None, mask_mod: Any = None) -> Any:
+def _whole(score_mod: Any, mask_mod: Any) -> Any:
     """The operator of `attention` with these functions, which no schema can hold."""
 
     def mods(q: Any, k: Any, bm: int, bn: int, *blocks: Any) -> dict[str, Any]:
@@ -48,8 +52,7 @@ def _whole(score_mod: Any = None, mask_mod: Any = None) -> Any:
     return attention
 
 
-@cache
-def _packed(score_mod: Any = None, mask_mod: Any = None) -> Any:
+def _packed(score_mod: Any, mask_mod: Any) -> Any:
     """The operator of `attention_varlen` with these functions."""
     mods = {"score_mod": score_mod, "mask_mod": mask_mod}
 
@@ -73,7 +76,7 @@ def _packed(score_mod: Any = None, mask_mod: Any = None) -> Any:
 
 
 def _name(name: str, score_mod: Any, mask_mod: Any) -> str:
-    """A function keeps its operator for as long as the process lives, and so its identity."""
+    """A function is kept by its operator for as long as the process lives, and so its identity."""
     ids = [f"_{id(mod):x}" if mod is not None else "_" for mod in (score_mod, mask_mod)]
     return f"tilelang::{name}" + ("" if score_mod is None and mask_mod is None else "".join(ids))
 
@@ -83,7 +86,48 @@ def _four(q: Any, grads: Any) -> tuple[Any, Any, Any, Any]:
     return dq, dk, dv, rest[0] if rest else made(q, (0,), tile.dtype("f32"))
 
 
-_attention, _attention_varlen = _whole(), _packed()
+def _decode(score_mod: Any, mask_mod: Any) -> Any:
+    """The operator of `attention_decode` with these functions. Caches come as memory and a description."""
+
+    @tile.torch_op(_name("attention_decode", score_mod, mask_mod), outputs="o lse", dims=_DECODE_DIMS)
+    def attention_decode(q: Any, k: Any, v: Any, k_packed: str, v_packed: str, causal: bool, scale: float, left: int,
+                         right: int, softcap: float, seqused_k: Any = None, block_table: Any = None, alibi: Any = None,
+                         sinks: Any = None, k_scale: Any = None, k_zero: Any = None, v_scale: Any = None,
+                         v_zero: Any = None, splits: int = 0) -> tuple[Any, Any]:
+        return decode.attention_decode(
+            q, unpacked(k, k_packed), unpacked(v, v_packed), causal, scale, seqused_k=seqused_k,
+            block_table=block_table, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks,
+            score_mod=score_mod, mask_mod=mask_mod, k_scale=k_scale, k_zero=k_zero, v_scale=v_scale, v_zero=v_zero,
+            splits=splits or None, return_lse=True)
+    return attention_decode
+
+
+def memory(x: Any) -> tuple[Any, str]:
+    """(tensor, what makes it the cache again): a `tilelang.Packed` is its bytes, anything else itself."""
+    if not isinstance(x, tile.Packed):
+        return x, ""
+    description, [(_, buffer)] = flatten(x)
+    return to_torch(buffer, "cpu") if isinstance(buffer, np.ndarray) else buffer, description
+
+
+def unpacked(x: Any, description: str) -> Any:
+    return unflatten(description, [x]) if description else x
+
+
+_MAKE = {"attention": _whole, "attention_varlen": _packed, "attention_decode": _decode}
+_operators: dict[str, Any] = {}
+
+
+def _made(name: str, score_mod: Any = None, mask_mod: Any = None) -> str:
+    """The key of the operator of that name with these functions."""
+    key = _name(name, score_mod, mask_mod)
+    if key not in _operators:
+        _operators[key] = _MAKE[name](score_mod, mask_mod)
+    return key
+
+
+# torch.compile calls it, once for each pair of functions, instead of looking into it
+_made._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
@@ -103,7 +147,7 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
         mask_mod, blocks = block_mask.mask_mod, (
             block_mask.row_counts, block_mask.row_blocks, block_mask.column_counts, block_mask.column_blocks,
             block_mask.BM, block_mask.BN)
-    op = _attention if score_mod is None and mask_mod is None else _whole(score_mod, mask_mod)
+    op = _operators[_made("attention", score_mod, mask_mod)]
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, causal, opts.scale, left, right, softcap or 0.0, opts.tensors.get("alibi"), sinks,
                 opts.tensors.get("bias"), seqused_q, seqused_k, *blocks)
@@ -122,7 +166,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                                        mask_mod=mask_mod, seqused_q=seqused_q, seqused_k=seqused_k,
                                        block_table=block_table, return_lse=return_lse, out=out)
     no_gradient("attention's `alibi`", alibi)
-    op = _attention_varlen if score_mod is None and mask_mod is None else _packed(score_mod, mask_mod)
+    op = _operators[_made("attention_varlen", score_mod, mask_mod)]
     window_sizes(causal, window)
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal,
@@ -131,4 +175,25 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     return (o, lse) if return_lse else o
 
 
+def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float | None = None, *,
+                     seqused_k: Any = None, block_table: Any = None, window: Any = None, softcap: float | None = None,
+                     alibi: Any = None, sinks: Any = None, score_mod: Any = None, mask_mod: Any = None,
+                     k_scale: Any = None, k_zero: Any = None, v_scale: Any = None, v_zero: Any = None,
+                     splits: int | None = None, return_lse: bool = False) -> Any:
+    given = {"seqused_k": seqused_k, "block_table": block_table, "k_scale": k_scale, "k_zero": k_zero,
+             "v_scale": v_scale, "v_zero": v_zero}
+    if not is_torch(q):
+        return decode.attention_decode(
+            q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,
+            mask_mod=mask_mod, splits=splits, return_lse=return_lse, **given)
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, q.shape[0], 0)
+    op = _operators[_made("attention_decode", score_mod, mask_mod)]
+    left, right = (-1, -1) if window is None else window
+    (k, k_packed), (v, v_packed) = memory(k), memory(v)
+    o, lse = op(q, k, v, k_packed, v_packed, causal, opts.scale, left, right, softcap or 0.0,
+                alibi=opts.tensors.get("alibi"), sinks=sinks, splits=splits or 0, **given)
+    return (o, lse) if return_lse else o
+
+
+attention_decode.__doc__ = decode.attention_decode.__doc__
 attention.__doc__, attention_varlen.__doc__ = api.attention.__doc__, varlen.attention_varlen.__doc__

@@ -53,23 +53,14 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     with a weight repacks it; that is kept as long as `w` lives.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
-    flat, (n, k) = rows(x), w.shape
-    if flat.shape[1] != k:
-        raise ValueError(f"x must be [..., {k}] for a weight {w.shape}, got {tuple(x.shape)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    if x_group not in ("token", "group"):
-        raise ValueError(f"x_group must be 'token' or 'group', got {x_group!r}")
-    if bias is not None and tuple(bias.shape) != (n,):
-        raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
-    if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
-        raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
+    check(x, w.shape, bias, residual, activation, x_group)
+    flat, n = rows(x), w.shape[0]
     device = str(getattr(x, "device", "cpu"))
     if isinstance(w.codes, RowParts):
         return _parts(x, w, bias, residual, y_dtype=out_dtype, activation=activation, x_dtype=x_dtype,
                       x_group=x_group, decomposition=decomposition)
-    dt = _dtype(x.dtype)
-    out = dt if out_dtype is None else _dtype(out_dtype)
+    dt = dtype_named(x.dtype)
+    out = dt if out_dtype is None else dtype_named(out_dtype)
     fused = tile.on_gpu(x) and dt.name == "f16" and x_dtype is None and decomposition in (None, "dequant_mma")
     if w.corrections and (fused or device != "cpu"):
         raise TargetError("`mpgemm` has no kernel for corrections on a GPU yet", needs="a weight without corrections",
@@ -91,8 +82,23 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     return y.reshape(*x.shape[:-1], n)
 
 
+def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: str | None, x_group: str) -> None:
+    """Raises ValueError for arguments that do not fit a weight of that shape."""
+    n, k = shape
+    if x.shape[-1] != k:
+        raise ValueError(f"x must be [..., {k}] for a weight {shape}, got {tuple(x.shape)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if x_group not in ("token", "group"):
+        raise ValueError(f"x_group must be 'token' or 'group', got {x_group!r}")
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
+    if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
+        raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
+
+
 @cache
-def _dtype(of: Any) -> tile.DType:
+def dtype_named(of: Any) -> tile.DType:
     """The number type of a NumPy or torch dtype."""
     return tile.dtype(str(of).removeprefix("torch."))
 
@@ -103,7 +109,7 @@ def _parts(x: Any, w: QuantTensor, bias: Any, residual: Any, y_dtype: Any, **how
     if w.parameters() or w.permutation is not None or w.corrections:
         raise TargetError("`mpgemm` cannot scale or correct rows of several kinds together", needs="only `codes`",
                           got=str(w), try_="give each part its own parameters and corrections")
-    y = empty_like(x, (*x.shape[:-1], w.shape[0]), _dtype(x.dtype) if y_dtype is None else _dtype(y_dtype))
+    y = empty_like(x, (*x.shape[:-1], w.shape[0]), dtype_named(x.dtype) if y_dtype is None else dtype_named(y_dtype))
     stored = np.arange(w.shape[0]) if w.codes.rows is None else np.asarray(w.codes.rows)
     start = 0
     for part in w.codes.parts:

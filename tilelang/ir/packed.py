@@ -1,6 +1,7 @@
 """Packed tensors: sub-byte elements as a bit stream, the least significant bit first, along the last dimension."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def pack_bits(codes: Any, bits: int, row_bits: int) -> Any:
 
 def unpack_bits(buffer: Any, bits: int, shape: Sequence[int], row_bits: int) -> Any:
     """u64 codes of a bit stream written by `pack_bits`."""
-    count = int(np.prod(shape[:-1], dtype=np.int64))
+    count = math.prod(shape[:-1])
     n = shape[-1]
     buffer = np.asarray(buffer, np.uint8)
     if 8 * len(buffer) < (count - 1) * row_bits + n * bits and count and n:
@@ -75,7 +76,7 @@ class Packed:
         if not self.shape:
             raise ValueError("a packed tensor has at least one dimension")
         self.row_bits = -(-self.shape[-1] * dtype.bits // 8) * 8 if row_bits is None else row_bits
-        rows = int(np.prod(self.shape[:-1], dtype=np.int64))
+        rows = math.prod(self.shape[:-1])
         needed = (max(rows - 1, 0) * self.row_bits + self.shape[-1] * dtype.bits + 7) // 8 if rows else 0
         if self.row_bits < self.shape[-1] * dtype.bits or len(buffer) < needed:
             raise ValueError(f"{list(shape)} elements of {dtype} need rows of {self.shape[-1] * dtype.bits} bits and "
@@ -99,7 +100,7 @@ class Packed:
     def empty(cls, shape: Sequence[int], dtype: DType, row_bits: int | None = None) -> Packed:
         """A packed tensor of zero bits."""
         width = -(-shape[-1] * dtype.bits // 8) * 8 if row_bits is None else row_bits
-        rows = int(np.prod(shape[:-1], dtype=np.int64))
+        rows = math.prod(shape[:-1])
         return cls(np.zeros((rows * width + 7) // 8, np.uint8), dtype, shape, width)
 
     @property

@@ -4,18 +4,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tilelang.errors import CheckpointError, QuantError, TileError
-from tilelang.ir.dtypes import dtype as dtype_named
 from tilelang.ir.packed import Packed
-from tilelang.quant.nodes import Node, dtype_of, join, to_numpy
-from tilelang.quant.tensor import LowRank, Parameter, QuantTensor, RowParts, Sparse, VectorCodes
+from tilelang.quant.nodes import dtype_of, to_numpy
+from tilelang.quant.structure import decode, encode
+from tilelang.quant.tensor import QuantTensor
 
 KEY = "tilelang.quant"
-_NODES = {cls.__name__: cls for cls in (QuantTensor, Parameter, VectorCodes, RowParts, Sparse, LowRank)}
 
 
 def save(tensors: Mapping[str, QuantTensor], path: str | os.PathLike[str]) -> None:
@@ -30,7 +30,7 @@ def save(tensors: Mapping[str, QuantTensor], path: str | os.PathLike[str]) -> No
     for name, tensor in tensors.items():
         if not isinstance(tensor, QuantTensor):
             raise QuantError(f"`{name}` cannot be saved", needs="a QuantTensor", got=type(tensor).__name__)
-        structure[name] = _encode(tensor, name, leaves)
+        structure[name] = encode(tensor, name, partial(_put, leaves))
     _safetensors()
     from safetensors.numpy import save_file
     save_file(leaves, path, {KEY: json.dumps(structure)})
@@ -49,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, QuantTensor]:
         raise CheckpointError(f"{where} has no quantised tensors", needs=f"metadata `{KEY}`", got="none",
                               try_="tilelang.quant.from_gptq and its like for files of other projects")
     try:
-        return {name: _decode(item, name, leaves) for name, item in json.loads(text).items()}
+        return {name: decode(item, name, partial(_take, leaves)) for name, item in json.loads(text).items()}
     except (TileError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} is damaged", needs="what tilelang.quant.save writes",
                               got=str(error).replace("\n", ";")) from error
@@ -64,14 +64,7 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _encode(value: Any, path: str, leaves: dict[str, Any]) -> Any:
-    if isinstance(value, Node):
-        return {"type": type(value).__name__,
-                **{name: _encode(item, join(path, name), leaves) for name, item in value.fields()}}
-    if isinstance(value, tuple):
-        return [_encode(item, join(path, str(i)), leaves) for i, item in enumerate(value)]
-    if value is None or isinstance(value, int | str):
-        return value
+def _put(leaves: dict[str, Any], value: Any, path: str) -> Any:
     if path in leaves:
         raise QuantError(f"`{path}` stands for two tensors", needs="names none of which begins another", got="both",
                          try_="other names")
@@ -85,19 +78,8 @@ def _encode(value: Any, path: str, leaves: dict[str, Any]) -> Any:
     return {"array": dt.name}
 
 
-def _decode(value: Any, path: str, leaves: dict[str, Any]) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(item, join(path, str(i)), leaves) for i, item in enumerate(value))
-    if not isinstance(value, dict):
-        return value
-    if "type" in value:
-        cls = _NODES.get(value["type"])
-        if cls is None:
-            raise CheckpointError(f"`{path}` is unknown", needs=f"one of {', '.join(_NODES)}", got=value["type"])
-        return cls(**{name: _decode(item, join(path, name), leaves) for name, item in value.items() if name != "type"})
+def _take(leaves: dict[str, Any], path: str, packed: bool) -> Any:
     leaf = leaves.get(path)
     if leaf is None:
         raise CheckpointError(f"`{path}` is missing", needs="a tensor of that name", got="a file without it")
-    if "packed" in value:
-        return Packed(leaf.reshape(-1).view(np.uint8), dtype_named(value["packed"]), value["shape"])
-    return leaf
+    return leaf.reshape(-1).view(np.uint8) if packed else leaf

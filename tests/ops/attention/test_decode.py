@@ -145,6 +145,30 @@ def test_append_to_pages() -> None:
     assert torch.equal(tokens[3, 0, 2:], v[1, 0, :2]) and np.count_nonzero(tokens) == 5 * 8  # the sixth had no room
 
 
+def test_operators() -> None:
+    """A step of a decoder in one graph: keys and values are appended, stored in few bits, and attended to."""
+    torch.manual_seed(6)
+    q, k, v, new = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 1, 8)
+    used = torch.tensor([3, 8], dtype=torch.int32)
+
+    def step(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        ops.append_kv(k, v, new, new, used)
+        codes, others, parameters = ops.quantize_kv(k, v, tile.u4)
+        few = ops.attention_decode(q, codes, others, seqused_k=used + 1, **parameters)
+        return few + ops.attention_decode(q, k, v, seqused_k=used + 1, mask_mod=two_of_three)
+    want = step(k.clone(), v.clone())
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(k, v), want)
+    assert torch.equal(k[0, :, 3], new[0, :, 0]) and torch.equal(v[1, :, 8], new[1, :, 0])
+    found = torch.ops.tilelang
+    for op, args in ((found.append_kv, (k, v, new, new, used)), (found.quantize_kv, (k, v, "u2")),
+                     (found.attention_decode, (q, k, v, "", "", True, 0.3, -1, -1, 0.0, used))):
+        checks = ("test_schema", "test_faketensor")  # none has gradients
+        assert set(torch.library.opcheck(op.default, args, test_utils=checks).values()) == {"SUCCESS"}
+    assert torch.equal(torch.vmap(ops.attention_decode)(q[:, None], k[:, None], v[:, None])[:, 0],
+                       ops.attention_decode(q, k, v))
+
+
 def test_mistakes() -> None:
     x = torch.zeros(1, 2, 8, 16)
     with pytest.raises(ValueError, match="must give the lengths"):

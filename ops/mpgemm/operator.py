@@ -1,0 +1,65 @@
+"""`mpgemm` as an operator of PyTorch: the weight's memory comes as tensors, what it means as text."""
+from __future__ import annotations
+
+from typing import Any
+from weakref import finalize
+
+import tilelang as tile
+from tilelang.args import empty_like, is_torch
+from tilelang.ops.mpgemm import api
+from tilelang.quant import QuantTensor
+from tilelang.quant.nodes import to_torch
+from tilelang.quant.structure import flatten, unflatten
+
+_weights: dict[int, tuple[Any, QuantTensor]] = {}  # by the first tensor's identity
+
+
+def _weight(description: str, memory: list[Any]) -> QuantTensor:
+    """The weight over that memory; the same object, with what has been repacked of it, as long as the first tensor
+    lives and none was written to."""
+    state = description, *((id(t), 0 if t.is_inference() else t._version) for t in memory)
+    first = memory[0]
+    if id(first) not in _weights:
+        finalize(first, _weights.pop, id(first), None)
+    elif _weights[id(first)][0] == state:
+        return _weights[id(first)][1]
+    w: QuantTensor = unflatten(description, [t.detach() for t in memory])  # of others over the same memory
+    _weights[id(first)] = state, w
+    return w
+
+
+def operands(w: QuantTensor) -> tuple[str, list[Any]]:
+    """(description, tensors of torch) of a weight, made once; NumPy's memory stays where it is."""
+    found: tuple[str, list[Any]] | None = w.__dict__.get("_operands")
+    if found is None:
+        description, memory = flatten(w)
+        found = description, [m if is_torch(m) else to_torch(m, "cpu") for _, m in memory]
+        w.__dict__["_operands"] = found
+    return found
+
+
+def _fake(x: Any, memory: list[Any], description: str, rows: int, out_dtype: str | None = None, **others: Any) -> Any:
+    return empty_like(x, (*x.shape[:-1], rows), api.dtype_named(out_dtype or x.dtype))
+
+
+@tile.torch_op("tilelang::mpgemm", outputs="y", dims="... K, N, ... N -> ... N", autocast="lower", fake=_fake)
+def product(x: Any, memory: list[Any], description: str, rows: int, bias: Any = None, residual: Any = None,
+            activation: str | None = None, out_dtype: str | None = None, x_dtype: str | None = None,
+            x_group: str = "token", decomposition: str | None = None) -> Any:
+    """`mpgemm` with the weight of `rows` rows whose `operands` are given."""
+    return api.mpgemm(x, _weight(description, memory), bias, activation, residual, out_dtype, x_dtype, x_group,
+                      decomposition)
+
+
+def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = None, residual: Any = None,
+           out_dtype: Any = None, x_dtype: str | None = None, x_group: str = "token",
+           decomposition: str | None = None) -> Any:
+    if not is_torch(x):
+        return api.mpgemm(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
+    api.check(x, w.shape, bias, residual, activation, x_group)
+    description, memory = operands(w)
+    return product(x, memory, description, w.shape[0], bias, residual, activation,
+                   None if out_dtype is None else str(out_dtype), x_dtype, x_group, decomposition)
+
+
+mpgemm.__doc__ = api.mpgemm.__doc__
