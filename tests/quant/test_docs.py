@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text()
 
 def test_the_programs_run_one_after_the_other() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     exec("\n".join(blocks), {})
 
 

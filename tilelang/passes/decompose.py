@@ -1,8 +1,8 @@
 """decompose: rewrites operations that need no machine support of their own into simpler ones.
 
 requires: TILE
-ensures: no `sort`, `arg_reduce` or `philox`; of `dot_scaled` only what the target has an instruction for, and `lookup4`
-    only where it has `byte_tables`
+ensures: no `sort`, `arg_reduce` or `philox`; of `dot_scaled` only what the target has an instruction for, and
+    `lookup4` only where it has `byte_tables`
 example: `arg_reduce {kind="max", axis=1}` becomes a max, a comparison and a min over positions
 """
 from __future__ import annotations
