@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -156,3 +157,22 @@ def _bitcast(x: str, src: DType, dst: DType) -> str:
     if whole:
         return f"tl::bits<{b}>({x})"
     return f"tl::wrap<{b}, {dst.bits}>({x})"
+
+
+RESERVED = set("""
+smem workers tl i int float double bool char short long for while if else do return const auto new delete
+this class struct union enum template typename operator switch case default break continue goto static signed
+unsigned void volatile true false register extern inline namespace using public private and or not xor asm
+sizeof try catch throw
+""".split())
+
+
+def wrap(args: Sequence[str]) -> str:
+    """Parameters, several to a line."""
+    lines, current = [], ""
+    for a in args:
+        if len(current) + len(a) > 100:
+            lines.append(current)
+            current = ""
+        current += (", " if current else "") + a
+    return ",\n    ".join([*lines, current])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilelang.backends.clike.expressions import c_string, c_type, literal, print_form, unary_or_infix
+from tilelang.backends.clike.expressions import RESERVED, c_string, c_type, literal, print_form, unary_or_infix, wrap
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
@@ -81,7 +81,7 @@ class _Renderer:
     def fresh(self, base: str) -> str:
         """A name that nothing has."""
         name, n = base, 1
-        while name in self.taken or name in _RESERVED:
+        while name in self.taken or name in RESERVED:
             name, n = f"{base}_{n}", n + 1
         self.taken.add(name)
         return name
@@ -141,7 +141,7 @@ class _Renderer:
         name = f"{self.fn.name}_kernel"
         self.region(self.fn.body)
         head = [f"// {title}", f"#define TL_WARP {self.target.warp}", '#include "tl.h"', "",
-                f"TL_KERNEL({name}, {threads})({_wrap(args)}) {{"]
+                f"TL_KERNEL({name}, {threads})({wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
@@ -351,6 +351,15 @@ class _Renderer:
     def _barrier(self, op: Op) -> None:
         self.line(f"tl::barrier({self.number(op)});")
 
+    def _meet(self, op: Op) -> None:
+        half, warps = op.attrs["half"], op.attrs["warps"]
+        which = f"if (tl::warp() / {warps // 2} == {half}) " if half is not None else ""
+        self.line(f"{which}tl::meet({self.number(op)});")
+
+    def _advice(self, op: Op) -> None:
+        self.line(f"tl::{op.name}<{', '.join(map(str, op.attrs.values()))}>({self.number(op)});")
+    _priority = _spread = _advice
+
     def _print_shared(self, op: Op) -> None:
         parts = []
         for v in op.operands:
@@ -468,14 +477,6 @@ class _Renderer:
         self.close()
 
 
-_RESERVED = set("""
-smem workers tl i int float double bool char short long for while if else do return const auto new delete
-this class struct union enum template typename operator switch case default break continue goto static signed
-unsigned void volatile true false register extern inline namespace using public private and or not xor asm
-sizeof try catch throw
-""".split())
-
-
 def memory_type(v: Value) -> str:
     """The element type of a tensor or buffer in memory: booleans take a byte, sub-byte tensors are byte streams."""
     assert isinstance(v.type, TensorType | BufferType)
@@ -483,14 +484,3 @@ def memory_type(v: Value) -> str:
     if dt.kind == "bool" or isinstance(v.type, TensorType) and dt.packed:
         return "tl::u8"
     return c_type(dt)
-
-
-def _wrap(args: Sequence[str]) -> str:
-    """Parameters, several to a line."""
-    lines, current = [], ""
-    for a in args:
-        if len(current) + len(a) > 100:
-            lines.append(current)
-            current = ""
-        current += (", " if current else "") + a
-    return ",\n    ".join([*lines, current])

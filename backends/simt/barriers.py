@@ -87,7 +87,7 @@ class _Scan:
     def region(self, region: Region, state: State, before: set[Op]) -> State:
         """The accesses pending after the region; `before` collects operations that need a barrier in front."""
         for op in region.ops:
-            if op.name == "barrier":
+            if op.name in ("barrier", "meet"):  # where warps take turns, `schedule` has ordered all there is
                 state = self.after_barrier(state)
             elif op.name == "wait":  # a thread's own copies are done: others see them after a barrier
                 state = frozenset(replace(t, phase=ARRIVED) if t.writes and t.phase in self.copies else t

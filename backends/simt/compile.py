@@ -14,6 +14,7 @@ from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.products import Uses
+from tilelang.backends.simt.schedule import count_products
 from tilelang.backends.simt.separate import separate
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.split import split_loops
@@ -28,7 +29,7 @@ from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
-                                   insert_barriers, count_waits)
+                                   insert_barriers, count_waits, count_products)
 
 
 @dataclass

@@ -4,7 +4,8 @@ requires: PLACED, where a block that a loop's body copies into managed shared me
 ensures: in a `for` with `stages` n > 1 such a copy runs n - 1 iterations ahead, through a ring of n blocks (of as many
 as shared memory holds); one wait and one barrier in each iteration serve all of them
 example: `for … {stages=3} { barrier; copy_async %a, %k, %s; commit; wait {pending=0}; barrier; load %s; … }` copies
-the first two blocks before the loop, and in it waits for the oldest, then copies the block after the next
+the first two blocks before the loop, and in it waits for the oldest, then copies the block after the next. Where warps
+take turns (`schedule.py`) waits and barriers stand elsewhere
 
 Where copies go through registers, one iteration ahead is all that registers hold: a ring of two blocks. Where shared
 memory holds one block only, what was loaded in an iteration is stored at its end, after a barrier.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.simt.registers import thread_count
+from tilelang.backends.simt.schedule import read_first, refusal, schedule_of, stated
 from tilelang.backends.simt.shared_memory import size_of
 from tilelang.backends.simt.stage import ring
 from tilelang.backends.simt.target import SimtTarget
@@ -21,6 +23,7 @@ from tilelang.backends.simt.through_registers import split
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
+from tilelang.ir import simt
 from tilelang.ir.control import For, Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Value
 from tilelang.ir.dtypes import dtype
@@ -36,7 +39,7 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
         for op in list(region.ops):
             for inner in op.regions:
                 visit(inner)
-            if op.name == "for" and op.attrs["stages"] > 1:
+            if op.name == "for" and (op.attrs["stages"] > 1 or stated(op, target)):
                 stages = op.attrs["stages"] if target.async_copy else 2
                 _Loop(region, op, allocs, stages).run(target, threads)
     threads = thread_count(fn, target)
@@ -55,6 +58,9 @@ class _Loop:
         block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
         self.stages = min(self.stages, target.shared_bytes // max(block, 1))
         if not copies or self.stages < (2 if target.async_copy else 1):
+            if stated(self.op, target):
+                raise refusal(self.op, "staged operands, of which at least two blocks fit into shared memory",
+                              f"{len(copies)} staged operands, and {max(self.stages, 0)} blocks of {block} bytes")
             return
         if self.stages == 1:
             self._through_registers(copies, threads)
@@ -69,7 +75,7 @@ class _Loop:
                 self._copy(before, copy, at, slot)
             before.append(mem.Commit([], loc=self.op.loc))
             at = self._op(before, ew.Add, at, step)
-        self._rewrite(before, copies, rings, step)
+        self._rewrite(before, copies, rings, step, target, threads)
 
     # -- building -----------------------------------------------------------------------------------------------------
     def _op(self, out: list[Op], cls: type[Op], *operands: Value, **attrs: object) -> Value:
@@ -141,12 +147,20 @@ class _Loop:
         self._replace([*before, mem.Commit([], loc=self.op.loc)],
                       For(self.op.operands, {"stages": 1}, [region], self.op.loc))
 
-    def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: set[Value], step: Value) -> None:
+    def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: set[Value], step: Value, target: SimtTarget,
+                 threads: int) -> None:
         """The loop carries the number of the oldest block."""
         first = self._const(before, 0)
         oldest = Value(TileType((), I32), "stage")
-        head: list[Op] = [mem.Wait([], {"pending": self.stages - 2}, loc=self.op.loc),
-                          mem.Barrier([], loc=self.op.loc)]
+        body, after = self._rest(copies), list[Op]()
+        way = schedule_of(self.op, body, rings, self.stages, target, threads)
+        arrived = self._made(mem.Wait, pending=self.stages - 2), self._made(mem.Barrier)
+        head: list[Op] = []
+        if way == "pingpong":
+            before += [*arrived, self._made(simt.Meet, warps=target.turns, half=1)]
+            after.append(self._made(simt.Meet, warps=target.turns, half=0))
+        else:
+            head += arrived
         one, count = (self._const(head, n) for n in (1, self.stages))
 
         def following(x: Value, by: Value) -> Value:
@@ -161,15 +175,24 @@ class _Loop:
             self._copy(head, copy, at, newest)
         head.append(mem.Commit([], loc=self.op.loc))
         carried = following(oldest, one)
-        body = self._rest(copies)
         for op in body:
             if op.name == "load" and op.operands[0] in rings:
                 op.operands.insert(1, oldest)
                 op.attrs["axes"] = tuple(a + 1 for a in op.attrs["axes"])
         last = body.pop()
+        if way == "pingpong":
+            moving, multiplying = read_first(body, rings)
+            body = [*moving, self._made(mem.Wait, pending=self.stages - 2), self._made(simt.Meet, warps=target.turns),
+                    self._made(simt.Priority, level=1), *multiplying, self._made(simt.Priority, level=0),
+                    self._made(simt.Meet, warps=target.turns)]
+        elif way == "interleave":
+            body.append(self._made(simt.Spread))
         yields = Yield([*last.operands, carried], loc=last.loc)
         region = Region([*self.body.args, oldest], [*head, *body, yields])
-        self._replace(before, For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc))
+        self._replace(before, For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc), after)
+
+    def _made(self, cls: type[Op], **attrs: object) -> Op:
+        return cls([], attrs, loc=self.op.loc)
 
     def _rest(self, copies: Sequence[Op]) -> list[Op]:
         """The body without its copies, and without their waits and barriers where nothing else needs them."""
@@ -178,13 +201,12 @@ class _Loop:
             body = [op for op in body if op.name not in ("commit", "wait", "barrier")]
         return body
 
-    def _replace(self, before: Sequence[Op], new: Op) -> None:
+    def _replace(self, before: Sequence[Op], new: Op, after: Sequence[Op] = ()) -> None:
         """`new`, whose first results are those of the loop, in its place."""
         for old, value in zip(self.op.results, new.results, strict=False):
             value.name = old.name
         place = self.around.ops.index(self.op)
-        after = mem.Wait([], {"pending": 0}, loc=self.op.loc)
-        self.around.ops[place:place + 1] = [*before, new, after]
+        self.around.ops[place:place + 1] = [*before, new, *after, self._made(mem.Wait, pending=0)]
         replaced = dict(zip(self.op.results, new.results, strict=False))
         for op in Region([], self.around.ops[place:]).walk():
             op.operands = [replaced.get(v, v) for v in op.operands]

@@ -67,7 +67,8 @@ def place(fn: Function, target: SimtTarget) -> Function:
 
 def _infer(fn: Function, target: SimtTarget) -> Inference:
     """Layouts for the number of warps that moves the fewest bytes; only dots make a difference."""
-    staged, least = staged_loads(fn, target), warps_of_views(fn, target)
+    turns = [target.turns for op in fn.walk() if op.name == "for" and op.attrs["schedule"] == "pingpong"]
+    staged, least = staged_loads(fn, target), max([warps_of_views(fn, target), *turns])
     warps = max(warps_for(fn, target.warp), least)
     best = Inference(fn, target, target.warp * warps, staged)
     cost = best.solve()

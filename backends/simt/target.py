@@ -15,7 +15,8 @@ class SimtTarget:
     `word_operands` that they take their operands as words, too. It may have
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
-    and of how many neighbours each is to have a run."""
+    and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
+    while the other moves data (`schedule.py`), 0 where there are no such schedules."""
 
     name: str
     arch: int
@@ -33,6 +34,7 @@ class SimtTarget:
     dma: int = 0
     dies: tuple[int, int] = (1, 1)
     word_operands: bool = False
+    turns: int = 0
 
     def multiplies_scaled(self, op: Op) -> bool:
         """Whether there is an instruction for a `dot_scaled`."""

@@ -99,7 +99,7 @@ def test_a_broken_function_still_prints() -> None:
 
 GOOD = """func @f(%x: f32, %n: i32) tile {
   %a = add %x, %x : f32
-  %r = for %n, %n, %n, %a {stages=1} : f32 (%i: i32, %c: f32) {
+  %r = for %n, %n, %n, %a {stages=1, schedule=''} : f32 (%i: i32, %c: f32) {
     %d = mul %c, %x : f32
     yield %d
   }
@@ -110,7 +110,7 @@ GOOD = """func @f(%x: f32, %n: i32) tile {
 @pytest.mark.parametrize("old, new, line, caret, message, needs", [
     ("func @f", "fun @f", 1, "fun", "does not parse", "'func'"),
     ("mul %c, %x", "mul %c,", 4, ":", "does not parse", "%value"),
-    ("stages=1}", "stages=}", 3, "}", "does not parse", "an integer"),
+    ("stages=1,", "stages=,", 3, ",", "does not parse", "an integer"),
     ("yield %d\n  }", "yield %d\n", 7, "", "does not parse", "'}'"),
     ("mul %c", "mull %c", 4, "mull", "unknown operation `mull`", "operation"),
     ("mul %c", "mul %e", 4, "%e", "not defined", "above"),
@@ -120,8 +120,8 @@ GOOD = """func @f(%x: f32, %n: i32) tile {
     ("%x : f32\n    yield", "%x\n    yield", 4, "%d = mul %c, %x", "other types", "f32"),
     ("mul %c, %x", "mul %c, %n", 4, "%d = mul %c, %n : f32", "different dtypes", "both f32"),
     ("mul %c, %x", "mul %c", 4, "%d = mul %c : f32", "`mul` takes", "2 operands"),
-    (" {stages=1}", " {stagez=1}", 3, "", "no attribute", "stages"),
-    ("for %n, %n, %n, %a {stages=1} : f32", "for %n : f32", 3, "", "arguments of its body", "i32"),
+    (" {stages=1", " {stagez=1", 3, "", "no attribute", "stages"),
+    ("for %n, %n, %n, %a {stages=1, schedule=''} : f32", "for %n : f32", 3, "", "arguments of its body", "i32"),
     ("(%i: i32, %c: f32)", "(%i: i32, %c: f33)", 3, "f33", "unknown dtype", "dtype"),
     ("tile {", "tiles {", 1, "tiles", "unknown level", "placed"),
 ])

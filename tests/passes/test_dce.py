@@ -45,13 +45,13 @@ def test_carried_values_that_only_feed_themselves() -> None:
   }
   print %s {text=''}
 """)
-    assert lines[2] == "%s = for %zero, %n, %one, %zero {stages=3} : i32 (%i: i32, %a: i32) {"
+    assert lines[2] == "%s = for %zero, %n, %one, %zero {stages=3, schedule=''} : i32 (%i: i32, %a: i32) {"
     assert lines[3:5] == ["%d = add %a, %i : i32", "yield %d"]
 
 
 def test_carried_values_that_feed_others_stay() -> None:
     lines = left("""
-  %s, %t = for %zero, %n, %one, %zero, %one {stages=1} : i32, i32 (%i: i32, %a: i32, %b: i32) {
+  %s, %t = for %zero, %n, %one, %zero, %one {stages=1, schedule=''} : i32, i32 (%i: i32, %a: i32, %b: i32) {
     %d = add %a, %b : i32
     %e = mul %b, %b : i32
     yield %d, %e
@@ -63,14 +63,14 @@ def test_carried_values_that_feed_others_stay() -> None:
 
 def test_carried_values_used_by_an_effect_stay() -> None:
     lines = left("""
-  %s, %t = for %zero, %n, %one, %zero, %one {stages=1} : i32, i32 (%i: i32, %a: i32, %b: i32) {
+  %s, %t = for %zero, %n, %one, %zero, %one {stages=1, schedule=''} : i32, i32 (%i: i32, %a: i32, %b: i32) {
     %d = add %a, %one : i32
     %e = add %b, %one : i32
     print %b {text=''}
     yield %d, %e
   }
 """)
-    assert lines[2] == "%t = for %zero, %n, %one, %one {stages=1} : i32 (%i: i32, %b: i32) {"
+    assert lines[2] == "%t = for %zero, %n, %one, %one {stages=1, schedule=''} : i32 (%i: i32, %b: i32) {"
     assert "yield %e" in lines and not any("%d" in line for line in lines)
 
 
@@ -83,7 +83,7 @@ def test_loops_without_effects_go() -> None:
     %d = sub %b, %one : i32
     yield %d
   }
-  for %zero, %n, %one {stages=1} (%i: i32) {
+  for %zero, %n, %one {stages=1, schedule=''} (%i: i32) {
     %e = exp %one_f : f32
     yield
   }

@@ -73,8 +73,9 @@ def _check_region(op: Op, region: Region, args: Sequence[Type], yields: Sequence
 
 class For(Op):
     """for i in range(lo, hi, step) with carried values: operands (lo, hi, step, init…), region (i, carried…) yielding
-    the next carried values. `step` is positive. `stages` asks for that many stages of software pipelining."""
-    name, levels, effects, attributes = "for", ALL_LEVELS, "control", {"stages": 1}
+    the next carried values. `step` is positive. `stages` asks for that many stages of software pipelining, `schedule`
+    for a way to do it: "" leaves the choice to the target."""
+    name, levels, effects, attributes = "for", ALL_LEVELS, "control", {"stages": 1, "schedule": ""}
 
     def infer(self) -> Sequence[Type]:
         bounds, inits = self.operands[:3], [v.type for v in self.operands[3:]]

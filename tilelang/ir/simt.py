@@ -16,6 +16,7 @@ from tilelang.ir.memory import memory_type
 from tilelang.ir.thread import THREAD
 
 I32 = dtype("i32")
+SCHEDULED = frozenset({"placed", "thread"})
 
 
 class ThreadId(Op):
@@ -179,6 +180,41 @@ class LdTransposed(Op):
     def infer(self) -> Sequence[Type]:
         dt = memory_type(self, self.operands[0]).dtype
         return [TileType((8 // dt.storage.itemsize,), dt)]
+
+
+class Meet(Op):
+    """A barrier at which the halves of a program's `warps` are at different places: each thread comes to its own. With
+    `half` 0 or 1 only that half of the warps does."""
+    name, levels, effects, attributes = "meet", SCHEDULED, "control", {"warps": ..., "half": None}
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
+class Priority(Op):
+    """Of the warps of a vector unit, those of a higher `level` go first from here on. Nothing moves across."""
+    name, levels, effects, attributes = "priority", SCHEDULED, "control", {"level": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
+class Spread(Op):
+    """Ends the body of a loop whose reads of shared memory are to stand evenly among its matrix instructions. How many
+    there are of both is known at THREAD."""
+    name, levels, effects, attributes = "spread", SCHEDULED, "control", {"reads": 0, "products": 0}
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
 
 
 class Mma(Op):

@@ -13,21 +13,34 @@ from tilelang.lang.emitter import emit, here
 from tilelang.lang.math import maximum, minimum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extent, extents, offset
 
+SCHEDULES = "", "plain", "pingpong", "interleave"
+
 
 class Loop:
     """What `tile.range` and `tile.persistent` return: the front end turns `for x in loop` into a loop."""
 
-    def __init__(self, lo: Any, hi: Any, step: Any = 1, stages: int = 1, unravel: tuple[Any, ...] = ()) -> None:
+    def __init__(self, lo: Any, hi: Any, step: Any = 1, stages: int = 1, unravel: tuple[Any, ...] = (),
+                 schedule: str = "") -> None:
         self.lo, self.hi, self.step, self.stages, self.unravel = lo, hi, step, stages, unravel
+        self.schedule = schedule
 
     def __iter__(self) -> Any:
         raise UnsupportedSyntax("a run-time loop cannot be unrolled", loc=here(), needs="`for i in tile.range(...)`",
                                 got="tile.range used as a value", try_="tile.static_range for constant bounds")
 
 
-def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1) -> Any:
-    """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining."""
-    return Loop(0, lo, step, stages) if hi is None else Loop(lo, hi, step, stages)
+def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: str = "") -> Any:
+    """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining.
+
+    `schedule` says how a pipelined loop of products moves data while it multiplies, where the target has several ways
+    (gfx950): "pingpong" lets the halves of eight warps take turns, "interleave" spreads reads of shared memory among
+    the products of each warp, "plain" does neither; unless stated the compiler chooses. Other targets have one way.
+    Raises UnsupportedSyntax for another name, and the compiler TargetError where a stated one does not fit."""
+    if schedule not in SCHEDULES:
+        raise UnsupportedSyntax(f"tile.range has no schedule {schedule!r}", loc=here(), needs=", ".join(SCHEDULES[1:]),
+                                got=repr(schedule), try_="leave it out: the compiler chooses")
+    lo, hi = (0, lo) if hi is None else (lo, hi)
+    return Loop(lo, hi, step, stages, schedule=schedule)
 
 
 def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.range:

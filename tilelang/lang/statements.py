@@ -267,7 +267,8 @@ class Statements(Expressions):
                 else:
                     self.env[name] = before[name]
             self.leave(node, carried, before)
-        op = self.apply(node, emit, control.For, *bounds, *inits, regions=[region], stages=iterable.stages)
+        op = self.apply(node, emit, control.For, *bounds, *inits, regions=[region], stages=iterable.stages,
+                        schedule=iterable.schedule)
         self.finish(node, carried, before, list(op.results))
         for name in assigned_names([ast.Assign([node.target], ast.Constant(0))]):
             self.env[name] = Undefined(f"a value only inside the loop in line {node.lineno}")

@@ -9,7 +9,7 @@ example:
       %two = const {value=2, dtype=i32} : i32
       %a = load %x, %n {shape=(4,), axes=(0,), fill=0} : f32[4]
       %unused = exp %a : f32[4]
-      %r, %s = for %lo, %n, %two, %a, %n {stages=1} : f32[4], i32 (%i: i32, %c: f32[4], %count: i32) {
+      %r, %s = for %lo, %n, %two, %a, %n {stages=1, schedule=''} : f32[4], i32 (%i: i32, %c: f32[4], %count: i32) {
         %d = add %c, %a : f32[4]
         %more = add %count, %i : i32
         yield %d, %more
@@ -21,7 +21,7 @@ becomes:
       %lo = const {value=0, dtype=i32} : i32
       %two = const {value=2, dtype=i32} : i32
       %a = load %x, %n {shape=(4,), axes=(0,), fill=0} : f32[4]
-      %r = for %lo, %n, %two, %a {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
+      %r = for %lo, %n, %two, %a {stages=1, schedule=''} : f32[4] (%i: i32, %c: f32[4]) {
         %d = add %c, %a : f32[4]
         yield %d
       }

@@ -9,7 +9,7 @@ example:
       %two = const {value=2, dtype=i32} : i32
       %zero = const {value=0.0, dtype=f32} : f32
       %acc = broadcast %zero {shape=(4,)} : f32[4]
-      %r = for %lo, %n, %two, %acc {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
+      %r = for %lo, %n, %two, %acc {stages=1, schedule=''} : f32[4] (%i: i32, %c: f32[4]) {
         %a = load %x, %n {shape=(4,), axes=(0,), fill=0} : f32[4]
         %e = exp %a : f32[4]
         %d = add %c, %e : f32[4]
@@ -25,7 +25,7 @@ becomes:
       %acc = broadcast %zero {shape=(4,)} : f32[4]
       %a = load %x, %n {shape=(4,), axes=(0,), fill=0} : f32[4]
       %e = exp %a : f32[4]
-      %r = for %lo, %n, %two, %acc {stages=1} : f32[4] (%i: i32, %c: f32[4]) {
+      %r = for %lo, %n, %two, %acc {stages=1, schedule=''} : f32[4] (%i: i32, %c: f32[4]) {
         %d = add %c, %e : f32[4]
         yield %d
       }

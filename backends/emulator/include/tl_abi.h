@@ -93,7 +93,7 @@ void emu_copy_async(long long base, long long limit, long long offset, emu::Buff
 void emu_commit(int op);
 void emu_wait(int pending, int op);
 void emu_wait_operations(int count, int op);  // until at most so many copies of the thread are under way
-void emu_barrier(int op);
+void emu_barrier(int op, int meet);  // `meet`: others may be at another one that says so
 void emu_collective(emu::Collective* call);
 void emu_check_failed(int op);
 void emu_print_part(long long base, long long limit, long long count, int size, int op);

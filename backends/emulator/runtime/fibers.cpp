@@ -203,13 +203,14 @@ extern "C" void emu_print(int op) {
   emu_switch(&current->stack, host);
 }
 
-extern "C" void emu_barrier(int op) {
+extern "C" void emu_barrier(int op, int meet) {
   Thread& t = *current;
-  if (run.at_barrier && run.barrier_op != op)
+  if (run.at_barrier && run.barrier_op != op && !(meet && run.meet))
     fail("divergent-barrier", op, run.barrier_op, "is at this barrier while %d threads wait at another",
          run.at_barrier);
   if (run.done) fail("divergent-barrier", op, -1, "waits at a barrier after %d threads have exited", run.done);
   run.barrier_op = op;
+  run.meet = meet;
   t.log.push_back({0, op, 0, BARRIER, 0});
   if (++run.at_barrier < run.threads) {
     stop_ready();

@@ -85,7 +85,7 @@ struct Launch {
   i64 block;
   u32 block_epoch, epoch;  // epochs end at barriers and blocks; those from block_epoch on are of this block
   u32 ready_warps;
-  int at_barrier, barrier_op, done;
+  int at_barrier, barrier_op, meet, done;
   u32 atomics, streak;  // since the last barrier, and since a thread last gave way
   bool abandoned;
   void (*print)(int op, const void* bytes, i64 count);  // null: what kernels print is dropped

@@ -147,6 +147,31 @@ TL_FN void barrier(op) {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+// For warps that take turns. What multiplies and what moves data stays on its side.
+TL_FN void meet(op o) {
+  __builtin_amdgcn_sched_barrier(0);
+  barrier(o);
+  __builtin_amdgcn_sched_barrier(0);
+}
+
+template <int LEVEL>
+TL_FN void priority(op) {
+  __builtin_amdgcn_sched_barrier(0);
+  __builtin_amdgcn_s_setprio(LEVEL);
+  __builtin_amdgcn_sched_barrier(0);
+}
+
+// The scheduler is to place a read of local memory, then its share of the matrix instructions, and so on.
+template <int READS, int PRODUCTS>
+TL_FN void spread(op o) {
+  if constexpr (READS > 0 && PRODUCTS > 0) {
+    constexpr int LDS_READ = 0x100, MFMA = 8;
+    __builtin_amdgcn_sched_group_barrier(LDS_READ, 1, 0);
+    __builtin_amdgcn_sched_group_barrier(MFMA, PRODUCTS / READS, 0);
+    spread<READS - 1, PRODUCTS - PRODUCTS / READS>(o);
+  }
+}
+
 TL_FN void syncwarp(op) {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
   __builtin_amdgcn_wave_barrier();
