@@ -69,6 +69,16 @@ def sizes(kernel: Kernel, fixed: Mapping[str, int]) -> Iterator[dict[str, int]]:
     yield {d: 1 + i % 3 if d in long else 1 for i, d in enumerate(names)} | dict(fixed)
 
 
+def drawn(kernel: Kernel, rng: np.random.Generator, shape: Mapping[str, int], dtypes: Mapping[str, DType],
+          consts: Mapping[str, Any], gaps: bool = False) -> tuple[Bound, dict[str, Any]]:
+    """A call with random arguments whose dimensions have these extents, and its scalars by name."""
+    inputs, scalars = tensors(kernel, rng, dtypes, shape, gaps=gaps), numbers(kernel, rng)
+    outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims), dt)
+            for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"  # no input need tell its type
+            if (dt := dtypes.get(p.tensor.dtype) if isinstance(p.tensor.dtype, str) else p.tensor.dtype)}
+    return Bound(kernel, (), {**inputs, **outs, **scalars, **consts}), scalars
+
+
 def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
           dtypes: Mapping[str, DType] | None = None, extents: Mapping[str, int] | None = None) -> Checked:
     """Runs the kernel's text for a target such as "cuda:sm_80" in the emulator, on random arguments of several
@@ -80,12 +90,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
     dtypes = dtypes or {}
     out, rng, known = Checked(), np.random.default_rng(0), dict[Any, Found]()
     for number, shape in enumerate(sizes(kernel, extents or {})):
-        inputs = tensors(kernel, rng, dtypes, shape, gaps=number == 1)
-        scalars = numbers(kernel, rng)
-        outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims), dt)
-                for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"  # no input need tell its type
-                if (dt := dtypes.get(p.tensor.dtype) if isinstance(p.tensor.dtype, str) else p.tensor.dtype)}
-        bound = Bound(kernel, (), {**inputs, **outs, **scalars, **(consts or {})})
+        bound, scalars = drawn(kernel, rng, shape, dtypes, consts or {}, gaps=number == 1)
         code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"
         out.cases.append(case)

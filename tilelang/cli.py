@@ -1,4 +1,4 @@
-"""The command line: `python -m tilelang {check,compile,cache,tuning}`."""
+"""The command line: `python -m tilelang {check,compile,explain,cache,tuning}`."""
 from __future__ import annotations
 
 import argparse
@@ -82,6 +82,26 @@ def check_command(options: argparse.Namespace) -> int:
     if done.found:
         return 1
     console.print(_table(done.counters, done.cases[0]), soft_wrap=False)
+    return 0
+
+
+def explain_command(options: argparse.Namespace) -> int:
+    """Writes or prints what the compiler made of a kernel, for arguments drawn from its signature."""
+    import numpy as np
+
+    from tilelang import targets
+    from tilelang.checking import drawn, sizes
+    from tilelang.explain import Explanation
+    from tilelang.explain.facts import gather
+    kernel, consts, dtypes, extents = _given(options)
+    name = targets.check(options.target, runs=False).removeprefix(targets.EMULATE)
+    bound, _ = drawn(kernel, np.random.default_rng(0), next(sizes(kernel, extents)), dtypes, consts)
+    lowered = targets.lowered(bound.kernel.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
+    explanation = Explanation(gather(lowered, name, bound, options.count))
+    if options.output is not None:
+        print(f"written to {explanation.save(options.output)}")
+    if options.text or options.output is None:
+        print(explanation, end="")
     return 0
 
 
@@ -182,10 +202,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                                 "something")
     check.add_argument("--target", default="cuda:sm_80", help="default: cuda:sm_80")
     check.set_defaults(run=check_command)
-    for command in (compile_, check):
+    explain = commands.add_parser("explain", help="show what the compiler made of a kernel: a page, or text")
+    explain.add_argument("--target", default="cpu", help="cpu, cuda:sm_80, hip:gfx942 … (default: cpu)")
+    explain.add_argument("-o", "--output", metavar="PAGE.html", help="write one self-contained page")
+    explain.add_argument("--text", action="store_true", help="print it (the default without -o)")
+    explain.add_argument("--run", action="store_true", dest="count",
+                         help="count what each line costs, in the emulator: keep the extents small")
+    explain.set_defaults(run=explain_command)
+    for command in (compile_, check, explain):
         command.add_argument("kernel", metavar="FILE:KERNEL")
         command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant, the dtype "
-                             "of a type variable (f32 unless given), or for `check` the extent of a dimension")
+                             "of a type variable (f32 unless given), or, but for `compile`, the extent of a dimension")
     cache = commands.add_parser("cache", help="look after the compile cache")
     cache.add_argument("action", choices=["list", "size", "verify", "prune", "clear", "path"])
     cache.set_defaults(run=cache_command)

@@ -423,6 +423,11 @@ class Kernel(KernelDef):
         name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
         return targets.lowered(bound.kernel.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
 
+    def explain(self, *args: Any, target: str = "cpu", run: bool = False, **kwargs: Any) -> Any:
+        """What the compiler makes of the kernel for these arguments: see `tilelang.explain.explain`."""
+        from tilelang.explain import explain
+        return explain(self, *args, target=target, run=run, **kwargs)
+
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """The same call by the NumPy interpreter: slow, and the definition of what the kernel means."""
         bound = Bound(self, args, kwargs)

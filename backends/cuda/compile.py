@@ -30,6 +30,11 @@ class Lowered(simt.Lowered):
         """The machine code as instructions. Raises TargetError where nvdisasm is not installed."""
         return assembly(self.cubin)
 
+    @cached_property
+    def linked_assembly(self) -> str:
+        """The assembly with the lines of `source` it comes from, as nvdisasm writes them. Raises TargetError."""
+        return assembly(self.cubin, lines=True)
+
     @property
     def report(self) -> dict[str, int | float | str]:
         """What a block uses (registers of a thread, bytes spilled by a thread, shared memory), how many blocks a

@@ -72,7 +72,8 @@ def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`. The assembler may spill a few bytes so that more blocks
     fit onto a multiprocessor: where it did, the text is compiled once more, for one block at least."""
     def made(*more: str) -> Compiled:
-        cubin, log = _compile(text, arch, (f"-I{INCLUDE}", "--ptxas-options=-v", *options, *more), "CUBIN")
+        flags = f"-I{INCLUDE}", "--ptxas-options=-v", "-lineinfo", *options, *more
+        cubin, log = _compile(text, arch, flags, "CUBIN")
         return Compiled(cubin, log, _report(log))
 
     def spilled(compiled: Compiled) -> int:

@@ -46,8 +46,9 @@ def nvdisasm() -> str | None:
     return shutil.which("nvdisasm")
 
 
-def assembly(cubin: bytes) -> str:
-    """The instructions of machine code. Raises TargetError where the disassembler is missing."""
+def assembly(cubin: bytes, lines: bool = False) -> str:
+    """The instructions of machine code; with `lines` also, in comments, which line of the text they come from. Raises
+    TargetError where the disassembler is missing."""
     tool = nvdisasm()
     if tool is None:
         raise TargetError("reading machine code for CUDA needs nvdisasm, which is not installed",
@@ -56,7 +57,7 @@ def assembly(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([tool, "-c", file.name], capture_output=True, text=True)
+        done = subprocess.run([tool, *(["-gi"] if lines else []), "-c", file.name], capture_output=True, text=True)
     if done.returncode:
         raise TargetError("nvdisasm refused the machine code", got=done.stderr.strip()[:4000],
                           why="nvdisasm may be older than NVRTC", try_="pip install --upgrade nvidia-cuda-nvdisasm")

@@ -14,7 +14,7 @@ from tilelang.ir.core import BufferType, Function, Op, Region, Value
 
 ALIGN = 128
 """Bytes a buffer's offset is a multiple of: swizzles count on it."""
-_Span = tuple[int, int]
+Span = tuple[int, int]
 
 
 def size_of(op: Op) -> int:
@@ -43,10 +43,10 @@ def shared_bytes(fn: Function) -> int:
 
 def allocate_shared(fn: Function, target: SimtTarget) -> Function:
     """Fills in the offsets, in place; first fit over lifetimes, the largest first."""
-    spans = _spans(fn)
-    placed: list[tuple[int, int, _Span]] = []
+    alive = spans(fn)
+    placed: list[tuple[int, int, Span]] = []
     for op in sorted(shared_allocs(fn), key=lambda o: -size_of(o)):
-        span, size = spans.get(op.result, (0, 0)), size_of(op)
+        span, size = alive.get(op.result, (0, 0)), size_of(op)
         offset = 0
         for start, end, other in sorted(placed):
             if span[0] <= other[1] and other[0] <= span[1] and offset < end and start < offset + size:
@@ -61,14 +61,14 @@ def allocate_shared(fn: Function, target: SimtTarget) -> Function:
     return fn
 
 
-def _spans(fn: Function) -> dict[Value, _Span]:
+def spans(fn: Function) -> dict[Value, Span]:
     """First and last position at which a buffer holds something: from its first to its last use, or, where these lie
     in different regions, all of the operations around them. Memory the user manages lives throughout."""
-    uses: dict[Value, list[tuple[_Span, ...]]] = {}
+    uses: dict[Value, list[tuple[Span, ...]]] = {}
     managed: set[Value] = set()
     clock = 0
 
-    def visit(region: Region, around: tuple[_Span, ...]) -> int:
+    def visit(region: Region, around: tuple[Span, ...]) -> int:
         nonlocal clock
         for op in region.ops:
             clock += 1

@@ -1,0 +1,100 @@
+"""Explanations: lines that belong together, what was chosen, and a page that needs nothing else."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tilelang.cli import main
+from tilelang.explain import Explanation
+from tilelang.ops.attention.forward import forward_kernel
+from tilelang.ops.matmul import matmul_kernel
+
+ROOT = Path(__file__).parents[2]
+CONSTS = {"BM": 64, "BN": 64, "BK": 32, "ACC": tile.f32}
+
+
+def explained(target: str, run: bool = False) -> Explanation:
+    a = np.ones((64, 64), np.float16)
+    return matmul_kernel.explain(a, a, a.copy(), **CONSTS, target=target, run=run)
+
+
+def test_lines_of_every_level_lead_to_the_source() -> None:
+    facts = explained("cuda:sm_80").facts
+    (file, lines), = facts.sources
+    dot = next(n for n, text in lines if "tile.dot" in text)
+    for level, text in (("TILE", "dot "), ("PLACED", "mma_m16n8k16_f16"), ("THREAD", "mma "), ("C++", "tl::mma"),
+                        ("assembly", "HMMA")):
+        found = [x for x in next(x for x in facts.levels if x.title == level).lines if text in x.text]
+        assert found and all(x.place == (file, dot) for x in found), level
+    assert lines[0][1].startswith("@tile.kernel") and Path(file).name == "matmul.py"
+
+
+def test_what_was_chosen() -> None:
+    facts = explained("cuda:sm_80").facts
+    (product,) = facts.decisions
+    assert product.chosen == "f16[64, 32] x f16[32, 64]: mma_m16n8k16_f16"
+    assert "mma_m16n8k32_s8: sums in i32" in product.rejected
+    (loop,) = facts.loops
+    assert (loop.ahead, loop.pending, loop.copies, loop.products) == (2, 1, 2, 1)
+    assert facts.report["spills"] == 0 and facts.work is not None and facts.work.products == 2 * 64 ** 3
+    assert {b.name for b in facts.buffers} >= {"a_tile", "b_tile"} and facts.least_bytes == 3 * 64 * 64 * 2
+    assert any(where.startswith("global") and size == 16 for _, _, where, size in facts.accesses)
+    swizzled = next(p for p in facts.pictures if p.kind == "shared memory" and "%b_tile" in p.values[0])
+    assert len({bank for bank, _ in swizzled.cells[0]}) == 16  # 32 elements of two bytes
+
+
+def test_costs_of_lines() -> None:
+    facts = explained("cuda:sm_80", run=True).facts
+    assert sum(c.mma for c in facts.counters.values()) == 64 ** 3 // (16 * 8 * 16)
+    assert "mma; sectors" in str(explained("cuda:sm_80", run=True))
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda:sm_90a", "hip:gfx942"])
+def test_the_page_is_whole(target: str, tmp_path: Path) -> None:
+    q = np.ones((1, 2, 64, 64), np.float16)
+    page = forward_kernel.explain(q, q, q, q.copy(), 1.0, BM=64, BN=64, BD=64, BE=64, ROUND=True, target=target).save(
+        tmp_path / "page.html").read_text()
+    assert len(page) < 2_000_000 and f"for {target}</title>" in page
+    assert not re.search(r"""(src|href)=["']|https?://|@import|url\(""", page.partition('id="data"')[0])
+    found = re.search(r'id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    data = json.loads(found[1])
+    assert [x["title"] for x in data["levels"]][:3] == ["TILE", "PLACED", "THREAD"] and len(data["sources"]) == 2
+    assert "&lt;" not in found[1] and all(0 <= heat <= 1 for heat in data["heat"].values())
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = f"{ROOT / 'examples' / '03_matmul.py'}:matmul"
+    assert main(["explain", kernel, "--target", "cuda:sm_80", "--set", "T=f16", "--set", "M=256", "-o",
+                 str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == f"written to {tmp_path / 'page.html'}\n"
+    assert main(["explain", kernel, "--target", "hip:gfx942", "--set", "T=f16"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("matmul for hip:gfx942\n") and "shared memory" in out and "mfma" in out
+    assert "floor on MI300X" in out
+    assert main(["explain", kernel]) == 0 and "code bytes" in capsys.readouterr().out
+
+
+def test_notebooks_show_the_page() -> None:
+    assert explained("cpu")._repr_html_().startswith('<iframe srcdoc="&lt;!doctype html&gt;')
+
+
+def test_in_a_browser(tmp_path: Path) -> None:
+    """In headless Chromium, where the package PyQt6-WebEngine is: scripts run, and no width makes the page scroll
+    sideways."""
+    pytest.importorskip("PyQt6.QtWebEngineWidgets")
+    page = explained("cuda:sm_80").save(tmp_path / "page.html")
+    for width in (360, 1400):
+        run = subprocess.run([sys.executable, str(Path(__file__).with_name("browse.py")), str(page), str(width)],
+                             capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)})
+        assert run.returncode == 0, run.stderr
+        seen = json.loads(run.stdout.splitlines()[-1])
+        assert seen["overflow"] <= 0 and seen["tabs"] == 5 and seen["marked"] >= 2 and seen["drawn"] >= 1, seen

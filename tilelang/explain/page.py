@@ -1,0 +1,168 @@
+"""One self-contained HTML page of a kernel's facts: no network, works at any width and by keyboard."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tilelang.explain.facts import Facts, Place
+from tilelang.explain.terms import chips, cost, floors, place_text
+
+_HERE = Path(__file__).parent
+
+
+def page(facts: Facts) -> str:
+    """The page."""
+    places: dict[Place, int] = {}
+    for file, lines in facts.sources:
+        for number, _ in lines:
+            places[file, number] = len(places)
+    data = json.dumps(_data(facts, places), separators=(",", ":")).replace("</", "<\\/")
+    body = "\n".join([*_head(facts), *_sections(facts)])
+    return "\n".join([
+        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(facts.name)} for {escape(facts.target)}</title>",
+        f"<style>{(_HERE / 'page.css').read_text()}</style></head><body>", body,
+        f'<script type="application/json" id="data">{data}</script>',
+        f"<script>{(_HERE / 'page.js').read_text()}</script></body></html>", ""])
+
+
+def _data(facts: Facts, places: dict[Place, int]) -> dict[str, Any]:
+    def number(p: Place | None) -> int:
+        return places.get(p, -1) if p is not None else -1
+    spent = {number(p): sum(c.instructions.values()) for p, c in facts.counters.items()}
+    most = max(spent.values(), default=1) or 1
+    return {
+        "sources": [[file, [[n, text, number((file, n))] for n, text in lines]] for file, lines in facts.sources],
+        "levels": [{"title": x.title, "lines": [[y.text, number(y.place)] for y in x.lines]} for x in facts.levels],
+        "first": next((i for i, x in enumerate(facts.levels) if x.title == "PLACED"), 0),
+        "heated": bool(spent), "heat": {n: v / most for n, v in spent.items()},
+        "costs": {number(p): cost(c) for p, c in facts.counters.items()},
+        "pictures": [{"layout": p.layout, "kind": p.kind, "cells": p.cells} for p in facts.pictures],
+    }
+
+
+def _head(facts: Facts) -> Iterable[str]:
+    yield f"<header><h1><code>{escape(facts.name)}</code> for {escape(facts.target)}</h1>"
+    if facts.shapes:
+        yield f'<p class="soft">called with {escape(facts.shapes)}</p>'
+    yield '<ul class="chips">'
+    for name, value, state in chips(facts):
+        yield f'<li class="{state}">{escape(name)}<b>{escape(value)}</b></li>'
+    yield "</ul>"
+    yield from (f'<p class="soft">{escape(text.splitlines()[0])}</p>' for text in facts.missing)
+    yield """</header><main><div class="panes">
+<section class="pane" aria-label="your source"><div class="bar"><span>your source</span></div>
+<div class="code" id="source" tabindex="0"></div></section>
+<section class="pane" aria-label="levels of the compiler"><div class="bar" id="tabs" role="tablist"></div>
+<div class="code" id="level" tabindex="0"></div></section></div>
+<p class="soft">Lines that belong together light up under the pointer; a click, or the arrow keys in a pane, brings
+the other pane there.</p>"""
+
+
+def _sections(facts: Facts) -> Iterable[str]:
+    if facts.work is not None:
+        yield "<h2>What must be done, and what is done</h2>"
+        yield from _table(("", ""), floors(facts))
+    if facts.counters:
+        yield "<h2>What each line costs</h2>"
+        yield ('<p class="soft">Counted by the emulator for the shapes above: exact, but no times. Sectors have 32 '
+               "bytes; wavefronts beyond the fewest possible are bank conflicts.</p>")
+        costs = [(place_text(p), str(c.bytes), f"{c.sectors}/{c.ideal_sectors}",
+                  f"{c.wavefronts}/{c.ideal_wavefronts}", str(c.mma), str(sum(c.instructions.values())))
+                 for p, c in sorted(facts.counters.items())]
+        yield from _table(("line", "bytes", "sectors/ideal", "wavefronts/ideal", "MMA", "instructions"), costs, 1)
+    if facts.decisions:
+        yield "<h2>Products</h2>"
+        for d in facts.decisions:
+            yield (f"<details><summary>{escape(place_text(d.place))}: <code>{escape(d.chosen)}</code></summary><ul>" +
+                   "".join(f"<li><code>{escape(r)}</code></li>" for r in d.rejected) + "</ul></details>")
+    if facts.conversions:
+        yield "<h2>Changes of layout</h2>"
+        for d in facts.conversions:
+            yield (f"<details><summary>{escape(place_text(d.place))}: {escape(d.chosen)}</summary><ul>" +
+                   "".join(f"<li><code>{escape(r)}</code></li>" for r in d.rejected) + "</ul></details>")
+    if facts.loops:
+        yield "<h2>Copies that run ahead</h2>"
+        for loop in facts.loops:
+            yield (f"<p>{escape(place_text(loop.place))}: {loop.copies} copies a turn, {loop.ahead} turns ahead; each "
+                   f"turn waits until all but {loop.pending} groups have landed.</p>")
+            yield f'<div class="scroll">{_timeline(loop.ahead)}</div>'
+    if facts.buffers:
+        yield "<h2>Shared memory</h2>"
+        yield f'<div class="scroll">{_memory(facts)}</div>'
+        rows = [(b.name, f"{b.dtype}{list(b.shape)}", str(b.offset), str(b.size)) for b in facts.buffers]
+        yield from _table(("buffer", "type", "offset", "bytes"), rows, 2)
+    if facts.accesses:
+        yield "<h2>Accesses of a thread</h2>"
+        rows = [(place_text(p), op, memory, str(size)) for p, op, memory, size in facts.accesses]
+        yield from _table(("line", "operation", "memory", "bytes at once"), rows, 3)
+    if facts.pictures:
+        yield "<h2>Layouts</h2>"
+        yield ('<p class="soft">Of the first rows and columns: <code>thread:register</code>, or for shared memory the '
+               "element's place, coloured by its bank.</p>")
+        for i, p in enumerate(facts.pictures):
+            yield (f'<details data-picture="{i}"><summary>{list(p.shape)} in {p.kind}: <code>{escape(p.layout)}</code>'
+                   f'</summary><p class="soft">{escape(", ".join(p.values[:12]))}</p></details>')
+    yield "</main>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 99) -> Iterable[str]:
+    """A table whose columns from `numbers` on are numbers."""
+    yield '<div class="scroll"><table>'
+    if any(head):
+        yield "<tr>" + "".join(f'<th{" class=num" if i >= numbers else ""}>{escape(h)}</th>'
+                               for i, h in enumerate(head)) + "</tr>"
+    for row in rows:
+        yield "<tr>" + "".join(f'<td{" class=num" if i >= numbers else ""}><code>{escape(x)}</code></td>'
+                               for i, x in enumerate(row)) + "</tr>"
+    yield "</table></div>"
+
+
+def _memory(facts: Facts) -> str:
+    """Bytes downwards, the order of operations to the right: buffers that share bytes do not overlap in time."""
+    end = max(b.end for b in facts.buffers) or 1
+    total = max(b.offset + b.size for b in facts.buffers)
+    width, height = 900, max(180, min(420, total // 160))
+    out = [f'<svg viewBox="0 0 {width + 90} {height + 30}" width="{width + 90}" height="{height + 30}" role="img" '
+           'aria-label="shared memory over time">']
+    for part in range(5):
+        y = height * part / 4
+        out.append(f'<line class="axis" x1="80" x2="{width + 80}" y1="{y}" y2="{y}"/>'
+                   f'<text class="soft" x="74" y="{y + (10 if not part else 4)}" text-anchor="end">'
+                   f"{total * part // 4}</text>")
+    for i, b in enumerate(facts.buffers):
+        x, w = 80 + width * b.start / end, max(width * (b.end - b.start) / end, 3)
+        y, h = height * b.offset / total, max(height * b.size / total, 2)
+        out.append(f'<g><title>{escape(b.name)}: bytes {b.offset} to {b.offset + b.size}</title>'
+                   f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="3" '
+                   f'fill="hsl({i * 137 % 360} 60% 60% / .45)" stroke="hsl({i * 137 % 360} 60% 40%)"/>'
+                   f'<text x="{x + 6:.1f}" y="{y + 15:.1f}">{escape(b.name)} {b.dtype}{list(b.shape)}</text></g>')
+    out.append(f'<text class="soft" x="80" y="{height + 20}">first operation</text><text class="soft" '
+               f'x="{width + 80}" y="{height + 20}" text-anchor="end">last</text></svg>')
+    return "".join(out)
+
+
+def _timeline(ahead: int, turns: int = 6) -> str:
+    """When the copies for each turn start and must have landed, and when its products run."""
+    unit, row, left = 110, 22, 90
+    steps = ahead + turns
+    width, height = left + unit * steps + 10, row * (turns + 2) + 14
+    out = [f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="pipeline">']
+    for s in range(steps):
+        label = "before" if s < ahead else f"turn {s - ahead}"
+        x = left + s * unit
+        out.append(f'<line class="axis" x1="{x}" x2="{x}" y1="0" y2="{row * (turns + 1)}"/>'
+                   f'<text class="soft" x="{x + 4}" y="{row * (turns + 2)}">{label}</text>')
+    for turn in range(turns):
+        y = turn * row + 3
+        start, runs = left + turn * unit + 8, left + (turn + ahead) * unit
+        out.append(f'<text class="soft" x="{left - 8}" y="{y + 13}" text-anchor="end">for turn {turn}</text>'
+                   f'<rect x="{start}" y="{y}" width="{runs - start}" height="{row - 6}" rx="3" '
+                   f'fill="hsl(210 60% 60% / .4)"/><text x="{start + 5}" y="{y + 12}">copies</text>'
+                   f'<rect x="{runs}" y="{y}" width="{unit - 6}" height="{row - 6}" rx="3" '
+                   f'fill="hsl(20 80% 60% / .55)"/><text x="{runs + 5}" y="{y + 12}">compute</text>')
+    return "".join([*out, "</svg>"])
