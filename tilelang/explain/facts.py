@@ -94,7 +94,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop whose copies run ahead: groups of copies under way before it, and left pending at its wait."""
+    """A loop whose copies run `ahead` turns: each turn waits until all but `pending` groups of them have landed."""
 
     place: Place | None
     ahead: int
@@ -321,22 +321,17 @@ def _buffers(fn: Function) -> list[Buffer]:
 
 
 def _loops(fn: Function) -> list[Loop]:
+    """Loops with copies of their own; the first extent of a buffer is how many turns it holds."""
     out = []
-
-    def visit(ops: Sequence[Op], around: int) -> None:
-        commits = around
-        for op in ops:
-            commits += op.name == "commit"
-            if op.name == "for":
-                body = op.regions[0].ops
-                waits = [o.attrs["pending"] for o in body if o.name == "wait"]
-                copies = sum(o.name == "copy_async" for o in body)
-                if copies and waits:
-                    out.append(Loop(_place(op), max(commits, 1), min(waits), copies,
-                                    sum(o.name == "dot" for o in op.regions[0].walk())))
-            for region in op.regions:
-                visit(region.ops, 0)
-    visit(fn.body.ops, 0)
+    for op in fn.walk():
+        if op.name == "for":
+            body = op.regions[0].ops
+            waits = [o.attrs["pending"] for o in body if o.name == "wait"]
+            turns = [v.type.shape[0] for o in body if o.name == "copy_async" for v in o.operands
+                     if isinstance(v.type, BufferType)]
+            if turns and waits:
+                out.append(Loop(_place(op), max(max(turns) - 1, 1), min(waits), len(turns),
+                                sum(o.name == "dot" for o in op.regions[0].walk())))
     return out
 
 
