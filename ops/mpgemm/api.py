@@ -48,9 +48,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     token, or of each group of the weight's columns where `x_group` is "group"; of "s1" the mean of |x|. Sums of whole
     q times whole-numbered codes are then exact within a group; corrections of `w` still multiply x as it is.
     `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
-    `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU x is f16, weights become f16 in
-    registers (entries of codebooks are rounded to it), and "dequant_mma" is the only decomposition. The first product
-    with a weight repacks it; that is kept as long as `w` lives.
+    `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
+    (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; "dequant_mma"
+    is the only decomposition. The first product with a weight repacks it; that is kept as long as `w` lives.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
     check(x, w.shape, bias, residual, activation, x_group)
@@ -61,24 +61,23 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
                       x_group=x_group, decomposition=decomposition)
     dt = dtype_named(x.dtype)
     out = dt if out_dtype is None else dtype_named(out_dtype)
-    fused = tile.on_gpu(x) and dt.name == "f16" and x_dtype is None and decomposition in (None, "dequant_mma")
-    if w.corrections and (fused or device != "cpu"):
-        raise TargetError("`mpgemm` has no kernel for corrections on a GPU yet", needs="a weight without corrections",
-                          got=str(w), try_="apply them to the result: x @ (a @ b).T is (x @ b.T) @ a.T")
     y = empty_like(x, (flat.shape[0], n), out)
-    if fused:
+    if residual is not None:
+        residual = rows(residual)
+    if tile.on_gpu(x) and decomposition in (None, "dequant_mma"):
+        if x_dtype is not None:
+            _fits_f16(tile.dtype(x_dtype))
         if flat.shape[0]:
-            product(flat, tiles(w, architecture(x), device), y, bias, None if residual is None else rows(residual),
-                    activation)
+            product(flat, tiles(w, architecture(x), device), y, bias, residual, activation, x_dtype=x_dtype,
+                    token=x_group == "token", added=added(flat, w) if w.corrections else None)
         return y.reshape(*x.shape[:-1], n)
     if device != "cpu":
-        raise TargetError("`mpgemm` on a GPU multiplies f16 by weights turned into f16", needs="x in f16, as it is",
-                          got=f"x in {x_dtype or dt}, decomposition {decomposition}",
-                          try_="x.half(), without x_dtype; or x on the CPU")
+        raise TargetError("`mpgemm` on a GPU has one decomposition", needs='"dequant_mma"', got=str(decomposition),
+                          try_="leave it out, or put x on the CPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0]:
         _run(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", bias=bias,
-             residual=None if residual is None else rows(residual), added=added(flat, w) if w.corrections else None)
+             residual=residual, added=added(flat, w) if w.corrections else None)
     return y.reshape(*x.shape[:-1], n)
 
 
@@ -95,6 +94,13 @@ def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: 
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
         raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
+
+
+def _fits_f16(x: tile.DType) -> None:
+    if not (x.kind == "int" and x.bits <= 8 or x.kind == "float" and x.bits <= 8 and x.exponent_bits <= 5):
+        raise TargetError("`mpgemm` on a GPU multiplies activations as f16", got=str(x),
+                          needs="i2 to i8, or floats of at most 8 bits and 5 of exponent",
+                          try_='x_dtype="i8", or x on the CPU')
 
 
 @cache
@@ -139,7 +145,7 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
         scale = np.empty((m, g), np.float32)
         quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth, GROUP=w.group, K=w.shape[1],
                         DTYPE=dt, TOKEN=token)
-        if how in WHOLE:
+        if how in WHOLE and dt.kind != "float":
             _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts)
             return
         spread, sums = (q * scale[..., None]).reshape(spread.shape), sums * scale

@@ -7,6 +7,7 @@ from weakref import finalize
 import numpy as np
 
 import tilelang as tile
+from tilelang.args import empty_like, is_torch
 from tilelang.ops.matmul import matmul
 from tilelang.quant import QuantTensor, Sparse
 from tilelang.quant.nodes import integers_of, values_of
@@ -53,13 +54,20 @@ def _prepared(w: QuantTensor) -> list[tuple[Any, ...]]:
 
 
 def added(x: Any, w: QuantTensor) -> Any:
-    """x [M, K] times the corrections of `w`, transposed: f32 [M, N], NumPy. `x` is any array of floats."""
-    x = np.ascontiguousarray(x.float().numpy() if hasattr(x, "float") else x, np.float32)
-    y = np.zeros((x.shape[0], w.shape[0]), np.float32)
+    """x [M, K], floats, times the corrections of `w`, transposed: f32 [M, N], where x is."""
+    x = x.float().contiguous() if is_torch(x) else np.ascontiguousarray(x, np.float32)
+    y = empty_like(x, (x.shape[0], w.shape[0]), tile.f32)
+    y[...] = 0
     for part in _prepared(w):
+        arrays = [_moved(a, x) for a in part] if is_torch(x) else part
         if len(part) == 3:
-            sparse_kernel(x, *part, y)
+            sparse_kernel(x, *arrays, y)
         else:
-            a, b = part
+            a, b = arrays
             y += matmul.fn(matmul.fn(x, b.T), a.T)
     return y
+
+
+def _moved(array: Any, x: Any) -> Any:
+    import torch
+    return torch.from_numpy(array).to(x.device)

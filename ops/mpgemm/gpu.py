@@ -23,6 +23,7 @@ from tilelang.errors import TargetError
 from tilelang.ir.packed import Packed
 from tilelang.ir.pairs import pairs, representable
 from tilelang.layouts import RegisterLayout
+from tilelang.ops.common import dtype_of
 from tilelang.ops.mpgemm.cpu import finished
 from tilelang.ops.mpgemm.pack import grouping, ranks
 from tilelang.quant import QuantTensor
@@ -31,6 +32,8 @@ WARPS = 4
 EACH = 128
 """Numbers of a block that one thread holds: 16 bytes and multiples at every width."""
 WIDEST = 512
+PROGRAMS = 264
+"""Programs that occupy a machine: two for each multiprocessor of an H100."""
 
 
 @tile.kernel
@@ -40,26 +43,98 @@ def sums_kernel(x: tile.Tensor[tile.T, "M K"], sums: tile.Out[tile.f32, "KT M"],
     tile.store(sums, (k, m * BM), tile.load(x, (m * BM, k * BK), (BM, BK)).to(tile.f32).sum(1))
 
 
+@tile.function
+def largest_of(x, m, first, last, BM, BK):
+    """max |x| of each of BM rows, blocks of columns from `first` to `last`."""
+    out = tile.zeros((BM,), tile.f32)
+    for k in tile.range(first, last):
+        out = tile.maximum(out, tile.abs(tile.load(x, (m * BM, k * BK), (BM, BK)).to(tile.f32)).max(1))
+    return out
+
+
+@tile.function
+def power_of_two(largest):
+    """s with largest / s from 2**14 to 2**15; 2**-126 at least."""
+    exponent = tile.maximum((largest.bitcast(tile.u32) >> 23).bitcast(tile.i32), 15)
+    return ((exponent - 14) << 23).bitcast(tile.f32)
+
+
+@tile.kernel
+def activations_kernel(
+    x: tile.Tensor[tile.T, "M K"], q: tile.Out[tile.f16, "M K"], xscale: tile.Out[tile.f32, "KT M"],
+    sums: tile.Out[tile.f32, "KT M"], low: tile.Out[tile.f16, "M K"] = None, *,
+    BM: tile.Const, BK: tile.Const, GROUP: tile.Const, TOKEN: tile.Const, DTYPE: tile.Const,
+):
+    """x as f16 times a scale for each row, or each row's GROUP blocks of BK columns; `sums` are those of what it then
+    is. DTYPE None: the scale is a power of two that f16's range asks for; f16 keeps 11 bits, `low`, times
+    2**-11 of the scale, the next 12. Else values of DTYPE times max |x| / (its largest)."""
+    m, KT = tile.grid(tile.cdiv(x.shape[0], BM)), xscale.shape[0]
+    whole = largest_of(x, m, 0, KT, BM, BK) if TOKEN else tile.zeros((BM,), tile.f32)
+    for g in tile.range(0, KT, GROUP):
+        last = tile.minimum(g + GROUP, KT)
+        largest = whole if TOKEN else largest_of(x, m, g, last, BM, BK)
+        s = power_of_two(largest) if DTYPE is None else largest / float(DTYPE.max)
+        inverse = tile.where(s == 0.0, 1.0, s)[:, None]
+        for k in tile.range(g, last):
+            v = tile.load(x, (m * BM, k * BK), (BM, BK)).to(tile.f32)
+            t = v / inverse
+            if DTYPE is not None:
+                t = tile.round(t) if DTYPE.kind == "int" else t.to(DTYPE).to(tile.f32)
+            half = t.to(tile.f16)
+            tile.store(q, (m * BM, k * BK), half)
+            tile.store(xscale, (k, m * BM), s)
+            tile.store(sums, (k, m * BM), v.sum(1) if DTYPE is None else t.sum(1) * s)
+            if low is not None:
+                tile.store(low, (m * BM, k * BK), ((t - half.to(tile.f32)) * 2.0 ** 11).to(tile.f16))
+
+
 @tile.kernel
 def product_kernel(
     x: tile.Tensor[tile.f16, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
     y: tile.Out[tile.Y, "M N"],
     DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, BM: tile.Const, SIZE: tile.Const, GROUP: tile.Const,
-    STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
+    STAGES: tile.Const, ACT: tile.Const = None, SPLITS: tile.Const = 1, shift: tile.Tensor[tile.f32, "G N"] = None,
     sums: tile.Tensor[tile.f32, "KT M"] = None, bias: tile.Tensor[tile.C, "N"] = None,
-    residual: tile.Tensor[tile.R, "M N"] = None,
+    residual: tile.Tensor[tile.R, "M N"] = None, added: tile.Tensor[tile.f32, "M N"] = None,
+    low: tile.Tensor[tile.f16, "M K"] = None, xscale: tile.Tensor[tile.f32, "KT M"] = None,
+    parts: tile.Out[tile.f32, "SPLITS M N"] = None,
 ):
-    """A block of y: x @ (scale * codes + shift).T, with parameters for each GROUP blocks of columns."""
+    """A block of y: (x + 2**-11 low) xscale @ (scale * codes).T + sums @ shift.T, parameters for each GROUP blocks of
+    columns; what is absent is 0, or 1 of scales. With SPLITS programs to a block, each writes the sum over its
+    columns to `parts`, which `finish_kernel` adds up."""
     BK, BN = LAYOUT.shape
-    m, n = tile.grid(tile.cdiv(y.shape[0], BM), words.shape[1])
+    m, n, split = tile.grid(tile.cdiv(y.shape[0], BM), words.shape[1], SPLITS)
+    each = tile.cdiv(words.shape[0], SPLITS)
     acc = tile.zeros((BM, BN), tile.f32)
-    for k in tile.range(0, words.shape[0], stages=STAGES):
-        codes = tile.view(tile.load(words, (k, n, 0), (SIZE,)), DTYPE, SOURCE, LAYOUT, order="pairs")
-        part = tile.dot(tile.load(x, (m * BM, k * BK), (BM, BK)), codes.to(tile.f16))
+    for k in tile.range(split * each, tile.minimum(split * each + each, words.shape[0]), stages=STAGES):
+        codes = tile.view(tile.load(words, (k, n, 0), (SIZE,)), DTYPE, SOURCE, LAYOUT, order="pairs").to(tile.f16)
+        part = tile.dot(tile.load(x, (m * BM, k * BK), (BM, BK)), codes)
+        if low is not None:
+            part += tile.dot(tile.load(low, (m * BM, k * BK), (BM, BK)), codes) * 2.0 ** -11
+        if xscale is not None:
+            part = part * tile.load(xscale, (k, m * BM), (BM,))[:, None]
         acc += part * tile.load(scale, (k // GROUP, n * BN), (BN,))
         if shift is not None:
             acc += tile.load(sums, (k, m * BM), (BM,))[:, None] * tile.load(shift, (k // GROUP, n * BN), (BN,))
-    out = finished(acc, bias, residual, None, m * BM, n * BN, ACT, BM, BN)
+    if SPLITS > 1:
+        tile.store(parts, (split, m * BM, n * BN), acc)
+    else:
+        out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
+        tile.store(y, (m * BM, n * BN), out.to(y.dtype))
+
+
+@tile.kernel
+def finish_kernel(
+    parts: tile.Tensor[tile.f32, "S M N"], y: tile.Out[tile.Y, "M N"], BM: tile.Const, BN: tile.Const,
+    ACT: tile.Const = None, bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
+    added: tile.Tensor[tile.f32, "M N"] = None,
+):
+    """The parts of a product, added up in their order."""
+    m, n = tile.grid(tile.cdiv(y.shape[0], BM), tile.cdiv(y.shape[1], BN))
+    acc = tile.zeros((BM, BN), tile.f32)
+    for s in tile.range(0, parts.shape[0]):
+        acc += tile.load(parts, (s, m * BM, n * BN), (BM, BN))
+    out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
     tile.store(y, (m * BM, n * BN), out.to(y.dtype))
 
 
@@ -180,14 +255,34 @@ def _words(codes: Any, dt: tile.DType, made: Blocks) -> Any:
 
 
 def product(x: Any, w: Tiles, y: Any, bias: Any = None, residual: Any = None, activation: str | None = None,
-            stages: int = 3) -> None:
-    """act(x [M, K] @ W.T + bias) + residual into y [M, N]; x is f16."""
+            stages: int = 3, x_dtype: str | None = None, token: bool = True, added: Any = None,
+            splits: int | None = None) -> None:
+    """act(x [M, K] @ W.T + added + bias) + residual into y [M, N]. f16 is multiplied as it is, other floats and
+    quantised x as f16 by scales, f32 as two f16. `splits`: how many programs share a block's columns, enough to occupy
+    a machine by default; the result depends on it in its last bits, not on timing."""
     if w.permutation is not None:
         x = x[:, w.permutation]
-    m, sums = x.shape[0], None
-    if w.shift is not None:
-        sums = empty_like(x, (len(w.words), m), tile.f32)
-        sums_kernel(x, sums, BM=16, BK=w.blocks.bk)
-    product_kernel(x, w.words, w.scale, y, DTYPE=w.dtype, SOURCE=w.blocks.source, LAYOUT=w.blocks.layout,
-                   BM=min(w.blocks.bm, -(-m // 16) * 16), SIZE=w.blocks.size, GROUP=w.group, STAGES=stages,
-                   ACT=activation, shift=w.shift, sums=sums, bias=bias, residual=residual)
+    m, (kt, nt) = x.shape[0], w.words.shape[:2]
+    low = xscale = sums = None
+    bm, bk, n = min(w.blocks.bm, -(-m // 16) * 16), w.blocks.bk, w.shape[0]
+    if x_dtype is not None or dtype_of(x) is not tile.f16:
+        q, xscale, sums = (empty_like(x, shape, dt) for shape, dt in (
+            (x.shape, tile.f16), ((kt, m), tile.f32), ((kt, m), tile.f32)))
+        low = empty_like(x, x.shape, tile.f16) if x_dtype is None and dtype_of(x) is tile.f32 else None
+        activations_kernel(x, q, xscale, sums, low, BM=16, BK=bk, GROUP=w.group, TOKEN=token,
+                           DTYPE=None if x_dtype is None else tile.dtype(x_dtype))
+        x = q
+    elif w.shift is not None:
+        sums = empty_like(x, (kt, m), tile.f32)
+        sums_kernel(x, sums, BM=16, BK=bk)
+    bm = bm if low is None else min(bm, 32)  # a second sum beside the first
+    if splits is None:
+        splits = max(1, min(PROGRAMS // (-(-m // bm) * nt), kt // 4))
+    after = {"bias": bias, "residual": residual, "added": added, "ACT": activation}
+    parts = empty_like(x, (splits, m, n), tile.f32) if splits > 1 else None
+    product_kernel(x, w.words, w.scale, y, DTYPE=w.dtype, SOURCE=w.blocks.source, LAYOUT=w.blocks.layout, BM=bm,
+                   SIZE=w.blocks.size, GROUP=w.group, STAGES=stages, SPLITS=splits, shift=w.shift,
+                   sums=sums if w.shift is not None else None, low=low, xscale=xscale, parts=parts,
+                   **(after if splits == 1 else {}))
+    if splits > 1:
+        finish_kernel(parts, y, BM=16, BN=64, **after)

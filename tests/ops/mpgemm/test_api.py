@@ -200,6 +200,9 @@ def test_activations_in_small_floats(name: str) -> None:
         error = abs(ops.mpgemm(x, w, x_dtype=name, x_group="token" if token else "group")
                     - taken.astype(np.float64) @ w.dequantize().T)
         assert (error <= 2 * bound(taken, w)).all()
+    error = abs(ops.mpgemm(x, w, x_dtype=name, decomposition="lut_act_i8")
+                - taken.astype(np.float64) @ w.dequantize().T)
+    assert (error <= 4 * bound(taken, w) + table_bound(taken, w)).all()
 
 
 @settings(max_examples=5)

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tilelang as tile
-from tests.ops.mpgemm.test_api import named, weight
+from tests.ops.mpgemm.test_api import named, quantised, weight
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.pairs import pairs
-from tilelang.ops.mpgemm.gpu import product_kernel, tiles
-from tilelang.quant import Parameter, QuantTensor
+from tilelang.ops.mpgemm.gpu import product, product_kernel, tiles
+from tilelang.quant import LowRank, Parameter, QuantTensor, Sparse
 
 TARGETS = ("cuda:sm_80", "hip:gfx942")
 NF = tile.codebook(4, [float(v) ** 3 / 512 for v in range(-8, 8)])  # f16 has these numbers
@@ -55,6 +56,55 @@ def test_minima_bias_small_groups_and_one_for_each_row(target: str) -> None:
     x = rng.standard_normal((3, 100)).astype(np.float16)
     check(target, x, weight(rng, "u5", 40, 100, 32, True, True), bias=rng.standard_normal(40).astype(np.float16))
     check(target, x, weight(rng, "f8e4m3", 40, 100, 100))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_activations_of_other_types(target: str) -> None:
+    """f32 keeps its 24 bits, bf16 its range; quantised ones are those of a CPU."""
+    rng = np.random.default_rng(0)
+    w = weight(rng, "u4", 40, 272, 128, True, True)
+    wide = (rng.standard_normal((3, 272)) * 2.0 ** np.array([[-60], [0], [70]])).astype(np.float32)
+    check(target, wide, w)
+    x = torch.from_numpy(wide).bfloat16()
+    with tile.target(f"emulate:{target}"):
+        y = ops.mpgemm(x, w, out_dtype="f32").numpy()
+    wide = x.float().numpy()
+    assert (np.abs(y - wide.astype(np.float64) @ w.dequantize().T) <= bound(wide, w)).all()
+    for name, token in (("i8", True), ("i5", False), ("f8e4m3", False)):
+        q, scale = quantised(wide, w, name, token)
+        taken = (q * scale[..., None]).reshape(3, -1)[:, :272]
+        with tile.target(f"emulate:{target}"):
+            y = ops.mpgemm(wide, w, x_dtype=name, x_group="token" if token else "group")
+        assert (np.abs(y - taken.astype(np.float64) @ w.dequantize().T) <= 2 * bound(taken, w)).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_programs_share_columns_in_a_fixed_order(target: str) -> None:
+    rng = np.random.default_rng(0)
+    w = weight(rng, "i4", 40, 1100, 128)
+    x, bias = rng.standard_normal((3, 1100)).astype(np.float16), rng.standard_normal(40).astype(np.float32)
+    with tile.target(f"emulate:{target}"):
+        for splits in (1, 2, 4):
+            first, second = np.empty((3, 40), np.float32), np.empty((3, 40), np.float32)
+            product(x, tiles(w, target), first, bias, splits=splits)
+            product(x, tiles(w, target), second, bias, splits=splits)
+            np.testing.assert_array_equal(first, second)
+            assert (np.abs(first - bias - x.astype(np.float64) @ w.dequantize().T)
+                    <= bound(x, w) + np.abs(bias) * 2.0 ** -22).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_corrections(target: str) -> None:
+    rng = np.random.default_rng(0)
+    base, values = weight(rng, "u3", 20, 64, 32), rng.standard_normal(20).astype(np.float32)
+    rank = LowRank(rng.standard_normal((20, 3)).astype(np.float32), rng.standard_normal((3, 64)).astype(np.float32))
+    sparse = Sparse(np.arange(21), np.arange(20) * 3, values, "replace")
+    w = QuantTensor(base.codes, base.scale, corrections=(rank, sparse))
+    x = rng.standard_normal((3, 64)).astype(np.float16)
+    with tile.target(f"emulate:{target}"):
+        y = ops.mpgemm(x, w, out_dtype="f32")
+    size = np.abs(x) @ (abs(base.dequantize()) + abs(rank.a) @ abs(rank.b) + abs(w.dequantize()) + 4).T
+    assert (np.abs(y - x.astype(np.float64) @ w.dequantize().T) <= bound(x, base) + 100 * 2.0 ** -24 * size).all()
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "cuda:sm_75", "cuda:sm_90a", "hip:gfx90a"])
@@ -104,3 +154,5 @@ def test_what_the_kernel_cannot_do_is_said() -> None:
                           Parameter(np.ones((16, 1), np.float32), (1, 64)))
         with pytest.raises(TargetError, match="f8e4m3"):
             ops.mpgemm(x, nan)
+        with pytest.raises(TargetError, match="as f16"):
+            ops.mpgemm(x, weight(rng, "u4", 16, 64, 32), x_dtype="s1")
