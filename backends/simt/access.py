@@ -151,6 +151,13 @@ class Access:
         unsigned = dtype(f"u{at.dtype.bits}")
         return [b.pure(ew.Lt, b.pure(ew.Cast, index, dtype=unsigned), b.pure(ew.Cast, limit, dtype=unsigned))]
 
+    def has_slice(self, buffer: Value, index: Sequence[Value]) -> list[Value]:
+        """The conditions for a buffer to have a slice at this index of its first dimensions."""
+        t = buffer.type
+        assert isinstance(t, BufferType)
+        return [c for a, i in enumerate(index) if not _below(i, t.shape[a])
+                for c in self._within(buffer, a, self._position(i, None, [], a), 0)]
+
     def load(self, op: Op) -> Value:
         b, result = self.b, op.result
         layout = result.tile.layout
@@ -182,8 +189,7 @@ class Access:
     def copy_async(self, op: Op) -> None:
         """A block of a tensor into a buffer or a slice of one; nothing where the user names a slice it lacks."""
         at = op.buffer  # type: ignore[attr-defined]
-        memory, index = self.of[op.operands[at]], [self.of.get(v, v) for v in op.operands[at + 1:]]
-        inside = [c for a, i in enumerate(index) for c in self._within(memory, a, self._position(i, None, [], a), 0)]
+        inside = self.has_slice(self.of[op.operands[at]], op.operands[at + 1:])
         if not inside or op.operands[at] in self.managed:
             self._copy_async(op)
             return
@@ -334,6 +340,12 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
         moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(term.shift)), b.index(term.mask))
         swizzled = b.pure(ew.Xor, swizzled, moved)
     return b.add(swizzled, rest)
+
+
+def _below(v: Value, extent: int) -> bool:
+    """Whether `v` is known to be in [0, extent) because it is a remainder."""
+    divisor = v.owner.operands[1].owner if v.owner is not None and v.owner.name == "mod" else None
+    return divisor is not None and divisor.name == "const" and 0 < divisor.attrs["value"] <= extent
 
 
 def block_of(b: ThreadBuilder, memory: Value, place: SharedLayout, lead: Sequence[Index]) -> Value:

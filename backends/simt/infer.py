@@ -15,12 +15,13 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.instructions import DotPlan, MmaRow, choose, plans, scaled_row
-from tilelang.backends.simt.registers import repeated, thread_digits
-from tilelang.backends.simt.stage import Staged
+from tilelang.backends.simt.matrix import fragments
+from tilelang.backends.simt.registers import repeated, thread_digits, vector_width
+from tilelang.backends.simt.stage import Staged, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import LayoutError, RegisterLayout, blocked, conversion, flat_table
+from tilelang.layouts import LayoutError, RegisterLayout, blocked, conversion, flat_table, shared
 
 LOOP_WEIGHT = 8
 """How often a loop's body is assumed to run."""
@@ -39,7 +40,10 @@ class Group:
     shape: tuple[int, ...]
     bytes: int = 1
     accesses: list[tuple[int | None, int, int, int]] = field(default_factory=list)
-    """(tile dimension along which the memory is contiguous, element bytes, widest vector in bytes, weight)."""
+    """Of tensors: (tile dimension along which the memory is contiguous, element bytes, widest vector in bytes,
+    weight)."""
+    buffers: list[tuple[int, bool, bool, int]] = field(default_factory=list)
+    """Of the user's memory: (element bytes, whether it is a whole slice, whether by matrices, weight)."""
     reductions: list[tuple[int, int]] = field(default_factory=list)
     """(axis, weight) of reductions over tiles of the group."""
     views: list[tuple[RegisterLayout, bool, int, int]] = field(default_factory=list)
@@ -127,6 +131,17 @@ def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None
 
 
 @lru_cache(maxsize=4096)
+def buffer_cost(layout: RegisterLayout, shape: tuple[int, ...], size: int, whole: bool, matrices: bool,
+                warp: int) -> int:
+    """Bytes that an access to shared memory moves, plus 32 for every instruction of a warp."""
+    place = shared(shape)
+    width = vector_width(layout, place, size)[1] if whole and layout.shape == shape else 1
+    if matrices and layout.shape == shape and (found := fragments(layout, place, size)) is not None:
+        width = next(n for n in (4, 2, 1) if found[0].local_size % n == 0) * 4 // size
+    return layout.num_threads * (layout.local_size * size + 32 * layout.local_size // width // warp)
+
+
+@lru_cache(maxsize=4096)
 def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
     """Whether elements along `axis` lie in different warps."""
     return any(d.adds is not None and d.adds[0] == axis and d.extent > 1 and d.stride * d.extent > warp
@@ -150,7 +165,7 @@ class Inference:
     """Groups and edges of a function, and the search over them."""
 
     def __init__(self, fn: Function, target: SimtTarget, threads: int, staged: dict[Op, Staged]) -> None:
-        self.target, self.threads, self.staged = target, threads, staged
+        self.fn, self.target, self.threads, self.staged = fn, target, threads, staged
         self.direct = {use.value for s in staged.values() for use in s.uses}
         self.parent: dict[Value, Value] = {}
         self.groups: dict[Value, Group] = {}
@@ -229,13 +244,17 @@ class Inference:
     def _access(self, op: Op, group: Group, weight: int) -> None:
         t = op.operands[0].type
         assert isinstance(t, TensorType | BufferType)
-        axis, width = None, t.dtype.storage.itemsize
-        if not t.dtype.packed and "axes" in op.attrs:
-            unit = t.rank - 1 if isinstance(t, BufferType) else next((i for i, u in enumerate(t.unit) if u), None)
-            axes = list(op.attrs["axes"])
+        size = t.dtype.storage.itemsize
+        if isinstance(t, BufferType):
+            matrices = self.target.ldmatrix if op.name == "load" else self.target.stmatrix
+            group.buffers.append((size, slices(op), slices(op) and matrices and t.dtype.kind != "bool", weight))
+            return
+        axis, width = None, size
+        if not t.dtype.packed:
+            unit, axes = next((i for i, u in enumerate(t.unit) if u), None), list(op.attrs["axes"])
             axis = axes.index(unit) if unit in axes else None
-            width = 16 if isinstance(t, BufferType) else min(t.align, 16)
-        group.accesses.append((axis, t.dtype.storage.itemsize, width, weight))
+            width = min(t.align, 16)
+        group.accesses.append((axis, size, width, weight))
 
     def _survey_load(self, op: Op, weight: int) -> None:
         if op.result.shape and op not in self.staged:
@@ -343,6 +362,8 @@ class Inference:
         total = layout.local_size * layout.num_threads  # registers, and copies of the same work
         for axis, size, width, weight in g.accesses:
             total += weight * access_cost(layout, g.shape, axis, size, width, self.target.warp)
+        for size, whole, matrices, weight in g.buffers:
+            total += weight * buffer_cost(layout, g.shape, size, whole, matrices, self.target.warp)
         total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))
         for fixed, made, size, weight in g.views:
             have, want = (fixed, layout) if made else (layout, fixed)

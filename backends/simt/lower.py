@@ -7,6 +7,7 @@ example: a tile of 128 elements of 32 threads is a vector of 4 lanes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.paired import Paired, cut, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count
+from tilelang.backends.simt.stage import leading, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.transposed import load_transposed
 from tilelang.backends.simt.window import windowed
-from tilelang.backends.thread.builder import ThreadBuilder
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
@@ -274,32 +276,50 @@ class _Lowering:
 
     def _lower_load(self, op: Op) -> None:
         memory = self.of.get(op.operands[0], op.operands[0])
-        t, rank = memory.type, op.result.tile.rank
-        if isinstance(t, BufferType) and t.layout is not None and op.operands[0] in self.access.managed:
-            lead = [self.b.to_index(self.of.get(v, v)) for v in op.operands[1:t.rank - rank + 1]]
-            layout, phase = layout_of(op.result), self.access.managed[memory]
-            value = None
-            if self.target.ldmatrix:
-                value = load_matrices(self.b, self.threads, memory, t.layout, layout, lead, phase)
-            elif self.target.transposed_loads:
-                value = load_transposed(self.b, self.threads, memory, t.layout, layout, lead, phase)
-            if value is None:
-                place = SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle)
-                block = block_of(self.b, memory, t.layout, lead)
-                value = self.exchange.read(t.dtype, layout, op.result.shape, block, place, phase=phase)
-            self.of[op.result] = value
+        if not (memory in self.access.managed or slices(op)):
+            self.of[op.result] = self.access.load(op)
             return
-        self.of[op.result] = self.access.load(op)
+        b, t, (lead, inside) = self.b, memory.type, self._slice(op)
+        assert isinstance(t, BufferType)
+        layout, place, value = layout_of(op.result), t.layout or shared(t.shape), None
+        phase = self.access.managed.get(memory, 0)
+        if self.target.ldmatrix:
+            value = load_matrices(b, self.threads, memory, place, layout, lead, phase)
+        elif self.target.transposed_loads:
+            value = load_transposed(b, self.threads, memory, place, layout, lead, phase)
+        if value is None:
+            value = self.exchange.read(t.dtype, layout, op.result.shape, block_of(b, memory, place, lead),
+                                       SharedLayout(place.dims[len(lead):], place.swizzle), phase=phase)
+        if inside is not None:
+            n = layout.local_size
+            value = b.pure(ew.Where, b.splat(inside, n), value, b.full(op.attrs["fill"], t.dtype, n))
+        self.of[op.result] = value
 
     def _lower_store(self, op: Op) -> None:
         memory, src = self.of.get(op.operands[0], op.operands[0]), op.operands[-1]
-        if not isinstance(memory.type, BufferType) or op.operands[0] not in self.access.managed:
+        if not (memory in self.access.managed or slices(op)):
             self.access.store(op)
             return
-        place, rank = memory.type.layout or shared(memory.type.shape), src.tile.rank
-        lead = [self.b.to_index(self.of.get(v, v)) for v in op.operands[1:memory.type.rank - rank + 1]]
-        self.exchange.write(self.of[src], src.dtype, layout_of(src), src.shape, block_of(self.b, memory, place, lead),
-                            SharedLayout(place.dims[len(lead):], place.swizzle), phase=self.access.managed[memory])
+        t, (lead, inside) = memory.type, self._slice(op)
+        assert isinstance(t, BufferType)
+        place = t.layout or shared(t.shape)
+        with self.b.branch(inside) if inside is not None else nullcontext():
+            self.exchange.write(self.of[src], src.dtype, layout_of(src), src.shape,
+                                block_of(self.b, memory, place, lead),
+                                SharedLayout(place.dims[len(lead):], place.swizzle),
+                                phase=self.access.managed.get(memory, 0))
+
+    def _slice(self, op: Op) -> tuple[list[Index], Value | None]:
+        """The index of the slice of a buffer that `op` accesses, and the condition for it to exist, if that is to be
+        asked: the index is 0 where it does not."""
+        b, memory = self.b, self.of[op.operands[0]]
+        values = leading(op)
+        lead = [b.to_index(self.of.get(v, v)) for v in values]
+        conditions = self.access.has_slice(memory, values) if memory not in self.access.managed else []
+        if not conditions:
+            return lead, None
+        inside = b.all_of(conditions)
+        return [b.pure(ew.Where, inside, b.index(at), b.index(0)) for at in lead], inside
 
     def _lower_copy_async(self, op: Op) -> None:
         self.access.copy_async(op)

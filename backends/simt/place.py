@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
 from tilelang.backends.simt.registers import repeated
-from tilelang.backends.simt.stage import buffer_layout, staged_loads, words_layout
+from tilelang.backends.simt.stage import buffer_layout, staged_loads, user_layout, words_layout
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
@@ -21,7 +21,7 @@ from tilelang.ir import shape as sh
 from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.thread import ConvertLayout
-from tilelang.layouts import RegisterLayout
+from tilelang.layouts import RegisterLayout, blocked
 
 ELEMENTS_PER_THREAD = 32
 """How many elements of the largest tile a thread should hold."""
@@ -164,6 +164,25 @@ class _Placer:
                 value.type = self.typed(old)
             self.mapping[old] = value
         return new
+
+    def _place_alloc(self, op: Op, operands: Sequence[Value]) -> None:
+        """Memory of the user's in the layout asked for, else in one that its readers and writers are served by."""
+        size, threads = op.attrs["dtype"].storage.itemsize, self.inference.threads
+        users: list[tuple[Op, RegisterLayout]] = []
+        for user in self.inference.fn.walk():
+            if op.result not in user.operands:
+                continue
+            if user.name == "copy_async":
+                shape = op.attrs["shape"][len(user.operands) - user.operands.index(op.result) - 1:]
+                users.append((user, blocked(shape, threads, list(reversed(range(len(shape)))), max(16 // size, 1))))
+            elif user.name == "load" and user.result.shape:
+                users.append((user, self.layout(user.result)))
+            elif user in self.inference.stores:
+                layout = self.inference.stores[user].layout
+                assert layout is not None
+                users.append((user, layout))
+        place = op.attrs["layout"] or user_layout(users, op.attrs["shape"], size, self.inference.target)
+        self.finish(op, operands, {**op.attrs, "layout": place})
 
     def _place_broadcast(self, op: Op, operands: Sequence[Value]) -> None:
         (src,) = operands

@@ -2,15 +2,16 @@
 registers."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilelang.backends.simt.exchange import staging
 from tilelang.backends.simt.instructions import choose
-from tilelang.backends.simt.matrix import matrix_rows
+from tilelang.backends.simt.matrix import as_rows, matrix_rows
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import turned_layouts
 from tilelang.backends.simt.transposed import reader as transposed_reader
-from tilelang.ir.core import Function, Op, TensorType, Value
+from tilelang.ir.core import BufferType, Function, Op, TensorType, Value
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
 
@@ -78,6 +79,48 @@ def _operands_alone(v: Value, order: tuple[int, ...], users: dict[Value, list[Op
             return False
         uses.append(Use(user, user.operands.index(v), order))
     return bool(users.get(v))
+
+
+def leading(op: Op) -> list[Value]:
+    """The index of the dimensions of memory that a block access does not walk, where it walks the last ones."""
+    v = op.result if op.name == "load" else op.operands[-1]
+    t = op.operands[0].type
+    assert isinstance(t, TensorType | BufferType)
+    return op.operands[1:t.rank - v.tile.rank + 1]
+
+
+def slices(op: Op) -> bool:
+    """Whether a `load` or `store` is of a whole slice of a buffer: all of its last dimensions."""
+    t, v = op.operands[0].type, op.result if op.name == "load" else op.operands[-1]
+    if not isinstance(t, BufferType) or not v.shape:
+        return False
+    first = t.rank - v.tile.rank
+    return t.shape[first:] == v.shape and op.attrs["axes"] == tuple(range(first, t.rank)) and all(
+        at.owner is not None and at.owner.name == "const" and at.owner.attrs["value"] == 0
+        for at in op.operands[1 + first:1 + t.rank])
+
+
+def user_layout(users: Sequence[tuple[Op, RegisterLayout]], shape: tuple[int, ...], size: int,
+                target: SimtTarget) -> SharedLayout | None:
+    """A layout for memory that the user manages and gave none: blocks of its last two dimensions as those who write
+    and read them whole have the fewest bank conflicts. `users` are its loads, stores and copies with the layouts of
+    their tiles; None where nobody reads it so."""
+    block, matrices = shape[-2:], {"load": target.ldmatrix, "store": target.stmatrix, "copy_async": False}
+
+    def access(op: Op, layout: RegisterLayout) -> RegisterLayout:
+        if op.name == "load" and target.transposed_loads and (named := transposed_reader(layout, size)):
+            return named
+        return as_rows(layout, block, op.operands[0].dtype) if matrices[op.name] else layout
+    whole = [(op.name, access(op, layout)) for op, layout in users
+             if layout.rank == 2 and (op.name == "copy_async" or slices(op))]
+    read = [layout for name, layout in whole if name == "load"]
+    if len(block) < 2 or not read:
+        return None
+    written = [layout for name, layout in whole if name != "load"]
+    place = staging(block, size, written[0] if written else read[0], read[0], target.ports)
+    for extent in reversed(shape[:-2]):
+        place = ring(place, extent)
+    return place
 
 
 def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
