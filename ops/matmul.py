@@ -26,7 +26,8 @@ def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> t
     """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, blocks are of
     one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands that fit
     into i8 (`narrow`) leave room for blocks of twice the height and depth, so that packing them takes a smaller share
-    of the time. On a `gpu` they fill registers and shared memory."""
+    of the time, or even four times the depth where the sums then never leave registers before they are complete. On a
+    `gpu` blocks fill registers and shared memory."""
     if gpu:
         return block(m, 128, 16), block(n, 128, 16), block(k, 64 if narrow else 32, 16)
 
@@ -37,7 +38,8 @@ def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> t
     rows = 256 * more
     while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
         rows //= 2
-    return even(m, rows, 4), columns, even(k, 256 * more, 8)
+    deepest = 1024 if narrow and k <= 1024 else 256 * more
+    return even(m, rows, 4), columns, even(k, deepest, 8)
 
 
 def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:

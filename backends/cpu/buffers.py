@@ -61,11 +61,10 @@ class Buffer:
             offset = b.add(offset, b.mul(rest, digits[0][1]))
         return offset, stride
 
-    def load(self, b: ThreadBuilder, index: tuple[Ix, ...], where: Value | None = None) -> Value:
-        """A scalar or vector; a vector is zero unless the i1 `where` holds."""
+    def load(self, b: ThreadBuilder, index: tuple[Ix, ...]) -> Value:
+        """A scalar or vector."""
         offset, stride = self.address(b, index)
-        lanes = lanes_of(index)
-        return b.load(self.memory, offset, lanes, stride, None if where is None else b.splat(where, lanes))
+        return b.load(self.memory, offset, lanes_of(index), stride)
 
     def store(self, b: ThreadBuilder, index: tuple[Ix, ...], value: Value) -> None:
         offset, stride = self.address(b, index)

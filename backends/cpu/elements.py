@@ -22,6 +22,7 @@ class Elements:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
         self.vector_bytes = vector_bytes
         self.masked = False
+        self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
 
     def scalar(self, v: Value) -> Value:
         """A scalar, from outside the nest or computed in it."""
@@ -34,6 +35,8 @@ class Elements:
     def at(self, v: Value, where: Position) -> Value:
         """The value at a position: a vector where the position has one, or a scalar where it does not matter."""
         if v not in self.local:
+            if (v, where) in self.registers:
+                return self.registers[v, where]
             return self.stored[v].load(self.b, where) if v.shape else self.scalar(v)
         op = v.owner
         assert op is not None

@@ -4,7 +4,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
+from tilelang.backends.cpu.place import COSTLY, weight
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import Function, Op, Region, TileType, Value, used_values
@@ -19,12 +22,22 @@ class InPlace:
     """home: a value -> the carried argument whose buffer it is written to.
     adopted: initial values that nothing else reads; the loop goes on in their buffer.
     begun: a dot -> the loop it accumulates over from zero. Its first iteration does not read the accumulator, and
-    `unwritten` holds the nests that would have cleared it: they run only where the loop does not."""
+    `unwritten` holds the nests that would have cleared it: they run only where the loop does not.
+    finishes: a dot, or a loop -> the nest right behind that takes its last accumulators out of registers."""
 
     home: dict[Value, Value] = field(default_factory=dict)
     adopted: set[Value] = field(default_factory=set)
     begun: dict[Op, Op] = field(default_factory=dict)
     unwritten: set[Op] = field(default_factory=set)
+    finishes: dict[Op, Finish] = field(default_factory=dict)
+
+
+class Finish(NamedTuple):
+    """`nest` stores what becomes of the elements of `tile`, which is the result of `dot` (in the last iteration)."""
+
+    dot: Op
+    nest: th.Nest
+    tile: Value
 
 
 def plan(fn: Function) -> InPlace:
@@ -50,6 +63,11 @@ def plan(fn: Function) -> InPlace:
                     if dot is not None and out.home.get(dot.result) is arg and _zeros(own):
                         out.begun[dot] = op
                         out.unwritten.add(own)
+        for op, nest in pairwise(region.ops):
+            if isinstance(nest, th.Nest):
+                finish = _finish(op, nest, uses)
+                if finish is not None:
+                    out.finishes[op] = finish
     visit(fn.body)
     return out
 
@@ -61,6 +79,27 @@ def _accumulates(body: Region, arg: Value) -> Op | None:
             arg not in readers[0].operands[:2]:
         return readers[0]
     return None
+
+
+def _finish(op: Op, nest: th.Nest, uses: Counter[Value]) -> Finish | None:
+    """How a nest takes accumulators out of registers: it is the only reader of one result of the dot or loop before it
+    and stores each element where it stands, after little else, because the code is repeated for every accumulator."""
+    region = nest.regions[0]
+    mine = [r for r in op.results if r in used_values(region)]
+    if len(mine) != 1 or uses[mine[0]] != 1 or nest.results or nest.attrs["shape"] != mine[0].shape or \
+            not _pointwise(region, mine[0]) or sum(map(weight, region.ops[:-1])) > COSTLY or \
+            not all(o.name == "store" for o in region.ops[:-1] if o.effects not in ("", "read")):
+        return None
+    if op.name == "dot":
+        return Finish(op, nest, mine[0])
+    if op.name != "for":
+        return None
+    body, stored = op.regions[0], {o.operands[0] for o in region.ops if o.name == "store"}
+    dot = body.yields[op.results.index(mine[0])].owner
+    if dot is None or dot not in body.ops or dot.name != "dot" or uses[dot.result] != 1 or \
+            any(o.effects == "write" or stored.intersection(o.operands) for o in body.walk()):
+        return None
+    return Finish(dot, nest, mine[0])
 
 
 def _zeros(op: Op) -> bool:
@@ -115,20 +154,17 @@ def _aligned(nest: th.Nest, result: Value, arg: Value) -> bool:
     target = region.yields[nest.results.index(result)]
     if target.owner is None or target.owner.name in ("reduce", "atomic", "convert_layout"):
         return False
-    return all(arg not in op.operands or isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast)
-               for op in region.ops) and not any(
-        op.name in ("broadcast", "permute", "slice", "reshape", "reduce", "gather", "lookup", "lookup4")
-        and arg in _sources(op, region) for op in region.ops if op.name != "reduce" or op.results)
+    return _pointwise(region, arg)
 
 
-def _sources(op: Op, region: Region) -> set[Value]:
-    """Everything an operation of a nest is computed from."""
-    out: set[Value] = set()
-    work = list(op.operands)
-    while work:
-        v = work.pop()
-        if v not in out:
-            out.add(v)
-            if v.owner is not None and v.owner in region.ops:
-                work += v.owner.operands
-    return out
+def _pointwise(region: Region, arg: Value) -> bool:
+    """Whether a nest computes and stores elements of what depends on `arg` where the element of `arg` stands."""
+    depend = {arg}
+    for op in region.ops:
+        if op.name == "yield" or depend.isdisjoint(op.operands):
+            continue
+        if not (isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or
+                op.name == "store" and depend.isdisjoint(op.operands[:-1])):
+            return False
+        depend.update(op.results)
+    return True

@@ -6,13 +6,14 @@ example: `for … carrying a tile` becomes a loop that updates one buffer in pla
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tilelang.backends.cpu import dots
 from tilelang.backends.cpu.buffers import Buffer, Ix, new_buffer
 from tilelang.backends.cpu.inplace import is_tile, plan
-from tilelang.backends.cpu.microkernel import emit_dot
+from tilelang.backends.cpu.microkernel import Dot, Vectors
 from tilelang.backends.cpu.nests import NestLowering
 from tilelang.backends.cpu.views import emit_view
 from tilelang.backends.thread.builder import Index, ThreadBuilder
@@ -44,6 +45,8 @@ class _Lowering:
         self.inplace, self.again = plan(fn), _read_again(fn)
         self.clear: dict[Value, NestLowering] = {}  # an accumulator that is not cleared yet -> what clears it
         self.later: dict[Op, Value] = {}  # a dot -> whether its accumulator has been written before
+        self.takes: dict[Op, tuple[NestLowering, Value]] = {}  # nests that take accumulators of a dot, and whether
+        self.ends: dict[Op, tuple[Value, Callable[[Vectors], None]]] = {}  # a dot -> when they are taken, and how
 
     # -- regions ------------------------------------------------------------------------------------------------------
     def wanted(self, v: Value) -> Buffer | None:
@@ -56,12 +59,13 @@ class _Lowering:
             self.b.floor = len(self.b.levels) - 1
             self.b.epoch += 1
             if isinstance(op, th.Nest):
-                nest = NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes,
-                                    self.unread, self.again)
                 if op in self.inplace.unwritten:
-                    self.clear[op.result] = nest
+                    self.clear[op.result] = self._nest(op)
+                elif op in self.takes:
+                    nest, taken = self.takes[op]
+                    nest.leave(taken)
                 else:
-                    nest.run()
+                    self._nest(op).run()
                 continue
             rule = getattr(self, f"_lower_{op.name}", None)
             if rule is not None:
@@ -72,6 +76,10 @@ class _Lowering:
                                   try_="run the kernel with kernel.reference(...)")
             else:
                 self._scalar(op)
+
+    def _nest(self, op: th.Nest) -> NestLowering:
+        return NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes, self.unread,
+                            self.again)
 
     def _scalar(self, op: Op) -> None:
         operands = [self.scalars.get(v, v) for v in op.operands]
@@ -177,8 +185,21 @@ class _Lowering:
         if len(op.operands) == 3 and self.stored[op.operands[2]] != target:
             self._copy(self.stored[op.operands[2]], target)
         add = self.later.get(op, len(op.operands) == 3)
-        emit_dot(b, row, dots.blocking(row, self.target), a, p, target, add, self._depth(op, row.group))
+        self._take(op, [])
+        taken, take = self.ends.get(op, (None, None))
+        Dot(b, row, dots.blocking(row, self.target), a, p, target, add, self._depth(op, row.group), taken, take).emit()
         self.stored[op.result] = target
+
+    def _take(self, op: Op, runs: Sequence[Value]) -> None:
+        """Lets the nest behind a dot, or behind a loop that `runs`, take accumulators where it crosses no edge."""
+        if op not in self.inplace.finishes:
+            return
+        dot, nest, tile = self.inplace.finishes[op]
+        lowering = self._nest(nest)
+        if lowering.takes_registers():
+            taken = self.b.all_of([self.b.const(1, ew.I1), *runs, *lowering.inside()])
+            self.takes[nest] = lowering, taken
+            self.ends[dot] = taken, partial(lowering.take, tile)
 
     def _depth(self, op: Op, group: int) -> Index:
         """How far k must run: both operands are zero beyond their tensors' edges."""
@@ -303,7 +324,14 @@ class _Lowering:
         for nest in [self.clear.pop(v) for v in inits if v in self.clear]:
             with self.b.branch(self.b.pure(ew.Ge, bounds[0], bounds[1])):
                 nest.run()
+        self._take(op, [self.b.pure(ew.Lt, bounds[0], bounds[1])])
         opened = self.b.open([index, *self._new_args(args, scalars)])
+        if op in self.inplace.finishes and self.inplace.finishes[op].dot in self.ends:
+            dot = self.inplace.finishes[op].dot
+            taken, take = self.ends[dot]
+            i, hi, step = (self.b.to_index(x) for x in (index, *bounds[1:]))
+            last = self.b.pure(ew.Ge, self.b.index(i), self.b.index(self.b.sub(hi, step)))
+            self.ends[dot] = self.b.pure(ew.And, taken, last), take
         for dot in [d for d, loop in self.inplace.begun.items() if loop is op]:
             self.later[dot] = self.b.pure(ew.Gt, index, bounds[0])
         self._body(region, args, scalars)

@@ -5,7 +5,7 @@ masks otherwise.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.elements import Elements, Position
@@ -53,17 +53,17 @@ class NestLowering(Elements):
         b.epoch += 1
         floor, b.floor = b.floor, len(b.levels) - 1
         self.vector = self._vector_dim()
-        inside = self._inside()
+        inside = self.inside()
         if inside:
             with b.branch(b.all_of(inside)) as branch:
                 b.floor = len(b.levels) - 1
-                self._whole()
+                self._maybe_streamed(self._loops)
                 branch.otherwise()
                 b.epoch += 1
                 self.masked = True
                 self._loops()
         else:
-            self._whole()
+            self._maybe_streamed(self._loops)
         b.floor = floor
         b.epoch += 1
         for inner, outer in self.yields:
@@ -71,21 +71,54 @@ class NestLowering(Elements):
                 self.scalars[outer] = b.load(self.targets[inner].memory, 0, None)
         b.epoch += 1
 
-    def _whole(self) -> None:
-        """The loops without masks: once more with streaming stores where the nest only writes tensors."""
+    # -- out of registers ---------------------------------------------------------------------------------------------
+    def takes_registers(self) -> bool:
+        """Whether vectors of the nest run along the last dimension, as those of a register block do."""
+        self.vector = self._vector_dim()
+        return self.vector == len(self.shape) - 1 and self.transposed is None
+
+    def take(self, tile: Value, vectors: Mapping[Position, Value]) -> None:
+        """What the nest does at some positions inside of all tensors, where `tile` has these vectors."""
+        b, floor = self.b, self.b.floor
+        b.floor = len(b.levels) - 1
+
+        def write() -> None:
+            for where in vectors:
+                self._body(dict(enumerate(where)))
+        b.epoch += 1
+        self.registers = {(tile, where): vector for where, vector in vectors.items()}
+        self._maybe_streamed(write)
+        self.registers = {}
+        b.epoch += 1
+        b.floor = floor
+
+    def leave(self, taken: Value) -> None:
+        """The whole nest, unless `taken` from registers."""
+        b, floor = self.b, self.b.floor
+        self.masked = True
+        with b.branch(taken) as branch:
+            branch.otherwise()
+            b.epoch += 1
+            b.floor = len(b.levels) - 1
+            self._loops()
+        b.epoch += 1
+        b.floor = floor
+
+    def _maybe_streamed(self, write: Callable[[], None]) -> None:
+        """`write`, once more with streaming stores where the nest only writes tensors."""
         b, streams = self.b, self._streams()
         if not streams:
-            self._loops()
+            write()
             return
         floor = b.floor
         with b.branch(b.all_of(streams)) as branch:
             b.floor = len(b.levels) - 1
             self.streamed = True
-            self._loops()
+            write()
             branch.otherwise()
             b.epoch += 1
             self.streamed = False
-            self._loops()
+            write()
         b.floor = floor
 
     def _streams(self) -> list[Value]:
@@ -184,7 +217,7 @@ class NestLowering(Elements):
                     for o in self.region.ops)
         return min(extent, (2 if heavy else 4) * self.vector_bytes // widest)
 
-    def _inside(self) -> list[Value]:
+    def inside(self) -> list[Value]:
         """Conditions under which no access of the nest crosses an edge."""
         out: list[Value] = []
         for op in self.region.ops:

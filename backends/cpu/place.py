@@ -29,6 +29,11 @@ _ELSEWHERE = (*_REARRANGE, *LOOKUPS, "gather", "load")
 _WRITES = ("store", "scatter", "atomic")
 
 
+def weight(op: Op) -> int:
+    """About how many instructions an operation takes for one vector."""
+    return 0 if op.name in _REARRANGE or op.name in ("arange", "cast") else _COST.get(op.name, 1)
+
+
 def unit_reshape(op: Op) -> bool:
     """A reshape that only inserts or removes extents of 1."""
     return [e for e in op.operands[0].shape if e != 1] == [e for e in op.result.shape if e != 1]
@@ -162,8 +167,7 @@ class _Placer:
         op = v.owner
         if op is None or v in self.stored or not self.inline(op):
             return 1
-        own = 0 if op.name in _REARRANGE or op.name in ("arange", "cast") else _COST.get(op.name, 1)
-        return own + sum(self.cost(o) for o in op.operands if isinstance(o.type, TileType) and o.shape)
+        return weight(op) + sum(self.cost(o) for o in op.operands if isinstance(o.type, TileType) and o.shape)
 
     def trivial(self, v: Value) -> bool:
         """Cheap and free of memory access, so that a loop may recompute it."""

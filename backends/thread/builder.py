@@ -240,22 +240,28 @@ class Loop:
 
 
 class Branch:
-    """`with b.branch(c) as branch: …; branch.otherwise(); …` writes both sides of an `if` without results."""
+    """`with b.branch(c) as branch: …; branch.otherwise(); …` writes both sides of an `if`; `branch.yield_(…)` names
+    the values that a side gives."""
 
     def __init__(self, builder: ThreadBuilder, condition: Value) -> None:
         self.b, self.condition, self.regions = builder, condition, list[Region]()
+        self.next: Sequence[Value] = ()
+        self.results: list[Value] = []
 
     def __enter__(self) -> Branch:
         self.b.open()
         return self
 
+    def yield_(self, values: Sequence[Value]) -> None:
+        self.next = values
+
     def otherwise(self) -> None:
-        self.regions.append(self.b.close())
+        self.regions.append(self.b.close(self.next))
         self.b.open()
 
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
-            self.regions.append(self.b.close())
+            self.regions.append(self.b.close(self.next))
             if len(self.regions) == 1:
                 self.regions.append(Region([], [Yield([])]))
-            self.b.effect(If, self.condition, regions=self.regions)
+            self.results = self.b.effect(If, self.condition, regions=self.regions).results
