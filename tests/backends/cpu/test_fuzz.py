@@ -50,7 +50,7 @@ def test_found(text: str) -> None:
 
 def test_a_planted_mistake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(arithmetic._ARITHMETIC, "add", ("add", "fsub"))  # floats only: indices stay right
-    monkeypatch.setattr("tilelang.jit._compiler_key", lambda: "planted")
+    monkeypatch.setattr("tilelang.cache.compiler_key", lambda: "planted")
 
     @settings(max_examples=200, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(functions())
