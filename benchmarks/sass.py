@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-PRODUCTS = ("HMMA", "IMMA")
+PRODUCTS = ("HMMA", "IMMA", "HGMMA", "IGMMA", "QGMMA")
 _FLOATING = re.compile(r"F|MUFU|SHFL")
 _EXP = re.compile(r"SHF\.L\.U32 .*, 0x17, RZ|IMAD\.SHL\.U32 .*, 0x800000, RZ")
 

@@ -95,7 +95,9 @@ def operand_layout(name: str, k: int, n: int, warps: int) -> RegisterLayout:
     if row is None:
         raise TargetError(f"{bare} has no product of f16", needs="matrix instructions", got=bare,
                           try_="another target")
-    return plan(row, row.m, n, k, 1, warps).b
+    layout = plan(row, row.m, n, k, 1, warps).b
+    assert isinstance(layout, RegisterLayout)
+    return layout
 
 
 def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

@@ -9,7 +9,7 @@ import numpy as np
 
 from tilelang.errors import TargetError
 from tilelang.ir import codec
-from tilelang.ir.core import Op
+from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import DType
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^",
@@ -165,6 +165,15 @@ this class struct union enum template typename operator switch case default brea
 unsigned void volatile true false register extern inline namespace using public private and or not xor asm
 sizeof try catch throw
 """.split())
+
+
+def memory_type(v: Value) -> str:
+    """The element type of a tensor or buffer in memory: booleans take a byte, sub-byte tensors are byte streams."""
+    assert isinstance(v.type, TensorType | BufferType)
+    dt = v.dtype
+    if dt.kind == "bool" or isinstance(v.type, TensorType) and dt.packed:
+        return "tl::u8"
+    return c_type(dt)
 
 
 def wrap(args: Sequence[str]) -> str:

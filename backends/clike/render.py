@@ -8,52 +8,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from tilelang.backends.clike.expressions import RESERVED, c_string, c_type, literal, print_form, unary_or_infix, wrap
+from tilelang.backends.clike.expressions import (
+    RESERVED,
+    c_string,
+    c_type,
+    literal,
+    memory_type,
+    print_form,
+    unary_or_infix,
+    wrap,
+)
+from tilelang.backends.clike.rendered import Rendered, parameters
+from tilelang.backends.simt.asynchronous import continues, uses_of
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
-from tilelang.layouts import Ports
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of the C function: `kind` is "data", "shape", "stride", "value" or "workers"; `index` numbers the
-    kernel's parameter, `axis` its dimension."""
-
-    kind: str
-    index: int = 0
-    axis: int = 0
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The text, its parameters, the operations it numbers, and what shared memory it is for."""
-
-    text: str
-    name: str
-    threads: int
-    shared_bytes: int
-    parameters: tuple[Parameter, ...]
-    ops: tuple[Op, ...]
-    ports: Ports
-
-
-def parameters(fn: Function) -> tuple[Parameter, ...]:
-    """Every parameter a kernel takes, whether it uses it or not: callers need not look at the code."""
-    out: list[Parameter] = []
-    for i, p in enumerate(fn.params):
-        if isinstance(p.type, TensorType):
-            out.append(Parameter("data", i))
-            out += [Parameter("shape", i, axis) for axis in range(p.type.rank)]
-            out += [Parameter("stride", i, axis) for axis in range(p.type.rank)]
-        else:
-            out.append(Parameter("value", i))
-    return (*out, Parameter("workers"))
 
 
 def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> Rendered:
@@ -70,6 +43,7 @@ class _Renderer:
         self.taken: set[str] = set()
         self.ops: list[Op] = []
         self.loc: Loc | None = None
+        self.uses = uses_of(fn)
 
     # -- names --------------------------------------------------------------------------------------------------------
     def name(self, v: Value) -> str:
@@ -140,7 +114,8 @@ class _Renderer:
                 args.append(f"tl::i64 {name}_{'n' if p.kind == 'shape' else 's'}{p.axis}")
         name = f"{self.fn.name}_kernel"
         self.region(self.fn.body)
-        head = [f"// {title}", f"#define TL_WARP {self.target.warp}", '#include "tl.h"', "",
+        groups = ["#define TL_GROUPS"] if any(op.name == "group_mma" for op in self.fn.walk()) else []
+        head = [f"// {title}", f"#define TL_WARP {self.target.warp}", *groups, '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
@@ -331,7 +306,7 @@ class _Renderer:
                   f"{extra}, {self.number(op)});")
 
     def _commit(self, op: Op) -> None:
-        self.line(f"tl::cp_commit({self.number(op)});")
+        self.line(f"tl::{'group' if op.attrs['products'] else 'cp'}_commit({self.number(op)});")
 
     def _warp(self, op: Op) -> None:
         self.define(op.result, "tl::warp()")
@@ -343,10 +318,14 @@ class _Renderer:
                   f"{extra}{self.number(op)});")
 
     def _wait(self, op: Op) -> None:
-        if op.attrs["operations"] is not None:
-            self.line(f"tl::wait_operations<{op.attrs['operations']}>({self.number(op)});")
-            return
-        self.line(f"tl::cp_wait<{op.attrs['pending']}>({self.number(op)});")
+        number, count = self.number(op), op.attrs["operations"]
+        name = "wait_operations" if count is not None else "group_wait" if op.attrs["products"] else "cp_wait"
+        self.line(f"tl::{name}<{op.attrs['pending'] if count is None else count}>({number});")
+        for v in op.operands:
+            self.line(f"tl::arrived({self.name(v)}, {number});")
+
+    def _fence(self, op: Op) -> None:
+        self.line(f"tl::fence_{op.attrs['kind']}({self.number(op)});")
 
     def _barrier(self, op: Op) -> None:
         self.line(f"tl::barrier({self.number(op)});")
@@ -408,6 +387,22 @@ class _Renderer:
             by = "".join(f"{name}[{s}], " for name, s in zip(scales, at, strict=True))
             self.line(f"tl::{op.attrs['row']}({out}, {i}, {a}, {j}, {b}, {k}, {by}{number});")
 
+    def _group_mma(self, op: Op) -> None:
+        acc, *memories = op.operands
+        if continues(op, self.uses) and acc in self.names and (acc.owner is None or acc.owner.name == "group_mma"):
+            self.names[op.result] = self.names[acc]  # registers under way cannot be copied
+        else:
+            self.line(f"{self.type(op.result)} {self.name(op.result)} = {self.vector(acc)};")
+        row = f"{op.attrs['row']}<{op.attrs['columns']}>"
+        number, out, args = self.number(op), self.name(op.result), []
+        for v, place in zip(memories, op.attrs["places"], strict=True):
+            args.append(self._operand(v) if place is None else self.fresh("operand"))
+            if place is not None:
+                walk = ", ".join(str(x).lower() for x in place)
+                self.line(f"const auto {args[-1]} = tl::operand<{walk}>({self.name(v)});")
+        for i, j, k in op.attrs["steps"]:
+            self.line(f"tl::{row}({out}, {i}, {args[0]}, {j}, {args[1]}, {k}, {number});")
+
     # -- control ------------------------------------------------------------------------------------------------------
     def _assert(self, op: Op) -> None:
         self.line(f"tl::check({self.scalar(op.operands[0])}, {self.number(op)});")
@@ -426,7 +421,8 @@ class _Renderer:
 
     def assign(self, targets: Sequence[Value], values: Sequence[Value]) -> None:
         """All at once: a target that another value still needs is read first."""
-        moves = [(t, v) for t, v in zip(targets, values, strict=True) if t is not v]
+        moves = [(t, v) for t, v in zip(targets, values, strict=True)
+                 if t is not v and (v not in self.names or self.names[v] != self.names[t])]
         late = {}
         for _, v in moves:
             if any(v is t for t, _ in moves):
@@ -475,12 +471,3 @@ class _Renderer:
             self.nested(region)
             self.assign(op.results, region.yields)
         self.close()
-
-
-def memory_type(v: Value) -> str:
-    """The element type of a tensor or buffer in memory: booleans take a byte, sub-byte tensors are byte streams."""
-    assert isinstance(v.type, TensorType | BufferType)
-    dt = v.dtype
-    if dt.kind == "bool" or isinstance(v.type, TensorType) and dt.packed:
-        return "tl::u8"
-    return c_type(dt)

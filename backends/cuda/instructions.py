@@ -1,11 +1,11 @@
-"""NVIDIA's matrix instructions, one row each (PTX ISA 8.7, section 9.7.14: fragments of `mma.sync`).
+"""NVIDIA's matrix instructions, one row each (PTX ISA 8.7, section 9.7.14: fragments of `mma.sync`; 9.7.15: `wgmma`).
 
 A lane l of a warp has group g = l / 4 and position t = l % 4. Elements of one 32-bit register are neighbours along k
 in `a` and `b`, along n in the accumulator.
 """
 from __future__ import annotations
 
-from tilelang.backends.simt.instructions import MmaRow
+from tilelang.backends.simt.instructions import GroupRow, MmaRow
 from tilelang.layouts import RegisterLayout, column_spatial, local, spatial
 
 _EVER = 999
@@ -52,4 +52,25 @@ ROWS = (
     *(_small(f"mma_m8n8k16_{name}8", f"{a}8", f"{b}8", 4) for name, a, b in _SIGNS),
     MmaRow("mma_m8n8k4_f64", "f64", "f64", "f64", spatial(8, 4), column_spatial(4, 8), spatial(8, 4) * local(1, 2),
            (80, _EVER)),
+)
+
+
+def _group(name: str, a: str, b: str, acc: str, per: int, transposes: bool = False) -> GroupRow:
+    """m64 of four warps with 32 bytes of k; each warp holds 16 rows as `mma.sync` does."""
+    return GroupRow(name, a, b, acc, spatial(4, 1) * _a(2, per), spatial(4, 1) * _ACC,
+                    (8, 16, 32, 64, 96, 128, 192, 256), transposes, 4, (90, 90))
+
+
+GROUP_ROWS = (
+    _group("wgmma_m64k32_e4m3", "f8e4m3", "f8e4m3", "f32", 4),
+    _group("wgmma_m64k32_e5m2", "f8e5m2", "f8e5m2", "f32", 4),
+    _group("wgmma_m64k32_e4m3_e5m2", "f8e4m3", "f8e5m2", "f32", 4),
+    _group("wgmma_m64k32_e5m2_e4m3", "f8e5m2", "f8e4m3", "f32", 4),
+    _group("wgmma_m64k16_f16", "f16", "f16", "f32", 2, True),
+    _group("wgmma_m64k16_bf16", "bf16", "bf16", "f32", 2, True),
+    _group("wgmma_m64k32_s8", "i8", "i8", "i32", 4),
+    _group("wgmma_m64k32_u8", "u8", "u8", "i32", 4),
+    _group("wgmma_m64k32_s8u8", "i8", "u8", "i32", 4),
+    _group("wgmma_m64k32_u8s8", "u8", "i8", "i32", 4),
+    _group("wgmma_m64k8_tf32", "tf32", "tf32", "f32", 1),
 )

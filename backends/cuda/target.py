@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from tilelang.backends.cuda.instructions import ROWS
+from tilelang.backends.cuda.instructions import GROUP_ROWS, ROWS
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.layouts import Ports, in_order
@@ -26,7 +26,7 @@ def target(name: str) -> SimtTarget:
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
     return SimtTarget(name, arch, 32, SHARED_BYTES[arch], PORTS, rows, arch >= 80, True, arch >= 90,
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}),
-                      word_operands=True)
+                      word_operands=True, group_mma=tuple(r for r in GROUP_ROWS if r.archs[0] <= arch <= r.archs[1]))
 
 
 def runs(name: str, major: int, minor: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.backends.clike.render import Rendered
+from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Output, Policy, Result, load
 from tilelang.errors import AssertFailed, CheckError
 from tilelang.ir.control import printed

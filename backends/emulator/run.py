@@ -20,9 +20,10 @@ from tilelang.layouts import Ports
 
 Policy = Literal["forward", "reverse", "random"]
 POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
-KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "uninitialised-shared",
-         "uninitialised-global", "uninitialised-register", "bounds-shared", "bounds-global", "bounds-register",
-         "misaligned", "divergent-barrier", "divergent-collective", "deadlock", "assertion")
+KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "product-pending",
+         "missing-fence", "uninitialised-shared", "uninitialised-global", "uninitialised-register", "bounds-shared",
+         "bounds-global", "bounds-register", "misaligned", "divergent-barrier", "divergent-collective", "deadlock",
+         "assertion")
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
            "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "shared_load", "shared_store",

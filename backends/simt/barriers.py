@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilelang.backends.simt.shared_memory import root, size_of
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
+from tilelang.backends.simt.shared_memory import root, size_of, touched
+from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.memory import Barrier
 
 
@@ -75,10 +75,7 @@ class _Scan:
         self.asynchronous = {op.attrs["phase"] for op in writes if op.name in ("st_async", "dma")}
 
     def touches(self, op: Op) -> list[Touch]:
-        phase = op.attrs.get("phase", 0)
-        touched = op.operands if op.name == "print_shared" else op.operands[:1]
-        return [Touch(*self.place[root(v)], op.effects == "write", phase) for v in touched
-                if phase and isinstance(v.type, BufferType | TensorType)]
+        return [Touch(*self.place[root(v)], op.effects == "write", phase) for v, phase in touched(op) if phase]
 
     def after_barrier(self, state: State) -> State:
         """Copies under way are not done by a barrier."""

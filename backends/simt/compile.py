@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
-from tilelang.backends.clike.render import Rendered, render
+from tilelang.backends.clike.render import render
+from tilelang.backends.clike.rendered import Rendered
+from tilelang.backends.simt.asynchronous import order_products
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.dma import count_waits
 from tilelang.backends.simt.lower import lower
@@ -29,7 +31,7 @@ from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
-                                   insert_barriers, count_waits, count_products)
+                                   insert_barriers, count_waits, count_products, order_products)
 
 
 @dataclass
@@ -63,6 +65,17 @@ class Lowered(ABC):
         """The text with its parameters and the operations it numbers."""
         return render(self.thread, f"{self.tile.name} for {self.target.name}", shared_bytes(self.thread),
                       self.target)
+
+    @property
+    def products(self) -> str:
+        """The instruction of each `dot` by its line, and why it is none of several warps where the target has one."""
+        out = []
+        for op in self.placed.walk():
+            if op.name == "dot":
+                line = f"line {op.loc.line}: " if op.loc else ""
+                why = f" ({op.attrs['fallback']})" if op.attrs["fallback"] else ""
+                out.append(f"{line}{op.attrs['instruction'] or 'multiply and add'}{why}")
+        return "; ".join(out)
 
     @property
     def source(self) -> str:

@@ -1,11 +1,13 @@
 """Lowers `dot`: by matrix instructions on registers, or by multiply-adds on operands in shared memory."""
 from __future__ import annotations
 
+from dataclasses import astuple
 from math import prod
 
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
-from tilelang.backends.simt.instructions import MmaRow, divides, scaled_row
+from tilelang.backends.simt.group_products import descriptor, grid_of_groups
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, divides, scaled_row
 from tilelang.backends.simt.paired import Paired, cut, unscaled
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
@@ -16,16 +18,16 @@ from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import dtype
-from tilelang.layouts import RegisterLayout, shared
+from tilelang.layouts import RegisterLayout, SharedLayout, shared
 
 
 class Dots:
-    """`of` maps PLACED values to THREAD values."""
+    """`of` maps PLACED values to THREAD values; `managed` has the phases of buffers."""
 
     def __init__(self, b: ThreadBuilder, threads: Threads, exchange: Exchange, of: dict[Value, Value],
-                 paired: dict[Value, Paired], target: SimtTarget) -> None:
+                 paired: dict[Value, Paired], managed: dict[Value, int], target: SimtTarget) -> None:
         self.b, self.threads, self.exchange, self.of, self.paired = b, threads, exchange, of, paired
-        self.target = target
+        self.managed, self.target = managed, target
 
     def lower_scaled(self, op: Op) -> Value:
         layout, (a, b, scale, _) = op.result.tile.layout, op.operands[:4]
@@ -42,8 +44,46 @@ class Dots:
             self.b.full(0, op.result.dtype, layout.local_size)
         if not op.attrs["instruction"]:
             return self._multiply_add(op, layout, acc)
+        for group_row in self.target.group_mma:
+            if group_row.name == op.attrs["instruction"]:
+                return self._group_mma(op, group_row, layout, acc)
         row = next(r for r in self.target.mma if r.name == op.attrs["instruction"])
         return self._mma(op, row, layout, acc)
+
+    # -- instructions of groups of warps ------------------------------------------------------------------------------
+    def _group_mma(self, op: Op, row: GroupRow, layout: RegisterLayout, acc: Value) -> Value:
+        b, size = self.b, dtype(row.a).storage.itemsize
+        shapes, k = (op.operands[0].shape, op.operands[1].shape), op.operands[0].shape[-1]
+        gm, gn, columns = grid_of_groups(layout, row)
+        rows = shapes[0][0] // gm // row.m, shapes[1][1] // gn // columns  # instructions of a group
+        group = b.div(b.to_index(b.pure(simt.Warp, count=self.threads.count, warp=self.target.warp)), row.warps) \
+            if gm * gn > 1 else 0
+        operands, starts, phases = [], [], []
+        places: list[tuple[object, ...] | None] = []
+        for side, (v, extent) in enumerate(zip(op.operands[:2], (row.m, columns), strict=True)):
+            place = v.tile.layout
+            if isinstance(place, RegisterLayout):
+                operands.append(self._words(self.of[v], row.a))
+                places.append(None)
+                phases.append(0)
+                starts.append([[(i * (k // row.k) + kk) * row.a_atom.local_size for kk in range(k // row.k)]
+                               for i in range(rows[side])])
+                continue
+            assert isinstance(place, SharedLayout)
+            straight = place.with_swizzle(None)
+
+            def start(i: int, kk: int, f: SharedLayout = straight, side: int = side, e: int = extent) -> int:
+                return int(f.offset((i * e, kk * row.k) if side == 0 else (kk * row.k, i * e)))
+            mine = b.mod(b.div(group, 1 if side else gn), gn if side else gm)
+            operands.append(b.pure(simt.Block, self.of[v], b.index(b.mul(mine, start(rows[side], 0)))))
+            places.append(astuple(descriptor(place, size, 1 - side)))
+            phases.append(self.managed[self.of[v]])
+            starts.append([[start(i, kk) for kk in range(k // row.k)] for i in range(rows[side])])
+        each = row.acc_atom.local_size * columns // row.acc_atom.shape[1]
+        steps = [((i * rows[1] + j) * each, starts[0][i][kk], starts[1][j][kk])
+                 for kk in range(k // row.k) for i in range(rows[0]) for j in range(rows[1])]
+        return b.effect(simt.GroupMma, b.splat(acc, layout.local_size), *operands, row=row.name, columns=columns,
+                        places=tuple(places), steps=tuple(steps), phases=tuple(phases)).result
 
     # -- matrix instructions ------------------------------------------------------------------------------------------
     def _mma(self, op: Op, row: MmaRow, layout: RegisterLayout, acc: Value) -> Value:

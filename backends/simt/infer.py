@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from tilelang.backends.simt.group_products import choose_group, group_plans
 from tilelang.backends.simt.instructions import DotPlan, MmaRow, choose, plans, scaled_row
 from tilelang.backends.simt.matrix import fragments
 from tilelang.backends.simt.registers import repeated, thread_digits, vector_width
@@ -21,7 +22,7 @@ from tilelang.backends.simt.stage import Staged, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import LayoutError, RegisterLayout, blocked, conversion, flat_table, shared
+from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, blocked, conversion, flat_table, shared
 
 LOOP_WEIGHT = 8
 """How often a loop's body is assumed to run."""
@@ -29,8 +30,10 @@ EXCHANGE = 16384
 """Cost, in bytes, of going through shared memory once: two barriers and the latency, at 128 bytes a cycle."""
 GLOBAL = 4
 """What a byte of global memory costs beside one of shared memory."""
+Wanted = RegisterLayout | SharedLayout | None
+"""A layout in registers, or one in shared memory that the user of a tile reads by itself; None for any."""
 Map = Callable[[RegisterLayout], RegisterLayout | None]
-Maps = Callable[[RegisterLayout], RegisterLayout | None | list[RegisterLayout]]
+Maps = Callable[[RegisterLayout], Wanted | list[Wanted]]
 
 
 @dataclass(eq=False)
@@ -66,7 +69,7 @@ class Edge:
     bytes: int
     weight: int
 
-    def wanted(self, dst: RegisterLayout) -> Sequence[RegisterLayout | None]:
+    def wanted(self, dst: RegisterLayout) -> Sequence[Wanted]:
         """Every layout of `src` that would do."""
         found = self.want(dst)
         return (found or [None]) if isinstance(found, list) else [found]
@@ -75,11 +78,12 @@ class Edge:
 @dataclass(eq=False)
 class DotSite:
     """A `dot` by matrix instructions; `plans` maps each accumulator layout to the ways to get there, the simplest
-    first."""
+    first; `objection` says why none is by an instruction of several warps that has its types."""
 
     op: Op
     acc: Group
     plans: dict[RegisterLayout, list[DotPlan]]
+    objection: str
 
 
 def same(layout: RegisterLayout) -> RegisterLayout | None:
@@ -148,9 +152,10 @@ def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
                for d in thread_digits(layout))
 
 
-def conversion_cost(have: RegisterLayout | None, want: RegisterLayout | None, shape: tuple[int, ...], size: int,
-                    warp: int) -> int:
+def conversion_cost(have: RegisterLayout | None, want: Wanted, shape: tuple[int, ...], size: int, warp: int) -> int:
     """Bytes written and read, the fixed cost of an exchange included."""
+    if isinstance(want, SharedLayout):
+        return EXCHANGE + prod(shape) * size
     reads = want.num_threads * want.local_size if want is not None else prod(shape)
     by_memory = EXCHANGE + (prod(shape) + reads) * size
     if have is None or want is None:
@@ -304,7 +309,8 @@ class Inference:
         a, b = op.operands[:2]
         row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], op.attrs["instruction"])
         if row is not None:
-            self._site(op, row, [a, b], weight)
+            ways, objection = self._group_plans(op, self.threads // self.target.warp)
+            self._site(op, row, [a, b], weight, ways, objection)
 
     def _survey_dot_scaled(self, op: Op, weight: int) -> None:
         a, b, a_scale, _ = operands = op.operands[:4]
@@ -312,30 +318,45 @@ class Inference:
         assert row is not None, "`decompose` keeps those that there is an instruction for"
         self._site(op, row, operands, weight)
 
-    def _site(self, op: Op, row: MmaRow, operands: Sequence[Value], weight: int) -> None:
+    def _site(self, op: Op, row: MmaRow, operands: Sequence[Value], weight: int,
+              ways: Sequence[DotPlan] = (), objection: str = "") -> None:
+        """A product by `row`, or in one of the `ways` by groups of warps."""
         *batch, m, k = operands[0].shape
         warps = self.threads // self.target.warp
         found: dict[RegisterLayout, list[DotPlan]] = {}
-        wm = 1
+        for p in ways:
+            found.setdefault(p.acc, []).append(p)
+        wm = 1 if not ways or op.attrs["instruction"] != ways[0].row.name else warps + 1
         while wm <= warps:
             for p in plans(row, m, op.result.shape[-1], k, wm, warps // wm, tuple(batch), len(operands) > 2):
                 found.setdefault(p.acc, []).append(p)
             wm *= 2
-        self.dots.append(DotSite(op, self.group(op.result), found))
+        self.dots.append(DotSite(op, self.group(op.result), found, objection))
         for side, operand in enumerate(operands):
-            def want(f: RegisterLayout, side: int = side) -> list[RegisterLayout]:
+            def want(f: RegisterLayout, side: int = side) -> list[Wanted]:
                 return [p.operands[side] for p in found.get(f, [])]
             self._edge(operand, op.result, nothing if operand in self.direct else same, want, nothing, operand.shape,
                        weight)
+
+    def _group_plans(self, op: Op, warps: int) -> tuple[list[DotPlan], str]:
+        """Those by instructions of several warps, and why there are none where one has the types."""
+        (a, b), named = op.operands[:2], op.attrs["instruction"]
+        row = choose_group(self.target.group_mma, a.dtype, b.dtype, op.attrs["dtype"], named)
+        if row is None or len(a.shape) > 2:
+            return [], ""
+        lies = {s.uses[0].value: s.uses[0].order.index(1) for s in self.staged.values()
+                if s.uses[0].user is op and len(s.uses) == 1}
+        ways, objection = group_plans(row, a.shape[0], b.shape[1], a.shape[1], warps, (lies.get(a), lies.get(b)))
+        return ways, objection or f"moving tiles to where {row.name} has them costs more"
 
     def plan(self, site: DotSite) -> DotPlan:
         """The way of a `dot` whose operands have the least way to go from the layouts found for them."""
         assert site.acc.layout is not None
 
         def cost(p: DotPlan) -> int:
-            return sum(conversion_cost(self.group(v).layout, layout, v.shape, v.dtype.storage.itemsize,
-                                       self.target.warp)
-                       for v, layout in zip(site.op.operands, p.operands, strict=False) if v not in self.direct)
+            return sum(conversion_cost(None if v in self.direct else self.group(v).layout, layout, v.shape,
+                                       v.dtype.storage.itemsize, self.target.warp)
+                       for v, layout in zip(site.op.operands, p.operands, strict=False))
         return min(site.plans[site.acc.layout], key=cost)
 
     # -- search -------------------------------------------------------------------------------------------------------
@@ -354,7 +375,7 @@ class Inference:
             if other.layout is None:
                 continue
             mapped = [e.push(other.layout)] if e.dst is g else e.wanted(other.layout) if e.have is same else []
-            yield from (layout for layout in mapped if layout is not None)
+            yield from (layout for layout in mapped if isinstance(layout, RegisterLayout))
         yield blocked(g.shape, self.threads, list(reversed(range(rank))), max(16 // g.bytes, 1))
         yield blocked(g.shape, self.threads, list(reversed(range(rank))), 1)
 

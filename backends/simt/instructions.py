@@ -8,7 +8,7 @@ import numpy as np
 
 from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.layouts import LayoutError, RegisterLayout, local, spatial
+from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, local, spatial
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,52 @@ class MmaRow:
 
 
 @dataclass(frozen=True)
-class DotPlan:
-    """A dot of [*batch, M, K] x [*batch, K, N] by `row`, with `wm` x `wn` warps over the result.
+class GroupRow:
+    """One instruction of a group of warps that reads `b` from shared memory, and `a` from there or from registers.
 
-    Layouts cover at least the tiles. The batch is repeated in every warp. Where a plan is `turned` the instructions
-    compute the transposed product, of b transposed and a transposed.
+    `name` calls it in the prelude; `a`, `b`, `acc` and `a_atom` are as in `MmaRow`; `acc_atom` is that of the fewest
+    columns, of which an instruction has one of `columns`. Operands in shared memory have runs of 128, 64 or 32 bytes
+    along k or, where it `transposes`, along the other dimension.
     """
 
-    row: MmaRow
+    name: str
+    a: str
+    b: str
+    acc: str
+    a_atom: RegisterLayout
+    acc_atom: RegisterLayout
+    columns: tuple[int, ...]
+    transposes: bool
+    warps: int
+    archs: tuple[int, int]
+
+    @property
+    def m(self) -> int:
+        return self.acc_atom.shape[0]
+
+    @property
+    def k(self) -> int:
+        return self.a_atom.shape[1]
+
+
+@dataclass(frozen=True)
+class DotPlan:
+    """A dot of [*batch, M, K] x [*batch, K, N] by `row`, with `wm` x `wn` warps (or groups of them) over the result.
+
+    Layouts cover at least the tiles; an operand in a shared layout stays in memory. The batch is repeated in every
+    warp. Where a plan is `turned` the instructions compute the transposed product, of b transposed and a transposed.
+    """
+
+    row: MmaRow | GroupRow
     wm: int
     wn: int
     acc: RegisterLayout
-    a: RegisterLayout
-    b: RegisterLayout
+    a: RegisterLayout | SharedLayout
+    b: RegisterLayout | SharedLayout
     scales: tuple[RegisterLayout, ...] = ()
 
     @property
-    def operands(self) -> tuple[RegisterLayout, ...]:
+    def operands(self) -> tuple[RegisterLayout | SharedLayout, ...]:
         """The layouts of a, b, and their scales where the product has them."""
         return self.a, self.b, *self.scales
 

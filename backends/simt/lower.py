@@ -72,7 +72,7 @@ class _Lowering:
         )
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
         self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
-        self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, target)
+        self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, self.access.managed, target)
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -281,8 +281,12 @@ class _Lowering:
             return
         b, t, (lead, inside) = self.b, memory.type, self._slice(op)
         assert isinstance(t, BufferType)
-        layout, place, value = layout_of(op.result), t.layout or shared(t.shape), None
-        phase = self.access.managed.get(memory, 0)
+        place, phase = t.layout or shared(t.shape), self.access.managed.get(memory, 0)
+        if isinstance(op.result.tile.layout, SharedLayout):  # who uses it reads it there
+            self.of[op.result] = block = block_of(b, memory, place, lead)
+            self.access.managed[block] = phase
+            return
+        layout, value = layout_of(op.result), None
         if self.target.ldmatrix:
             value = load_matrices(b, self.threads, memory, place, layout, lead, phase)
         elif self.target.transposed_loads:

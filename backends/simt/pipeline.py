@@ -41,15 +41,16 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
                 visit(inner)
             if op.name == "for" and (op.attrs["stages"] > 1 or stated(op, target)):
                 stages = op.attrs["stages"] if target.async_copy else 2
-                _Loop(region, op, allocs, stages).run(target, threads)
+                _Loop(region, op, allocs, stages, {row.name for row in target.group_mma}).run(target, threads)
     threads = thread_count(fn, target)
     visit(fn.body)
     return fn
 
 
 class _Loop:
-    def __init__(self, around: Region, op: Op, allocs: dict[Value, Op], stages: int) -> None:
+    def __init__(self, around: Region, op: Op, allocs: dict[Value, Op], stages: int, beside: set[str]) -> None:
         self.around, self.op, self.body, self.allocs, self.stages = around, op, op.regions[0], allocs, stages
+        self.beside = beside  # instructions that run beside the threads that start them
         self.index = self.body.args[0]
 
     def run(self, target: SimtTarget, threads: int) -> None:
@@ -167,6 +168,7 @@ class _Loop:
             moved = self._op(head, ew.Add, x, by)
             past = self._op(head, ew.Ge, moved, count)
             return self._op(head, ew.Where, past, self._op(head, ew.Sub, moved, count), moved)
+        start = len(head)
         ahead = self._const(head, self.stages - 1)
         newest = following(oldest, ahead)
         distance = self._op(head, ew.Mul, step, self._const(head, self.stages - 1, step))
@@ -175,6 +177,9 @@ class _Loop:
             self._copy(head, copy, at, newest)
         head.append(mem.Commit([], loc=self.op.loc))
         carried = following(oldest, one)
+        if beside := next((i + 1 for i, op in enumerate(body) if op.attrs.get("instruction") in self.beside), 0):
+            body[beside:beside] = head[start:]  # copies start while products run beside the threads
+            del head[start:]
         for op in body:
             if op.name == "load" and op.operands[0] in rings:
                 op.operands.insert(1, oldest)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tilelang.backends.simt.group_products import ALIGN, choose_group
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
+from tilelang.backends.simt.instructions import GroupRow
 from tilelang.backends.simt.registers import repeated
 from tilelang.backends.simt.stage import buffer_layout, staged_loads, user_layout, words_layout
 from tilelang.backends.simt.target import SimtTarget
@@ -21,8 +23,9 @@ from tilelang.ir import shape as sh
 from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.thread import ConvertLayout
-from tilelang.layouts import RegisterLayout, blocked
+from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
+Place = RegisterLayout | SharedLayout
 ELEMENTS_PER_THREAD = 32
 """How many elements of the largest tile a thread should hold."""
 MAX_WARPS = 8
@@ -57,6 +60,13 @@ def warps_of_views(fn: Function, target: SimtTarget) -> int:
     return warps
 
 
+def warps_of_groups(fn: Function, target: SimtTarget) -> int:
+    """How many warps instructions of several need whose rows a `dot` has."""
+    rows = [(op.result.shape, choose_group(target.group_mma, op.operands[0].dtype, op.operands[1].dtype,
+                                           op.attrs["dtype"])) for op in fn.walk() if op.name == "dot"]
+    return max((row.warps for shape, row in rows if row is not None and shape[-2] % row.m == 0), default=1)
+
+
 def place(fn: Function, target: SimtTarget) -> Function:
     """A new function at level PLACED."""
     inference = _infer(fn, target)
@@ -69,7 +79,7 @@ def _infer(fn: Function, target: SimtTarget) -> Inference:
     """Layouts for the number of warps that moves the fewest bytes; only dots make a difference."""
     turns = [target.turns for op in fn.walk() if op.name == "for" and op.attrs["schedule"] == "pingpong"]
     staged, least = staged_loads(fn, target), max([warps_of_views(fn, target), *turns])
-    warps = max(warps_for(fn, target.warp), least)
+    warps = max(warps_for(fn, target.warp), least, warps_of_groups(fn, target))
     best = Inference(fn, target, target.warp * warps, staged)
     cost = best.solve()
     while best.dots and warps > max(SCHEDULERS, least):
@@ -121,7 +131,7 @@ class _Placer:
         return TileType(t.shape, t.dtype, self.layout(v)) if t.shape else t
 
     def emit(self, cls: type[Op], operands: Sequence[Value], attrs: dict[str, object], like: Op,
-             layout: RegisterLayout | None, regions: Sequence[Region] = ()) -> Op:
+             layout: Place | None, regions: Sequence[Region] = ()) -> Op:
         op = cls(operands, attrs, regions, like.loc)
         for r in op.results:
             if isinstance(r.type, TileType) and r.type.shape:
@@ -206,7 +216,7 @@ class _Placer:
         if self.looping[-1]:  # the iteration before may still read the buffer
             self.emit(mem.Barrier, [], {}, op, None)
             self.looping[-1] = False
-        staged, threads = self.staged[op], self.inference.threads
+        staged, threads, align = self.staged[op], self.inference.threads, 1
         use = staged.uses[0]  # the others read what suits the first
         if use.user.name == "view":
             place = words_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
@@ -214,8 +224,12 @@ class _Placer:
         else:
             plan = self.inference.plan(self.sites[use.user])
             operand = (plan.a, plan.b)[use.side].permute([use.order.index(d) for d in range(2)])
-            place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, operand)
-        alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True}, loc=op.loc)
+            if isinstance(operand, SharedLayout):
+                place, align = operand, ALIGN
+            else:
+                place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, operand)
+        alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True, "align": align},
+                          loc=op.loc)
         self.regions[0].ops.insert(0, alloc)
         buffer = alloc.result
         buffer.name = f"{op.operands[0].name}_tile"
@@ -230,8 +244,8 @@ class _Placer:
             self.emit(mem.Wait, [], {"pending": 0}, like, None)
             self.pending = False
 
-    def _staged_operand(self, v: Value, layout: RegisterLayout, like: Op) -> Value:
-        """An operand read from its buffer, in `layout`."""
+    def _staged_operand(self, v: Value, layout: Place, like: Op) -> Value:
+        """An operand read from its buffer, in `layout`; one in a shared layout stays there."""
         staged, use = next((s, u) for s in self.staged.values() for u in s.uses if u.value is v)
         self._wait(like)
         buffer, order = self.buffers[staged.load.result], use.order
@@ -288,17 +302,19 @@ class _Placer:
         plan = self.inference.plan(site)
         sides = zip(op.operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True)
         a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in sides)
-        self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name})
+        fallback = "" if isinstance(plan.row, GroupRow) else site.objection
+        self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name, "fallback": fallback})
 
     def _place_dot_scaled(self, op: Op, operands: Sequence[Value]) -> None:
         plan = self.inference.plan(self.sites[op])
         placed = [self.operand(v, v.dtype, layout, op) for v, layout in zip(op.operands, plan.operands, strict=False)]
         self.finish(op, [*placed, *operands[4:]])
 
-    def operand(self, v: Value, dt: DType, layout: RegisterLayout, like: Op) -> Value:
+    def operand(self, v: Value, dt: DType, layout: Place, like: Op) -> Value:
         """Cast and converted; the conversion moves the narrower of the two types."""
         if v in self.inference.direct:
             return self.cast(self._staged_operand(v, layout, like), dt, like)
+        assert isinstance(layout, RegisterLayout)
         v = self.mapping.get(v, v)
         if dt.storage.itemsize < v.dtype.storage.itemsize:
             return self.convert(self.cast(v, dt, like), layout, like)

@@ -10,7 +10,7 @@ from math import prod
 
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
-from tilelang.ir.core import BufferType, Function, Op, Region, Value
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 
 ALIGN = 128
 """Bytes a buffer's offset is a multiple of: swizzles count on it."""
@@ -36,6 +36,14 @@ def root(v: Value) -> Value:
     return v
 
 
+def touched(op: Op) -> list[tuple[Value, int]]:
+    """The memory that a THREAD operation accesses, each with the phase."""
+    if op.name == "group_mma":
+        return [(v, phase) for v, phase in zip(op.operands[1:], op.attrs["phases"], strict=True) if phase]
+    return [(v, op.attrs.get("phase", 0)) for v in (op.operands if op.name == "print_shared" else op.operands[:1])
+            if isinstance(v.type, BufferType | TensorType)]
+
+
 def shared_bytes(fn: Function) -> int:
     """Shared memory of one program."""
     return max((op.attrs["offset"] + size_of(op) for op in shared_allocs(fn)), default=0)
@@ -47,10 +55,10 @@ def allocate_shared(fn: Function, target: SimtTarget) -> Function:
     placed: list[tuple[int, int, Span]] = []
     for op in sorted(shared_allocs(fn), key=lambda o: -size_of(o)):
         span, size = alive.get(op.result, (0, 0)), size_of(op)
-        offset = 0
+        offset, align = 0, op.attrs["align"]
         for start, end, other in sorted(placed):
             if span[0] <= other[1] and other[0] <= span[1] and offset < end and start < offset + size:
-                offset = end
+                offset = -(-end // align) * align
         op.attrs["offset"] = offset
         placed.append((offset, offset + size, span))
     used = shared_bytes(fn)
@@ -74,7 +82,8 @@ def spans(fn: Function) -> dict[Value, Span]:
             clock += 1
             start, buffers = clock, [root(v) for v in op.operands if isinstance(v.type, BufferType)]
             inner_uses = [(v, uses.setdefault(v, [])) for v in buffers]
-            managed.update(v for v in buffers if op.attrs.get("phase", 0) == 0 and op.name != "block")
+            managed.update(root(v) for v, phase in touched(op) if phase == 0 and op.name != "block"
+                           and isinstance(v.type, BufferType))
             # The span of an operation with regions is known once they have been walked.
             places = [_length(r) for r in op.regions]
             here = (*around, (start, start + sum(places)))

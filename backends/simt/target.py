@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilelang.backends.simt.instructions import MmaRow, scaled_row
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, scaled_row
 from tilelang.ir.core import Op
 from tilelang.layouts import Ports
 
@@ -13,6 +13,7 @@ class SimtTarget:
     """A machine of warps of `warp` lanes. `shared_bytes` is the largest shared memory of a block, `ports` how it
     serves requests; `subnormals` says that its products of f16 take subnormal numbers for what they are,
     `word_operands` that they take their operands as words, too. It may have
+    products of groups of warps (`group_mma`),
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
     and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
@@ -35,6 +36,7 @@ class SimtTarget:
     dies: tuple[int, int] = (1, 1)
     word_operands: bool = False
     turns: int = 0
+    group_mma: tuple[GroupRow, ...] = ()
 
     def multiplies_scaled(self, op: Op) -> bool:
         """Whether there is an instruction for a `dot_scaled`."""

@@ -234,10 +234,11 @@ class Atomic(_Indexed):
 # -- memory of a program (tier 2) -------------------------------------------------------------------------------------
 class Alloc(Op):
     """Memory of this program, uninitialised; reading an element never written is an error in the interpreter.
-    `offset` is its place in bytes, once a pass has chosen one; `managed`: the compiler uses it and sees to barriers.
-    """
+    `offset` is its place in bytes, once a pass has chosen one, of which `align` is a divisor; `managed`: the compiler
+    uses it and sees to barriers."""
     name, levels = "alloc", ALL_LEVELS
-    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None, "offset": None, "managed": False}
+    attributes = {"dtype": ..., "shape": ..., "space": "shared", "layout": None, "offset": None, "managed": False,
+                  "align": 1}
 
     def infer(self) -> Sequence[Type]:
         return [BufferType(self.attrs["dtype"], tuple(self.attrs["shape"]), self.attrs["space"],
@@ -281,8 +282,8 @@ class CopyAsync(Op):
 
 
 class Commit(Op):
-    """Closes the group of asynchronous copies started since the last `commit`."""
-    name, levels, effects = "commit", ALL_LEVELS, "control"
+    """Closes the group of asynchronous copies, or at THREAD of `products`, started since the last such `commit`."""
+    name, levels, effects, attributes = "commit", ALL_LEVELS, "control", {"products": False}
 
     def infer(self) -> Sequence[Type]:
         return []
@@ -294,8 +295,9 @@ class Commit(Op):
 
 class Wait(Op):
     """Waits until at most `pending` of the latest groups are unfinished. At THREAD `operations`, where it is known, is
-    how many copies these are."""
-    name, levels, effects, attributes = "wait", ALL_LEVELS, "control", {"pending": 0, "operations": None}
+    how many copies these are; of `products` the operands are the sums that are there from now on."""
+    name, levels, effects = "wait", ALL_LEVELS, "control"
+    attributes = {"pending": 0, "operations": None, "products": False}
 
     def infer(self) -> Sequence[Type]:
         return []

@@ -161,9 +161,10 @@ class Dot(Op):
 
     Operand values are exact; products accumulate in `dtype` (integers modulo 2**bits, floats in unspecified order).
     At PLACED the stored `a` may be `bias` too large, as some instructions want it; the product is that of a - bias.
-    `instruction` names the row of the target's table that computes it, "" for the ordinary one.
+    `instruction` names the row of the target's table that computes it, "" for the ordinary one; `fallback` says why
+    it is none of several warps where there is one for these types.
     """
-    name, attributes = "dot", {"dtype": ..., "bias": 0, "instruction": ""}
+    name, attributes = "dot", {"dtype": ..., "bias": 0, "instruction": "", "fallback": ""}
 
     def infer(self) -> Sequence[Type]:
         a, b, dt = self.operands[0].tile, self.operands[1].tile, self.attrs["dtype"]

@@ -228,3 +228,30 @@ class Mma(Op):
 
     def infer(self) -> Sequence[Type]:
         return [self.operands[0].type]
+
+
+class GroupMma(Op):
+    """Starts products by an instruction of a group of warps: (acc, a, b), where b, and a unless it is a vector, is the
+    part of a buffer that begins with this group's operand. The sums are in the result's registers, and the operands
+    are free, after the `wait` for products that covers the `commit` after this.
+
+    `steps` lists (acc, a, b): first registers, of operands in memory first elements. `columns` are those of one
+    instruction. `places` has, of a and b in memory, the bytes of a row, from one panel of rows to the next, and from
+    eight rows to the next eight, and whether rows run along the other dimension than k; None of registers. `phases`
+    are theirs, as in `ld`.
+    """
+    name, levels, effects = "group_mma", THREAD, "read"
+    attributes = {"row": ..., "columns": ..., "places": ..., "steps": ..., "phases": ...}
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[2])
+        return [self.operands[0].type]
+
+
+class Fence(Op):
+    """Orders what a thread did before what instructions of groups of warps do later: `kind` "registers", with its
+    registers; "memory", in shared memory (PTX `wgmma.fence`, `fence.proxy.async`)."""
+    name, levels, effects, attributes = "fence", THREAD, "control", {"kind": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return []

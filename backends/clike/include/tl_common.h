@@ -147,3 +147,4 @@ TL_FN u16 f32_to_bf16_soft(float x) {
 
 #include "tl_values.h"
 #include "tl_order.h"
+#include "tl_descriptor.h"

@@ -11,6 +11,7 @@
 namespace tl {
 
 TL_FN int thread() { return threadIdx.x; }
+TL_FN int warp() { return __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0); }  // known to be one for all lanes
 TL_FN i64 program() { return blockIdx.x + i64(blockIdx.y) * gridDim.x; }  // y only beyond 2**31 - 1 blocks
 
 // CUDA's functions for 64 bits take `unsigned long long` and `long long`, which u64 and i64 are.
@@ -149,6 +150,9 @@ TL_FN void print(op, const char* text, const P&... parts) {
 }  // namespace tl
 
 #include "tl_matrix.h"
+#ifdef TL_GROUPS  // it is long
+#include "tl_wgmma.h"
+#endif
 
 #ifdef TL_ALONE
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, 1)

@@ -383,6 +383,53 @@ EMU_SMALL(EMU_E2M1)
 #undef EMU_BY
 #undef EMU_MFMA
 
+// ---- products of four warps
+
+template <class T, bool TRANSPOSED>
+struct matrix {
+  u64 bits;
+};
+
+template <int WIDTH, int LEADING, int STRIDE, bool TRANSPOSED, class T>
+TL_FN matrix<T, TRANSPOSED> operand(sptr<T> s) {
+  return {descriptor<WIDTH, LEADING, STRIDE>(u32(s.base))};
+}
+
+template <class T, bool TRANSPOSED>
+TL_FN u64 from(matrix<T, TRANSPOSED> m, int off) { return m.bits + (u64(off) * sizeof(T) >> 4); }
+
+#define EMU_WGMMA(NAME, D, A, B)                                                                                     \
+  template <int COLUMNS, int N, class S, bool TA, class T, bool TB>                                                  \
+  TL_FN void wgmma_##NAME(vec<D, N>& d, int i, matrix<S, TA> a, int j, matrix<T, TB> b, int k, op o) {               \
+    const emu::GroupProduct p{o.id, COLUMNS, emu::FORM_##A, emu::FORM_##B, registers(d, i, 2 * COLUMNS, o), nullptr, \
+                              from(a, j), from(b, k), TA, TB};                                                       \
+    emu_group_product(&p);                                                                                           \
+  }                                                                                                                  \
+  template <int COLUMNS, int N, int NA, class R, class T, bool TB>                                                   \
+  TL_FN void wgmma_##NAME(vec<D, N>& d, int i, const vec<R, NA>& a, int j, matrix<T, TB> b, int k, op o) {           \
+    const emu::GroupProduct p{o.id, COLUMNS, emu::FORM_##A, emu::FORM_##B, registers(d, i, 2 * COLUMNS, o),          \
+                              registers(a, j, 16, o), 0, from(b, k), false, TB};                                     \
+    emu_group_product(&p);                                                                                           \
+  }
+EMU_WGMMA(m64k16_f16, float, F16, F16)
+EMU_WGMMA(m64k16_bf16, float, BF16, BF16)
+EMU_WGMMA(m64k8_tf32, float, TF32, TF32)
+EMU_WGMMA(m64k32_e4m3, float, E4M3, E4M3)
+EMU_WGMMA(m64k32_e5m2, float, E5M2, E5M2)
+EMU_WGMMA(m64k32_e4m3_e5m2, float, E4M3, E5M2)
+EMU_WGMMA(m64k32_e5m2_e4m3, float, E5M2, E4M3)
+EMU_WGMMA(m64k32_s8, i32, S8, S8)
+EMU_WGMMA(m64k32_u8, i32, U8, U8)
+EMU_WGMMA(m64k32_s8u8, i32, S8, U8)
+EMU_WGMMA(m64k32_u8s8, i32, U8, S8)
+#undef EMU_WGMMA
+
+TL_FN void group_commit(op o) { emu_group_commit(o.id); }
+template <int PENDING> TL_FN void group_wait(op o) { emu_group_wait(PENDING, o.id); }
+template <class T, int N> TL_FN void arrived(vec<T, N>& v, op o) { emu_arrived(&v, sizeof v, o.id); }
+TL_FN void fence_registers(op o) { emu_fence_registers(o.id); }
+TL_FN void fence_memory(op o) { emu_fence_memory(o.id); }
+
 }  // namespace tl
 
 // ---- kernels

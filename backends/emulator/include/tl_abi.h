@@ -60,6 +60,17 @@ enum Shape { F16_K16, BF16_K16, F16_K8, S8, U8, S8U8, U8S8, TF32, E4M3, E5M2, F6
              MFMA_16x16x128, MFMA_32x32x64,
              SHAPES };
 
+// One lane's part in a product of four warps: `form` numbers `Form`; A is in memory where `a` is null.
+enum Form { FORM_F16, FORM_BF16, FORM_TF32, FORM_E4M3, FORM_E5M2, FORM_S8, FORM_U8 };
+struct GroupProduct {
+  int op, columns;
+  Form form_a, form_b;
+  void* acc;
+  const void* a;
+  unsigned long long memory_a, memory_b;  // descriptors
+  bool transposed_a, transposed_b;        // rows run along the other dimension than k
+};
+
 enum ShuffleKind { XOR, INDEX, UP, DOWN };
 
 // One lane's part in an instruction of the whole warp. `detail` is the ShuffleKind, the Shape, the number of matrices
@@ -95,6 +106,12 @@ void emu_wait(int pending, int op);
 void emu_wait_operations(int count, int op);  // until at most so many copies of the thread are under way
 void emu_barrier(int op, int meet);  // `meet`: others may be at another one that says so
 void emu_collective(emu::Collective* call);
+void emu_group_product(const emu::GroupProduct* call);
+void emu_group_commit(int op);
+void emu_group_wait(int pending, int op);
+void emu_arrived(const void* registers, int bytes, int op);
+void emu_fence_registers(int op);
+void emu_fence_memory(int op);
 void emu_check_failed(int op);
 void emu_print_part(long long base, long long limit, long long count, int size, int op);
 void emu_print(int op);  // hands over the parts so far

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tilelang.backends.emulator.ptx import mma
+from tilelang.backends.emulator.ptx import mma, wgmma
 from tilelang.backends.emulator.ptx.build import POISON, Builder, Read, Rule
 from tilelang.backends.emulator.ptx.forms import WINDOWS, Mnemonic
 from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
@@ -61,13 +61,16 @@ def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     return step
 
 
-def _collective(c: Builder, at: int, named: Read | None, body: Body) -> Step:
-    """Runs `body` for warps all of whose members have come: those `named` by a mask, else all lanes."""
+def _collective(c: Builder, at: int, named: Read | None, body: Body, unit: int = LANES) -> Step:
+    """Runs `body` for warps, or groups of `unit` threads, all of whose members have come: those `named` by a mask,
+    else all lanes."""
     bit = np.left_shift(np.ones(LANES, np.uint32), np.arange(LANES, dtype=np.uint32))
 
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
-        lanes, members = here.reshape(-1, LANES), m.exists.reshape(-1, LANES)
+        if m.width % unit:
+            raise PtxError(f"a block of {m.width} threads has no whole groups of {unit}")
+        lanes, members = here.reshape(-1, unit), m.exists.reshape(-1, unit)
         if named is not None:
             masks = named(m).reshape(-1, LANES)
             strangers: Array = lanes & (masks & bit == 0)
@@ -176,6 +179,49 @@ def _mma(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     return _collective(c, at, None, body)
 
 
+def _wgmma(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    if m.name == "wgmma" and m.mods[0] in ("fence", "commit_group", "wait_group"):
+        return _collective(c, at, None, lambda m: None)
+    product = wgmma.find(i.name)
+    if product is None:
+        raise PtxError(f"`{i.name}` is not covered by the PTX interpreter")
+    sums, a, b, run, *rest = i.operands
+    puts = [c.write(o, product.result) for o in _vector(sums)]
+    takes = [c.read(o, product.result) for o in _vector(sums)]
+    in_memory = not isinstance(a, Vector)
+    sides = [c.read(o, "b32") for o in _vector(a)] if not in_memory else [c.read(a, "b64")]
+    right, adds, flags = c.read(b, "b64"), c.read(run, "pred"), [c.read(o, "b32") for o in rest]
+    if len(puts) != product.columns // 2 or len(flags) != 2 * product.signs + product.orders * (1 + in_memory) or \
+            len(sides) != (1 if in_memory else 4):
+        raise PtxError(f"`{i.text}` has other operands than its shape needs")
+
+    def one(m: Machine, threads: Array, values: Array) -> int:
+        found = np.unique(values[threads])
+        if len(found) != 1:
+            raise PtxError("threads of a group give different operands in shared memory")
+        return int(found[0])
+
+    def body(m: Machine) -> None:
+        memory, out = m.spaces["shared"], np.stack([np.broadcast_to(r(m), m.width) for r in takes], 1)
+        for first in np.flatnonzero(m.active[::LANES * wgmma.WARPS]) * LANES * wgmma.WARPS:
+            threads = np.arange(first, first + LANES * wgmma.WARPS)
+            given = [one(m, threads, np.broadcast_to(r(m), m.width)) for r in flags]
+            if product.signs and given[:2] != [1, 1] or not np.broadcast_to(adds(m), m.width)[threads].all():
+                raise PtxError(f"`{i.text}` has factors that the PTX interpreter does not cover")
+            orders = [bool(x) for x in given[2:]] if product.orders else [False, False]
+            if in_memory:
+                left = wgmma.from_memory(memory, one(m, threads, np.broadcast_to(sides[0](m), m.width)), 64,
+                                         product.a.bits // 8, orders[0])
+            else:
+                left = wgmma.from_registers(np.stack([np.broadcast_to(r(m), m.width)[threads] for r in sides], 1))
+            descriptor = one(m, threads, np.broadcast_to(right(m), m.width))
+            out[threads] = product.run(left, wgmma.from_memory(memory, descriptor, product.columns,
+                                                               product.b.bits // 8, orders[-1]), out[threads])
+        for j, put in enumerate(puts):
+            put(m, np.ascontiguousarray(out[:, j]))
+    return _collective(c, at, None, body, LANES * wgmma.WARPS)
+
+
 def _assertion(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     """CUDA's `assert`: the line is the number of the operation."""
     where = located(c, i.operands[2], "local", 4)
@@ -217,6 +263,6 @@ def _nothing(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
 RULES: dict[str, Rule] = {
     "bra": _branch, "ret": _exit, "exit": _exit, "bar": _barrier, "barrier": _barrier, "shfl": _shuffle,
-    "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "__assertfail": _assertion, "vprintf": _print,
+    "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "wgmma": _wgmma, "__assertfail": _assertion, "vprintf": _print,
     "membar": _nothing, "fence": _nothing,
 }

@@ -32,24 +32,24 @@ def _nibbles(x: Array) -> Array:
     return np.stack([x & 15, x >> 4], -1).reshape(*x.shape[:-1], -1)
 
 
-class _Element(NamedTuple):
+class Element(NamedTuple):
     bits: int
     decode: Callable[[Array], Array]  # bytes [..., n] to values, the lowest first
 
 
 _E4M3, _E5M2 = _fp8(3), _fp8(2)
-_ELEMENTS = {
-    "f16": _Element(16, lambda x: x.view(np.float16).astype(np.float64)),
-    "bf16": _Element(16, lambda x: decode(x.view(np.uint16), "bf16").astype(np.float64)),
-    "tf32": _Element(32, lambda x: decode(x.view(np.uint32), "tf32").astype(np.float64)),
-    "e4m3": _Element(8, lambda x: _E4M3[x]),
-    "e5m2": _Element(8, lambda x: _E5M2[x]),
-    "s8": _Element(8, lambda x: x.view(np.int8).astype(np.float64)),
-    "u8": _Element(8, lambda x: x.astype(np.float64)),
-    "s4": _Element(4, lambda x: (_nibbles(x) ^ 8).astype(np.float64) - 8),
-    "u4": _Element(4, lambda x: _nibbles(x).astype(np.float64)),
-    "b1": _Element(1, lambda x: np.unpackbits(x, axis=-1, bitorder="little").astype(np.float64)),
-    "f64": _Element(64, lambda x: x.view(np.float64)),
+ELEMENTS = {
+    "f16": Element(16, lambda x: x.view(np.float16).astype(np.float64)),
+    "bf16": Element(16, lambda x: decode(x.view(np.uint16), "bf16").astype(np.float64)),
+    "tf32": Element(32, lambda x: decode(x.view(np.uint32), "tf32").astype(np.float64)),
+    "e4m3": Element(8, lambda x: _E4M3[x]),
+    "e5m2": Element(8, lambda x: _E5M2[x]),
+    "s8": Element(8, lambda x: x.view(np.int8).astype(np.float64)),
+    "u8": Element(8, lambda x: x.astype(np.float64)),
+    "s4": Element(4, lambda x: (_nibbles(x) ^ 8).astype(np.float64) - 8),
+    "u4": Element(4, lambda x: _nibbles(x).astype(np.float64)),
+    "b1": Element(1, lambda x: np.unpackbits(x, axis=-1, bitorder="little").astype(np.float64)),
+    "f64": Element(64, lambda x: x.view(np.float64)),
 }
 
 
@@ -59,8 +59,8 @@ class Product:
 
     small: bool
     depth: int
-    a: _Element
-    b: _Element
+    a: Element
+    b: Element
     result: str
     population: str  # for bits: "and", "xor"
 
@@ -89,7 +89,7 @@ class Product:
             return (d.astype(np.int64) + c).astype(np.int32)  # wraps
         return (d + c).astype(c.dtype)
 
-    def _matrix(self, registers: Array, element: _Element, is_a: bool) -> Array:
+    def _matrix(self, registers: Array, element: Element, is_a: bool) -> Array:
         """Fragments to [warp, row, k]; B's rows are its columns."""
         warps, _, count = registers.shape
         values = element.decode(np.ascontiguousarray(registers).view(np.uint8)).reshape(warps, 32, count, -1)
@@ -130,4 +130,4 @@ def find(name: str) -> Product | None:
     shapes, result = _SHAPES.get((a, b), ((), ""))
     if shape not in shapes or d != result or c != result or (a == "b1") != bool(population):
         return None
-    return Product(shape.startswith("m8"), int(depth), _ELEMENTS[a], _ELEMENTS[b], result, population)
+    return Product(shape.startswith("m8"), int(depth), ELEMENTS[a], ELEMENTS[b], result, population)

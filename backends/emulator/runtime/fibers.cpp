@@ -81,10 +81,13 @@ static void stop_ready() {  // the running thread cannot go on for now
     waiting += size(warps[w].waiting);
     op = warps[w].calls[lowest(warps[w].waiting)]->op;
   }
+  int group_op = -1;
+  const int in_groups = waiting_groups(&group_op);
+  op = op < 0 ? group_op : op;
   const int barrier = run.at_barrier ? run.barrier_op : -1;
   fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
-       "%d threads wait for the rest of their warp, %d at a barrier, %d have exited", waiting, run.at_barrier,
-       run.done);
+       "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d have exited", waiting,
+       in_groups, run.at_barrier, run.done);
 }
 
 // Lets the lanes with long logs go on, when all others have come as far as they can.
@@ -133,6 +136,7 @@ static void enter() {
   run.done++;
   if (!t.copies.empty())
     report("async-unwaited", t.copies[0].op, -1, "exits with %zu async copies never waited for", t.copies.size());
+  check_groups_done();
   if (w.waiting)
     fail("divergent-collective", w.calls[lowest(w.waiting)]->op, -1,
          "exits while lanes of its warp wait for it");
@@ -150,6 +154,7 @@ static void start_block(i64 block) {
   run.at_barrier = run.done = 0;
   run.ready_warps = 0;
   run.atomics = run.streak = 0;
+  start_groups();
   memset(shared_memory, 0xff, run.shared_bytes);  // NaN in every float format
   for (int w = 0; w < run.warps; w++) {
     const int left = run.threads - w * run.lanes;
@@ -160,7 +165,8 @@ static void start_block(i64 block) {
   for (int i = 0; i < run.threads; i++) {
     Thread& t = threads[i];
     t.id = i, t.lane = i % run.lanes, t.warp = i / run.lanes;
-    t.group = 0;
+    t.group = t.fences = t.fences_seen = 0;
+    t.fenced = false;
     t.copies.clear();
     t.log.clear();
     // Stacks at one distance would share the sets of the first cache: shift each.
@@ -220,6 +226,7 @@ extern "C" void emu_barrier(int op, int meet) {
   run.at_barrier = 0;
   run.atomics = 0;
   run.epoch++;
+  for (int i = 0; i < run.threads; i++) threads[i].fences_seen = threads[i].fences;
   for (int w = 0; w < run.warps; w++) {
     flush(w, warps[w].all);
     warps[w].clock = 0;

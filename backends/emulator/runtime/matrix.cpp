@@ -168,6 +168,34 @@ static void small_mfma(const Collective* const* lanes) {
     }
 }
 
+// Adds the product of A [64, K] and B [COLUMNS, K], rows of 32 bytes, to sums [64, COLUMNS].
+template <class T, auto decode_a, auto decode_b>
+static void m64(const GroupProduct& p, const u8* a, const u8* b, T* sums, int elements) {
+  T x[32], y[32][256];
+  for (int n = 0; n < p.columns; n++)
+    for (int k = 0; k < elements; k++) y[k][n] = decode_b(b + n * 32, k);
+  for (int m = 0; m < 64; m++) {
+    for (int k = 0; k < elements; k++) x[k] = decode_a(a + m * 32, k);
+    for (int k = 0; k < elements; k++)
+      for (int n = 0; n < p.columns; n++) sums[m * p.columns + n] += x[k] * y[k][n];
+  }
+}
+
+static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* sums) {
+  float* f = (float*)sums;
+  u32* i = (u32*)sums;
+  const bool first = p.form_a == p.form_b;
+  switch (p.form_a) {
+    case FORM_F16: return m64<float, as_f16, as_f16>(p, a, b, f, 16);
+    case FORM_BF16: return m64<float, as_bf16, as_bf16>(p, a, b, f, 16);
+    case FORM_TF32: return m64<float, as_tf32, as_tf32>(p, a, b, f, 8);
+    case FORM_E4M3: return first ? m64<float, as_e4m3, as_e4m3>(p, a, b, f, 32) : m64<float, as_e4m3, as_e5m2>(p, a, b, f, 32);
+    case FORM_E5M2: return first ? m64<float, as_e5m2, as_e5m2>(p, a, b, f, 32) : m64<float, as_e5m2, as_e4m3>(p, a, b, f, 32);
+    case FORM_S8: return first ? m64<u32, as_s8, as_s8>(p, a, b, i, 32) : m64<u32, as_s8, as_u8>(p, a, b, i, 32);
+    case FORM_U8: return first ? m64<u32, as_u8, as_u8>(p, a, b, i, 32) : m64<u32, as_u8, as_s8>(p, a, b, i, 32);
+  }
+}
+
 static int lanes_of(Shape shape) { return shape < MFMA_FIRST ? 32 : 64; }
 
 static void multiply(const Collective* const* l, Shape shape) {

@@ -4,6 +4,7 @@
 #include "counters.cpp"
 #include "warp.cpp"
 #include "matrix.cpp"
+#include "groups.cpp"
 #include "reports.cpp"
 
 static i64 block_at(i64 i, i64 programs, std::vector<i64>& shuffled) {

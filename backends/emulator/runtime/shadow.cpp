@@ -37,7 +37,10 @@ constexpr u8 MANY = 0xff;
 
 struct SharedCell {
   Stamp wrote, read;
-  int write_op, read_op, copy_op;
+  int write_op, read_op, copy_op, product_op;
+  u16 writer;     // thread that wrote last
+  u16 products;   // reading it, under way
+  u32 fences;     // of memory that the writer had made
   bool atomic, pending;
 };
 
@@ -66,11 +69,12 @@ static std::string name(const Stamp& s) {
 }
 
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by) {
-  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED;
+  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED || use == MMA;
   const bool writes = !loads, reads = loads || use == ATOMIC;
   Stamp now = stamp(by);
+  if (use == MMA) now.warp = MANY;  // any warp of the group may read it
   // What a lane names is handed to, or comes from, several lanes.
-  if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED) now.lane = MANY;
+  if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED || use == MMA) now.lane = MANY;
   shared_cells.refine(bytes);
   const u32 end = (offset + bytes) / shared_cells.granule;
   for (u32 i = offset / shared_cells.granule; i < end; i++) {
@@ -86,12 +90,20 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
              name(c.wrote).c_str());
     else if (reads && !written)
       report("uninitialised-shared", op, -1, "reads shared byte %u, which holds no value", at);
+    else if (use == MMA && threads[c.writer].fences_seen <= c.fences)
+      report("missing-fence", op, c.write_op,
+             "a product reads shared byte %u, after whose write thread %d made no fence of memory before a barrier", at,
+             c.writer);
+    if (use == MMA) c.products++, c.product_op = op;
     if (writes) {
-      if (!atomics && !ordered(c.read, now))
+      if (c.products)
+        report("product-pending", op, c.product_op, "writes shared byte %u, which a product under way reads", at);
+      else if (!atomics && !ordered(c.read, now))
         report("race-war", op, c.read_op, "writes shared byte %u, which %s read with no barrier between", at,
                name(c.read).c_str());
       c.wrote = atomics ? join(c.wrote, now) : now;
       c.write_op = op;
+      c.writer = u16(by.id), c.fences = by.fences;
       c.atomic = use == ATOMIC;
       c.pending = use == COPY_ASYNC;
       if (c.pending) c.copy_op = op;
@@ -99,6 +111,18 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
       c.read = join(c.read, now);
       c.read_op = op;
     }
+  }
+}
+
+// A product no longer reads these bytes.
+static void end_read(u32 offset, u32 bytes, int op) {
+  Stamp now = stamp(*current);
+  now.warp = now.lane = MANY;
+  for (u32 i = offset / shared_cells.granule; i < (offset + bytes) / shared_cells.granule; i++) {
+    SharedCell& c = shared_cells.cells[i];
+    c.products--;
+    c.read = join(c.read, now);
+    c.read_op = op;
   }
 }
 
@@ -126,6 +150,7 @@ static void complete(const Copy& copy) {
     c.pending = false;
     c.wrote = stamp(*current);
     c.write_op = copy.op;
+    c.writer = u16(current->id), c.fences = current->fences;
   }
 }
 

@@ -50,6 +50,8 @@ struct Thread {
   int id, lane, warp;
   void* stack;
   u32 group;  // async copies committed so far
+  u32 fences, fences_seen;  // of memory: made by this thread, and at the last barrier
+  bool fenced;              // registers, since it last waited for products
   std::vector<Copy> copies;
   std::vector<Record> log;
 };
@@ -73,6 +75,8 @@ struct Machine {
   int lanes;          // of a whole warp
   Banks banks[2][3];  // of loads and of stores, of up to 4, 8 and 16 bytes a lane
 };
+
+constexpr int GROUP = 128, MAX_GROUPS = MAX_THREADS / GROUP;  // threads that multiply together
 
 struct Launch {
   const Machine* machine;
@@ -113,8 +117,14 @@ static void wait_for_others();
 static void flush(int warp, Lanes mask);
 // ---- shadow.cpp
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
+static void end_read(u32 offset, u32 bytes, int op);
+// ---- groups.cpp
+static void start_groups();
+static int waiting_groups(int* op);
+static void check_groups_done();
 // ---- matrix.cpp
 static int lanes_of(Shape shape);
+static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* sums);
 static void multiply(const Collective* const* lanes, Shape shape);
 
 }  // namespace emu

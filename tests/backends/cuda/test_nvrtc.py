@@ -22,6 +22,12 @@ def test_every_wrapper_compiles(arch: str) -> None:
         assert uses["stack_bytes"] == 0 or name.startswith("math_"), name
 
 
+def test_products_of_four_warps_compile() -> None:
+    compiled = nvrtc.compile(wrappers.including(*wrappers.groups().values(), groups=True), "sm_90a")
+    assert "warning" not in compiled.log and compiled.report.keys() == wrappers.groups().keys()
+    assert not any(uses["spill_bytes"] or uses["stack_bytes"] for uses in compiled.report.values())
+
+
 @pytest.mark.parametrize(("name", "since"), [(n, m[-1]) for n, m in wrappers.MMA.items() if m[-1] > 75])
 def test_a_missing_instruction_is_named(name: str, since: int) -> None:
     older = {80: 75, 89: 80}[since]

@@ -167,14 +167,64 @@ def mma(name: str) -> str:
   TL_UNROLL for (int i = 0; i < {nd}; i++) tl::st<1>(c, t * {nd} + i, tl::vec<{d}, 1>{{z[i + 2]}}, tl::op(5));""")
 
 
+WGMMA = {  # name: type of the sums, elements of 16 bits or less as they are stored, bytes of one
+    "m64k16_f16": ("float", "tl::u16"), "m64k16_bf16": ("float", "tl::u16"), "m64k8_tf32": ("float", "float"),
+    **{f"m64k32_{t}": ("float", "tl::u8") for t in ("e4m3", "e5m2", "e4m3_e5m2", "e5m2_e4m3")},
+    **{f"m64k32_{t}": ("tl::i32", "tl::u8") for t in ("s8", "u8", "s8u8", "u8s8")},
+}
+
+
+def wgmma(name: str, columns: int, a: str = "memory", across: str = "", width: int = 128) -> str:
+    """One product of four warps with A in registers or memory; operands named in `across` have rows along the other
+    dimension than k. `n` times 2 kB of memory hold `a` as it comes; their descriptors say what of it they are."""
+    d, t = WGMMA[name]
+    size = {"tl::u16": 2, "float": 4, "tl::u8": 1}[t]
+    e, sums = 16 // size, columns // 2
+    walk = {side: f"{width}, {2048 if side in across else width}, {8 * width}, {str(side in across).lower()}"
+            for side in "ab"}
+    left = f"tl::operand<{walk['a']}>(s), {2 * e}" if a == "memory" else "x, 1"
+    return kernel("_".join(map(str, filter(None, ("wgmma", name, columns, a, across, width)))),
+                  f"tl::gptr<const {t}> a, tl::gptr<{d}> c, tl::i64 n", f"""
+  TL_SHARED(smem, 65536);
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, {65536 // size});
+  const tl::sptr<{t}> r = tl::shared<{t}>(smem, 16384, {49152 // size});
+  const int t = tl::thread();
+  for (int i = 0; i < n; i++)
+    tl::st<{e}>(s, (i * 128 + t) * {e}, tl::ld<{e}>(a, (i * 128 + t) * {e}, tl::op(1)), tl::op(2));
+  tl::vec<{t}, {e + 1}> x{{}};
+  TL_UNROLL for (int i = 0; i < {e}; i++) x[i + 1] = tl::ld<1>(a, t * {e} + i, tl::op(3))[0];
+  tl::vec<{d}, {sums + 2}> z{{}};
+  TL_UNROLL for (int i = 0; i < {sums}; i++) z[i + 2] = tl::ld<1>(c, t * {sums} + i, tl::op(4))[0];
+  tl::fence_memory(tl::op(5));
+  tl::barrier(tl::op(6));
+  tl::fence_registers(tl::op(7));
+  tl::wgmma_{name}<{columns}>(z, 2, {left}, tl::operand<{walk['b']}>(r), {4 * e}, tl::op(8));
+  tl::group_commit(tl::op(9));
+  tl::group_wait<0>(tl::op(10));
+  tl::arrived(z, tl::op(10));
+  TL_UNROLL for (int i = 0; i < {sums}; i++)
+    tl::st<1>(c, t * {sums} + i, tl::vec<{d}, 1>{{z[i + 2]}}, tl::op(11));""", 128)
+
+
+def groups() -> dict[str, str]:
+    """Products of four warps by name: every type with A in either place, every number of columns, order and width."""
+    widths = (8, 16, 32, 64, 96, 128, 192, 256)
+    every = [(name, widths[(3 * i + j) % len(widths)], a) for i, name in enumerate(WGMMA)
+             for j, a in enumerate(("memory", "registers"))]
+    orders = [("m64k16_bf16", 64, "memory", across, width)
+              for across, width in (("a", 64), ("a", 128), ("b", 32), ("ab", 64), ("", 32), ("", 64))]
+    texts = [wgmma(*e) for e in (*every, *orders, ("m64k16_f16", 64, "registers", "b"))]
+    return {t.partition("(")[2].partition(",")[0]: t for t in texts}
+
+
 def matrix(arch: int) -> list[str]:
     """Matrix instructions of a processor."""
     moves = [rows(x, trans, t) for x in (1, 2, 4) for trans in (False, True) for t in ("tl::u16", "tl::u8")]
     return moves + [mma(name) for name, (*_, since) in MMA.items() if arch >= since]
 
 
-def including(*kernels: str) -> str:
-    return '#include "tl.h"\n' + "".join(kernels)
+def including(*kernels: str, groups: bool = False) -> str:
+    return "#define TL_GROUPS\n" * groups + '#include "tl.h"\n' + "".join(kernels)
 
 
 def text(arch: int) -> str:

@@ -14,6 +14,21 @@ F = "tl::gptr<const float> a, tl::gptr<float> o"
 SHARED = """  TL_SHARED(smem, 1024);
   const tl::sptr<float> s = tl::shared<float>(smem, 0, 64);
 """
+PRODUCT = """  TL_SHARED(smem, 1024);
+  const tl::sptr<tl::u16> s = tl::shared<tl::u16>(smem, 0, 128);
+  tl::vec<tl::u16, 8> x{};
+  tl::vec<float, 4> d{};
+  tl::st<1>(s, t, tl::vec<tl::u16, 1>{tl::u16(t)}, tl::op(1));
+  %s
+  tl::barrier(tl::op(3));
+  %s
+  tl::wgmma_m64k16_f16<8>(d, 0, x, 0, tl::operand<32, 32, 256, false>(s), 0, tl::op(5));
+  tl::group_commit(tl::op(6));
+  %s
+  tl::arrived(d, tl::op(8));
+  tl::st<4>(o, t * 4, d, tl::op(9));
+"""
+FENCE, START, DONE = "tl::fence_memory(tl::op(2));", "tl::fence_registers(tl::op(4));", "tl::group_wait<0>(tl::op(7));"
 
 
 @dataclass
@@ -205,6 +220,20 @@ CASES = [
   $""", "if (t == 0) tl::st<1>(a, 0, tl::ld<1>(a, 0, tl::op(2)), tl::op(3));",
          "tl::atomic_add(a, 0, 1.0f, t == 0, tl::op(3));", ("race-global", 2, 3), programs=4,
          params=F.replace("const ", ""), also=("race-global",)),
+    Case("a product of what was written without a fence of memory", PRODUCT % ("$", START, DONE), "", FENCE,
+         ("missing-fence", 5, 1), threads=128, args=[values(256), output(512)]),
+    Case("a fence of memory after the barrier", PRODUCT % ("$", FENCE + START, DONE), "", FENCE,
+         ("missing-fence", 5, 1), threads=128, args=[values(256), output(512)]),
+    Case("a product without a fence of registers", PRODUCT % (FENCE, "$", DONE), "", START,
+         ("missing-fence", 5, -1), threads=128, args=[values(256), output(512)]),
+    Case("sums of a product under way", PRODUCT % (FENCE, START, "$"), "", DONE, ("product-pending", 8, 5),
+         threads=128, args=[values(256), output(512)]),
+    Case("a product that nothing waits for", PRODUCT.replace("tl::arrived(d, tl::op(8));", "")
+         .replace("tl::st<4>(o, t * 4, d, tl::op(9));", "tl::st<1>(o, t, tl::vec<float, 1>{}, tl::op(9));")
+         % (FENCE, START, "$"), "", DONE, ("product-pending", 5, -1), threads=128, args=[values(256), output(512)]),
+    Case("operands of a product under way written over", PRODUCT % (FENCE, START, "$"),
+         "tl::st<1>(s, t, tl::vec<tl::u16, 1>{}, tl::op(10));" + DONE, DONE, ("product-pending", 10, 5),
+         threads=128, args=[values(256), output(512)]),
     Case("a false assertion", "  tl::check(t < $, tl::op(1));", "63", "64", ("assertion", 1, -1)),
 ]
 

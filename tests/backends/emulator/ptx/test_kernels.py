@@ -12,7 +12,7 @@ from tests.backends.emulator.ptx.tiers import needs_nvrtc, ptx
 from tests.backends.simt.emulated import emulated
 from tests.ir.op_examples import EXAMPLES, example
 from tilelang import targets
-from tilelang.backends.clike.render import Rendered
+from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.emulator.execute import arguments
 from tilelang.backends.emulator.ptx.run import run
 from tilelang.errors import TargetError

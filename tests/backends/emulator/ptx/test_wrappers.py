@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.backends.cuda import wrappers
 from tests.backends.emulator.ptx import texts
 from tests.backends.emulator.ptx.tiers import arguments, needs_nvrtc, on_cpu, on_ptx, outputs, wrapper
 
@@ -37,4 +38,18 @@ def test_wrapper_before_its_instruction(name: str, rng: np.random.Generator) -> 
     args = arguments(name, text, rng)
     for got, want in zip(outputs(on_ptx(text, "compute_75"), name, args, threads=32, shared_bytes=2048),
                          outputs(on_cpu(text), name, args, threads=32, shared_bytes=2048), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.fixture(scope="module")
+def groups() -> str:
+    return wrappers.including(*wrappers.groups().values(), groups=True)
+
+
+@pytest.mark.parametrize("name", wrappers.groups())
+def test_product_of_four_warps(name: str, groups: str, rng: np.random.Generator) -> None:
+    args = arguments(name, groups, rng)
+    args[2] = np.int64(24)  # times 2 kB
+    for got, want in zip(outputs(on_ptx(groups, "compute_90a"), name, args, threads=128, shared_bytes=65536),
+                         outputs(on_cpu(groups), name, args, threads=128, shared_bytes=65536), strict=True):
         np.testing.assert_array_equal(got, want)

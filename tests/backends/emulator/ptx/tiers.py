@@ -67,15 +67,18 @@ def arguments(name: str, text: str, rng: np.random.Generator) -> list[Any]:
 
 
 def _values(name: str, dtype: np.dtype[Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    n = 2048
-    if name.startswith("mma_") and name.endswith(("f16", "e4m3", "e5m2")):
+    n = 49152 if name.startswith("wgmma_") else 2048
+    kind = re.search(r"_(bf16|f16|e4m3|e5m2)", name) if "mma_" in name else None
+    if kind and dtype.kind == "u":
         small = rng.integers(-4, 5, n).astype(np.float32)
         bits = small.view(np.uint32)
-        if name.endswith("bf16"):
+        if kind[1] == "bf16":
             return (bits >> 16).astype(np.uint16)
-        if name.endswith("f16"):
+        if kind[1] == "f16":
             return small.astype(np.float16).view(np.uint16)
-        fraction, bias = (3, 7) if name.endswith("e4m3") else (2, 15)
+        if "e4m3" in name and "e5m2" in name:  # as either these are small numbers
+            return (128 * rng.integers(0, 2, n) + 8 * rng.integers(6, 9, n)).astype(np.uint8)
+        fraction, bias = (3, 7) if kind[1] == "e4m3" else (2, 15)
         code = (bits >> 23 & 255) - 127 + bias << fraction | bits >> 23 - fraction & (1 << fraction) - 1
         return np.where(small == 0, 0, bits >> 31 << 7 | code).astype(np.uint8)
     if dtype.kind == "f":

@@ -1,0 +1,131 @@
+"""order_products: fences and waits for products that run beside the threads that start them.
+
+requires: THREAD with barriers
+ensures: before a `group_mma` stands a fence of registers, after it a `commit`; what threads wrote to memory that one
+reads is fenced before the barrier after which it does; sums are waited for as late as possible: before something else
+uses them, and, because others may then write over the operands, before a barrier
+example: `barrier; group_mma; add; barrier` becomes `fence memory; barrier; fence registers; group_mma; commit; add;
+wait; barrier`
+
+A sum may be under way when an iteration ends: the next one's product adds to it in the same registers.
+"""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tilelang.backends.simt.shared_memory import root, touched
+from tilelang.ir.core import Function, Op, Region, Value
+from tilelang.ir.memory import Commit, Wait
+from tilelang.ir.simt import Fence
+
+
+class State(NamedTuple):
+    """Groups of products under way, the oldest first, each as its sum (None for one that nothing can use any more),
+    and whether this thread may have written to an operand since it last fenced memory."""
+
+    groups: tuple[Value | None, ...] = ()
+    written: bool = False
+
+
+def order_products(fn: Function, target: Any = None) -> Function:
+    """Inserts them, in place."""
+    products = [op for op in fn.walk() if op.name == "group_mma"]
+    if products:
+        order = _Order(fn, products)
+        ops, state = order.ops(fn.body.ops, State())
+        fn.body.ops = [*ops, *order.wait(state, len(state.groups), None)]
+    return fn
+
+
+def continues(op: Op, uses: Counter[Value]) -> bool:
+    """Whether a `group_mma` goes on in the registers of the sum it takes: nothing else does."""
+    return uses[op.operands[0]] == 1
+
+
+def uses_of(fn: Function) -> Counter[Value]:
+    """How many operands each value is, of other operations than waits."""
+    return Counter(v for op in fn.walk() if op.name != "wait" for v in op.operands)
+
+
+class _Order:
+    def __init__(self, fn: Function, products: Sequence[Op]) -> None:
+        self.uses = uses_of(fn)
+        self.read = {root(v) for op in products for v, _ in touched(op)}
+
+    def wait(self, state: State, groups: int, like: Op | None) -> list[Op]:
+        """For the oldest `groups` of those under way."""
+        if not groups:
+            return []
+        there = [v for v in state.groups[:groups] if v is not None]
+        return [Wait(there, {"pending": len(state.groups) - groups, "products": True}, loc=like.loc if like else None)]
+
+    def ops(self, ops: Sequence[Op], state: State) -> tuple[list[Op], State]:
+        """The operations with what they need, and how things stand after them."""
+        out: list[Op] = []
+        for op in ops:
+            if op.name == "barrier" and state.written:
+                out.append(Fence([], {"kind": "memory"}, loc=op.loc))
+                state = state._replace(written=False)
+            count = self.needed(op, state)
+            out += self.wait(state, count, op)
+            state = state._replace(groups=state.groups[count:])
+            if op.name == "group_mma":
+                out += [Fence([], {"kind": "registers"}, loc=op.loc), op, Commit([], {"products": True}, loc=op.loc)]
+                before = tuple(None if v is op.operands[0] else v for v in state.groups)
+                state = state._replace(groups=(*before, op.result))
+                continue
+            if op.regions:
+                state = self.inner(op, state)
+            elif op.name == "wait" or any(root(v) in self.read for v, _ in touched(op) if op.effects == "write"):
+                state = state._replace(written=True)
+            out.append(op)
+        return out, state
+
+    def needed(self, op: Op, state: State) -> int:
+        """How many groups must be done before `op`."""
+        if op.name == "barrier" or op.regions:
+            return len(state.groups)
+        used = op.operands
+        if op.name == "group_mma" and continues(op, self.uses):
+            used = used[1:]
+        elif op.name == "yield":
+            used = []  # `inner` knows what may go on
+        return max((i + 1 for i, v in enumerate(state.groups) if v in used), default=0)
+
+    def inner(self, op: Op, state: State) -> State:
+        """Rewrites the regions of an operation, before which nothing is under way."""
+        if op.name == "for":
+            region = op.regions[0]
+            once = self.carried(region, self.ops(region.ops, state)[1])
+            start = State(once or (), True)
+            ops, end = self.ops(region.ops, start)
+            if once is None or self.carried(region, end) != once:  # what is under way differs: nothing goes on
+                ops, end = self.ops(region.ops, State((), True))
+                ops, once = self.drained(ops, end), ()
+            region.ops = ops
+            results = dict(zip(region.args[1:], op.results, strict=True))
+            return State(tuple(None if v is None else results[v] for v in once), True)
+        for region in op.regions:
+            ops, end = self.ops(region.ops, State((), True))
+            region.ops = self.drained(ops, end)
+        return State((), True)
+
+    def drained(self, ops: list[Op], state: State) -> list[Op]:
+        """With a wait for everything before the end."""
+        return [*ops[:-1], *self.wait(state, len(state.groups), ops[-1]), ops[-1]]
+
+    def carried(self, region: Region, state: State) -> tuple[Value | None, ...] | None:
+        """The groups under way when the next iteration begins; None where a sum is not carried in place."""
+        groups: list[Value | None] = []
+        for v in state.groups:
+            first = v
+            while first is not None and first.owner is not None and first.owner.name == "group_mma" \
+                    and continues(first.owner, self.uses):
+                first = first.owner.operands[0]
+            if v is not None and (self.uses[v] != 1 or not any(
+                    y is v and a is first for a, y in zip(region.args[1:], region.yields, strict=True))):
+                return None
+            groups.append(first)
+        return tuple(groups)

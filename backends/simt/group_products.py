@@ -1,0 +1,116 @@
+"""Products of groups of warps with operands in shared memory (NVIDIA's `wgmma`): the layouts they ask for, the ways to
+do a `dot` with them, and where each instruction finds its operand.
+
+A matrix lies in panels of rows of 128, 64 or 32 bytes, whose pieces of 16 bytes are permuted by three, two or one bits
+of the address above its lowest 7 (PTX ISA 8.7, section 9.7.15.5.1: canonical layouts). The bits are those of the
+address itself, so that a buffer begins where the pattern does: `ALIGN` bytes.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilelang.backends.simt.instructions import DotPlan, GroupRow
+from tilelang.ir.dtypes import DType, dtype
+from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, Swizzle, local, spatial
+
+ALIGN = 1024
+PIECE = 16
+"""Bytes that stay together."""
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """How an instruction walks an operand: bytes of a panel's row; from panel to panel (`leading`, where rows run
+    along the other dimension than k) and from eight rows to the next eight (`stride`)."""
+
+    width: int
+    leading: int
+    stride: int
+    transposed: bool
+
+
+def panels(rows: int, columns: int, size: int, run: int) -> SharedLayout | None:
+    """The layout of a matrix of `rows` with neighbours along its columns, of which an instruction takes `run`; None
+    where no panel is as narrow."""
+    for width in (128, 64, 32):
+        per = width // size
+        if columns % per == 0 and run % per == 0 and rows % 8 == 0:
+            inner = ((columns // per, rows * per), (per, 1)) if columns > per else ((per, 1),)
+            bits, base = (width // PIECE).bit_length() - 1, (PIECE // size).bit_length() - 1
+            return SharedLayout((((rows, per),), inner), Swizzle(bits, base, 3))
+    return None
+
+
+def descriptor(place: SharedLayout, size: int, along: int) -> Descriptor:
+    """What `panels` made, of a matrix whose dimension `along` is k."""
+    inner = next(d for d in range(2) if place.dims[d][-1][1] == 1)
+    digits = place.dims[inner]
+    width = digits[-1][0] * size
+    return Descriptor(width, digits[0][1] * size if len(digits) > 1 else width, 8 * width, inner != along)
+
+
+def choose_group(rows: tuple[GroupRow, ...], a: DType, b: DType, acc: DType, name: str = "") -> GroupRow | None:
+    """The row called `name`, or the one of just these types: operands in memory cannot be converted."""
+    exact = [row for row in rows if (row.a, row.b, row.acc) == (a.name, b.name, acc.name)]
+    return next((row for row in exact if name in ("", row.name)), None)
+
+
+def group_plans(row: GroupRow, m: int, n: int, k: int, warps: int,
+                inner: tuple[int | None, int | None]) -> tuple[list[DotPlan], str]:
+    """The ways to do a product with `warps` warps, and where there are none the reason. `inner` says of each operand
+    along which of its dimensions it is contiguous in shared memory, None where it is in registers."""
+    size = dtype(row.a).storage.itemsize
+    if inner[1] is None:
+        return [], "its right operand does not come straight from a tensor"
+    if not row.transposes and (inner[0] == 0 or inner[1] == 1):
+        return [], f"operands of {row.a} are contiguous along k"
+    if m % row.m or k % row.k:
+        return [], f"{m} rows and {k} steps of k are no multiples of {row.m} and {row.k}"
+    if warps % row.warps:
+        return [], f"{warps} warps are no groups of {row.warps}"
+    out = []
+    gm = 1
+    while gm <= warps // row.warps:
+        gn = warps // row.warps // gm
+        found = _plan(row, m, n, k, gm, gn, inner, size)
+        out += [found] if found is not None else []
+        gm *= 2
+    out.sort(key=lambda p: -grid_of_groups(p.acc, row)[2])  # wide ones read their left operand less often
+    return out, "" if out else f"no {row.m} x {row.columns} of {warps // row.warps} groups make up {m} x {n}"
+
+
+def _plan(row: GroupRow, m: int, n: int, k: int, gm: int, gn: int, inner: tuple[int | None, int | None],
+          size: int) -> DotPlan | None:
+    columns = max((c for c in row.columns if n % (gn * c) == 0), default=0)
+    if m % (row.m * gm) or not columns:
+        return None
+    rm, rn, rk = m // (row.m * gm), n // (columns * gn), k // row.k
+    acc = spatial(gm, gn) * local(rm, rn) * wide(row, columns)
+    b = panels(n, k, size, k) if inner[1] == 0 else panels(k, n, size, columns)
+    a: RegisterLayout | SharedLayout | None
+    if inner[0] is None:
+        a = RegisterLayout(((gm,), ()), (0, -gn), ()) * local(rm, rk) * row.a_atom
+    else:
+        a = panels(m, k, size, k) if inner[0] == 1 else panels(k, m, size, row.m)
+        a = a.permute((1, 0)) if a is not None and inner[0] == 0 else a
+    if a is None or b is None:
+        return None
+    return DotPlan(row, gm, gn, acc, a, b.permute((1, 0)) if inner[1] == 0 else b)
+
+
+def wide(row: GroupRow, columns: int) -> RegisterLayout:
+    """The accumulator of an instruction with so many columns."""
+    return spatial(row.warps, 1) * local(1, columns // row.acc_atom.shape[1]) * row.acc_atom.divide_left(
+        spatial(row.warps, 1))
+
+
+def grid_of_groups(layout: RegisterLayout, row: GroupRow) -> tuple[int, int, int]:
+    """The groups along m and n over an accumulator of `row`, and the columns of each instruction."""
+    for columns in reversed(row.columns):
+        try:
+            rest = layout / wide(row, columns)
+        except LayoutError:
+            continue
+        gn = rest.reduce([1]).replication
+        return rest.num_threads // gn, gn, columns
+    raise LayoutError(f"{layout} is no accumulator of {row.name}")

@@ -1,0 +1,169 @@
+"""Products of groups of warps: what they compute, where they apply, and what the emulator says of mistakes in them."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tests.backends.simt import kernels
+from tests.backends.simt.emulated import emulated
+from tilelang import targets
+from tilelang.backends.clike.rendered import Rendered
+from tilelang.backends.cuda.instructions import GROUP_ROWS
+from tilelang.backends.emulator.execute import arguments
+from tilelang.backends.emulator.run import POLICIES, Finding, load
+from tilelang.backends.simt.compile import Lowered
+from tilelang.backends.simt.group_products import descriptor, grid_of_groups, group_plans, panels
+from tilelang.backends.simt.instructions import GroupRow
+from tilelang.ir.parser import parse
+from tilelang.passes.meaning import difference
+
+TARGET = "cuda:sm_90a"
+PARAMS = "%x: tensor<in {a} align 1, {xs}>, %y: tensor<in {b} align 1, {ys}>, %z: tensor<out {acc} align 1, M, N:1>"
+TEXT = "func @product(" + PARAMS + """) tile {{
+  %0 = const {{value=0, dtype=i32}} : i32
+  %1 = load %x, %0, %0 {{shape=({x0}, {x1}), axes=(0, 1), fill=0}} : {a}[{x0}, {x1}]
+  {px}
+  %3 = load %y, %0, %0 {{shape=({y0}, {y1}), axes=(0, 1), fill=0}} : {b}[{y0}, {y1}]
+  {py}
+  %5 = dot {left}, {right} {{dtype={acc}, bias=0, instruction='{name}', fallback=''}} : {acc}[{m}, {n}]
+  store %z, %0, %0, %5 {{axes=(0, 1)}}
+}}
+"""
+
+
+def product(row: GroupRow, m: int, n: int, k: int, left: str, right: str) -> Any:
+    """A `dot` whose operands lie in memory as "mk" or "km", "kn" or "nk"."""
+    size = {"m": m, "n": n, "k": k}
+    (x0, x1), (y0, y1) = ([size[d] for d in side] for side in (left, right))
+    xs, ys = (f"{side[0].upper()}, {side[1].upper()}:1" for side in (left, right))
+    px = f"%2 = permute %1 {{order=(1, 0)}} : {row.a}[{m}, {k}]" if left == "km" else ""
+    py = f"%4 = permute %3 {{order=(1, 0)}} : {row.b}[{k}, {n}]" if right == "nk" else ""
+    return parse(TEXT.format(a=row.a, b=row.b, acc=row.acc, xs=xs, ys=ys, x0=x0, x1=x1, y0=y0, y1=y1, px=px, py=py,
+                             left="%2" if px else "%1", right="%4" if py else "%3", name=row.name, m=m, n=n))
+
+
+def cases() -> list[tuple[GroupRow, tuple[int, int, int], str, str]]:
+    """Every row with k in memory's rows, and where it can the other orders, each with another width of panels."""
+    out = [(row, (64, 16 + 8 * (i % 2), 2 * row.k), "mk", "nk") for i, row in enumerate(GROUP_ROWS)]
+    half = next(row for row in GROUP_ROWS if row.name == "wgmma_m64k16_bf16")
+    shapes = [(64, 64, 16), (128, 32, 32), (64, 16, 48), (64, 192, 64)]
+    orders = [("mk", "kn"), ("km", "nk"), ("km", "kn"), ("km", "kn")]
+    return out + [(half, shape, *order) for shape, order in zip(shapes, orders, strict=True)]
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda c: f"{c[0].name}-{c[1]}-{c[2]}-{c[3]}")
+def test_product(case: tuple[GroupRow, tuple[int, int, int], str, str]) -> None:
+    row, (m, n, k), left, right = case
+    fn = product(row, m, n, k, left, right)
+    assert f"tl::{row.name}<" in targets.lowered(fn, TARGET).source
+    assert difference(fn, emulated(fn, TARGET), np.random.default_rng(0), trials=1) == ""
+
+
+@pytest.mark.parametrize("row", GROUP_ROWS, ids=lambda r: r.name)
+def test_plans_cover_the_tile(row: GroupRow) -> None:
+    for warps, m, n in ((4, 64, 8), (4, 128, 96), (8, 128, 256), (16, 256, 128)):
+        ways, objection = group_plans(row, m, n, 2 * row.k, warps, (None, 0))
+        assert ways and not objection
+        for p in ways:
+            gm, gn, columns = grid_of_groups(p.acc, row)
+            assert p.acc.shape == (m, n) and p.acc.num_threads == 32 * warps and (gm, gn) == (p.wm, p.wn)
+            assert n % (gn * columns) == 0 and columns in row.columns
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_panels_permute_each_element_once(size: int, width: int) -> None:
+    place = panels(16, 3 * width // size, size, width // size)
+    assert place is not None and place.injective() and place.size == 16 * 3 * width // size
+    found = descriptor(place, size, 1)
+    assert (found.width, found.stride, found.transposed) == (width, 8 * width, False)
+    assert descriptor(place, size, 0).transposed
+
+
+REFUSED = {
+    "no multiples of 64": ({"BM": 32, "BN": 32, "BK": 32}, np.float16, "32 rows and 32 steps"),
+    "order of 8-bit numbers": ({"BM": 128, "BN": 128, "BK": 32}, np.int8, "operands of i8 are contiguous along k"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_it_does_not_apply_the_report_says_why(name: str) -> None:
+    consts, dtype, why = REFUSED[name]
+    a = np.zeros((128, 128), dtype)
+    kernel = kernels.matmul if dtype == np.float16 else bytes_product
+    code = kernel.lower(a, a, np.zeros((128, 128), np.float32 if dtype == np.float16 else np.int32), target=TARGET,
+                        **consts)
+    assert "mma_m16n8" in code.products and why in code.products
+    assert "tl::wgmma" not in code.source
+
+
+@tile.kernel
+def bytes_product(a: tile.Tensor[tile.i8, "M K"], b: tile.Tensor[tile.i8, "K N"], c: tile.Out[tile.i32, "M N"],
+                  BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32):
+    """c = a @ b"""
+    tile.store(c, (0, 0), tile.dot(tile.load(a, (0, 0), (BM, BK)), tile.load(b, (0, 0), (BK, BN))))
+
+
+# -- asynchrony -------------------------------------------------------------------------------------------------------
+def pipelined() -> tuple[Lowered, list[Any]]:
+    """A product whose copies run ahead in a ring of three blocks, and its arguments."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((64, 320), (320, 64)))
+    c = np.zeros((64, 64), np.float32)
+    return kernels.matmul.lower(a, b, c, BM=64, BN=64, BK=64, STAGES=3, target=TARGET), [a, b, c]
+
+
+def findings(code: Lowered, text: str, arrays: list[Any]) -> list[Finding]:
+    """What the emulator says of a text under all policies."""
+    rendered: Rendered = code.rendered
+    shapes, strides = [x.shape for x in arrays], [tuple(s // x.itemsize for s in x.strides) for x in arrays]
+    out = []
+    for policy in POLICIES:
+        args = arguments(code.tile, rendered, [x.copy() for x in arrays], shapes, strides)
+        out += load(text).launch(rendered.name, args, threads=rendered.threads, shared_bytes=rendered.shared_bytes,
+                                 policy=policy).findings
+    return out
+
+
+MISTAKES = {  # what is left out of the text: what the emulator calls that, and the operation that it names
+    "tl::group_wait<": ("product-pending", "wait"),
+    "tl::fence_memory(": ("missing-fence", "group_mma"),
+    "tl::fence_registers(": ("missing-fence", "group_mma"),
+    "tl::group_commit(": ("product-pending", "wait"),
+    "tl::barrier(": ("race-raw", "group_mma"),
+    "tl::cp_wait<": ("async-pending", "group_mma"),
+}
+
+
+@pytest.mark.parametrize("missing", MISTAKES)
+def test_a_mistake_is_named_by_line(missing: str) -> None:
+    code, arrays = pipelined()
+    text = code.rendered.text
+    assert not findings(code, text, arrays)
+    broken = "\n".join(line for line in text.splitlines() if missing not in line)
+    assert broken.count("\n") < text.count("\n")
+    found = findings(code, broken, arrays)
+    kind, name = MISTAKES[missing]
+    named = [code.rendered.ops[f.op] for f in found if f.kind == kind]
+    assert any(op.name == name and op.loc is not None and op.loc.file == kernels.__file__ for op in named), found
+
+
+def test_operands_that_are_written_over_while_products_read_them() -> None:
+    """A ring one block short: the copy for later goes where the product under way reads."""
+    code, arrays = pipelined()
+    lines = code.rendered.text.splitlines()
+    start = next(i for i, line in enumerate(lines) if "tl::group_wait<" in line)
+    moved = [line for line in lines if "tl::group_wait<" not in line and "tl::arrived(" not in line]
+    assert start and "product-pending" in {f.kind for f in findings(code, "\n".join(moved), arrays)}
+
+
+def test_sums_stay_under_way_from_one_iteration_to_the_next() -> None:
+    code, _ = pipelined()
+    body = next(op for op in code.thread.walk() if op.name == "for").regions[0].ops
+    names = [op.name if op.name != "wait" else f"wait {op.attrs['products']}" for op in body]
+    product_at = names.index("group_mma")
+    assert "wait True" not in names[product_at:] and names.index("wait True") < names.index("barrier")
+    assert "st_async" in names[product_at:] and "st_async" not in names[:product_at]  # copies start beside it
