@@ -86,7 +86,7 @@ def pool(x: tile.Tensor[tile.f32, "B S 384"], y: tile.Out[tile.f32, "B 384"], BS
     tile.store(y, (b, 0), mean / tile.maximum(tile.sqrt((mean * mean).sum()), 1e-12))
 
 
-# -- the model, on our kernels and on torch's --------------------------------------------------------------------------
+# -- the model, on our kernels and on torch's -------------------------------------------------------------------------
 class Encoder:
     """Vectors [B, 384] of token ids [B, S]: `tile` on our kernels, `torch` with torch's. Texts of a batch have equal
     lengths, so that nothing is padded. With `weights`, a number type, linear layers of `tile` are quantised."""
