@@ -2,7 +2,8 @@
 
 requires: THREAD with allocated shared memory
 ensures: between two accesses of different phases that may touch the same byte, one of them a write, stands a barrier
-on every path; each barrier stands as late as it can, which gives the fewest in straight-line code
+on every path; each barrier stands as late as it can, which gives the fewest in straight-line code, but in front of a
+loop where its body would repeat it for nothing
 example: `st %s …{phase=1}`, `ld %s …{phase=2}` get a barrier between them
 
 A program means what it does one operation after the other: what one of its threads writes to a tensor, another may
@@ -102,6 +103,20 @@ class _Scan:
         return state
 
     def loop(self, op: Op, state: State, before: set[Op]) -> State:
+        """One barrier in front of a loop stands for those in its body that only what was before it asks for."""
+        inside: set[Op] = set()
+        out = self.rounds(op, state, inside)
+        cleared = self.after_barrier(state)
+        if inside and cleared != state:
+            fewer: set[Op] = set()
+            then = self.rounds(op, cleared, fewer)
+            if len(fewer) < len(inside):
+                before.add(op)
+                inside, out = fewer, then
+        before |= inside
+        return out
+
+    def rounds(self, op: Op, state: State, before: set[Op]) -> State:
         """A body is entered from before the loop and from its own end: grows the state until it holds both."""
         while True:
             trial: set[Op] = set()

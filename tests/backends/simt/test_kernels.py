@@ -95,6 +95,17 @@ def test_no_barrier_can_be_left_out(name: str, target: str, monkeypatch: pytest.
             if not any(objects(i, *arguments) for _, *arguments in seen)] == []
 
 
+def test_a_loop_repeats_no_barrier_for_nothing() -> None:
+    """The operands of a product without an instruction are read along k: one barrier before, one after."""
+    x, c = kernels.normal(33, 100), np.empty((33, 33), np.float32)
+    y = np.ascontiguousarray(x.T)
+    warps = kernels.matmul.lower(x, y, c, target="cuda:sm_80").rendered.threads // 32
+    with tile.target("emulate:cuda:sm_80"):
+        kernels.matmul(x, y, c=c)
+    met = sum(counts.instructions.get("barrier", 0) for counts in tile.last_counters().values())
+    assert met == 2 * 2 * 4 * 2 * warps  # programs, blocks of k, before and after
+
+
 @pytest.mark.parametrize(("target", "product"), [("cuda:sm_80", 16 * 8 * 16), ("hip:gfx942", 16 * 16 * 32),
                                                  ("hip:gfx950", 16 * 16 * 32)])
 def test_counters_of_a_matmul(target: str, product: int) -> None:
