@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -428,6 +429,11 @@ class Kernel(KernelDef):
         from tilelang.explain import explain
         return explain(self, *args, target=target, run=run, **kwargs)
 
+    def export(self, directory: str | Path, *args: Any, **kwargs: Any) -> Path:
+        """The kernel for these arguments as a library that needs no Python: see `tilelang.export.export`."""
+        from tilelang.export import export
+        return export(self, directory, *args, **kwargs)
+
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """The same call by the NumPy interpreter: slow, and the definition of what the kernel means."""
         bound = Bound(self, args, kwargs)
@@ -458,17 +464,12 @@ class Kernel(KernelDef):
         return f"<tile kernel {self.name} at {self.source.file}:{self.source.first_line}>"
 
 
-def native_key(tile: Function) -> str:
-    """The key in the cache of a TILE function's machine code for this CPU."""
-    from tilelang.backends.cpu.machine import host
-    return cache.key(cache.compiler_key(), host().key, str(tile), str([v.type for v in tile.params]))
-
-
 def _load(tile: Function) -> Any:
     """Machine code of a TILE function, from the cache or the compiler, as a callable."""
+    from tilelang.backends.cpu.compile import cache_key
     from tilelang.backends.cpu.machine import Loaded
     ffi = _ffi()
-    name = native_key(tile)
+    name = cache_key(tile)
     code = cache.default().get(name)
     if code is None:
         code = targets.lowered(tile, "cpu").object_code

@@ -4,9 +4,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from tilelang import cache
 from tilelang.backends.cpu import machine
 from tilelang.backends.cpu.codegen import generate, scratch_bytes
-from tilelang.backends.cpu.launch import emit_entry
+from tilelang.backends.cpu.launch import Failures, emit_entry
 from tilelang.backends.cpu.lower import lower
 from tilelang.backends.cpu.place import place
 from tilelang.ir.core import Function
@@ -32,14 +33,22 @@ class Lowered:
         """Scalars, vectors and loops."""
         return run_passes(self.placed, self.target, (lower, expand_casts))
 
+    @property
+    def prints(self) -> bool:
+        """Whether the kernel prints: it then runs in order and in the thread that may run Python, so that its lines
+        are the interpreter's."""
+        return any(op.name == "print" for op in self.thread.walk())
+
+    def module(self, entry: str, failures: Failures) -> str:
+        """LLVM IR with an entry of this name."""
+        module = generate(self.thread, self.target)
+        emit_entry(module, entry, self.thread.params, scratch_bytes(self.thread), self.target, self.prints, failures)
+        return str(module)
+
     @cached_property
     def source(self) -> str:
         """LLVM IR."""
-        module = generate(self.thread, self.target)
-        # What prints runs in order and in the thread that may run Python: the lines are the interpreter's.
-        serial = any(op.name == "print" for op in self.thread.walk())
-        emit_entry(module, "tl_entry", self.thread.params, scratch_bytes(self.thread), self.target, serial)
-        return str(module)
+        return self.module("tl_entry", Failures())
 
     @cached_property
     def assembly(self) -> str:
@@ -55,3 +64,8 @@ class Lowered:
     def report(self) -> dict[str, int]:
         """What the compiled kernel uses: scratch bytes of each worker and bytes of machine code."""
         return {"shared_bytes": scratch_bytes(self.thread), "code_bytes": len(self.object_code)}
+
+
+def cache_key(tile: Function) -> str:
+    """The key in the cache of a TILE function's machine code for this CPU."""
+    return cache.key(cache.compiler_key(), machine.host().key, str(tile), str([v.type for v in tile.params]))

@@ -1,11 +1,12 @@
 """The callable of a compiled kernel behind tvm-ffi's C ABI: checks arguments, fills the context, runs the grid.
 
-The checks here are a guard for the fast path only. Where one fails the function raises `GUARD` and the caller in
-`tilelang.jit` looks at the arguments itself, to specialise anew or to explain the mistake.
+The checks here are a guard for the fast path only. Where one fails the function raises `Failures.guard`, and the
+caller in `tilelang.jit` looks at the arguments itself, to specialise anew or to explain the mistake.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llvmlite import ir
 
@@ -15,7 +16,6 @@ from tilelang.backends.cpu.numbers import F64, I1, I8, I32, I64, text_constant
 from tilelang.ir.core import TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
-GUARD, FAILED = "TilelangGuard", "TilelangFailed"
 MAX_EXTENT = (1 << 31) - (1 << 16)
 """Extents are i32 in kernels, with room for a block beyond the edge."""
 PTR = ir.PointerType()
@@ -38,11 +38,20 @@ def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
     return (1,), 8 * dt.storage.itemsize if dt.bits % 8 == 0 else 8
 
 
+@dataclass(frozen=True)
+class Failures:
+    """(kind, message) of the errors an entry raises: for arguments it was not compiled for, and where it stops (no
+    message: four letters that are the code)."""
+
+    guard: tuple[str, str] = ("TilelangGuard", "guard")
+    failed: tuple[str, str | None] = ("TilelangFailed", None)
+
+
 def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int, target: CpuTarget,
-               serial: bool) -> None:
+               serial: bool, failures: Failures) -> None:
     """Adds the tvm-ffi entry `name`, which runs `tl_body` through the pool with `scratch` bytes for each worker, or
     in the caller's thread, one program after the other, where `serial`."""
-    _Entry(module, name, params, target).emit(scratch, serial)
+    _Entry(module, name, params, target).emit(scratch, serial, failures)
 
 
 def width(v: Value) -> int:
@@ -64,7 +73,7 @@ class _Entry:
         self.b.cbranch(condition, after, self.guard)
         self.b.position_at_end(after)
 
-    def emit(self, scratch: int, serial: bool) -> None:
+    def emit(self, scratch: int, serial: bool, failures: Failures) -> None:
         b, (_, args, count, _) = self.b, self.fn.args
         self.spans: list[tuple[TensorType, ir.Value, ir.Value]] = []
         ctx = self.stack(ir.ArrayType(I64, len(self.slots)))
@@ -92,14 +101,20 @@ class _Entry:
         b.position_at_end(fine)
         b.ret(I32(0))
         b.position_at_end(failed)
-        digits = self.stack(ir.ArrayType(I8, 8))
-        for place in range(4):  # the code as four letters: no allocation, no formatting
+        kind, message = failures.failed
+        self.throw(kind, self.letters(code) if message is None else text_constant(self.module, message))
+        b.position_at_end(self.guard)
+        kind, message = failures.guard
+        self.throw(kind, text_constant(self.module, message))
+
+    def letters(self, code: ir.Value) -> ir.Value:
+        """A code as four letters: no allocation, no formatting."""
+        b, digits = self.b, self.stack(ir.ArrayType(I8, 8))
+        for place in range(4):
             nibble = b.and_(b.lshr(code, I32(4 * place)), I32(15))
             b.store(b.trunc(b.add(nibble, I32(ord("a"))), I8), b.gep(digits, [I32(place)], source_etype=I8))
         b.store(I8(0), b.gep(digits, [I32(4)], source_etype=I8))
-        self.throw(FAILED, digits)
-        b.position_at_end(self.guard)
-        self.throw(GUARD, text_constant(self.module, "guard"))
+        return digits
 
     def stack(self, t: ir.Type) -> ir.Value:
         place = self.b.alloca(t)
@@ -193,14 +208,16 @@ class _Entry:
         self.put(ctx, ("data", i), address)
         low: ir.Value = I64(0)
         high: ir.Value = I64(0)
-        empty: ir.Value = I1(0)
+        empty: ir.Value = I1(0)  # then strides say nothing
+        for extent, _ in sizes:
+            empty = b.or_(empty, b.icmp_signed("==", extent, I64(0)))
         repeats: ir.Value = I1(0)
         for axis, (extent, stride) in enumerate(sizes):
             self.require(b.icmp_unsigned("<=", extent, I64(MAX_EXTENT)))
             single = b.icmp_signed("<=", extent, I64(1))
             if axis < len(t.unit) and t.unit[axis]:
                 unit = t.dtype.bits if bits == 1 else 1
-                self.require(b.or_(b.icmp_signed("==", stride, I64(unit)), single))
+                self.require(b.or_(b.icmp_signed("==", stride, I64(unit)), b.or_(single, empty)))
             still = b.and_(b.icmp_signed("==", stride, I64(0)), b.not_(single))
             repeats = b.or_(repeats, still)
             dim = t.dims[axis]
@@ -213,7 +230,6 @@ class _Entry:
             back = b.icmp_signed("<", reach, I64(0))
             low = b.add(low, b.select(back, reach, I64(0)))
             high = b.add(high, b.select(back, I64(0), reach))
-            empty = b.or_(empty, b.icmp_signed("==", extent, I64(0)))
         if t.writable:  # no element stands twice
             self.require(b.or_(b.not_(repeats), empty))
         element = t.dtype.bits if bits == 1 else bits

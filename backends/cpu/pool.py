@@ -51,7 +51,7 @@ define void @tl_pool_size(i32 %n) {
   ret void
 }
 
-define i32 @tl_workers() {
+define i32 @tl_pool_workers() {
   %n = load i32, ptr @helpers
   %m = add i32 %n, 1
   ret i32 %m
@@ -240,19 +240,23 @@ declare i32 @llvm.smin.i32(i32, i32)
 """
 
 
+def object_code(target: machine.CpuTarget) -> bytes:
+    """Machine code of the pool, without its threads."""
+    x86 = "x86" in target.triple
+    spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
+    text = _IR.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
+        "declare void @llvm.x86.sse2.pause()\n" if x86 else ""
+    )
+    return machine.object_code(text, target)
+
+
 class Pool:
     """The process's worker threads."""
 
     def __init__(self) -> None:
-        target = machine.host()
-        x86 = "x86" in target.triple
-        spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
-        text = _IR.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
-            "declare void @llvm.x86.sse2.pause()\n" if x86 else ""
-        )
-        self._code = machine.Loaded(machine.object_code(text, target))
-        for name in ("tl_parallel", "tl_serial", "tl_workers"):
-            machine.define(name, self._code.address(name))
+        self._code = machine.Loaded(object_code(machine.host()))
+        for name, own in ("tl_parallel",) * 2, ("tl_serial",) * 2, ("tl_workers", "tl_pool_workers"):
+            machine.define(name, self._code.address(own))
         self._init = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_init"))
         self._size = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_size"))
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_worker"))

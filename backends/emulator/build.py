@@ -2,17 +2,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from tilelang.backends.host import compiler
 from tilelang.config import config
 from tilelang.errors import TargetError
 
@@ -22,26 +20,6 @@ _COMMON = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict
 RUNTIME_FLAGS = (*_COMMON, "-O3")
 # No contraction and wrapping integers: the arithmetic of a kernel is the one it spells out.
 KERNEL_FLAGS = (*_COMMON, "-O1", "-ffp-contract=off", "-fwrapv", "-w", *(f"-I{d}" for d in INCLUDES))
-
-
-@lru_cache(maxsize=1)
-def compiler() -> tuple[str, ...]:
-    """The command of the C++ compiler: `$CXX`, one on the path, or the one in the `ziglang` package."""
-    if os.environ.get("CXX"):
-        command = shlex.split(os.environ["CXX"])
-        path = shutil.which(command[0])
-        if path is None:
-            raise TargetError("the C++ compiler named by CXX was not found", got=command[0],
-                              try_="unset CXX, or name a compiler that is on the path")
-        return (path, *command[1:])
-    for name in ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            return (path,)
-    if importlib.util.find_spec("ziglang") is not None:
-        return (sys.executable, "-m", "ziglang", "c++")
-    raise TargetError("the emulator needs a C++ compiler and none was found",
-                      needs="c++, g++ or clang++ on the path, or one named by CXX",
-                      try_="install g++ with the system's package manager, or `pip install ziglang`")
 
 
 @lru_cache(maxsize=1)

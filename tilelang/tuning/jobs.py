@@ -64,7 +64,8 @@ def compiled(code: Code) -> Compiled:
     try:
         if code.target != "cpu":
             return Compiled(targets.lowered(tile, code.target).report)
-        key = jit.native_key(tile)
+        from tilelang.backends.cpu.compile import cache_key
+        key = cache_key(tile)
         data = cache.default().get(key)
         if data is None:
             data = targets.lowered(tile, "cpu").object_code

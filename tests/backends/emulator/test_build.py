@@ -12,6 +12,7 @@ import pytest
 
 from tests.backends.cuda import wrappers
 from tests.backends.emulator.texts import kernel, output, values
+from tilelang.backends import host
 from tilelang.backends.emulator import build
 from tilelang.backends.emulator.run import Buffer, load
 from tilelang.errors import TargetError
@@ -100,21 +101,21 @@ def test_broken_text_shows_what_the_compiler_says() -> None:
 
 @pytest.fixture
 def fresh_compiler() -> object:
-    build.compiler.cache_clear()
+    host.compiler.cache_clear()
     yield
-    build.compiler.cache_clear()
+    host.compiler.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_missing_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(TargetError, match="CXX was not found"):
-        build.compiler()
+        host.compiler()
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TargetError, match="needs a C\\+\\+ compiler"):
-        build.compiler()
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TargetError, match="a C\\+\\+ compiler is needed"):
+        host.compiler()
 
 
 @pytest.mark.parametrize("path", [p for d in (*build.INCLUDES, build.HERE / "runtime") for p in d.iterdir()],

@@ -1,0 +1,137 @@
+"""Exported kernels: called by a process that has only tvm-ffi and NumPy, and by a C++ program."""
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm_ffi
+
+import tilelang as tile
+from tilelang import errors
+from tilelang.backends.host import compiler
+from tilelang.ops.matmul import matmul_kernel
+
+CONSTS = {"BM": 32, "BN": 64, "BK": 32, "ACC": tile.f32}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    a = np.ones((4, 4), np.float32)
+    return matmul_kernel.export(tmp_path_factory.mktemp("export"), a, a, a.copy(), name="matmul", **CONSTS)
+
+
+def test_python_needs_tvm_ffi_alone(library: Path) -> None:
+    program = """
+import os, sys
+for name in ("tilelang", "llvmlite", "lark", "torch"):
+    sys.modules[name] = None
+import numpy as np, tvm_ffi
+matmul = tvm_ffi.load_module(sys.argv[1]).matmul
+rng = np.random.default_rng(0)
+def check():
+    for m, n, k in ((1, 1, 1), (100, 70, 33), (0, 5, 5), (257, 300, 129)):
+        a, b, c = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32), \\
+            np.empty((m, n), np.float32)
+        matmul(a, b, c)
+        np.testing.assert_allclose(c, a @ b, atol=1e-4 * max(k, 1))
+check()
+if (child := os.fork()) == 0:  # its threads start anew
+    check()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+try:
+    matmul(np.ones((3, 4), np.float32), np.ones((5, 6), np.float32), np.ones((3, 6), np.float32))
+except ValueError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(library)], capture_output=True, text=True,
+                         timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "matmul: the arguments are not what it was compiled for: a f32[M, K], neighbours along dimension 1; " \
+        in run.stdout
+
+
+PROGRAM = """
+#include <cstdio>
+#include "matmul.h"
+
+static DLTensor tensor(float* data, int64_t* shape, int64_t* strides) {
+  DLTensor t = {data, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, strides, 0};
+  return t;
+}
+
+int main() {
+  float a[6] = {1, 2, 3, 4, 5, 6}, b[6] = {1, 0, 0, 1, 1, 1}, c[4];
+  int64_t sa[2] = {2, 3}, sb[2] = {3, 2}, sc[2] = {2, 2}, ra[2] = {3, 1}, rb[2] = {2, 1};
+  DLTensor x = tensor(a, sa, ra), y = tensor(b, sb, rb), z = tensor(c, sc, rb);
+  if (matmul(&x, &y, &z)) return 1;
+  std::printf("%g %g %g %g\\n", c[0], c[1], c[2], c[3]);
+  return matmul(&x, &x, &z) == -1 ? 0 : 2;
+}
+"""
+
+
+def test_a_program_in_cpp(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "main.cpp").write_text(PROGRAM)
+    ffi = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    includes = [f"-I{p}" for p in (str(library.parent), *tvm_ffi.libinfo.include_paths())]
+    subprocess.run([*compiler(), "-o", str(tmp_path / "main"), str(tmp_path / "main.cpp"), *includes, str(library),
+                    "-Wl,--no-as-needed", str(ffi), f"-Wl,-rpath,{library.parent}:{ffi.parent}"], check=True,
+                   timeout=120)
+    run = subprocess.run([str(tmp_path / "main")], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "4 5 10 11\n")
+
+
+def test_the_manifest(library: Path) -> None:
+    manifest = json.loads(library.with_suffix(".json").read_text())
+    assert manifest["symbol"] == "__tvm_ffi_matmul" and manifest["parameters"][0] == {
+        "name": "a", "kind": "tensor", "dtype": "f32", "dims": ["M", "K"], "mode": "in", "unit_stride": [False, True]}
+    names = subprocess.run(["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True).stdout
+    assert [line.split()[-1] for line in names.splitlines()] == ["__tvm_ffi_matmul"]
+
+
+@tile.kernel
+def unpacked(x: tile.Tensor[tile.u3, "M N"], y: tile.InOut[tile.f32, "M N"], by: tile.f32, least: tile.i32):
+    m = tile.grid(x.shape[0])
+    for n in tile.range(0, x.shape[1], 8):
+        v = tile.maximum(tile.load(x, (m, n), (8,)).to(tile.i32), least)
+        tile.store(y, (m, n), tile.load(y, (m, n), (8,)) + v.to(tile.f32) * by)
+
+
+def test_packed_tensors_and_numbers(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 8, (3, 21))
+    x, y = tile.Packed.from_codes(codes, tile.u3), np.ones((3, 21), np.float32)
+    module = tvm_ffi.load_module(unpacked.export(tmp_path, x, y, 1.0, 0))
+    module.unpacked(x.buffer, *x.shape, *x.strides, y, 0.5, 2)
+    assert np.array_equal(y, 1 + np.maximum(codes, 2) * 0.5)
+    assert "static inline int unpacked(DLTensor* x, const int64_t* x_shape, const int64_t* x_strides, DLTensor* y, " \
+        "double by, int64_t least)" in (tmp_path / "unpacked.h").read_text()
+
+
+def test_what_the_documentation_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("program.py")
+    assert {p.name for p in Path("exported").iterdir()} == {"scaled.so", "scaled.h", "scaled.json"}
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    @tile.kernel
+    def prints(x: tile.Tensor[tile.f32, "N"]):
+        tile.print(tile.load(x, (0,), (4,)))
+    x = np.ones(4, np.float32)
+    with pytest.raises(errors.TargetError, match="`prints` prints"):
+        prints.export(tmp_path, x)
+    with pytest.raises(errors.TargetError, match="for the CPU, not for cuda:sm_80"):
+        prints.export(tmp_path, x, target="cuda:sm_80")
+    with pytest.raises(errors.ArgumentCount, match="cannot name a function of C"):
+        prints.export(tmp_path, x, name="a-b")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,124 @@
+"""Kernels ahead of time: a library, a C header and a manifest, to be used without this package.
+
+The library is called through the C ABI of tvm-ffi (`apache-tvm-ffi`): by Python with `tvm_ffi.load_module`, by C and
+C++ through the header.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tilelang import targets
+from tilelang.errors import ArgumentCount, TargetError
+from tilelang.ir.core import TensorType, TileType, Value
+from tilelang.version import __version__
+
+
+def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = None, target: str = "cpu",
+           **kwargs: Any) -> Path:
+    """Writes `NAME.so`, `NAME.h` and `NAME.json` for a kernel specialised for the dtypes, the order in memory and the
+    constants of this call; extents stay open. Gives the path of the library.
+
+    It runs on processors that have what this one has, on Linux. Raises TargetError for other targets than "cpu", for
+    kernels that print, and where there is no C++ compiler; ArgumentCount for a name that C does not allow; and what
+    compiling raises."""
+    if targets.check(target, runs=False) != "cpu":
+        raise TargetError(f"kernels are exported for the CPU, not for {target}", needs="cpu", got=target,
+                          why="launching on a GPU needs the grid, which this package computes",
+                          try_='kernel.lower(..., target=...).source, or .cubin')
+    from tilelang.backends.cpu.export import link
+    name = kernel.name if name is None else name
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise ArgumentCount(f"{name!r} cannot name a function of C", needs="a letter, then letters, digits and _",
+                            got=repr(name), try_='name="kernel"')
+    lowered = kernel.lower(*args, target=target, **kwargs)
+    params = lowered.tile.params
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    library = directory / f"{name}.so"
+    link(lowered, name, "; ".join(map(_wanted, params)), library)
+    (directory / f"{name}.h").write_text(_header(name, params))
+    (directory / f"{name}.json").write_text(json.dumps({
+        "name": name, "symbol": f"__tvm_ffi_{name}", "library": library.name, "target": target,
+        "processor": lowered.target.cpu, "features": sorted(
+            f[1:] for f in lowered.target.attributes.split(",") if f.startswith("+")),
+        "tilelang": __version__, "parameters": [_entry(p) for p in params]}, indent=1) + "\n")
+    return library
+
+
+def _wanted(p: Value) -> str:
+    t = p.type
+    if not isinstance(t, TensorType):
+        return f"{p.name} {t.dtype}"
+    unit = next((i for i, u in enumerate(t.unit) if u), None)
+    near = "" if unit is None else f", neighbours along dimension {unit}"
+    return f"{p.name} {t.dtype}[{', '.join(map(str, t.dims))}]{near}"
+
+
+def _entry(p: Value) -> dict[str, Any]:
+    if isinstance(p.type, TileType):
+        return {"name": p.name, "kind": "scalar", "dtype": p.type.dtype.name}
+    assert isinstance(p.type, TensorType)
+    return {"name": p.name, "kind": "packed" if p.type.dtype.packed else "tensor", "dtype": p.type.dtype.name,
+            "dims": list(p.type.dims), "mode": p.type.mode, "unit_stride": list(p.type.unit)}
+
+
+def _header(name: str, params: Sequence[Value]) -> str:
+    declared, filled, count = [], [], 0
+
+    def put(kind: str, field: str, value: str) -> None:
+        nonlocal count
+        filled.append(f"  args[{count}].type_index = {kind};\n  args[{count}].{field} = {value};")
+        count += 1
+    for p in params:
+        if isinstance(p.type, TileType):
+            real = p.type.dtype.kind == "float"
+            declared.append(f"{'double' if real else 'int64_t'} {p.name}")
+            put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", p.name)
+            continue
+        assert isinstance(p.type, TensorType)
+        declared.append(f"DLTensor* {p.name}")
+        put("kTVMFFIDLTensorPtr", "v_ptr", p.name)
+        if p.type.dtype.packed:
+            for what in ("shape", "strides"):
+                declared.append(f"const int64_t* {p.name}_{what}")
+                for axis in range(p.type.rank):
+                    put("kTVMFFIInt", "v_int64", f"{p.name}_{what}[{axis}]")
+    about = "".join(f" *   {_wanted(p)}{_note(p)}\n" for p in params)
+    return f"""/* {name}, made by tilelang {__version__}. Link with {name}.so and libtvm_ffi.so.
+ *
+{about} *
+ * Every DLTensor has strides and lies on the CPU. Gives 0, or -1 after an error; TVMFFIErrorMoveFromRaised tells
+ * which.
+ */
+#ifndef TILELANG_{name.upper()}_H
+#define TILELANG_{name.upper()}_H
+#include <string.h>
+#include <tvm/ffi/c_api.h>
+#ifdef __cplusplus
+extern "C" {{
+#endif
+int __tvm_ffi_{name}(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
+
+static inline int {name}({', '.join(declared)}) {{
+  TVMFFIAny args[{max(count, 1)}], result;
+  memset(args, 0, sizeof args);
+  memset(&result, 0, sizeof result);
+{chr(10).join(filled)}
+  return __tvm_ffi_{name}(0, args, {count}, &result);
+}}
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+
+
+def _note(p: Value) -> str:
+    if not isinstance(p.type, TensorType):
+        return ""
+    packed = ": its bytes (u8, one dimension), extents, and strides in bits" if p.type.dtype.packed else ""
+    return packed + {"in": "", "out": " (written)", "inout": " (read and written)"}[p.type.mode]
