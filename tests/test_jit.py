@@ -194,3 +194,19 @@ def test_dlpack_of_another_device_is_refused() -> None:
             return 2, 0
     with pytest.raises(errors.ArgumentDevice, match=r"DLPack device \(2, 0\)"):
         scale(Elsewhere(torch.zeros(3, 4)), by=1.0)
+
+
+def test_numbers_of_numpy_and_of_other_kinds() -> None:
+    """Constants and scalars may be NumPy's; bools and ints become floats where a float is wanted."""
+    @tile.kernel
+    def fill(y: tile.InOut[tile.f32, "N"], v: tile.f32, B: tile.Const = 8):
+        n = tile.grid(tile.cdiv(y.shape[0], B))
+        tile.store(y, (n * B,), tile.full((B,), v, tile.f32))
+    y = np.zeros(5, np.float32)
+    for v in (np.float64(2), np.bool_(True), True, 10 ** 19, torch.tensor(3), np.float32(-1)):
+        for size in (8, np.int64(4)):
+            fill(y, v, B=size)
+            np.testing.assert_array_equal(y, np.full(5, v, np.float32))
+    for wrong in ("a", None, 1j, 10 ** 400, [1.0]):
+        with pytest.raises(errors.ArgumentDType, match="parameter `v` of `fill` is no f32"):
+            fill(y, wrong)

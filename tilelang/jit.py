@@ -111,7 +111,8 @@ class Bound:
         self.kernel = kernel
         loc = kernel.source.loc
         values = self._match(args, kwargs)
-        self.consts = {p.name: values[p.name] for p in kernel.params if p.kind == "const"}
+        self.consts = {p.name: v.item() if isinstance(v := values[p.name], np.generic) else v
+                       for p in kernel.params if p.kind == "const"}
         self.scalars = {p.name: values[p.name] for p in kernel.params if p.kind == "scalar"}
         self.dtypes: dict[str, DType] = {}
         self.dims: dict[str, tuple[int, str]] = {}
@@ -185,7 +186,9 @@ class Bound:
             value = self.scalars[p.name] = value.item()
         dt = p.spec
         assert isinstance(dt, DType)
-        good = isinstance(value, bool | int) or (isinstance(value, float) and dt.kind == "float")
+        if dt.kind == "float" and isinstance(value, bool | int) and abs(value) < 2 ** 1023:
+            value = self.scalars[p.name] = float(value)
+        good = isinstance(value, float) == (dt.kind == "float") and isinstance(value, bool | int | float)
         if not good or (dt.kind != "float" and not dt.min <= value <= dt.max):
             raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` is no {dt}", loc=self.kernel.source.loc,
                                 needs=str(dt), got=f"{type(value).__name__} {value!r}"[:80], try_="pass a number")

@@ -81,3 +81,25 @@ def callee(x: X, y: Y):
 @tile.kernel
 def writes(x: X, y: Y):
     tile.store(x, (0,), tile.zeros((8,)))
+
+
+@tile.kernel
+def too_large(x: X, y: Y):
+    tile.store(y, (0,), tile.load(x, (0,), (1 << 31,)))
+
+
+@tile.kernel
+def unrolled(x: X, y: Y):
+    for _ in tile.static_range(10 ** 9):
+        pass
+
+
+@tile.kernel
+def overflow(x: X, y: Y):
+    tile.store(y, (0,), tile.full((8,), 1 << 40, tile.i32).to(tile.f32))
+
+
+@tile.kernel
+def two_grids(x: X, y: Y):
+    m = tile.grid(2)
+    n = tile.grid(3)

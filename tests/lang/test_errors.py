@@ -1,9 +1,12 @@
 """The full text of what a user reads for each mistake."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+import tilelang as tile
 from tests.lang import mistakes
 from tilelang import errors
 
@@ -114,6 +117,38 @@ tiles whose shapes do not broadcast
   needs: tile.Out or tile.InOut
   got:   tile.Tensor
   try:   annotate the parameter as tile.Out[...] or tile.InOut[...]"""),
+    "too_large": (errors.NonConstantExtent, """\
+a tile of too many elements
+  --> FILE:88 in too_large
+  88 | tile.store(y, (0,), tile.load(x, (0,), (1 << 31,)))
+     |                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: fewer than 2**31 elements
+  got:   [2147483648]
+  try:   smaller blocks, and more programs in tile.grid"""),
+    "unrolled": (errors.UnsupportedSyntax, """\
+too many iterations to unroll
+  --> FILE:93 in unrolled
+  93 | for _ in tile.static_range(10 ** 9):
+     |          ^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: at most 65536
+  got:   range(0, 1000000000)
+  try:   a loop that runs in the kernel: tile.range"""),
+    "overflow": (errors.DTypeMismatch, """\
+the number 1099511627776 does not fit i32
+  --> FILE:99 in overflow
+  99 | tile.store(y, (0,), tile.full((8,), 1 << 40, tile.i32).to(tile.f32))
+     |                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: -2147483648 to 2147483647
+  got:   1099511627776
+  try:   a wider dtype"""),
+    "two_grids": (errors.UnsupportedSyntax, """\
+a second grid
+  --> FILE:105 in two_grids
+  105 | n = tile.grid(3)
+      |     ^^^^^^^^^^^^
+  needs: one tile.grid or tile.persistent in a kernel
+  got:   another one
+  try:   one grid of all extents: m, n = tile.grid(M, N)"""),
 }
 
 
@@ -131,3 +166,21 @@ def test_a_kernel_without_source_is_refused() -> None:
     exec("import tilelang as tile\ndef k(x: tile.Tensor[tile.f32, 'N']): pass\nk = tile.kernel(k)", scope)
     with pytest.raises(errors.MissingSource, match="the source of `k` cannot be read"):
         scope["k"](np.zeros(3, np.float32))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("what", [3, dict, mistakes.syntax, tile.function(lambda x: x), np.sum])
+@pytest.mark.parametrize("mark", [tile.kernel, tile.function])
+def test_only_functions_are_kernels(mark: Any, what: Any) -> None:
+    with pytest.raises(errors.UnsupportedSyntax) as caught:
+        mark(what)
+    assert str(caught.value) == f"""\
+only plain functions can be kernels or tile functions
+  needs: def
+  got:   {f"{type(what).__name__} {what!r}"[:80]}
+  try:   write `def name(...)` under one decorator of tile's"""
+
+
+def test_an_annotation_of_unknown_names() -> None:
+    with pytest.raises(errors.UnsupportedSyntax, match="the annotation of `x` cannot be evaluated"):
+        @tile.kernel
+        def kernel(x: nowhere.f32): ...  # type: ignore[name-defined]

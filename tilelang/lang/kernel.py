@@ -60,7 +60,12 @@ class KernelDef:
         for name, a in inspect.get_annotations(self.fn).items():
             if isinstance(a, str):  # from __future__ import annotations
                 free = inspect.getclosurevars(self.fn)
-                a = eval(a, {**self.fn.__globals__, **free.nonlocals}, dict(vars(typing)))
+                try:
+                    a = eval(a, {**self.fn.__globals__, **free.nonlocals}, dict(vars(typing)))
+                except NameError as error:
+                    raise UnsupportedSyntax(f"the annotation of `{name}` cannot be evaluated", loc=self.source.loc,
+                                            needs="names known where the kernel is defined", got=str(error),
+                                            try_="import or define it before the kernel") from None
             hints[name] = a
         return [hints.get(p) for p in inspect.signature(self.fn).parameters]
 
@@ -111,6 +116,9 @@ class KernelDef:
                             needs="fewer nested expressions or unrolled loops", got="Python's recursion limit",
                             try_="use tile.range instead of tile.static_range") from None
         fn = IRFunction(self.name, values, body, "tile", self.source.loc)
+        for op in [op for op in fn.walk() if op.name == "grid"][1:]:
+            raise UnsupportedSyntax("a second grid", loc=op.loc, needs="one tile.grid or tile.persistent in a kernel",
+                                    got="another one", try_="one grid of all extents: m, n = tile.grid(M, N)")
         _accumulate(fn)
         return fn
 

@@ -11,8 +11,9 @@ from tilelang.ir.core import BufferType, Value
 from tilelang.ir.dtypes import DType
 from tilelang.lang.emitter import emit, here
 from tilelang.lang.math import maximum, minimum
-from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extent, extents, offset
+from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extents, offset
 
+UNROLLED = 1 << 16
 SCHEDULES = "", "plain", "pingpong", "interleave"
 
 
@@ -44,9 +45,14 @@ def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: 
 
 
 def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.range:
-    """A loop that is unrolled when the kernel is compiled; the bounds are constants."""
+    """A loop that is unrolled when the kernel is compiled; the bounds are constants. Raises UnsupportedSyntax for more
+    than `UNROLLED` iterations."""
     a, b = (0, lo) if hi is None else (lo, hi)
-    return builtins.range(*(x.__index__() for x in (a, b, step)))
+    out = builtins.range(*(x.__index__() for x in (a, b, step)))
+    if out[UNROLLED:]:
+        raise UnsupportedSyntax("too many iterations to unroll", loc=here(), needs=f"at most {UNROLLED}",
+                                got=repr(out), try_="a loop that runs in the kernel: tile.range")
+    return out
 
 
 def grid(*counts: Any, group: int = 1) -> Any:
@@ -90,7 +96,7 @@ def _place(memory: Memory, offsets: Any, shape: Any) -> tuple[list[Value], tuple
                             try_="drop extents, or reshape the tile after loading")
     first = memory.type.rank - len(wanted)
     axes = tuple(first + i for i, e in enumerate(wanted) if e is not None)
-    return places, tuple(extent(e) for e in wanted if e is not None), axes
+    return places, extents([e for e in wanted if e is not None]), axes
 
 
 def load(memory: Any, offsets: Any, shape: Any, fill: float = 0) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from tilelang.errors import IndexOutOfRange, ShapeMismatch
+from tilelang.errors import DTypeMismatch, IndexOutOfRange, ShapeMismatch
 from tilelang.ir import control, reduction
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Region, TileType, Value
@@ -25,7 +25,10 @@ def arange(start: int, stop: int | None = None) -> Tile:
 
 
 def full(shape: Any, value: Any, dt: DType | None = None) -> Tile:
-    """A tile of one value."""
+    """A tile of one value. Raises DTypeMismatch for an int outside of an integer `dt`."""
+    if dt is not None and dt.is_integer and type(value) is int and not dt.min <= value <= dt.max:
+        raise DTypeMismatch(f"the number {value} does not fit {dt}", loc=here(), needs=f"{dt.min} to {dt.max}",
+                            got=str(value), try_="a wider dtype")
     scalar = as_tile(value, dt)
     return broadcast(scalar.to(dt) if dt else scalar, extents(shape))
 

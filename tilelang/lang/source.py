@@ -7,15 +7,20 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 from tilelang.errors import Loc, MissingSource, UnsupportedSyntax
 
 
 class Source:
-    """Syntax tree of a Python function, with positions in its file."""
+    """Syntax tree of a Python function, with positions in its file. Raises UnsupportedSyntax for anything else."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
+        if not isinstance(fn, FunctionType):
+            raise UnsupportedSyntax("only plain functions can be kernels or tile functions", needs="def",
+                                    got=f"{type(fn).__name__} {fn!r}"[:80],
+                                    try_="write `def name(...)` under one decorator of tile's")
         self.fn = fn
         self.name = fn.__name__
         self.file = inspect.getsourcefile(fn) or fn.__code__.co_filename

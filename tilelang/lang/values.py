@@ -1,6 +1,7 @@
 """What names stand for while a kernel is traced: tiles and memory. Operators on them emit operations."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -271,7 +272,12 @@ def extent(x: Any) -> int:
 
 
 def extents(shape: Any) -> tuple[int, ...]:
-    return tuple(extent(e) for e in (shape if isinstance(shape, tuple | list) else (shape,)))
+    """The static extents of a tile, whose elements i32 can count."""
+    out = tuple(extent(e) for e in (shape if isinstance(shape, tuple | list) else (shape,)))
+    if math.prod(out) >= 1 << 31:
+        raise NonConstantExtent("a tile of too many elements", loc=here(), needs="fewer than 2**31 elements",
+                                got=str(list(out)), try_="smaller blocks, and more programs in tile.grid")
+    return out
 
 
 def offset(x: Any) -> Value:
