@@ -25,6 +25,8 @@ MULTIPROCESSORS = {
     86: Multiprocessor(16, 48, 100 << 10, 1 << 10, 128),
     89: Multiprocessor(24, 48, 100 << 10, 1 << 10, 128),
     90: Multiprocessor(32, 64, 228 << 10, 1 << 10, 128),
+    100: Multiprocessor(32, 64, 228 << 10, 1 << 10, 128),
+    120: Multiprocessor(24, 48, 100 << 10, 1 << 10, 128),
 }
 REGISTERS = 1 << 16
 """Registers of a multiprocessor, in `PARTITIONS` equal parts; a warp takes whole `REGISTER_UNIT`s of one part."""

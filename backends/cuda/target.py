@@ -8,7 +8,8 @@ from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.layouts import Ports, in_order
 
-SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
+SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10,
+                120: 99 << 10}
 """Shared memory of a block, opted in (CUDA C++ Programming Guide, table of compute capabilities)."""
 
 PORTS = Ports(*[(in_order(32, 32, 32), in_order(32, 32, 16), in_order(32, 32, 8))] * 2)
@@ -30,7 +31,8 @@ def target(name: str) -> SimtTarget:
 
 
 def runs(name: str, major: int, minor: int) -> bool:
-    """Whether a device of that compute capability runs machine code for a target. Code for sm_90a runs on 9.0 only."""
+    """Whether a device of that compute capability runs machine code for a target. Code for sm_90a and
+    later ones runs on that one only."""
     arch = target(name).arch
     return arch // 10 == major and (arch % 10 <= minor if arch < 90 else arch % 10 == minor)
 
@@ -47,4 +49,4 @@ def for_device(major: int, minor: int) -> str:
 
 
 def _name(arch: int) -> str:
-    return f"cuda:sm_{arch}{'a' if arch == 90 else ''}"
+    return f"cuda:sm_{arch}{'a' if arch >= 90 else ''}"

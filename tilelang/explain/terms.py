@@ -9,6 +9,7 @@ from tilelang.explain.facts import Facts, Place
 PEAKS = {
     "cuda:sm_75": ("T4", 320, 65), "cuda:sm_80": ("A100 SXM 80 GB", 2039, 312), "cuda:sm_86": ("A10", 600, 125),
     "cuda:sm_89": ("L40S", 864, 362), "cuda:sm_90a": ("H100 SXM", 3350, 989),
+    "cuda:sm_100a": ("B200", 8000, 2250), "cuda:sm_120a": ("RTX 5090", 1792, 210),
     "hip:gfx90a": ("MI250X, one die", 1638, 191), "hip:gfx942": ("MI300X", 5300, 1307),
     "hip:gfx950": ("MI355X", 8000, 2517)}
 """A device of each architecture: GB/s of its memory, and TFLOP/s of dense f16 products, by its maker's data sheet."""

@@ -68,7 +68,8 @@ def test_error_codes_are_said_in_words(gpu: FakeDriver, function: str, code: int
 @pytest.mark.parametrize(("capability", "runs", "not_runs"), [
     ((8, 6), ["cuda", "cuda:sm_80", "cuda:sm_86"], ["cuda:sm_89", "cuda:sm_75", "cuda:sm_90a"]),
     ((8, 7), ["cuda", "cuda:sm_86"], ["cuda:sm_89"]), ((9, 0), ["cuda", "cuda:sm_90a"], ["cuda:sm_80"]),
-    ((10, 0), [], ["cuda", "cuda:sm_90a"]), ((7, 0), [], ["cuda", "cuda:sm_75"]),
+    ((10, 0), ["cuda", "cuda:sm_100a"], ["cuda:sm_90a"]), ((10, 3), [], ["cuda", "cuda:sm_100a"]),
+    ((12, 0), ["cuda", "cuda:sm_120a"], ["cuda:sm_100a"]), ((7, 0), [], ["cuda", "cuda:sm_75"]),
 ])
 def test_a_device_runs_its_own_generation(gpu: FakeDriver, capability: tuple[int, int], runs: list[str],
                                           not_runs: list[str]) -> None:

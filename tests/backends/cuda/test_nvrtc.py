@@ -10,9 +10,9 @@ from tilelang.errors import TargetError
 pytestmark = pytest.mark.skipif(nvrtc.find() is None, reason="nvidia-cuda-nvrtc is not installed")
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"])
 def test_every_wrapper_compiles(arch: str) -> None:
-    text = wrappers.text(int(arch[3:5]))
+    text = wrappers.text(int(arch[3:].removesuffix("a")))
     compiled = nvrtc.compile(text, arch)
     assert compiled.cubin[:4] == b"\x7fELF"
     assert "warning" not in compiled.log

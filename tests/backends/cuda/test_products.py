@@ -25,7 +25,7 @@ def _matmul(arch: str = "sm_80") -> Lowered:
 
 
 @compiles
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"])
 def test_machine_code_says_what_it_uses(arch: str) -> None:
     lowered = _matmul(arch)
     assert lowered.cubin[:4] == b"\x7fELF"
