@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 PRODUCTS = ("HMMA", "IMMA", "HGMMA", "IGMMA", "QGMMA")
+MMA = 16 * 8 * 16
+"""Multiplications of one `HMMA.16816`, in which products are counted."""
 _FLOATING = re.compile(r"F|MUFU|SHFL")
 _EXP = re.compile(r"SHF\.L\.U32 .*, 0x17, RZ|IMAD\.SHL\.U32 .*, 0x800000, RZ")
 
@@ -68,6 +70,19 @@ def main_loop(text: str, kernel: str) -> list[str]:
 def opcode(instruction: str) -> str:
     """`HMMA` of "@P0 HMMA.16816.F32 …"."""
     return re.sub(r"^@!?U?P\w+ +", "", instruction).split()[0].split(".")[0]
+
+
+def products(loop: Sequence[str]) -> float:
+    """How many `HMMA.16816` of a warp do what the products of a loop do."""
+    total = 0.0
+    for i in loop:
+        if opcode(i) in ("HMMA", "IMMA"):
+            found = re.search(r"MMA\.(16|8)(8)(\d+)", i)
+            total += int(found[1]) * int(found[2]) * int(found[3]) / MMA if found else 1
+        elif opcode(i) in PRODUCTS:
+            m, n, k = map(int, re.search(r"\.(\d+)x(\d+)x(\d+)", i).groups())  # type: ignore[union-attr]
+            total += m * n * k / 4 / MMA
+    return total
 
 
 def matrix_work(loop: Sequence[str]) -> list[str]:

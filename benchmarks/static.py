@@ -29,6 +29,7 @@ from tilelang.ops.softmax import softmax_kernel
 ARCHS = ("sm_80", "sm_90a")
 REFERENCE = Path(__file__).with_name("static_reference.cu")
 ROUNDS = 5
+MULTIPLY = ("mma", "group_mma")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def cases() -> dict[str, Case]:
     return {
         "GEMM f16 128x128x32": Case(kernels.matmul, (a, b, np.empty((128, 256), np.float32)),
                                     {"BM": 128, "BN": 128, "BK": 32, "STAGES": 3}, "gemm"),
+        "GEMM f16 128x256x64": Case(kernels.matmul, (a, b, np.empty((128, 256), np.float32)),
+                                    {"BM": 128, "BN": 256, "BK": 64, "STAGES": 4}, "gemm"),
         "attention f16 d=64": _attention(64),
         "attention f16 d=128": _attention(128),
         "softmax f32 x1024": Case(softmax_kernel, (x, np.empty_like(x)), {"BM": 2, "BN": 1024}),
@@ -79,7 +82,7 @@ class Measured:
     wavefronts: float  # the same for shared memory
     wide: float  # share of requests to load global memory that move 16 bytes a lane
     conversions: int | None  # stores to shared memory in loops with matrix products
-    per_product: float | None  # instructions of the main loop by matrix instruction
+    per_product: float | None  # instructions of the main loop by `sass.products`
     ratio: float | None  # its `matrix_work` by product beside the hand-written kernel's
 
 
@@ -95,16 +98,12 @@ def measure(case: Case, arch: str) -> Measured:
     reference = reference_loop(case.reference, arch) if loop else []
     return Measured(used["registers"], used["spill_bytes"], text.shared_bytes, text.threads,
                     *counted(case.arguments, code),
-                    conversions(code) if loop else None, len(loop) / _products(loop) if loop else None,
+                    conversions(code) if loop else None, len(loop) / sass.products(loop) if loop else None,
                     _work(loop) / _work(reference) if loop else None)
 
 
-def _products(loop: list[str]) -> int:
-    return sum(sass.opcode(i) in sass.PRODUCTS for i in loop)
-
-
 def _work(loop: list[str]) -> float:
-    return len(sass.matrix_work(loop)) / _products(loop)
+    return len(sass.matrix_work(loop)) / sass.products(loop)
 
 
 @cache
@@ -154,9 +153,9 @@ def conversions(code: simt.Lowered) -> int:
         for op in region.ops:
             for inner in op.regions:
                 ops = list(inner.walk())
-                nested = any(o.name in ("for", "while") and any(p.name == "mma" for r in o.regions for p in r.walk())
-                             for o in ops)
-                if op.name in ("for", "while") and not nested and any(o.name == "mma" for o in ops):
+                nested = any(o.name in ("for", "while") and any(p.name in MULTIPLY for r in o.regions
+                                                                for p in r.walk()) for o in ops)
+                if op.name in ("for", "while") and not nested and any(o.name in MULTIPLY for o in ops):
                     yield from (o for o in ops if o.name in ("st", "stmatrix")
                                 and isinstance(o.operands[0].type, BufferType))
                 else:

@@ -29,12 +29,16 @@ class Descriptor:
     transposed: bool
 
 
-def panels(rows: int, columns: int, size: int, run: int) -> SharedLayout | None:
+def panels(rows: int, columns: int, size: int, run: int, widest: bool = False) -> SharedLayout | None:
     """The layout of a matrix of `rows` with neighbours along its columns, of which an instruction takes `run`; None
-    where no panel is as narrow."""
+    where no panel is as narrow, or not the `widest` one, which several products would agree on."""
     for width in (128, 64, 32):
         per = width // size
-        if columns % per == 0 and run % per == 0 and rows % 8 == 0:
+        if columns % per or rows % 8:
+            continue
+        if run % per and widest:
+            return None
+        if run % per == 0:
             inner = ((columns // per, rows * per), (per, 1)) if columns > per else ((per, 1),)
             bits, base = (width // PIECE).bit_length() - 1, (PIECE // size).bit_length() - 1
             return SharedLayout((((rows, per),), inner), Swizzle(bits, base, 3))
@@ -56,9 +60,11 @@ def choose_group(rows: tuple[GroupRow, ...], a: DType, b: DType, acc: DType, nam
 
 
 def group_plans(row: GroupRow, m: int, n: int, k: int, warps: int,
-                inner: tuple[int | None, int | None]) -> tuple[list[DotPlan], str]:
+                inner: tuple[int | None, int | None],
+                common: tuple[bool, bool] = (False, False)) -> tuple[list[DotPlan], str]:
     """The ways to do a product with `warps` warps, and where there are none the reason. `inner` says of each operand
-    along which of its dimensions it is contiguous in shared memory, None where it is in registers."""
+    along which of its dimensions it is contiguous in shared memory, None where it is in registers; `common`, whether
+    other products read it there, too."""
     size = dtype(row.a).storage.itemsize
     if inner[1] is None:
         return [], "its right operand does not come straight from a tensor"
@@ -72,26 +78,27 @@ def group_plans(row: GroupRow, m: int, n: int, k: int, warps: int,
     gm = 1
     while gm <= warps // row.warps:
         gn = warps // row.warps // gm
-        found = _plan(row, m, n, k, gm, gn, inner, size)
+        found = _plan(row, (m, n, k), (gm, gn), inner, common, size)
         out += [found] if found is not None else []
         gm *= 2
     out.sort(key=lambda p: -grid_of_groups(p.acc, row)[2])  # wide ones read their left operand less often
     return out, "" if out else f"no {row.m} x {row.columns} of {warps // row.warps} groups make up {m} x {n}"
 
 
-def _plan(row: GroupRow, m: int, n: int, k: int, gm: int, gn: int, inner: tuple[int | None, int | None],
-          size: int) -> DotPlan | None:
+def _plan(row: GroupRow, shape: tuple[int, int, int], groups: tuple[int, int], inner: tuple[int | None, int | None],
+          common: tuple[bool, bool], size: int) -> DotPlan | None:
+    (m, n, k), (gm, gn) = shape, groups
     columns = max((c for c in row.columns if n % (gn * c) == 0), default=0)
     if m % (row.m * gm) or not columns:
         return None
     rm, rn, rk = m // (row.m * gm), n // (columns * gn), k // row.k
     acc = spatial(gm, gn) * local(rm, rn) * wide(row, columns)
-    b = panels(n, k, size, k) if inner[1] == 0 else panels(k, n, size, columns)
+    b = panels(n, k, size, k, common[1]) if inner[1] == 0 else panels(k, n, size, columns, common[1])
     a: RegisterLayout | SharedLayout | None
     if inner[0] is None:
         a = RegisterLayout(((gm,), ()), (0, -gn), ()) * local(rm, rk) * row.a_atom
     else:
-        a = panels(m, k, size, k) if inner[0] == 1 else panels(k, m, size, row.m)
+        a = panels(m, k, size, k, common[0]) if inner[0] == 1 else panels(k, m, size, row.m, common[0])
         a = a.permute((1, 0)) if a is not None and inner[0] == 0 else a
     if a is None or b is None:
         return None

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.group_products import choose_group, group_plans
-from tilelang.backends.simt.instructions import DotPlan, MmaRow, choose, plans, scaled_row
+from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_row
 from tilelang.backends.simt.matrix import fragments
 from tilelang.backends.simt.registers import repeated, thread_digits, vector_width
 from tilelang.backends.simt.stage import Staged, slices
@@ -344,9 +344,10 @@ class Inference:
         row = choose_group(self.target.group_mma, a.dtype, b.dtype, op.attrs["dtype"], named)
         if row is None or len(a.shape) > 2:
             return [], ""
-        lies = {s.uses[0].value: s.uses[0].order.index(1) for s in self.staged.values()
-                if s.uses[0].user is op and len(s.uses) == 1}
-        ways, objection = group_plans(row, a.shape[0], b.shape[1], a.shape[1], warps, (lies.get(a), lies.get(b)))
+        uses = {u.value: (u.order.index(1), len(s.uses) > 1) for s in self.staged.values() for u in s.uses
+                if u.user is op}
+        (left, several), (right, many) = uses.get(a, (None, False)), uses.get(b, (None, False))
+        ways, objection = group_plans(row, a.shape[0], b.shape[1], a.shape[1], warps, (left, right), (several, many))
         return ways, objection or f"moving tiles to where {row.name} has them costs more"
 
     def plan(self, site: DotSite) -> DotPlan:
@@ -418,9 +419,11 @@ class Inference:
         return [*self.groups.values(), *self.stores.values()]
 
     def registers(self) -> int:
-        """32-bit registers of a thread that the largest tile takes."""
-        return max((g.layout.local_size * g.bytes // 4 for g in self.every() if g.layout is not None),
-                   default=0)
+        """32-bit registers of a thread that the largest tile takes, or all sums of groups of warps together, which are
+        under way at once."""
+        held = {g: g.layout.local_size * g.bytes // 4 for g in self.every() if g.layout is not None}
+        sums = {site.acc for site in self.dots if isinstance(self.plan(site).row, GroupRow)}
+        return max([*held.values(), sum(held[g] for g in sums)], default=0)
 
     def solve(self) -> int:
         """Finds the layouts of all groups, and gives their cost."""

@@ -9,12 +9,13 @@ slowly
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tilelang.backends.simt.group_products import ALIGN, choose_group
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
 from tilelang.backends.simt.instructions import GroupRow
 from tilelang.backends.simt.registers import repeated
-from tilelang.backends.simt.stage import buffer_layout, staged_loads, user_layout, words_layout
+from tilelang.backends.simt.stage import Use, buffer_layout, staged_loads, user_layout, words_layout
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
@@ -217,17 +218,18 @@ class _Placer:
             self.emit(mem.Barrier, [], {}, op, None)
             self.looping[-1] = False
         staged, threads, align = self.staged[op], self.inference.threads, 1
-        use = staged.uses[0]  # the others read what suits the first
+        use = staged.uses[0]  # the others read what suits the first, or a product that reads memory by itself
         if use.user.name == "view":
             place = words_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
                                  repeated(use.user.attrs["source"], threads))
         else:
-            plan = self.inference.plan(self.sites[use.user])
-            operand = (plan.a, plan.b)[use.side].permute([use.order.index(d) for d in range(2)])
-            if isinstance(operand, SharedLayout):
-                place, align = operand, ALIGN
+            wanted = list(map(self._wanted, staged.uses))
+            in_memory = [f for f in wanted if isinstance(f, SharedLayout)]
+            if in_memory:
+                place, align = in_memory[0], ALIGN
+                assert all(f == place for f in in_memory), "products agree on where they read a block"
             else:
-                place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, operand)
+                place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, wanted[0])
         alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True, "align": align},
                           loc=op.loc)
         self.regions[0].ops.insert(0, alloc)
@@ -237,6 +239,11 @@ class _Placer:
         self.emit(mem.Commit, [], {}, op, None)
         self.buffers[op.result] = buffer
         self.pending = True
+
+    def _wanted(self, use: Use) -> Any:
+        """How an operand is to lie, as the block that it is in memory."""
+        plan = self.inference.plan(self.sites[use.user])
+        return (plan.a, plan.b)[use.side].permute([use.order.index(d) for d in range(2)])
 
     def _wait(self, like: Op) -> None:
         """Lets the copies under way arrive."""

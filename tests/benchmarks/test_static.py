@@ -61,6 +61,18 @@ def test_the_hand_written_loop_does_the_same_products() -> None:
     assert counted["HMMA"] == 64 and counted["LDSM"] == 16 and counted["LDGSTS"] == 8
 
 
+@needs_tools
+def test_hopper_multiplies_from_shared_memory() -> None:
+    """Four stages, nothing spilled, and in the main loop no operand passes through registers."""
+    code = static.cases()["GEMM f16 128x256x64"].lower("sm_90a")
+    assert code.report["spills"] == 0 and code.report["shared_bytes"] == 4 * 2 * (128 * 64 + 64 * 256)
+    loop = sass.main_loop(sass.disassemble(code.cubin), code.rendered.name)
+    found = sass.classes(loop)
+    assert found["HGMMA"] == 4 and found["LDGSTS"] == 12 and found["WARPGROUP"] == 2
+    assert not {"HMMA", "LDSM", "STS", "LDL", "STL"} & found.keys()
+    assert sass.products(loop) == 4 * 64 * 256 * 16 / 4 / (16 * 8 * 16)
+
+
 def test_a_store_in_the_loop_is_a_conversion() -> None:
     """Without copies by the hardware (before sm_80) operands come through registers."""
     case = static.cases()[GEMM]

@@ -107,6 +107,33 @@ def bytes_product(a: tile.Tensor[tile.i8, "M K"], b: tile.Tensor[tile.i8, "K N"]
     tile.store(c, (0, 0), tile.dot(tile.load(a, (0, 0), (BM, BK)), tile.load(b, (0, 0), (BK, BN))))
 
 
+@tile.kernel
+def twice(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "N K"], c: tile.Out[tile.f32, "M K"],
+          BM: tile.Const = 64, BN: tile.Const = 64, BK: tile.Const = 64):
+    """(a b^T) b: two products read one block, each along another dimension."""
+    acc = tile.zeros((BM, BK), tile.f32)
+    left = tile.load(a, (0, 0), (BM, BK))
+    for n in tile.range(0, b.shape[0], BN, stages=2):
+        block = tile.load(b, (n, 0), (BN, BK))
+        acc = tile.dot(tile.dot(left, block.T).to(tile.f16), block, acc)
+    tile.store(c, (0, 0), acc)
+
+
+@pytest.mark.parametrize("extents", [(64, 64, 64), (64, 32, 128), (128, 64, 32)])
+def test_two_products_of_one_block(extents: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(2)
+    m, n, k = extents
+    a, b = (rng.integers(-1, 2, shape).astype(np.float16) for shape in ((m, k), (3 * n, k)))
+    c = np.empty((m, k), np.float32)
+    consts = dict(zip(("BM", "BN", "BK"), extents, strict=True))
+    code = twice.lower(a, b, c, target=TARGET, **consts)
+    assert code.products.count("wgmma") == 2
+    with tile.target(f"emulate:{TARGET}"):
+        twice(a, b, c=c, **consts)
+    exact = a.astype(np.float64) @ b.T.astype(np.float64)  # small integers: f16 holds them
+    np.testing.assert_array_equal(c, exact @ b.astype(np.float64))
+
+
 # -- asynchrony -------------------------------------------------------------------------------------------------------
 def pipelined() -> tuple[Lowered, list[Any]]:
     """A product whose copies run ahead in a ring of three blocks, and its arguments."""
