@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -112,15 +110,6 @@ def test_packed_tensors_and_numbers(tmp_path: Path) -> None:
     assert np.array_equal(y, 1 + np.maximum(codes, 2) * 0.5)
     assert "static inline int unpacked(DLTensor* x, const int64_t* x_shape, const int64_t* x_strides, DLTensor* y, " \
         "double by, int64_t least)" in (tmp_path / "unpacked.h").read_text()
-
-
-def test_what_the_documentation_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
-    (tmp_path / "program.py").write_text(program)
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path("program.py")
-    assert {p.name for p in Path("exported").iterdir()} == {"scaled.so", "scaled.h", "scaled.json"}
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

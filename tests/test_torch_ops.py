@@ -1,10 +1,7 @@
 """Kernels as torch operators, ours and a user's: schema, fake, gradients, compile, vmap, autocast, modules."""
 from __future__ import annotations
 
-import re
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,14 +174,6 @@ def test_modules_are_drop_in() -> None:
         nn.GELU("tanh")
     with pytest.raises(ValueError, match="needs one extent"):
         nn.LayerNorm((3, 4))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # in torch's own compiler
-def test_the_documentation_runs(tmp_path: Path) -> None:
-    page = Path(__file__).parent.parent / "docs" / "pytorch.md"
-    code, = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
-    (tmp_path / "page.py").write_text(code)
-    runpy.run_path(str(tmp_path / "page.py"))
 
 
 def test_mistakes_are_named() -> None:

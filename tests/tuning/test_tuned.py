@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import runpy
 import subprocess
 import sys
 import warnings
@@ -229,12 +228,3 @@ def test_mistakes() -> None:
         tile.autotune(BM=[0], compile_on=Inline())(scaled)(torch.ones(3, 3))
     with pytest.raises(errors.ArgumentRank):
         marked()(torch.ones(3))
-
-
-def test_what_the_documentation_shows(tmp_path: Path) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "tuning.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
-    (tmp_path / "program.py").write_text(program)
-    runpy.run_path(str(tmp_path / "program.py"))
-    for command in re.findall(r"^python -m tilelang (.*)$", page, re.M):
-        assert main(command.split()) == 0
