@@ -1,4 +1,4 @@
-"""The command line: `python -m tilelang {check,compile,explain,cache,tuning}`."""
+"""The command line: `python -m tilelang {check,compile,explain,cache,tuning,doctor}`."""
 from __future__ import annotations
 
 import argparse
@@ -188,6 +188,16 @@ def tuning_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def doctor_command(options: argparse.Namespace) -> int:
+    """Prints what works here, and what would bring the rest; status 1 where something is broken."""
+    from tilelang.doctor import examine
+    broken = 0
+    for found in examine():
+        print(f"{found.state:<8} {found.name}: {found.detail}" + (f"\n         try: {found.fix}" if found.fix else ""))
+        broken += found.state == "broken"
+    return 1 if broken else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; gives the exit status: 0, 1 where a check found something, 2 for a mistake in the request."""
     parser = argparse.ArgumentParser(prog="tilelang", description="Tile kernels and their compiler.")
@@ -220,6 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tuning.add_argument("action", choices=["list", "export", "clear", "path"])
     tuning.add_argument("file", nargs="?", help="where `export` writes: a file that a package can ship")
     tuning.set_defaults(run=tuning_command)
+    doctor = commands.add_parser("doctor", help="find out what works on this machine, and what is missing")
+    doctor.set_defaults(run=doctor_command)
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))

@@ -288,7 +288,8 @@ template <class T>
 TL_FN vec<plain<T>, 8 / sizeof(T)> ld_transposed(sptr<T> s, i64 off, op o) {
   static_assert(sizeof(T) <= 2, "elements of 8 or 16 bits");
   vec<plain<T>, 8 / sizeof(T)> v;
-  emu::Collective c{emu::LD_TRANSPOSED, o.id, int(sizeof(T)), 0, 0, &v, nullptr, nullptr, s.base, s.limit, off * i64(sizeof(T))};
+  emu::Collective c{emu::LD_TRANSPOSED, o.id, int(sizeof(T)), 0, 0, &v, nullptr, nullptr, s.base, s.limit,
+                    off * i64(sizeof(T))};
   emu_collective(&c);
   return v;
 }
@@ -364,7 +365,8 @@ TL_FN void small_product(float* acc, const vec<A, NB>& a, int j, const vec<B, NC
                                               const vec<Y, NC>& b, int k, op o) {                                    \
     mfma_##M##x##M##x##K##_##A##_##B(acc, i, a, j, b, k, 127, 127, o);                                               \
   }
-#define EMU_BY(A, A_BYTES, B, B_BYTES) EMU_MFMA(16, 128, A, A_BYTES, B, B_BYTES) EMU_MFMA(32, 64, A, A_BYTES, B, B_BYTES)
+#define EMU_BY(A, A_BYTES, B, B_BYTES) \
+  EMU_MFMA(16, 128, A, A_BYTES, B, B_BYTES) EMU_MFMA(32, 64, A, A_BYTES, B, B_BYTES)
 #define EMU_E4M3(B, BYTES) EMU_BY(e4m3, 32, B, BYTES)
 #define EMU_E5M2(B, BYTES) EMU_BY(e5m2, 32, B, BYTES)
 #define EMU_E2M3(B, BYTES) EMU_BY(e2m3, 24, B, BYTES)

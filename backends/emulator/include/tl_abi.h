@@ -46,8 +46,8 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
   EMU_MFMA(16x16x64_##A##_##B, float, 16, 16, A, B) \
   EMU_MFMA(32x32x16_##A##_##B, float, 32, 8, A, B)
 
-// AMD's products of small floats, which may be scaled: their formats, in the order of the processors' numbers for them,
-// and the bytes that a lane holds of 32.
+// AMD's products of small floats, which may be scaled: their formats, in the order of the processors' numbers for
+// them, and the bytes that a lane holds of 32.
 #define EMU_SMALL(OF) OF(e4m3, 32) OF(e5m2, 32) OF(e2m3, 24) OF(e3m2, 24) OF(e2m1, 16)
 enum Small { SMALL_e4m3, SMALL_e5m2, SMALL_e2m3, SMALL_e3m2, SMALL_e2m1 };
 

@@ -138,8 +138,8 @@ static float small_float(const u8* r, int e, int format) {
 
 static float e8m0(int code) { return code == 255 ? __builtin_nanf("") : __builtin_ldexpf(1.0f, code - 127); }
 
-// One product of AMD's of small floats: lane l holds 32 elements of row (of B: column) l % M, neighbours along k, but of
-// 8 bits two runs of 16 from either half of k; and the scale of that row's block l / M of 32 along k.
+// One product of AMD's of small floats: lane l holds 32 elements of row (of B: column) l % M, neighbours along k, but
+// of 8 bits two runs of 16 from either half of k; and the scale of that row's block l / M of 32 along k.
 template <int M>
 static void small_mfma(const Collective* const* lanes) {
   constexpr int LANES = 64, PARTS = LANES / M, K = PARTS * 32, HELD = M / PARTS;
@@ -189,8 +189,10 @@ static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* 
     case FORM_F16: return m64<float, as_f16, as_f16>(p, a, b, f, 16);
     case FORM_BF16: return m64<float, as_bf16, as_bf16>(p, a, b, f, 16);
     case FORM_TF32: return m64<float, as_tf32, as_tf32>(p, a, b, f, 8);
-    case FORM_E4M3: return first ? m64<float, as_e4m3, as_e4m3>(p, a, b, f, 32) : m64<float, as_e4m3, as_e5m2>(p, a, b, f, 32);
-    case FORM_E5M2: return first ? m64<float, as_e5m2, as_e5m2>(p, a, b, f, 32) : m64<float, as_e5m2, as_e4m3>(p, a, b, f, 32);
+    case FORM_E4M3:
+      return first ? m64<float, as_e4m3, as_e4m3>(p, a, b, f, 32) : m64<float, as_e4m3, as_e5m2>(p, a, b, f, 32);
+    case FORM_E5M2:
+      return first ? m64<float, as_e5m2, as_e5m2>(p, a, b, f, 32) : m64<float, as_e5m2, as_e4m3>(p, a, b, f, 32);
     case FORM_S8: return first ? m64<u32, as_s8, as_s8>(p, a, b, i, 32) : m64<u32, as_s8, as_u8>(p, a, b, i, 32);
     case FORM_U8: return first ? m64<u32, as_u8, as_u8>(p, a, b, i, 32) : m64<u32, as_u8, as_s8>(p, a, b, i, 32);
   }
