@@ -21,7 +21,7 @@ from tilelang.backends.clike.expressions import (
     wrap,
 )
 from tilelang.backends.clike.rendered import Rendered, parameters
-from tilelang.backends.simt.asynchronous import continues, uses_of
+from tilelang.backends.simt.asynchronous import continuing
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
@@ -43,7 +43,7 @@ class _Renderer:
         self.taken: set[str] = set()
         self.ops: list[Op] = []
         self.loc: Loc | None = None
-        self.uses = uses_of(fn)
+        self.continuing = continuing(fn)
 
     # -- names --------------------------------------------------------------------------------------------------------
     def name(self, v: Value) -> str:
@@ -389,7 +389,7 @@ class _Renderer:
 
     def _group_mma(self, op: Op) -> None:
         acc, *memories = op.operands
-        if continues(op, self.uses) and acc in self.names and (acc.owner is None or acc.owner.name == "group_mma"):
+        if op in self.continuing:
             self.names[op.result] = self.names[acc]  # registers under way cannot be copied
         else:
             self.line(f"{self.type(op.result)} {self.name(op.result)} = {self.vector(acc)};")
@@ -425,7 +425,7 @@ class _Renderer:
                  if t is not v and (v not in self.names or self.names[v] != self.names[t])]
         late = {}
         for _, v in moves:
-            if any(v is t for t, _ in moves):
+            if v not in late and any(self.names.get(v) == self.names[t] for t, _ in moves):
                 late[v] = f"{self.name(v)}_old"
                 self.line(f"const {self.type(v)} {late[v]} = {self.name(v)};")
         for t, v in moves:

@@ -39,9 +39,21 @@ def order_products(fn: Function, target: Any = None) -> Function:
     return fn
 
 
-def continues(op: Op, uses: Counter[Value]) -> bool:
-    """Whether a `group_mma` goes on in the registers of the sum it takes: nothing else does."""
-    return uses[op.operands[0]] == 1
+def continuing(fn: Function) -> frozenset[Op]:
+    """Each `group_mma` that goes on in the registers of the sum it takes: that is carried, or the sum of another, made
+    as often as this is, and nothing else uses it."""
+    uses = uses_of(fn)
+    found: list[Op] = []
+
+    def visit(region: Region) -> None:
+        made = {*region.args, *(v for op in region.ops if op.name in ("group_mma", "for") for v in op.results)}
+        for op in region.ops:
+            if op.name == "group_mma" and op.operands[0] in made and uses[op.operands[0]] == 1:
+                found.append(op)
+            for inner in op.regions:
+                visit(inner)
+    visit(fn.body)
+    return frozenset(found)
 
 
 def uses_of(fn: Function) -> Counter[Value]:
@@ -51,7 +63,7 @@ def uses_of(fn: Function) -> Counter[Value]:
 
 class _Order:
     def __init__(self, fn: Function, products: Sequence[Op]) -> None:
-        self.uses = uses_of(fn)
+        self.uses, self.continuing = uses_of(fn), continuing(fn)
         self.read = {root(v) for op in products for v, _ in touched(op)}
 
     def wait(self, state: State, groups: int, like: Op | None) -> list[Op]:
@@ -88,7 +100,7 @@ class _Order:
         if op.name == "barrier" or op.regions:
             return len(state.groups)
         used = op.operands
-        if op.name == "group_mma" and continues(op, self.uses):
+        if op in self.continuing:
             used = used[1:]
         elif op.name == "yield":
             used = []  # `inner` knows what may go on
@@ -121,8 +133,7 @@ class _Order:
         groups: list[Value | None] = []
         for v in state.groups:
             first = v
-            while first is not None and first.owner is not None and first.owner.name == "group_mma" \
-                    and continues(first.owner, self.uses):
+            while first is not None and first.owner in self.continuing:
                 first = first.owner.operands[0]
             if v is not None and (self.uses[v] != 1 or not any(
                     y is v and a is first for a, y in zip(region.args[1:], region.yields, strict=True))):
