@@ -8,9 +8,13 @@ from tilelang.ops.attention import (
     attention_varlen,
     attention_varlen_backward,
     block_mask,
+    dynamic_mask_attention,
+    lowrank_attention,
+    mla_decode,
     quantize_kv,
     rotate,
 )
+from tilelang.ops.based import based, based_state, based_step
 from tilelang.ops.conv import causal_conv1d
 from tilelang.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from tilelang.ops.glu import glu
@@ -19,10 +23,12 @@ from tilelang.ops.linear import linear
 from tilelang.ops.lla import lla, lla_decode, lla_varlen
 from tilelang.ops.matmul import matmul
 from tilelang.ops.mpgemm import mpgemm
-from tilelang.ops.norm import add_rms_norm, layer_norm, rms_norm
+from tilelang.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from tilelang.ops.selective_scan import selective_scan, selective_scan_step
 from tilelang.ops.softmax import softmax
 
 __all__ = [
+    "add_layer_norm",
     "add_rms_norm",
     "append_kv",
     "attention",
@@ -30,9 +36,13 @@ __all__ = [
     "attention_decode",
     "attention_varlen",
     "attention_varlen_backward",
+    "based",
+    "based_state",
+    "based_step",
     "block_mask",
     "causal_conv1d",
     "cross_entropy",
+    "dynamic_mask_attention",
     "gelu",
     "glu",
     "grouped_matmul",
@@ -42,10 +52,14 @@ __all__ = [
     "lla",
     "lla_decode",
     "lla_varlen",
+    "lowrank_attention",
     "matmul",
+    "mla_decode",
     "mpgemm",
     "quantize_kv",
     "rms_norm",
     "rotate",
+    "selective_scan",
+    "selective_scan_step",
     "softmax",
 ]

@@ -21,6 +21,15 @@ def silu(x):
     return x * tile.sigmoid(x)
 
 
+@tile.function
+def softplus(x):
+    """log(1 + exp(x)), accurate to a few units wherever x lies: log(1 + e) of a small e is corrected by how much of e
+    the sum lost (Kahan)."""
+    e = tile.exp(-tile.abs(x))
+    sum = 1.0 + e
+    return tile.maximum(x, 0.0) + tile.where(sum == 1.0, e, tile.log(sum) * (e / (sum - 1.0)))
+
+
 @tile.kernel
 def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], BN: tile.Const = 8192):
     """Works in f32."""

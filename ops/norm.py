@@ -54,15 +54,18 @@ def rms_norm_kernel(x: tile.Tensor[tile.T, "M N"], weight: tile.Tensor[tile.T, "
 
 
 @tile.kernel
-def add_rms_norm_kernel(x: tile.Tensor[tile.T, "M N"], residual: tile.Tensor[tile.T, "M N"],
-                        weight: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "M N"], h: tile.Out[tile.T, "M N"],
-                        eps: tile.f32, BM: tile.Const, BN: tile.Const):
-    """h = x + residual, rounded to its dtype; y its RMS norm; BN >= N."""
+def add_norm_kernel(x: tile.Tensor[tile.T, "M N"], residual: tile.Tensor[tile.T, "M N"],
+                    weight: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "M N"], h: tile.Out[tile.T, "M N"],
+                    eps: tile.f32, BM: tile.Const, BN: tile.Const, bias: tile.Tensor[tile.T, "N"] = None):
+    """h = x + residual, rounded to its dtype; y its layer norm where there is a bias, else its RMS norm; BN >= N."""
     m = tile.grid(tile.cdiv(x.shape[0], BM))
     v = tile.load(x, (m * BM, 0), (BM, BN)) + tile.load(residual, (m * BM, 0), (BM, BN))
     tile.store(h, (m * BM, 0), v)
-    unit, _ = standardise(v.to(tile.f32), x.shape[1], eps, BN, False)
-    tile.store(y, (m * BM, 0), (unit * tile.load(weight, (0,), (BN,)).to(tile.f32)).to(y.dtype))
+    unit, _ = standardise(v.to(tile.f32), x.shape[1], eps, BN, bias is not None)
+    out = unit * tile.load(weight, (0,), (BN,)).to(tile.f32)
+    if bias is not None:
+        out = out + tile.load(bias, (0,), (BN,)).to(tile.f32)
+    tile.store(y, (m * BM, 0), out.to(y.dtype))
 
 
 @tile.kernel
@@ -122,6 +125,12 @@ def rms_norm_backward(x: Any, weight: Any, dy: Any, eps: float = 1e-6) -> tuple[
     return dx, dweight
 
 
+def add_layer_norm_backward(h: Any, weight: Any, dy: Any, dh: Any, eps: float = 1e-5) -> tuple[Any, Any, Any]:
+    """Gradients of `add_layer_norm` by x (that by residual is the same), weight and bias, for those of its results."""
+    dx, dweight, dbias = _backward(h, weight, dy, eps, True, dh)
+    return dx, dweight, dbias
+
+
 def add_rms_norm_backward(h: Any, weight: Any, dy: Any, dh: Any, eps: float = 1e-6) -> tuple[Any, Any]:
     """Gradients of `add_rms_norm` by x (that by residual is the same) and weight, for those of its results."""
     dx, dweight = _backward(h, weight, dy, eps, more=dh)
@@ -148,8 +157,19 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
                dims="... N, ... N, N -> ... N, ... N", autocast="widest")
 def add_rms_norm(x: Any, residual: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, Any]:
     """(RMS norm of h with weight [N], h), where h = x + residual, both [..., N]; in the dtype of `x`."""
+    return _add_norm(x, residual, weight, None, eps)
+
+
+@tile.torch_op("tilelang::add_layer_norm", backward=add_layer_norm_backward, outputs="y h",
+               wrt="x+residual weight bias", dims="... N, ... N, N, N -> ... N, ... N", autocast="widest")
+def add_layer_norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, Any]:
+    """(layer norm of h with weight and bias [N], h), where h = x + residual, both [..., N]; in the dtype of `x`."""
+    return _add_norm(x, residual, weight, bias, eps)
+
+
+def _add_norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
     flat = rows(x)
-    y, h = add_rms_norm_kernel(flat, rows(residual), weight, eps=eps, **_consts(flat))
+    y, h = add_norm_kernel(flat, rows(residual), weight, eps=eps, bias=bias, **_consts(flat))
     return y.reshape(x.shape), h.reshape(x.shape)
 
 

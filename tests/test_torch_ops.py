@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[], tupl
                    lambda: (leaf(2, 3, 33), leaf(33), leaf(33))),
     "add_rms_norm": (ops.add_rms_norm, lambda x, r, w: (functional.rms_norm(x + r, (33,), w, 1e-6), x + r),
                      lambda: (leaf(2, 3, 33), leaf(2, 3, 33), leaf(33))),
+    "add_layer_norm": (ops.add_layer_norm, lambda x, r, w, b: (functional.layer_norm(x + r, (33,), w, b), x + r),
+                       lambda: (leaf(2, 3, 33), leaf(2, 3, 33), leaf(33), leaf(33))),
     "linear": (ops.linear, functional.linear, lambda: (leaf(2, 9, 17), leaf(33, 17), leaf(33))),
     "linear_gelu": (lambda *a: ops.linear(*a, activation="gelu"), lambda *a: functional.gelu(functional.linear(*a)),
                     lambda: (leaf(2, 9, 17), leaf(33, 17), leaf(33))),
@@ -88,11 +90,12 @@ def test_compiled_whole_with_gradients(name: str) -> None:
     ("tilelang::matmul", lambda: (leaf(9, 17), leaf(17, 5))),
     ("tilelang::layer_norm", lambda: (leaf(3, 33), leaf(33), leaf(33), 1e-3)),
     ("tilelang::add_rms_norm", lambda: (leaf(3, 33), leaf(3, 33), leaf(33))),
+    ("tilelang::add_layer_norm", lambda: (leaf(3, 33), leaf(3, 33), leaf(33), leaf(33))),
     ("tilelang::linear", lambda: (leaf(2, 9, 17), leaf(33, 17), leaf(33), "gelu")),
     ("tilelang_test::scale", lambda: (leaf(3, 20), 2.0, 16)), ("tilelang_test::add_one", lambda: (torch.randn(20),))])
 def test_opcheck(name: str, args: Callable[[], tuple[Any, ...]]) -> None:
-    for op in (ops.softmax, ops.gelu, ops.rms_norm, ops.matmul, ops.layer_norm, ops.add_rms_norm, ops.linear, scale,
-               add_one):
+    for op in (ops.softmax, ops.gelu, ops.rms_norm, ops.matmul, ops.layer_norm, ops.add_rms_norm, ops.add_layer_norm,
+               ops.linear, scale, add_one):
         assert op._ready()
     namespace, bare = name.split("::")
     result = torch.library.opcheck(getattr(getattr(torch.ops, namespace), bare).default, args())

@@ -42,6 +42,7 @@ class _Lowering:
         self.stored: dict[Value, Buffer] = {}
         self.scalars: dict[Value, Value] = {}
         self.nest_of = {r: op for op in fn.walk() if isinstance(op, th.Nest) for r in op.results}
+        self.used = {v for op in fn.walk() for v in op.operands}
         self.inplace, self.again = plan(fn), _read_again(fn)
         self.clear: dict[Value, NestLowering] = {}  # an accumulator that is not cleared yet -> what clears it
         self.later: dict[Op, Value] = {}  # a dot -> whether its accumulator has been written before
@@ -219,11 +220,12 @@ class _Lowering:
 
     # -- scans --------------------------------------------------------------------------------------------------------
     def _lower_scan(self, op: Op) -> None:
-        """Sequential along the axis; vectors along the last dimension where that is another one."""
+        """Sequential along the axis; vectors along the last dimension where that is another one. Results that nothing
+        uses are not stored, so that LLVM drops what only they need."""
         b, axis, shape = self.b, op.attrs["axis"], op.operands[0].shape
         sources = [self.stored[v] for v in op.operands]
-        targets = [new_buffer(b, r.shape, r.dtype) for r in op.results]
-        self.stored.update(zip(op.results, targets, strict=True))
+        targets = {i: new_buffer(b, r.shape, r.dtype) for i, r in enumerate(op.results) if r in self.used}
+        self.stored.update({op.results[i]: t for i, t in targets.items()})
         n, last = shape[axis], len(shape) - 1
 
         def step(acc: Sequence[Value], x: Sequence[Value]) -> list[Value]:
@@ -237,14 +239,14 @@ class _Lowering:
                 place = b.sub(b.index(n - 1), b.index(i)) if op.attrs["reverse"] else i
                 return tuple(Ix(place) if d == axis else at[d] for d in range(len(shape)))
             first = [s.load(b, where(0)) for s in sources]
-            for t, v in zip(targets, first, strict=True):
-                t.store(b, where(0), v)
+            for i, t in targets.items():
+                t.store(b, where(0), first[i])
             floor = b.floor
             with b.loop(1, n, 1, first) as loop:
                 b.floor = len(b.levels) - 1
                 out = step(loop.carried, [s.load(b, where(loop.i)) for s in sources])
-                for t, v in zip(targets, out, strict=True):
-                    t.store(b, where(loop.i), v)
+                for i, t in targets.items():
+                    t.store(b, where(loop.i), out[i])
                 loop.yield_(out)
             b.floor = floor
 

@@ -156,39 +156,45 @@ class NestLowering(Elements):
         return last
 
     def _contiguous(self) -> set[int]:
-        """Dimensions of the nest along which loads and stores of tensors touch neighbours."""
-        out: set[int] = set()
+        """Dimensions of the nest along which loads and stores of tensors touch neighbours. Accesses that are the same
+        all along some dimension count only where no other says how to walk the whole nest."""
+        out: dict[bool, set[int]] = {True: set(), False: set()}  # by whether an access covers the nest
+        stored = any(v.owner not in self.reduces for v, _ in self.yields)
+
+        def covers(dims: tuple[int | None, ...]) -> bool:
+            return all(d in dims for d, e in enumerate(self.shape) if e > 1)
 
         def walk(v: Value, dims: tuple[int | None, ...]) -> None:
+            nonlocal stored
             op = v.owner
             if v not in self.local or op is None:
+                stored = stored or covers(dims)
                 return
             if op.name == "load":
-                self._unit_dim(op, dims, out)
+                out[covers(dims)] |= self._unit_dims(op, dims)
             for o in op.operands:
-                if o in self.local and o.tile.shape:
+                if isinstance(o.type, TileType) and o.shape:
                     walk(o, self._dims(op, dims, o))
         here = tuple(range(len(self.shape)))
         for op in [*self.reduces, *self.effects]:
             if op.name == "store":
-                self._unit_dim(op, here, out)
+                out[True] |= self._unit_dims(op, here)
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
                     walk(o, here)
         for v, _ in self.yields:
             if v.owner not in self.reduces:
                 walk(v, here)
-        return out
+        return out[True] or (set() if stored else out[False])
 
-    def _unit_dim(self, op: Op, dims: tuple[int | None, ...], out: set[int]) -> None:
+    def _unit_dims(self, op: Op, dims: tuple[int | None, ...]) -> set[int]:
+        """The dimension along which a load or store touches neighbours, if there is one."""
         t = op.operands[0].type
         last = t.rank - 1
         unit = isinstance(t, BufferType) or (isinstance(t, TensorType) and len(t.unit) > last and t.unit[last])
         axes = list(op.attrs["axes"])
-        if unit and last in axes:
-            d = dims[axes.index(last)]
-            if d is not None and self.shape[d] > 1:
-                out.add(d)
+        d = dims[axes.index(last)] if unit and last in axes else None
+        return {d} if d is not None and self.shape[d] > 1 else set()
 
     def _dims(self, op: Op, dims: tuple[int | None, ...], operand: Value) -> tuple[int | None, ...]:
         """Dimensions of the nest that the operand's dimensions walk."""

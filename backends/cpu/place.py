@@ -19,6 +19,8 @@ from tilelang.ir.thread import ConvertLayout, Nest
 
 COSTLY = 8
 """Inline cost (operations per element) from which a value needed by several nests is stored rather than recomputed."""
+TURN = 7
+"""Cost of an element read the other way round than memory holds it."""
 _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
          "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "lookup": 4, "lookup4": 2,
          "load": 1}
@@ -31,6 +33,8 @@ _WRITES = ("store", "scatter", "atomic")
 
 def weight(op: Op) -> int:
     """About how many instructions an operation takes for one vector."""
+    if op.name == "permute" and op.attrs["order"][-1] != len(op.result.shape) - 1:
+        return TURN
     return 0 if op.name in _REARRANGE or op.name in ("arange", "cast") else _COST.get(op.name, 1)
 
 
@@ -132,6 +136,7 @@ class _Placer:
         self.nest: _Open | None = None
         self.regions: list[Region] = []
         self.roots_memo: dict[Value, frozenset[int]] = {}
+        self.kept_memo: dict[Value, bool] = {}
 
     def _survey(self, region: Region, depth: int) -> None:
         for arg in region.args:
@@ -165,7 +170,7 @@ class _Placer:
 
     def cost(self, v: Value) -> int:
         op = v.owner
-        if op is None or v in self.stored or not self.inline(op):
+        if op is None or v in self.stored or not self.inline(op) or self.nest is not None and v in self.nest.stored:
             return 1
         return weight(op) + sum(self.cost(o) for o in op.operands if isinstance(o.type, TileType) and o.shape)
 
@@ -183,10 +188,30 @@ class _Placer:
         if v not in self.roots_memo:
             out: set[int] = set()
             for op, _ in self.users.get(v, []):
-                out |= self.roots_of(op.results[0]) if self.inline(op) and not self.must_store(op.results[0]) \
-                    else {id(self.together.get(op, op))}
+                if self.inline(op) and not self.kept(op.results[0]):
+                    out |= self.roots_of(op.results[0])
+                else:  # a scan's operands are stored each by itself
+                    out.add(id(v) if op.name == "scan" else id(self.together.get(op, op)))
             self.roots_memo[v] = frozenset(out)
         return self.roots_memo[v]
+
+    def repeated(self, v: Value) -> bool:
+        """Whether a broadcast repeats the value in a loop outside of one it varies in, so that no loop can keep it."""
+        for op, _ in self.users.get(v, []):
+            if op.name == "broadcast" and v.shape and len(v.shape) == len(op.result.shape):
+                wider = [i for i, (a, b) in enumerate(zip(v.shape, op.result.shape, strict=True)) if a < b]
+                if wider and any(extent > 1 for extent in v.shape[wider[0] + 1:]):
+                    return True
+            elif op.name == "reshape" and self.inline(op) and self.repeated(op.result):
+                return True
+        return False
+
+    def kept(self, v: Value) -> bool:
+        """Whether the tile should be in memory: some use needs it there, or it is dear and computed more than once."""
+        if v not in self.kept_memo:
+            self.kept_memo[v] = self.must_store(v) or (
+                self.cost(v) >= COSTLY and (len(self.roots_of(v)) > 1 or self.repeated(v)))
+        return self.kept_memo[v]
 
     def must_store(self, v: Value) -> bool:
         """Whether some use needs the tile in memory."""
@@ -223,7 +248,7 @@ class _Placer:
     def op(self, op: Op) -> None:
         if self.inline(op):
             v = op.results[0]
-            if self.must_store(v) or (len(self.roots_of(v)) > 1 and self.cost(v) >= COSTLY):
+            if self.must_store(v) or (self.kept(v) and self.cost(v) >= COSTLY):
                 self.root(op, v, v.shape)
             return
         if op.name == "reduce":

@@ -32,11 +32,13 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     dq, dk, dv = (made(x, tuple(x.shape), dtype_of(x), 0 if some else None)
                   for x, some in zip((q, k, v), partly, strict=True))
     given = {**opts.tensors, **packing, **opts.consts, **sizes}
-    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, longest=longest[1], **{**given, **opts.visited(q, True)})
+    bias = opts.tensors.get("key_bias")
+    dbias = None if bias is None else made(bias, tuple(bias.shape), dtype_of(bias))
+    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=dbias, longest=longest[1],
+                **{**given, **opts.visited(q, True)})
     dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, longest=longest[0], **{**given, **opts.visited(q)})
-    if opts.sinks is None:
-        return dq, dk, dv
-    return dq, dk, dv, sinks_kernel(opts.sinks, lse, delta)
+    grads = (dq, dk, dv) if dbias is None else (dq, dk, dv, dbias)
+    return grads if opts.sinks is None else (*grads, sinks_kernel(opts.sinks, lse, delta))
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,

@@ -11,6 +11,7 @@ from tilelang.ops.attention.scores import (
     biased,
     key_block,
     key_range,
+    per_key,
     put,
     query_range,
     score,
@@ -69,6 +70,14 @@ def slopes(x, seen, b, h, i, j, shift, slope, bias, scale, CAP, MOD):
     return tile.where(seen, y * LOG2E, float("-inf")), dy
 
 
+@tile.function
+def added(bias, each):
+    """The sum of two biases of scores, each of which may be None."""
+    if each is None:
+        return bias
+    return each.to(tile.f32) if bias is None else bias + each.to(tile.f32)
+
+
 @tile.kernel
 def dkdv_kernel(
     q: tile.Tensor[tile.T, "A H S D"],
@@ -80,8 +89,11 @@ def dkdv_kernel(
     dk: tile.Out[tile.T, "C G L D"],
     dv: tile.Out[tile.T, "C G L E"],
     scale: tile.f32,
+    dkey_bias: tile.Out[tile.W, "C G L"] = None,
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     bias: tile.Tensor[tile.U, "A H S L"] = None,
+    key_bias: tile.Tensor[tile.W, "C G L"] = None,
+    until: tile.Tensor[tile.i32, "C G L"] = None,
     counts: tile.Tensor[tile.i32, "A H N"] = None,
     blocks: tile.Tensor[tile.i32, "A H N M"] = None,
     cu_q: tile.Tensor[tile.i32, "B1"] = None,
@@ -115,6 +127,7 @@ def dkdv_kernel(
     values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
     j = n + tile.arange(BN)[:, None]
     sum_k, sum_v = tile.zeros((BN, BD), tile.f32), tile.zeros((BN, BE), tile.f32)
+    sum_bias = tile.zeros((BN,), tile.f32)
     for r in tile.range(0, H // G):
         h = g * (H // G) + r
         slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
@@ -129,22 +142,28 @@ def dkdv_kernel(
             rows = key_block(q, at_q, h, m, first_q, S, None, BM, BD, ragged_q)
             grads = key_block(do, at_q, h, m, first_q, S, None, BM, BE, ragged_q)
             i = m + tile.arange(BM)[None, :]
-            seen = visible(b, h, i, j, S if ragged_q else None, L, shift, LEFT, RIGHT, MASK)
+            seen = visible(b, h, i, j, S if ragged_q else None, L, shift, LEFT, RIGHT, MASK,
+                           per_key(until, at_k, g, n, j))
             extra = None
             if bias is not None:
                 extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen.T, bias, at_q, h, m, n)
                 extra, seen = extra.T, seen.T
+            extra = added(extra, per_key(key_bias, at_k, g, n, j))
             y, dy = slopes(tile.dot(keys, rows.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
             top = tile.load(lse, (at_q, h, first_q + m), (BM,), fill=float("inf")) * LOG2E
             p = tile.exp2(y - top[None, :])
             sum_v = tile.dot(p.to(v.dtype) if ROUND else p, grads, sum_v)
             part = tile.load(delta, (at_q, h, first_q + m), (BM,))
             dx = p * (tile.dot(values, grads.T) - part[None, :])
+            if dkey_bias is not None:
+                sum_bias += dx.sum(1)
             if dy is not None:
                 dx = dx * dy
             sum_k = tile.dot(dx.to(k.dtype) if ROUND else dx, rows, sum_k)
     put(dk, at_k, g, first_k, n, L, (sum_k * scale).to(dk.dtype), ragged_k)
     put(dv, at_k, g, first_k, n, L, sum_v.to(dv.dtype), ragged_k)
+    if dkey_bias is not None:
+        tile.store(dkey_bias, (at_k, g, n), sum_bias.to(dkey_bias.dtype))
 
 
 @tile.kernel
@@ -159,6 +178,8 @@ def dq_kernel(
     scale: tile.f32,
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     bias: tile.Tensor[tile.U, "A H S L"] = None,
+    key_bias: tile.Tensor[tile.W, "C G L"] = None,
+    until: tile.Tensor[tile.i32, "C G L"] = None,
     counts: tile.Tensor[tile.i32, "A H M"] = None,
     blocks: tile.Tensor[tile.i32, "A H M N"] = None,
     cu_q: tile.Tensor[tile.i32, "B1"] = None,
@@ -208,10 +229,11 @@ def dq_kernel(
         keys = key_block(k, at_k, g, n, first_k, L, None, BN, BD, ragged_k)
         values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
         j = n + tile.arange(BN)[None, :]
-        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
+        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK, per_key(until, at_k, g, n, j))
         extra = None
         if bias is not None:
             extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen, bias, at_q, h, m, n)
+        extra = added(extra, per_key(key_bias, at_k, g, n, j))
         y, dy = slopes(tile.dot(rows, keys.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
         dx = tile.exp2(y - top[:, None]) * (tile.dot(grads, values.T) - part[:, None])
         if dy is not None:

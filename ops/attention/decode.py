@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 import tilelang as tile
-from tilelang.ops.attention.options import check_heads, made, options, page_block
-from tilelang.ops.attention.scores import LOG2E, key_block, key_range, rescale, score, visible
+from tilelang.ops.attention.options import Options, check_heads, made, options, page_block
+from tilelang.ops.attention.scores import LOG2E, key_block, key_range, normalised, rescale, score, visible, weigh
 from tilelang.ops.common import block, dtype_of
 
 ROWWISE = 4
@@ -41,10 +41,12 @@ def decode_kernel(
     BE: tile.Const = 64,
     ROUND: tile.Const = False,
     ROWWISE: tile.Const = False,
+    SHARED: tile.Const = False,
 ):
     """Part n of N of the keys, for BM of the R rows of a key head: its query heads, `queries` rows each. Codes of keys
     stand for k_scale (code - k_zero), of values for v_scale (code - v_zero): the scales of keys go into the queries,
-    those of values into the weights, so that products are of codes. ROWWISE: products without `dot`."""
+    those of values into the weights, so that products are of codes. ROWWISE: products without `dot`. SHARED: values
+    are the first columns of keys, which are read once."""
     N, B, G, R = o.shape[0], q.shape[0], k.shape[1], q.shape[2]
     part, bg, m = tile.grid(N, B * G, tile.cdiv(R, BM))
     b, g = bg // G, bg % G
@@ -73,7 +75,7 @@ def decode_kernel(
     total = tile.zeros((BM,), tile.f32)
     acc = tile.zeros((BM, BE), tile.f32)
     for n in tile.range(lo, hi, BN, stages=2):
-        keys = key_block(k, at_k, g, n, 0, L, table, BN, BD, False)
+        keys = key_block(k, at_k, g, n, 0, L, table, BN, BD, SHARED and used_k is not None)
         if ROWWISE:
             x = (query.to(tile.f32)[:, None, :] * keys.to(tile.f32)[None, :, :]).sum(2)
         else:
@@ -84,15 +86,12 @@ def decode_kernel(
         seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
         x = x * (scale * LOG2E) if plain else score(x * scale, b, h, i, j, shift, slope, CAP, MOD) * LOG2E
         x = tile.where(seen, x, float("-inf"))
-        top, base, keep = rescale(top, x.max(1))
-        p = tile.exp2(x - base[:, None])
-        total = total * keep + p.sum(1)
-        acc = acc * keep[:, None]
+        p, top, total, acc = weigh(x, top, total, acc)
         if v_scale is not None:
             p = p * token_block(v_scale, at_k, g, n, L, table, BN)[None, :]
             if v_zero is not None:
                 acc = acc - (p * token_block(v_zero, at_k, g, n, L, table, BN)[None, :]).sum(1)[:, None]
-        values = key_block(v, at_k, g, n, 0, L, table, BN, BE, used_k is not None)
+        values = keys[:, :BE] if SHARED else key_block(v, at_k, g, n, 0, L, table, BN, BE, used_k is not None)
         if ROWWISE:
             acc = acc + (p[:, :, None] * values.to(tile.f32)[None, :, :]).sum(1)
         else:
@@ -102,8 +101,7 @@ def decode_kernel(
         top, base, keep = rescale(top, sink)
         total = total * keep + tile.exp2(sink - base)
         acc = acc * keep[:, None]
-    inverse = tile.where(total == 0.0, 0.0, 1.0 / total)
-    tile.store(o, (part, b, g, m * BM, 0), (acc * inverse[:, None]).to(o.dtype), (None, None, None, BM, BE))
+    tile.store(o, (part, b, g, m * BM, 0), normalised(acc, total).to(o.dtype), (None, None, None, BM, BE))
     sums = tile.where(total == 0.0, float("inf"), (top + tile.log2(total)) * math.log(2.0))
     tile.store(lse, (part, b, g, m * BM), sums)
 
@@ -164,10 +162,18 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
         raise ValueError("with a block_table, seqused_k must give the lengths")
     if (k_zero is not None and k_scale is None) or (v_zero is not None and v_scale is None):
         raise ValueError("a zero point needs a scale")
+    opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, q.shape[0], 0)
+    o, lse = _run(q, k, v, opts, seqused_k, block_table, splits, k_scale=k_scale, k_zero=k_zero, v_scale=v_scale,
+                  v_zero=v_zero)
+    return (o, lse) if return_lse else o
+
+
+def _run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any, splits: int | None,
+         **given: Any) -> tuple[Any, Any]:
+    """(result, LSE) by the kernels; `given` are further arguments of the first."""
     batch, heads, queries, d = q.shape
     groups, e = k.shape[1], v.shape[3]
     rows, longest = heads // groups * queries, k.shape[2] * (1 if block_table is None else block_table.shape[1])
-    opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, batch, 0)
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
     bm = block(rows, 64, 16) if gpu else block(rows, 96, 1 if rows < 12 else 12)
@@ -181,12 +187,42 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
     o = made(q, (*shape, e), dtype_of(q) if parts == 1 else tile.dtype("f32"))
     lse = made(q, shape, tile.dtype("f32"))
     sizes = {"BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep)}
-    decode_kernel(q.reshape(batch, groups, rows, d), k, v, o, lse, opts.scale, queries, k_scale=k_scale, k_zero=k_zero,
-                  v_scale=v_scale, v_zero=v_zero, sinks=sinks, used_k=seqused_k, table=block_table, **opts.tensors,
-                  **opts.consts, **sizes, BM=bm, BN=bn, ROUND=gpu, ROWWISE=not gpu and bm <= ROWWISE)
+    decode_kernel(q.reshape(batch, groups, rows, d), k, v, o, lse, opts.scale, queries, sinks=opts.sinks,
+                  used_k=seqused_k, table=block_table, **opts.tensors, **opts.consts, **sizes, **given, BM=bm, BN=bn,
+                  ROUND=gpu, ROWWISE=not gpu and bm <= ROWWISE)
     if parts > 1:
         partial, sums = o, lse
         o, lse = made(q, (*shape[1:], e), dtype_of(q)), made(q, shape[1:], tile.dtype("f32"))
         combine_kernel(partial, sums, o, lse, BN=block(parts, 1 << 12, deep), BE=sizes["BE"])
-    o, lse = o.reshape(batch, heads, queries, e), lse.reshape(batch, heads, queries)
+    return o.reshape(batch, heads, queries, e), lse.reshape(batch, heads, queries)
+
+
+@tile.torch_op("tilelang::mla_decode", outputs="o lse", autocast="lower",
+               dims="b h S D, N L D, b, b P -> b h S E, b h S")
+def _mla(q: Any, cache: Any, seqused: Any = None, block_table: Any = None, columns: int = 512, causal: bool = True,
+         scale: float = 1.0, splits: int | None = None) -> tuple[Any, Any]:
+    k = cache[:, None]
+    check_heads(q, k, k)
+    if cache.shape[2] != q.shape[3] or not 0 < columns <= q.shape[3]:
+        raise ValueError(f"queries of {q.shape[3]} columns need a cache of as many, the first {columns} of them the "
+                         f"values, got a cache of {cache.shape[2]}")
+    if block_table is not None and seqused is None:
+        raise ValueError("with a block_table, seqused must give the lengths")
+    opts = options(q, causal, scale, None, None, None, None, None, None, None, q.shape[0], 0)
+    return _run(q, k, k[..., :columns], opts, seqused, block_table, splits, SHARED=True)
+
+
+def mla_decode(q: Any, cache: Any, causal: bool = True, scale: float | None = None, *, columns: int = 512,
+               seqused: Any = None, block_table: Any = None, splits: int | None = None, return_lse: bool = False
+               ) -> Any:
+    """Latent attention (DeepSeek-V2, arXiv 2405.04434) of a few queries with absorbed projections: q [B, H, S, D] to
+    one cache [B, L, D] that all heads share, whose first `columns` columns are the values too (512 of 576: the last 64
+    are the keys' rotary part). Cache rows are read once. Gives [B, H, S, columns] in q's dtype, and with `return_lse`
+    the LSE f32 [B, H, S].
+
+    As in `attention_decode`: `seqused` i32 [B], `block_table` i32 [B, P] of pages [pages, page, D], `splits`; `causal`
+    is bottom-right aligned; `scale` is 1 / sqrt(D) unless given, which is not that of the heads before absorption.
+    Raises ValueError."""
+    o, lse = _mla(q, cache, seqused, block_table, columns, causal, 1.0 / math.sqrt(q.shape[3]) if scale is None else
+                  scale, splits)
     return (o, lse) if return_lse else o

@@ -9,11 +9,14 @@ from tilelang.ops.attention.scores import (
     biased,
     key_block,
     key_range,
+    normalised,
+    per_key,
     put,
     rescale,
     score,
     span,
     visible,
+    weigh,
 )
 
 
@@ -28,6 +31,8 @@ def forward_kernel(
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     sinks: tile.Tensor[tile.f32, "H"] = None,
     bias: tile.Tensor[tile.U, "A H S L"] = None,
+    key_bias: tile.Tensor[tile.W, "C G L"] = None,
+    until: tile.Tensor[tile.i32, "C G L"] = None,
     counts: tile.Tensor[tile.i32, "A H M"] = None,
     blocks: tile.Tensor[tile.i32, "A H M N"] = None,
     cu_q: tile.Tensor[tile.i32, "B1"] = None,
@@ -64,7 +69,7 @@ def forward_kernel(
     shift = L - S
     query = tile.load(q, (at_q, h, first_q + m * BM, 0), (BM, BD))
     slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
-    plain = CAP is None and alibi is None and MOD is None and bias is None
+    plain = CAP is None and alibi is None and MOD is None and bias is None and key_bias is None
     i = m * BM + tile.arange(BM)[:, None]
     top = tile.full((BM,), float("-inf"), tile.f32)
     total = tile.zeros((BM,), tile.f32)
@@ -80,26 +85,25 @@ def forward_kernel(
         ours = key_block(k, at_k, g, n, first_k, L, table, BN, BD, False)
         x = tile.dot(query, ours.T)
         j = n + tile.arange(BN)[None, :]
-        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
+        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK, per_key(until, at_k, g, n, j))
         if plain:
             x = x * (scale * LOG2E)
         else:
             x = score(x * scale, b, h, i, j, shift, slope, CAP, MOD)
             x, seen = biased(x, seen, bias, at_q, h, m * BM, n)
+            if key_bias is not None:
+                x = x + per_key(key_bias, at_k, g, n, j).to(tile.f32)
             x = x * LOG2E
         x = tile.where(seen, x, float("-inf"))
-        top, base, keep = rescale(top, x.max(1))
-        p = tile.exp2(x - base[:, None])
-        total = total * keep + p.sum(1)
+        p, top, total, acc = weigh(x, top, total, acc)
         values = key_block(v, at_k, g, n, first_k, L, table, BN, BE, used_k is not None or cu_k is not None)
-        acc = tile.dot(p.to(v.dtype) if ROUND else p, values, acc * keep[:, None])
+        acc = tile.dot(p.to(v.dtype) if ROUND else p, values, acc)
     if sinks is not None:
         sink = tile.load(sinks, (h,), ()) * LOG2E
         top, base, keep = rescale(top, sink)
         total = total * keep + tile.exp2(sink - base)
         acc = acc * keep[:, None]
-    inverse = tile.where(total == 0.0, 0.0, 1.0 / total)
-    put(o, at_q, h, first_q, m * BM, S, (acc * inverse[:, None]).to(o.dtype), ragged)
+    put(o, at_q, h, first_q, m * BM, S, normalised(acc, total).to(o.dtype), ragged)
     if lse is not None:
         value = tile.where(total == 0.0, float("inf"), (top + tile.log2(total)) * math.log(2.0))
         put(lse, at_q, h, first_q, m * BM, S, value, ragged)

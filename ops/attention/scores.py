@@ -38,10 +38,10 @@ def query_range(first, columns, length, shift, LEFT, RIGHT, BLOCK):
 
 
 @tile.function
-def visible(b, h, i, j, rows, length, shift, LEFT, RIGHT, MASK):
+def visible(b, h, i, j, rows, length, shift, LEFT, RIGHT, MASK, until=None):
     """Which of the queries i [M, 1] see which of the keys j [1, N]: at most LEFT before and RIGHT behind their own
-    place, which is i + shift, and what MASK(b, h, i, j) allows. `rows` is None where queries beyond the last do no
-    harm."""
+    place, which is i + shift, and what MASK(b, h, i, j) allows, from places before `until`, of j's shape. `rows` is
+    None where queries beyond the last do no harm."""
     seen = j < length
     if rows is not None:
         seen = seen & (i < rows)
@@ -51,7 +51,15 @@ def visible(b, h, i, j, rows, length, shift, LEFT, RIGHT, MASK):
         seen = seen & (j >= i + (shift - LEFT))
     if MASK is not None:
         seen = seen & MASK(b, h, i, j)
+    if until is not None:
+        seen = seen & (i + shift < until)
     return seen
+
+
+@tile.function
+def per_key(x, b, g, n, j):
+    """What x [C, G, L] has for keys n, n + 1, …, in the shape of their numbers j; or None."""
+    return None if x is None else tile.load(x, (b, g, n), (j.shape[0] * j.shape[1],)).reshape(j.shape)
 
 
 @tile.function
@@ -74,6 +82,20 @@ def rescale(top, largest):
     new = tile.maximum(top, largest)
     base = tile.where(new == float("-inf"), 0.0, new)
     return new, base, tile.exp2(top - base)
+
+
+@tile.function
+def weigh(x, top, total, acc):
+    """(weights, new maximum, sum of weights, sum of weighted values before this block) for scores x to base 2."""
+    top, base, keep = rescale(top, x.max(1))
+    p = tile.exp2(x - base[:, None])
+    return p, top, total * keep + p.sum(1), acc * keep[:, None]
+
+
+@tile.function
+def normalised(acc, total):
+    """acc / total by rows; 0 for a row that has seen nothing."""
+    return acc * tile.where(total == 0.0, 0.0, 1.0 / total)[:, None]
 
 
 @tile.function

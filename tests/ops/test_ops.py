@@ -66,6 +66,20 @@ def test_rowwise(dt: torch.dtype, shape: tuple[int, ...]) -> None:
         close(ops.layer_norm(x, w, b), want, (n * 2.0 ** -22 + EPS[dt]) * (size + 1e-6))
 
 
+@pytest.mark.parametrize("dt", FLOATS)
+@pytest.mark.parametrize("target", ["cpu", "emulate:cuda:sm_80", "emulate:hip:gfx942"])
+def test_norms_of_sums(dt: torch.dtype, target: str) -> None:
+    """The sum is rounded once, and its norm is that of the rounded sum, to the bit."""
+    shape = (3, 5, 100) if target == "cpu" else (3, 33)
+    x, r = torch.randn(shape).to(dt), torch.randn(shape).to(dt)
+    w, b = torch.randn(shape[-1]).to(dt), torch.randn(shape[-1]).to(dt)
+    with tile.target(target):
+        for add, plain, weights in ((ops.add_layer_norm, ops.layer_norm, (w, b)),
+                                    (ops.add_rms_norm, ops.rms_norm, (w,))):
+            y, h = add(x, r, *weights)
+            assert torch.equal(h, x + r) and torch.equal(y, plain(h, *weights))
+
+
 def test_linear() -> None:
     x, w, b = torch.randn(2, 19, 70), torch.randn(45, 70), torch.randn(45)
     want = linear.reference(x.numpy(), w.numpy(), b.numpy())
