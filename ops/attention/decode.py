@@ -7,6 +7,7 @@ from typing import Any
 import tilelang as tile
 from tilelang.ops.attention.options import Options, check_heads, made, options, page_block
 from tilelang.ops.attention.scores import LOG2E, key_block, key_range, normalised, rescale, score, visible, weigh
+from tilelang.ops.attention.sparse import WORD, expanded
 from tilelang.ops.common import block, dtype_of
 
 ROWWISE = 4
@@ -16,8 +17,8 @@ ROWWISE = 4
 @tile.kernel
 def decode_kernel(
     q: tile.Tensor[tile.T, "B G R D"],
-    k: tile.Tensor[tile.K, "C G L D"],
-    v: tile.Tensor[tile.V, "C G L E"],
+    k: tile.Tensor[tile.K, "C G L K"],
+    v: tile.Tensor[tile.V, "C G L V"],
     o: tile.Out[tile.O, "N B G R E"],
     lse: tile.Out[tile.f32, "N B G R"],
     scale: tile.f32,
@@ -26,6 +27,8 @@ def decode_kernel(
     k_zero: tile.Tensor[tile.f32, "B G D"] = None,
     v_scale: tile.Tensor[tile.f32, "C G L"] = None,
     v_zero: tile.Tensor[tile.f32, "C G L"] = None,
+    k_bits: tile.Tensor[tile.u32, "C G L X"] = None,
+    v_bits: tile.Tensor[tile.u32, "C G L Y"] = None,
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     sinks: tile.Tensor[tile.f32, "H"] = None,
     used_k: tile.Tensor[tile.i32, "B"] = None,
@@ -45,7 +48,8 @@ def decode_kernel(
 ):
     """Part n of N of the keys, for BM of the R rows of a key head: its query heads, `queries` rows each. Codes of keys
     stand for k_scale (code - k_zero), of values for v_scale (code - v_zero): the scales of keys go into the queries,
-    those of values into the weights, so that products are of codes. ROWWISE: products without `dot`. SHARED: values
+    those of values into the weights, so that products are of codes. With `k_bits`, `v_bits` rows
+    are packed (`sparse.py`). ROWWISE: products without `dot`. SHARED: values
     are the first columns of keys, which are read once."""
     N, B, G, R = o.shape[0], q.shape[0], k.shape[1], q.shape[2]
     part, bg, m = tile.grid(N, B * G, tile.cdiv(R, BM))
@@ -75,7 +79,10 @@ def decode_kernel(
     total = tile.zeros((BM,), tile.f32)
     acc = tile.zeros((BM, BE), tile.f32)
     for n in tile.range(lo, hi, BN, stages=2):
-        keys = key_block(k, at_k, g, n, 0, L, table, BN, BD, SHARED and used_k is not None)
+        if k_bits is None:
+            keys = key_block(k, at_k, g, n, 0, L, table, BN, BD, SHARED and used_k is not None)
+        else:
+            keys = expanded(k, k_bits, at_k, g, n, L, table, BN, BD, False)
         if ROWWISE:
             x = (query.to(tile.f32)[:, None, :] * keys.to(tile.f32)[None, :, :]).sum(2)
         else:
@@ -91,7 +98,10 @@ def decode_kernel(
             p = p * token_block(v_scale, at_k, g, n, L, table, BN)[None, :]
             if v_zero is not None:
                 acc = acc - (p * token_block(v_zero, at_k, g, n, L, table, BN)[None, :]).sum(1)[:, None]
-        values = keys[:, :BE] if SHARED else key_block(v, at_k, g, n, 0, L, table, BN, BE, used_k is not None)
+        if v_bits is not None:
+            values = expanded(v, v_bits, at_k, g, n, L, table, BN, BE, used_k is not None)
+        else:
+            values = keys[:, :BE] if SHARED else key_block(v, at_k, g, n, 0, L, table, BN, BE, used_k is not None)
         if ROWWISE:
             acc = acc + (p[:, :, None] * values.to(tile.f32)[None, :, :]).sum(1)
         else:
@@ -145,7 +155,7 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
                      seqused_k: Any = None, block_table: Any = None, window: Any = None, softcap: float | None = None,
                      alibi: Any = None, sinks: Any = None, score_mod: Any = None, mask_mod: Any = None,
                      k_scale: Any = None, k_zero: Any = None, v_scale: Any = None, v_zero: Any = None,
-                     splits: int | None = None, return_lse: bool = False) -> Any:
+                     k_bits: Any = None, v_bits: Any = None, splits: int | None = None, return_lse: bool = False) -> Any:
     """`attention` of a few queries q [B, H, S, D] to a cache k [B, G, L, D], v [B, G, L, E], of which the first
     seqused_k[b] (i32 [B]) rows are valid; with `block_table` i32 [B, P] k is [pages, G, page, D] and v [pages, G,
     page, E], and key n of sequence b row n % page of page block_table[b, n // page]. Gives [B, H, S, E] in q's dtype,
@@ -153,7 +163,8 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
 
     k and v may have another dtype than q, `tilelang.Packed` of fewer bits than 8 too. Their values are then codes: a
     key is k_scale (code - k_zero), with parameters f32 [B, G, D] for each channel, a value v_scale (code - v_zero),
-    with parameters f32 [B, G, L] ([pages, G, page]) for each token; see `quantize_kv`.
+    with parameters f32 [B, G, L] ([pages, G, page]) for each token; see `quantize_kv`. With bitmaps `k_bits` and
+    `v_bits` their rows are packed; see `compress_kv`.
 
     `splits`: how many programs share the keys of a head; by default enough to occupy the machine. The result does not
     depend on timing, but in its last bits on `splits`. Raises ValueError."""
@@ -162,9 +173,11 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
         raise ValueError("with a block_table, seqused_k must give the lengths")
     if (k_zero is not None and k_scale is None) or (v_zero is not None and v_scale is None):
         raise ValueError("a zero point needs a scale")
+    if (k_bits is None) != (v_bits is None) or (k_bits is not None and (k_scale is not None or v_scale is not None)):
+        raise ValueError("k_bits and v_bits come together, and without scales")
     opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, q.shape[0], 0)
     o, lse = _run(q, k, v, opts, seqused_k, block_table, splits, k_scale=k_scale, k_zero=k_zero, v_scale=v_scale,
-                  v_zero=v_zero)
+                  v_zero=v_zero, k_bits=k_bits, v_bits=v_bits)
     return (o, lse) if return_lse else o
 
 
@@ -173,6 +186,12 @@ def _run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any
     """(result, LSE) by the kernels; `given` are further arguments of the first."""
     batch, heads, queries, d = q.shape
     groups, e = k.shape[1], v.shape[3]
+    if given.get("k_bits") is not None:
+        d_k, e = (WORD * given[name].shape[3] for name in ("k_bits", "v_bits"))
+    else:
+        d_k = k.shape[3]
+    if d_k != d:
+        raise ValueError(f"queries and keys need as many channels, got {d} and {d_k}")
     rows, longest = heads // groups * queries, k.shape[2] * (1 if block_table is None else block_table.shape[1])
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
