@@ -11,5 +11,5 @@ from tilelang.ops.attention.sparse import compress_kv
 from tilelang.ops.attention.varlen import attention_varlen_backward
 
 __all__ = ["BlockMask", "append_kv", "attention", "attention_backward", "attention_decode", "attention_varlen",
-           "attention_varlen_backward", "block_mask", "compress_kv", "dynamic_mask_attention", "lowrank_attention", "mla_decode",
-           "quantize_kv", "reference", "rotate"]
+           "attention_varlen_backward", "block_mask", "compress_kv", "dynamic_mask_attention", "lowrank_attention",
+           "mla_decode", "quantize_kv", "reference", "rotate"]

@@ -155,7 +155,8 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
                      seqused_k: Any = None, block_table: Any = None, window: Any = None, softcap: float | None = None,
                      alibi: Any = None, sinks: Any = None, score_mod: Any = None, mask_mod: Any = None,
                      k_scale: Any = None, k_zero: Any = None, v_scale: Any = None, v_zero: Any = None,
-                     k_bits: Any = None, v_bits: Any = None, splits: int | None = None, return_lse: bool = False) -> Any:
+                     k_bits: Any = None, v_bits: Any = None, splits: int | None = None, return_lse: bool = False
+                     ) -> Any:
     """`attention` of a few queries q [B, H, S, D] to a cache k [B, G, L, D], v [B, G, L, E], of which the first
     seqused_k[b] (i32 [B]) rows are valid; with `block_table` i32 [B, P] k is [pages, G, page, D] and v [pages, G,
     page, E], and key n of sequence b row n % page of page block_table[b, n // page]. Gives [B, H, S, E] in q's dtype,

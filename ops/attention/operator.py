@@ -16,7 +16,8 @@ from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
 
 _DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b, V W X, V W X Y, V W Y, V W Y X -> b h S E, b h S"
-_DECODE_DIMS = "B h S D, C h L D, C h L E, B, B P, B h, h, B h D, B h D, C h L, C h L -> B h S E, B h S"
+_DECODE_DIMS = ("B h S D, C h L D, C h L E, B, B P, B h, h, B h D, B h D, C h L, C h L, C h L X, C h L Y"
+                " -> B h S E, B h S")
 
 
 def _whole(score_mod: Any, mask_mod: Any) -> Any:
@@ -93,12 +94,13 @@ def _decode(score_mod: Any, mask_mod: Any) -> Any:
     def attention_decode(q: Any, k: Any, v: Any, k_packed: str, v_packed: str, causal: bool, scale: float, left: int,
                          right: int, softcap: float, seqused_k: Any = None, block_table: Any = None, alibi: Any = None,
                          sinks: Any = None, k_scale: Any = None, k_zero: Any = None, v_scale: Any = None,
-                         v_zero: Any = None, splits: int = 0) -> tuple[Any, Any]:
+                         v_zero: Any = None, k_bits: Any = None, v_bits: Any = None, splits: int = 0
+                         ) -> tuple[Any, Any]:
         return decode.attention_decode(
             q, unpacked(k, k_packed), unpacked(v, v_packed), causal, scale, seqused_k=seqused_k,
             block_table=block_table, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks,
             score_mod=score_mod, mask_mod=mask_mod, k_scale=k_scale, k_zero=k_zero, v_scale=v_scale, v_zero=v_zero,
-            splits=splits or None, return_lse=True)
+            k_bits=k_bits, v_bits=v_bits, splits=splits or None, return_lse=True)
     return attention_decode
 
 
@@ -179,9 +181,10 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
                      seqused_k: Any = None, block_table: Any = None, window: Any = None, softcap: float | None = None,
                      alibi: Any = None, sinks: Any = None, score_mod: Any = None, mask_mod: Any = None,
                      k_scale: Any = None, k_zero: Any = None, v_scale: Any = None, v_zero: Any = None,
-                     splits: int | None = None, return_lse: bool = False) -> Any:
+                     k_bits: Any = None, v_bits: Any = None, splits: int | None = None, return_lse: bool = False
+                     ) -> Any:
     given = {"seqused_k": seqused_k, "block_table": block_table, "k_scale": k_scale, "k_zero": k_zero,
-             "v_scale": v_scale, "v_zero": v_zero}
+             "v_scale": v_scale, "v_zero": v_zero, "k_bits": k_bits, "v_bits": v_bits}
     if not is_torch(q):
         return decode.attention_decode(
             q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,

@@ -65,7 +65,7 @@ def expanded(values, bits, b, g, n, length, table, ROWS, COLUMNS, ZERO):
 
 
 def compress_kv(k: Any, v: Any, keep: float = 0.5) -> tuple[Any, Any, dict[str, Any]]:
-    """(packed k [B, G, L, D], packed v [B, G, L, E], bitmaps u32 as arguments of `attention_decode`): of each token the
+    """(packed k [B, G, L, D], packed v [B, G, L, E], bitmaps as arguments of `attention_decode`): of each token the
     share `keep` of the channels of k and of v, those of largest magnitude. D and E are multiples of 32. A row of D
     channels of f16 takes 2 keep D + D / 8 bytes. Raises ValueError."""
     if not 0.0 < keep <= 1.0 or any(x.shape[3] % WORD for x in (k, v)):

@@ -30,7 +30,7 @@ def unpacked(values: Any, bits: Any, d: int) -> Any:
 def test_the_largest_of_each_row_are_kept(keep: float, target: str) -> None:
     """Ties go to the first; a whole row of them, too."""
     rng = np.random.default_rng(0)
-    k, v = rng.integers(-4, 5, (1, 2, 19, 64)).astype(np.float32), rng.standard_normal((1, 2, 19, 32)).astype(np.float32)
+    k, v = (x.astype(np.float32) for x in (rng.integers(-4, 5, (1, 2, 19, 64)), rng.standard_normal((1, 2, 19, 32))))
     k[0, 0, 3] = 0
     with tile.target(target):
         packed_k, packed_v, bits = ops.compress_kv(k, v, keep)
@@ -41,8 +41,9 @@ def test_the_largest_of_each_row_are_kept(keep: float, target: str) -> None:
 
 @pytest.mark.parametrize(("heads", "queries"), [((4, 4), 1), ((12, 2), 3)])
 def test_attention_to_the_pruned_cache(heads: tuple[int, int], queries: int) -> None:
-    q, k, v = (torch.randn(2, h, n, d) for h, n, d in ((heads[0], queries, 64), (heads[1], 300, 64), (heads[1], 300, 32)))
-    options: dict[str, Any] = {"causal": True, "sinks": torch.randn(heads[0])}
+    h, g = heads
+    q, k, v = (torch.randn(2, *shape) for shape in ((h, queries, 64), (g, 300, 64), (g, 300, 32)))
+    options: dict[str, Any] = {"causal": True, "sinks": torch.randn(h)}
     keys, values, bits = ops.compress_kv(k, v, 0.3)
     got = ops.attention_decode(q, keys, values, splits=2, return_lse=True, **bits, **options)
     dense = [torch.tensor(sparse.pruned(x.numpy(), 0.3)) for x in (k, v)]
