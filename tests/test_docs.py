@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tilelang import ops
 from tilelang.backends.cuda import nvrtc, products
 from tilelang.backends.hip import clang
 from tilelang.cli import main
@@ -141,3 +142,10 @@ def test_every_report_entry_and_variable_is_explained() -> None:
         source = (ROOT / "backends" / backend / "compile.py").read_text()
         for entry in re.findall(r'"(\w+)": ', source[source.index("def report"):]):
             assert f"`{entry}`" in entries
+
+
+def test_every_function_of_the_library_is_listed() -> None:
+    page = (ROOT / "docs" / "ops.md").read_text()
+    listed = set(re.findall(r"`(\w+)`", "".join(line for line in page.splitlines() if line.startswith("| `"))))
+    assert set(ops.__all__) - listed == {"attention_backward", "attention_varlen_backward", "based_state", "block_mask"}
+    assert listed <= set(ops.__all__)

@@ -15,14 +15,14 @@ from tilelang.args import empty_like
 from tilelang.ops.common import block, dtype_of
 
 WORD = 32
-U32 = tile.dtype("u32")
+I32 = tile.dtype("i32")
 
 
 @tile.kernel
 def compress_kernel(
     x: tile.Tensor[tile.T, "B G L D"],
     values: tile.Out[tile.T, "B G L N"],
-    bits: tile.Out[tile.u32, "B G L W"],
+    bits: tile.Out[tile.i32, "B G L W"],
     BN: tile.Const = 16,
     WORDS: tile.Const = 2,
 ):
@@ -40,7 +40,7 @@ def compress_kernel(
     zero = tile.zeros((BN, WORDS * WORD), tile.i32)
     tile.scatter(values, (zero + b, zero + g, zero + m * BN + tile.arange(BN)[:, None], place), rows, kept)
     word = tile.where(kept, tile.full((BN, WORDS * WORD), 1, tile.u32) << (c % WORD).to(tile.u32), 0)
-    tile.store(bits, (b, g, m * BN, 0), word.reshape(BN, WORDS, WORD).sum(2))
+    tile.store(bits, (b, g, m * BN, 0), tile.bitcast(word.reshape(BN, WORDS, WORD).sum(2), tile.i32))
 
 
 @tile.function
@@ -50,7 +50,7 @@ def expanded(values, bits, b, g, n, length, table, ROWS, COLUMNS, ZERO):
     if table is not None:
         page = values.shape[2]
         entry, first = tile.load(table, (b, n // page), ()), n % page
-    words = tile.load(bits, (entry, g, first, 0), (ROWS, COLUMNS // WORD))
+    words = tile.bitcast(tile.load(bits, (entry, g, first, 0), (ROWS, COLUMNS // WORD)), tile.u32)
     count = tile.popcount(words).to(tile.i32)
     before = tile.cumsum(count, 1) - count
     bit = tile.arange(WORD)[None, None, :].to(tile.u32)
@@ -75,7 +75,7 @@ def compress_kv(k: Any, v: Any, keep: float = 0.5) -> tuple[Any, Any, dict[str, 
     for x in (k, v):
         batch, groups, length, d = x.shape
         values = empty_like(x, (batch, groups, length, max(1, round(keep * d))), dtype_of(x))
-        bits = empty_like(x, (batch, groups, length, d // WORD), U32)
+        bits = empty_like(x, (batch, groups, length, d // WORD), I32)
         compress_kernel(x, values, bits, BN=block(length, 16, 4), WORDS=d // WORD)
         packed.append(values)
         bitmaps.append(bits)

@@ -35,6 +35,25 @@ def test_grouped_matmul(offsets: list[int], k: int, n: int, target: str) -> None
         assert (abs(dw[i].numpy() - a[rows].T @ d[rows]) <= m * EPS * (abs(a[rows]).T @ abs(d[rows]))).all()
 
 
+@pytest.mark.parametrize("dt", [torch.float16, torch.bfloat16])
+def test_half_precision(dt: torch.dtype) -> None:
+    """Sums in f32, rounded once, forward and backward."""
+    offsets, step = [0, 7, 7, 41], torch.finfo(dt).eps
+    x, w = torch.randn(41, 33).to(dt).requires_grad_(), torch.randn(3, 33, 20).to(dt).requires_grad_()
+    dy = torch.randn(41, 20).to(dt)
+    y = ops.grouped_matmul(x, w, torch.tensor(offsets, dtype=torch.int32))
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+    a, b, d = (t.detach().double().numpy() for t in (x, w, dy))
+    turned, parts = b.swapaxes(1, 2), [slice(*offsets[e:e + 2]) for e in range(3)]
+    for got, want, size, terms in (
+            (y, grouped.reference(a, b, offsets), grouped.reference(abs(a), abs(b), offsets), 33),
+            (dx, grouped.reference(d, turned, offsets), grouped.reference(abs(d), abs(turned), offsets), 20),
+            (dw, np.stack([a[r].T @ d[r] for r in parts]), np.stack([abs(a[r]).T @ abs(d[r]) for r in parts]), 41)):
+        assert got.dtype is dt
+        error = abs(got.detach().double().numpy() - want)
+        assert (error <= terms * EPS * size + step / 2 * abs(want) + 2.0 ** -25).all()
+
+
 def test_what_other_groups_hold_has_no_effect() -> None:
     x, w = torch.randn(9, 4), torch.randn(2, 4, 3)
     where = torch.tensor([0, 5, 9], dtype=torch.int32)
