@@ -1,0 +1,282 @@
+"""Writes docs/language.md, the reference of the language, from the functions' own docstrings and from what their
+examples print: `python docs/generate.py`. The tests compare the page with what this gives."""
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import linecache
+import re
+import types
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+import tilelang as tile
+from tilelang.errors import TileError
+from tilelang.ir.dtypes import dtype
+from tilelang.jit import Bound
+from tilelang.lang import promote
+from tilelang.lang.builtins import METHODS, PUBLIC
+
+PAGE = Path(__file__).parent / "language.md"
+ARGUMENTS = {"X": np.array([-1.5, 0.5, 1, 4], np.float32), "I": np.array([3, 1, 2, 0], np.int32),
+             "M": np.array([[1, 2, 3], [4, 5, 6]], np.float32), "Y": np.zeros(4, np.float32)}
+HEADER = """\
+import tilelang as tile
+from tilelang.layouts import local, spatial
+
+@tile.function
+def plus(a, b):
+    return a + b
+
+"""
+KERNEL = """\
+@tile.kernel
+def {name}(X: tile.Tensor[tile.f32, "N"], I: tile.Tensor[tile.i32, "N"], M: tile.Tensor[tile.f32, "P Q"],
+           Y: tile.InOut[tile.f32, "N"]):
+    x, i, m = tile.load(X, 0, 4), tile.load(I, 0, 4), tile.load(M, (0, 0), (2, 3))
+    {body}
+"""
+EXAMPLES: dict[str, dict[str, str]] = {
+    "Elementwise": {
+        "exp": "tile.print(tile.exp(x))",
+        "exp2": "tile.print(x.exp2())",
+        "log": "tile.print(tile.log(m))",
+        "log2": "tile.print(tile.log2(i))",
+        "sqrt": "tile.print(tile.sqrt(m))",
+        "rsqrt": "tile.print(tile.rsqrt(m))",
+        "sin": "tile.print(tile.sin(x))",
+        "cos": "tile.print(tile.cos(x))",
+        "tanh": "tile.print(tile.tanh(x))",
+        "erf": "tile.print(tile.erf(x))",
+        "sigmoid": "tile.print(tile.sigmoid(x))",
+        "floor": "tile.print(tile.floor(x))",
+        "ceil": "tile.print(tile.ceil(x))",
+        "round": "tile.print(tile.round(x))",
+        "trunc": "tile.print(tile.trunc(x))",
+        "abs": "tile.print(tile.abs(x))",
+        "fma": "tile.print(tile.fma(x, 2, 1))",
+        "dot4": "tile.print(tile.dot4(i, 0x01010101, 10))  # sums of bytes, and 10",
+        "minimum": "tile.print(tile.minimum(x, 1))",
+        "maximum": "tile.print(tile.maximum(x, 0))",
+        "clamp": "tile.print(tile.clamp(x, 0, 1))",
+        "where": "tile.print(tile.where(x > 0, x, i))",
+        "popcount": "tile.print(tile.popcount(i))",
+        "logical_not": "tile.print(not (x > 0))",
+        "isnan": "tile.print(tile.isnan(tile.sqrt(x)))",
+        "cast": "tile.print(tile.cast(x, tile.i32), x.to(tile.f8e4m3))",
+        "bitcast": "tile.print(tile.bitcast(x, tile.u32))",
+        "cdiv": "tile.print(tile.cdiv(7, 2), tile.cdiv(i, 2))",
+        "derivative": "tile.print(tile.derivative(x * x, x))",
+    },
+    "Random numbers": {
+        "philox": "a, b, c, d = tile.philox(7, i)\ntile.print(a)",
+        "rand": "tile.print(tile.rand(7, i))",
+        "randn": "tile.print(tile.randn(7, i))",
+    },
+    "Making tiles": {
+        "arange": "tile.print(tile.arange(4), tile.arange(2, 5))",
+        "full": "tile.print(tile.full((2, 2), 7, tile.i32))",
+        "zeros": "tile.print(tile.zeros((2, 3)))",
+        "ones": "tile.print(tile.ones(3, tile.f16))",
+        "zeros_like": "tile.print(tile.zeros_like(i))",
+        "full_like": "tile.print(tile.full_like(x, 2))",
+        "constant": "tile.print(tile.constant([1, 2, 4], tile.u8))",
+    },
+    "Rearranging": {
+        "reshape": "tile.print(m.reshape(3, -1))",
+        "permute": "tile.print(m.permute(1, 0))",
+        "transpose": "tile.print(tile.transpose(m), m.T.shape)",
+        "broadcast_to": "tile.print(tile.broadcast_to(x, (2, 4)))",
+        "expand_dims": "tile.print(tile.expand_dims(x, 1).shape, x[:, None].shape)",
+        "squeeze": "tile.print(tile.squeeze(x[None, :], 0).shape)",
+        "concatenate": "tile.print(tile.concatenate([x, m[0]]))",
+        "stack": "tile.print(tile.stack([x, x * 2]))",
+        "lookup": "tile.print(tile.lookup((10, 20, 30, 40), i))",
+        "lookup4": "table = tile.arange(16).to(tile.u8) * 2\ntile.print(tile.lookup4(table, i.to(tile.u32)))",
+        "view": "words = i[:2]  # two threads with one i32 each, seen as two i16 each\n"
+                "tile.print(tile.view(words, tile.i16, spatial(2), spatial(2) * local(2)))",
+        "pin": "tile.print(tile.pin(x, spatial(2) * local(2)))  # two threads with two neighbours each",
+    },
+    "Reductions, scans, sorting": {
+        "sum": "tile.print(tile.sum(m), m.sum(1), m.sum(0, keepdims=True))",
+        "prod": "tile.print(tile.prod(m, 1))",
+        "max": "tile.print(m.max(1))",
+        "min": "tile.print(m.min())",
+        "any": "tile.print(tile.any(x > 3))",
+        "all": "tile.print(tile.all(x > 3))",
+        "argmax": "tile.print(tile.argmax(m))",
+        "argmin": "tile.print(x.argmin())",
+        "reduce": "tile.print(tile.reduce(m, 1, plus))  # `plus` is a @tile.function: a + b",
+        "associative_scan": "tile.print(tile.associative_scan(x, 0, plus, reverse=True))",
+        "cumsum": "tile.print(tile.cumsum(m))",
+        "cumprod": "tile.print(m.cumprod(0))",
+        "sort": "tile.print(tile.sort(x, descending=True))",
+        "argsort": "tile.print(tile.argsort(i))",
+        "topk": "values, positions = tile.topk(x, 2)\ntile.print(values, positions)",
+    },
+    "Products": {
+        "dot": "tile.print(tile.dot(m, m.T), tile.dot(m.to(tile.f16), m.T.to(tile.i8)))",
+        "dot_scaled": "a = tile.full((1, 32), 3, tile.f32).to(tile.f4e2m1)  # 32 neighbours share a scale\n"
+                      "one, two = tile.ones((1, 1)).to(tile.e8m0), tile.full((1, 1), 2, tile.f32).to(tile.e8m0)\n"
+                      "tile.print(tile.dot_scaled(a, two, a.T, one))",
+    },
+    "Loops and the grid": {
+        "range": "total = tile.zeros(4)\nfor k in tile.range(0, 10, 4):\n    total += k\ntile.print(total)",
+        "static_range": "for k in tile.static_range(3):\n    x = x * 2\ntile.print(x)",
+        "grid": "p, q = tile.grid(2, 2)\ntile.print(p, q)",
+        "num_workers": "tile.print(tile.num_workers() >= 1)",
+        "persistent": "for p, q in tile.persistent(2, 2):\n    tile.atomic_add(Y, p * 2 + q, 1)",
+    },
+    "Tensors": {
+        "load": "tile.print(tile.load(X, 2, 4, fill=9))\ntile.print(tile.load(M, (1, 0), (2,)))  # of row 1",
+        "store": "tile.store(Y, 2, x)  # what lies past the end is dropped",
+        "gather": "tile.print(tile.gather(X, i + 1, fill=9))",
+        "scatter": "tile.scatter(Y, i, x, mask=x > 0)",
+        "atomic_add": "tile.print(tile.atomic_add(Y, i, 1))",
+        "atomic_max": "tile.atomic_max(Y, i, x)",
+        "atomic_min": "tile.atomic_min(Y, i, x)",
+        "atomic_cas": "tile.atomic_cas(Y, i, 0, x)",
+    },
+    "Shared memory and asynchronous copies": {
+        "shared": "s = tile.shared(4, tile.f32)\ntile.store(s, 0, x)\ntile.barrier()\n"
+                  "tile.print(tile.gather(s, 3 - tile.arange(4)))",
+        "copy": "s = tile.shared(2, tile.f32)\ntile.copy(X, s, 1)\ntile.barrier()\ntile.print(tile.load(s, 0, 2))",
+        "copy_async": "s = tile.shared((2, 2), tile.f32)\nfor k in tile.static_range(2):\n"
+                      "    tile.copy_async(X, s[k], k * 2)\n    tile.commit()\n"
+                      "tile.wait(1)  # the first has landed, the second may be under way\ntile.barrier()\n"
+                      "tile.print(tile.load(s[0], 0, 2))\ntile.wait()",
+        "commit": "s = tile.shared(4, tile.f32)\ntile.copy_async(X, s, 0)\ntile.commit()\ntile.wait()\n"
+                  "tile.barrier()\ntile.print(tile.load(s, 0, 4))",
+        "wait": "s = tile.shared(4, tile.f32)\ntile.copy_async(X, s, 2)\ntile.commit()\ntile.wait(0)\n"
+                "tile.barrier()\ntile.print(tile.load(s, 0, 4))",
+        "barrier": "s = tile.shared(4, tile.f32)\ntile.store(s, 0, x)\ntile.barrier()  # others may read it now\n"
+                   "tile.print(tile.load(s, 1, 2))",
+    },
+    "Debugging": {
+        "print": 'tile.print("x is", x)',
+        "assert_": 'tile.assert_(x < 5, "x is small")\nassert tile.all(i >= 0)  # the same as a statement\n'
+                   'tile.print("all is well")',
+    },
+}
+INTEGERS = ("i4", "i32", "i64", "u8", "u32")
+OTHERS = {"i1": "i1", "f16": "f16", "bf16": "bf16", "f32": "f32", "f64": "f64",
+          "f8e4m3": "types without arithmetic such as f8e4m3"}
+"""The types that `taken` tries, and what the page calls them."""
+TYPES = ("i1 i2 i8 i32 i64 u1 u4 u8 u32 s1 s2 ternary f4e2m1 f6e3m2 f6e2m3 f8e4m3 f8e5m2 f8e4m3fnuz e8m0 f16 bf16 f32 "
+         "f64").split()
+INTRODUCTION = '''\
+# The language
+
+This page is written by `docs/generate.py` from the functions themselves; do not edit it.
+
+A kernel is a Python function marked `@tile.kernel`. It is called with arrays or tensors; what happens in it happens to
+*tiles*, of a shape that is known when it is compiled.
+
+| parameter | what it is |
+|---|---|
+| `x: tile.Tensor[tile.f16, "M K"]` | an input; dimensions of one name have one extent, a number is one |
+| `y: tile.Out[tile.f32, "M"]` | an output: allocated and returned by the call unless the caller passes it |
+| `z: tile.InOut[tile.f32, "M"]` | a tensor that is read and written |
+| `s: tile.f32` | a number |
+| `B: tile.Const = 64` | a constant: the kernel is compiled once for each value |
+| `tile.Tensor[tile.T, "N"]` | any dtype; one capital letter is one dtype in a call |
+
+**Statements** are assignments, `for` over `tile.range` or `tile.persistent` (loops that run in the kernel) or over
+`tile.static_range` and tuples of constants (unrolled), `while`, `if`, `assert`, `return` in functions, and calls. An
+`if` on constants is decided when the kernel is compiled, one on a scalar when it runs; of tiles `tile.where` chooses.
+What is assigned in a loop or a branch keeps its shape and dtype. Functions marked `@tile.function` are inlined where
+they are called. Names from outside are constants. Anything else is refused, with the line, and what to write instead.
+
+**Operators** are Python's: `+ - * / // % ** & | ^ ~ << >>`, comparisons, `and or not`. Shapes broadcast as in NumPy.
+`x[:, None]`, `x[0]` and `x[2:4]` index with constants; `x.T`, `x.shape`, `x.dtype`, `x.ndim`, `x.to(dtype)`,
+`x.reshape(…)` and `x.permute(…)` are methods, and so are the functions marked with a dot below: `x.exp()` is
+`tile.exp(x)`.
+
+**Memory.** Offsets count elements, one for each dimension of the tensor. A block may reach past the edges: what is
+read there is `fill`, what is written there is dropped. `t[i]` fixes the first index of a tensor.
+'''
+
+
+def kernels(bodies: dict[str, str]) -> dict[str, tile.Kernel]:
+    """A kernel for each body, by name. The source they are read from is kept by `linecache`, as for notebooks."""
+    text = HEADER + "\n\n".join(KERNEL.format(name=f"_{name}", body=body.replace("\n", "\n    "))
+                                for name, body in bodies.items())
+    module, file = types.ModuleType("language"), f"<examples {zlib.crc32(text.encode()):x}>"
+    linecache.cache[file] = len(text), None, text.splitlines(True), file
+    exec(compile(text, file, "exec"), vars(module))
+    return {name: vars(module)[f"_{name}"] for name in bodies}
+
+
+def printed(kernel: tile.Kernel, target: str) -> str:
+    """What a call prints on a target, and what becomes of Y where it is written."""
+    arguments = {name: array.copy() for name, array in ARGUMENTS.items()}
+    out = io.StringIO()
+    with (tile.target(target), contextlib.redirect_stdout(out), np.errstate(all="ignore"),
+          np.printoptions(precision=3, suppress=True, linewidth=90)):
+        kernel(**arguments)
+        if arguments["Y"].any():
+            print("Y is", arguments["Y"])
+    return out.getvalue()
+
+
+def taken(examples: dict[str, str]) -> dict[str, str]:
+    """Which dtypes the tile that stands first in a function's example may have: those it compiles with."""
+    probes = {}
+    for name, body in examples.items():
+        if found := re.search(rf"tile\.{name}\(([xim])[,)]|\b([xim])\.{name}\(", body):
+            first = found[1] or found[2]
+            probes |= {(name, dt): f"{first} = {first}.to(tile.{dt})\n{body}" for dt in (*INTEGERS, *OTHERS)}
+    made = kernels({"_".join(key): body for key, body in probes.items()})
+    accepted: dict[str, list[str]] = {name: [] for name, _ in probes}
+    for name, dt in probes:
+        bound = Bound(made[f"{name}_{dt}"], (), ARGUMENTS)
+        with contextlib.suppress(TileError):
+            bound.kernel.trace(bound.types(), {})
+            accepted[name].append(dt)
+    return {name: _joined(dts) for name, dts in accepted.items()}
+
+
+def _joined(dts: list[str]) -> str:
+    if len(dts) == len(INTEGERS) + len(OTHERS):
+        return "any dtype"
+    integers = ["integers"] if set(INTEGERS) <= set(dts) else [d for d in dts if d in INTEGERS]
+    return ", ".join([*integers, *(OTHERS[d] for d in dts if d in OTHERS)])
+
+
+def signature(name: str) -> str:
+    """How a function is called, without annotations."""
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in
+                  inspect.signature(PUBLIC[name]).parameters.values()]
+    return f"{name}{inspect.Signature(parameters)}"
+
+
+def page() -> str:
+    """The whole of docs/language.md."""
+    examples = {name: text for section in EXAMPLES.values() for name, text in section.items()}
+    made, dtypes = kernels(examples), taken(examples)
+    out = [INTRODUCTION, "## Mixed dtypes\n", str(promote.__doc__).partition("\n\n")[2],
+           "## Number types\n\nA few of them; `tile.codebook(bits, values)` makes one from a table. Those without "
+           "arithmetic are converted first, by `x.to`.\n", "| dtype | bits | least | greatest | arithmetic |",
+           "|---|---|---|---|---|"]
+    out += [f"| `{d}` | {d.bits} | {d.min:.6g} | {d.max:.6g} | {'yes' if d.arithmetic else ''} |"
+            for d in map(dtype, TYPES)]
+    out += ["\n## The functions\n\nThe examples are statements of a kernel with these arguments, followed by what "
+            "they print, or leave in `Y`:\n\n```python\nimport numpy as np", "import tilelang as tile\n",
+            *(f"{name} = np.array({array.tolist()}, np.{array.dtype})" for name, array in ARGUMENTS.items()), "",
+            KERNEL.format(name="example", body="tile.print(x + 1)"), "example(X, I, M, Y)\n```\n",
+            f"```text\n{printed(kernels({'plus_one': 'tile.print(x + 1)'})['plus_one'], 'cpu')}```\n"]
+    for title, section in EXAMPLES.items():
+        out.append(f"### {title}\n")
+        for name, example in section.items():
+            result = "".join(f"# {line}\n" for line in printed(made[name], "reference").splitlines())
+            first = f" Takes {dtypes[name]}." if name in dtypes else ""
+            out.append(f"#### {name}\n\n`tile.{signature(name)}`{' ·' if name in METHODS else ''}\n\n"
+                       f"{inspect.cleandoc(str(PUBLIC[name].__doc__))}{first}\n\n```\n{example}\n{result}```\n")
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
