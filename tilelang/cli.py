@@ -1,4 +1,4 @@
-"""The command line: `python -m tilelang {check,compile,explain,cache,tuning,doctor}`."""
+"""The command line: `python -m tilelang {check,compile,explain,cache,tuning,reduce,doctor}`."""
 from __future__ import annotations
 
 import argparse
@@ -188,6 +188,12 @@ def tuning_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def reduce_command(options: argparse.Namespace) -> int:
+    """Makes a reproducer smaller."""
+    from tilelang.reproduce import reduce_file
+    return reduce_file(Path(options.file))
+
+
 def doctor_command(options: argparse.Namespace) -> int:
     """Prints what works here, and what would bring the rest; status 1 where something is broken."""
     from tilelang.doctor import examine
@@ -230,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tuning.add_argument("action", choices=["list", "export", "clear", "path"])
     tuning.add_argument("file", nargs="?", help="where `export` writes: a file that a package can ship")
     tuning.set_defaults(run=tuning_command)
+    reduce_ = commands.add_parser("reduce", help="make a reproducer of a mistake of the compiler's smaller, in place")
+    reduce_.add_argument("file")
+    reduce_.set_defaults(run=reduce_command)
     doctor = commands.add_parser("doctor", help="find out what works on this machine, and what is missing")
     doctor.set_defaults(run=doctor_command)
     options = parser.parse_args(argv)

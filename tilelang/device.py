@@ -106,9 +106,12 @@ def load(bound: Bound, name: str) -> Launch:
     """The kernel compiled for these types and constants, on the device the arguments are on (the first, where they
     are on the host) for target `name`."""
     from tilelang.backends.simt.launch import Launch
+    from tilelang.reproduce import reproducible
     device = targets.driver(name).device(ordinal(bound.device))
     machine = targets.machine(name, device.ordinal)
-    return Launch(targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), machine), device)
+    tile = bound.kernel.trace(bound.types(aligned=True), bound.consts)
+    with reproducible(tile, f"{targets.EMULATE}{machine}"):  # which also shows it where there is no device
+        return Launch(targets.lowered(tile, machine), device)
 
 
 def ordinal(device: str) -> int:

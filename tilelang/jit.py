@@ -475,7 +475,9 @@ def _load(tile: Function) -> Any:
     name = cache_key(tile)
     code = cache.default().get(name)
     if code is None:
-        code = targets.lowered(tile, "cpu").object_code
+        from tilelang.reproduce import reproducible
+        with reproducible(tile, "cpu"):
+            code = targets.lowered(tile, "cpu").object_code
         cache.default().put(name, code)
     loaded = Loaded(code)
     return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)
@@ -496,5 +498,3 @@ def get_num_threads() -> int:
     """How many CPU threads run the programs of a grid."""
     from tilelang.backends.cpu.pool import pool
     return pool().workers
-
-

@@ -1,15 +1,23 @@
 """Kernels made of TILE text: what travels to other processes, and what a reproducer holds."""
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from tilelang import jit
+from tilelang.args import torch_dtype
 from tilelang.errors import ArgumentLayout, Loc
+from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType, Type
+from tilelang.ir.packed import Packed
 from tilelang.ir.parser import parse
 from tilelang.jit import Kernel
 from tilelang.lang.annotations import TensorSpec
 from tilelang.lang.kernel import Param
+from tilelang.passes.meaning import difference
 
 
 class _Text:
@@ -45,6 +53,30 @@ class ParsedKernel(Kernel):
                                      loc=self.source.loc, needs=str(p.type), got=str(given),
                                      try_="pass a contiguous, aligned tensor")
         return self.tile
+
+    def check(self, target: str, trials: int = 1, seed: int = 0) -> str:
+        """What shows, on small random inputs, that a call on the target means something else than the interpreter, or
+        raises; "" where nothing does."""
+        def machine(args: list[Any]) -> None:
+            given = [_given(p.type, a) for p, a in zip(self.tile.params, args, strict=True)]
+            with jit.target(target):
+                self(*given)
+            for x, a in zip(given, args, strict=True):
+                if isinstance(x, Packed):
+                    a[...] = codec.from_bits(x.codes(), x.dtype)
+        return difference(self.tile, machine, np.random.default_rng(seed), trials=trials)
+
+
+def _given(t: Type, a: Any) -> Any:
+    """An array in storage form as an argument of a call; of the same memory unless packed."""
+    if not isinstance(t, TensorType):
+        return codec.decode(a, t.dtype).item()
+    if t.dtype.native:
+        return a
+    if not t.dtype.packed and importlib.util.find_spec("torch"):
+        import torch
+        return torch.from_numpy(a).view(torch_dtype(t.dtype))
+    return Packed.from_codes(codec.to_bits(a, t.dtype), t.dtype)
 
 
 def parsed(text: str, locs: Sequence[Loc | None] = ()) -> ParsedKernel:

@@ -105,9 +105,11 @@ def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
     """Runs a lowered kernel's text on the CPU under checks; `last_counters` then gives the counts. `arrays` holds the
     NumPy array or scalar of every parameter. Raises CheckError, AssertFailed."""
     from tilelang.backends.emulator.execute import execute
-    code = code.suited(shapes, strides)
-    _last.clear()
-    _last.update(by_line(execute(code.tile, code.rendered, arrays, shapes, strides), code.rendered.ops))
+    from tilelang.reproduce import reproducible
+    with reproducible(code.tile, f"{EMULATE}{code.target.name}"):
+        code = code.suited(shapes, strides)
+        _last.clear()
+        _last.update(by_line(execute(code.tile, code.rendered, arrays, shapes, strides), code.rendered.ops))
 
 
 def by_line(counters: Mapping[int, Any], ops: Sequence[Op]) -> dict[tuple[str, int], Any]:

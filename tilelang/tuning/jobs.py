@@ -4,23 +4,16 @@ Jobs are plain data: a TILE function travels as its text.
 """
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from tilelang import cache, jit, targets
-from tilelang.args import torch_dtype
 from tilelang.errors import Loc, TileError
-from tilelang.ir import codec
-from tilelang.ir.core import Function, TensorType, Type
-from tilelang.ir.packed import Packed
+from tilelang.ir.core import Function
 from tilelang.parsed import ParsedKernel, parsed
-from tilelang.passes.meaning import difference
 from tilelang.profiling import clock
 
 
@@ -77,28 +70,7 @@ def compiled(code: Code) -> Compiled:
 
 def checked(code: Code) -> str:
     """What shows, on small random inputs, that the machine code means something else than the interpreter; or ""."""
-    kernel = _kernel(code)
-
-    def machine(args: list[Any]) -> None:
-        given = [_given(p.type, a) for p, a in zip(kernel.tile.params, args, strict=True)]
-        with jit.target(code.target):
-            kernel(*given)
-        for x, a in zip(given, args, strict=True):
-            if isinstance(x, Packed):
-                a[...] = codec.from_bits(x.codes(), x.dtype)
-    return difference(kernel.tile, machine, np.random.default_rng(0), trials=1)
-
-
-def _given(t: Type, a: Any) -> Any:
-    """An array in storage form as an argument of a call; of the same memory unless packed."""
-    if not isinstance(t, TensorType):
-        return codec.decode(a, t.dtype).item()
-    if t.dtype.native:
-        return a
-    if not t.dtype.packed and importlib.util.find_spec("torch"):
-        import torch
-        return torch.from_numpy(a).view(torch_dtype(t.dtype))
-    return Packed.from_codes(codec.to_bits(a, t.dtype), t.dtype)
+    return _kernel(code).check(code.target)
 
 
 def tried(code: Code, args: Sequence[Any], runs: int, enough: float = math.inf) -> tuple[float, ...]:

@@ -1,0 +1,83 @@
+"""Reproducers: what the compiler gets wrong leaves a file that shows it again, and gets smaller."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tilelang import errors, reproduce
+from tilelang.backends.cpu.compile import Lowered
+from tilelang.cli import main
+from tilelang.ir.parser import parse
+from tilelang.ops.matmul import matmul_kernel
+
+TEXT = str(matmul_kernel.trace(matmul_kernel.types({"T": tile.f32, "U": tile.f32}),
+                               {"BM": 8, "BN": 8, "BK": 4, "ACC": tile.f32}))
+
+
+@tile.kernel
+def roots(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Const = 8):
+    n = tile.grid(tile.cdiv(x.shape[0], B))
+    tile.store(y, (n * B,), tile.sqrt(tile.abs(tile.load(x, (n * B,), (B,)))) + 1.0)
+
+
+def test_a_mistake_inside_the_compiler_leaves_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Lowered) -> bytes:
+        raise KeyError("something inside")
+    monkeypatch.setattr(Lowered, "object_code", property(broken))
+    with pytest.raises(KeyError, match="something inside") as error:
+        roots(np.ones(12, np.float32), B=4)
+    (note,) = error.value.__notes__
+    path = Path(note.split("written to ")[1].split("; please")[0])
+    text, target = reproduce.load(path)
+    assert target == "cpu" and "sqrt" in text and "KeyError: " in path.read_text()
+    assert reproduce.kind(reproduce.failure(text, target)) == "KeyError"
+
+
+def test_mistakes_of_the_user_leave_none() -> None:
+    with pytest.raises(errors.TargetError) as error, reproduce.reproducible(parse(TEXT), "cpu"):
+        raise errors.TargetError("too much shared memory")
+    assert not hasattr(error.value, "__notes__")
+
+
+def test_the_file_shows_what_it_is_about(tmp_path: Path) -> None:
+    path = reproduce.write(parse(TEXT), "cpu", 'a """quoted""" \\ text', tmp_path / "case.py")
+    run = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "nothing is wrong any more\n"), run.stderr
+    assert main(["reduce", str(path)]) == 1
+    (tmp_path / "other.py").write_text("x = 1")
+    with pytest.raises(ValueError, match="is no reproducer"):
+        reproduce.load(tmp_path / "other.py")
+
+
+def test_reduction_keeps_what_matters() -> None:
+    """Of a product in blocks, only the product is left that fails: it gets constants."""
+    def fails(fn: Any) -> bool:
+        return any(op.name == "dot" for op in fn.walk())
+    sizes: list[str] = []
+    small = reproduce.reduce(parse(TEXT), fails, sizes.append)
+    names = [op.name for op in small.walk()]
+    assert "dot" in names and "store" in names and "load" not in names, names
+    assert len(names) < 24 and len(sizes) >= 1 and parse(str(small))
+
+
+def test_a_mismatch_is_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str]) -> None:
+    """The machine code is made from text in which one operation is another."""
+    code = Lowered.object_code.func  # type: ignore[attr-defined]
+
+    def wrong(self: Lowered) -> bytes:
+        return code(Lowered(parse(str(self.tile).replace("sqrt", "neg")), self.target))
+    monkeypatch.setattr(Lowered, "object_code", property(wrong))
+    monkeypatch.setenv("TILELANG_CACHE_DIR", str(tmp_path / "cache"))
+    tile_ = roots.trace(roots.types({}), {"B": 2})
+    path = reproduce.write(tile_, "cpu", "wrong", tmp_path / "case.py")
+    assert main(["reduce", str(path)]) == 0
+    text, _ = reproduce.load(path)
+    assert "sqrt" in text and "abs" not in text and " add " not in text.replace("add %", "", 1), text
+    assert "was" in capsys.readouterr().out

@@ -1,0 +1,194 @@
+"""Reproducers: one runnable file for a kernel that the compiler gets wrong, and its reduction to what matters."""
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tilelang import cache
+from tilelang.errors import TileError, VerifyError
+from tilelang.ir.core import Function, Op, Region, TileType, Value
+from tilelang.ir.parser import parse
+from tilelang.ir.shape import Broadcast, Const
+from tilelang.parsed import ParsedKernel
+from tilelang.passes.dce import dce
+from tilelang.version import __version__
+
+_KEPT = 32
+_log = logging.getLogger("tilelang")
+_FILE = '''"""{what}
+
+tilelang {version}, Python {python}, {machine}. Run this file to see it again; `python -m tilelang reduce` makes it
+smaller.
+"""
+TARGET = "{target}"
+TEXT = """
+{text}"""
+
+if __name__ == "__main__":
+    from tilelang.reproduce import failure
+    found = failure(TEXT, TARGET)
+    print(found or "nothing is wrong any more")
+    raise SystemExit(1 if found else 0)
+'''
+
+
+def failure(text: str, target: str) -> str:
+    """What goes wrong when a TILE function is compiled for a target and run beside the interpreter on random inputs;
+    "" where nothing does. Raises VerifyError for text that is no function."""
+    return ParsedKernel(parse(text)).check(target, trials=4)
+
+
+def write(tile: Function, target: str, what: str, path: Path | None = None) -> Path:
+    """Writes a file that shows `what` again, beside the compile cache where no place is given: the latest few there
+    are kept."""
+    if path is None:
+        folder = cache.default().directory / "reproducers"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in sorted(folder.glob("*.py"), key=lambda p: p.stat().st_mtime)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        path = folder / f"{tile.name}_{cache.key(str(tile), target)[:12]}.py"
+    quiet = what.replace("\\", "\\\\").replace('"""', "'''")
+    path.write_text(_FILE.format(what=quiet, version=__version__, python=platform.python_version(),
+                                 machine=platform.platform(), target=target, text=tile))
+    return path
+
+
+@contextmanager
+def reproducible(tile: Function, target: str) -> Iterator[None]:
+    """Where the compiler itself fails inside, the error says where a reproducer lies. Mistakes of the user's are left
+    alone, and so is what the machine lacks."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, TileError) or isinstance(error, VerifyError):
+            try:
+                path = write(tile, target, f"{type(error).__name__}: {error}")
+                error.add_note(f"This is a mistake of the compiler's. What shows it again was written to {path}; "
+                               "please report it.")
+            except OSError as other:
+                _log.warning("no reproducer could be written: %s", other)
+        raise
+
+
+# -- reducing ---------------------------------------------------------------------------------------------------------
+def load(path: str | Path) -> tuple[str, str]:
+    """(text, target) of a reproducer. Raises ValueError for another file."""
+    names = runpy.run_path(os.fspath(path), run_name="reproducer")
+    if not {"TEXT", "TARGET"} <= names.keys():
+        raise ValueError(f"{path} is no reproducer: it needs TEXT and TARGET")
+    return names["TEXT"], names["TARGET"]
+
+
+def kind(found: str) -> str:
+    """What two failures of one cause share: the error's class, or that the results differ."""
+    name = found.split(":")[0]
+    return name if name.isidentifier() else "difference" if found else ""
+
+
+def reduce(tile: Function, fails: Callable[[Function], bool], say: Callable[[str], None] = lambda text: None
+           ) -> Function:
+    """A smaller function that still `fails`. Operations are dropped, or replaced by one of their operands or a
+    constant, the last first, until nothing more can be."""
+    size, before = len(list(tile.walk())), -1
+    while size != before:
+        before = size
+        for index in range(len(list(tile.walk())) - 1, -1, -1):
+            for candidate in _smaller(tile, index):
+                if _valid(candidate) and fails(candidate):
+                    tile = candidate
+                    break
+        size = len(list(tile.walk()))
+        say(f"{size} operations")
+    return tile
+
+
+def _valid(tile: Function) -> bool:
+    from tilelang.ir.specs import verify
+    try:
+        verify(tile, "tile")
+    except TileError:
+        return False
+    return True
+
+
+def _smaller(tile: Function, index: int) -> Iterator[Function]:
+    """Copies without the operation that stands at a place of the walk, and without what only it needed."""
+    if index >= len(list(tile.walk())):
+        return
+    op = list(tile.walk())[index]
+    if op.name in ("yield", "grid"):
+        return
+    if not op.results:
+        yield _edited(tile, index, None)
+        return
+    if len(op.results) == 1 and isinstance(op.result.type, TileType):
+        for i, v in enumerate(op.operands):
+            if v.type == op.result.type:
+                yield _edited(tile, index, i)
+        if op.name not in ("const", "broadcast"):
+            yield _edited(tile, index, -1)
+    elif len(op.results) > 1 or op.regions:
+        inits = op.operands[3:] if op.name == "for" else op.operands if op.name == "while" else []
+        if [v.type for v in inits] == [r.type for r in op.results] and inits:
+            yield _edited(tile, index, -2)
+
+
+def _edited(tile: Function, index: int, how: int | None) -> Function:
+    """A copy where the operation is gone: its result is operand `how`, a constant (-1), or those a loop begins with
+    (-2)."""
+    copy = tile.clone()
+    op = list(copy.walk())[index]
+    region = next(r for r in _regions(copy.body) if op in r.ops)
+    at = region.ops.index(op)
+    new: list[Op] = []
+    values: list[Value] = []
+    if how == -1:
+        zero = Const([], {"value": 0, "dtype": op.result.dtype}, loc=op.loc)
+        new = [zero, Broadcast([zero.result], {"shape": op.result.shape}, loc=op.loc)] if op.result.shape else [zero]
+        values = [new[-1].result]
+    elif how == -2:
+        values = op.operands[3:] if op.name == "for" else op.operands
+    elif how is not None:
+        values = [op.operands[how]]
+    region.ops[at:at + 1] = new
+    swap = dict(zip(op.results, values, strict=True)) if values else {}
+    for other in copy.walk():
+        other.operands = [swap.get(v, v) for v in other.operands]
+    return dce(copy, None)
+
+
+def _regions(region: Region) -> Iterator[Region]:
+    yield region
+    for op in region.ops:
+        for inner in op.regions:
+            yield from _regions(inner)
+
+
+def reduce_file(path: Path) -> int:
+    """Makes a reproducer smaller in place, and prints what it shows; gives the exit status: 0 where it still fails."""
+    text, target = load(path)
+    found = failure(text, target)
+    if not found:
+        print(f"{path}: nothing is wrong any more")
+        return 1
+    wanted = kind(found)
+
+    def fails(tile: Function) -> bool:
+        try:
+            return kind(failure(str(tile), target)) == wanted
+        except Exception:  # the reduction made something that cannot run at all
+            return False
+
+    def say(size: str) -> None:
+        print(size, file=sys.stderr)
+    tile = reduce(parse(text), fails, say)
+    found = failure(str(tile), target)
+    write(tile, target, found, path)
+    print(f"{found}\n\n{tile}\nwritten to {path}")
+    return 0
