@@ -52,15 +52,16 @@ def shared_bytes(fn: Function) -> int:
 def allocate_shared(fn: Function, target: SimtTarget) -> Function:
     """Fills in the offsets, in place; first fit over lifetimes, the largest first."""
     alive = spans(fn)
-    placed: list[tuple[int, int, Span]] = []
+    placed: list[tuple[int, int, list[Span]]] = []
     for op in sorted(shared_allocs(fn), key=lambda o: -size_of(o)):
-        span, size = alive.get(op.result, (0, 0)), size_of(op)
+        mine, size = alive.get(op.result, [(0, 0)]), size_of(op)
         offset, align = 0, op.attrs["align"]
-        for start, end, other in sorted(placed):
-            if span[0] <= other[1] and other[0] <= span[1] and offset < end and start < offset + size:
+        for start, end, others in sorted(placed):
+            meet = any(a[0] <= b[1] and b[0] <= a[1] for a in mine for b in others)
+            if meet and offset < end and start < offset + size:
                 offset = -(-end // align) * align
         op.attrs["offset"] = offset
-        placed.append((offset, offset + size, span))
+        placed.append((offset, offset + size, mine))
     used = shared_bytes(fn)
     if used > target.shared_bytes:
         raise TargetError(f"`{fn.name}` needs more shared memory than {target.name} has", loc=fn.loc,
@@ -69,11 +70,14 @@ def allocate_shared(fn: Function, target: SimtTarget) -> Function:
     return fn
 
 
-def spans(fn: Function) -> dict[Value, Span]:
-    """First and last position at which a buffer holds something: from its first to its last use, or, where these lie
-    in different regions, all of the operations around them. Memory the user manages lives throughout."""
+def spans(fn: Function) -> dict[Value, list[Span]]:
+    """First and last positions between which a buffer holds something: from its first to its last use, or, where these
+    lie in different regions, all of the operations around them. What is used only inside of several loops of a region
+    (`split_loops` makes them) is written in each before it is read, and lives in each by itself. Memory the user
+    manages lives throughout."""
     uses: dict[Value, list[tuple[Span, ...]]] = {}
     managed: set[Value] = set()
+    loops: dict[Span, Region] = {}  # the region that a loop stands in
     clock = 0
 
     def visit(region: Region, around: tuple[Span, ...]) -> int:
@@ -87,19 +91,23 @@ def spans(fn: Function) -> dict[Value, Span]:
             # The span of an operation with regions is known once they have been walked.
             places = [_length(r) for r in op.regions]
             here = (*around, (start, start + sum(places)))
+            if op.name == "for":
+                loops[here[-1]] = region
             for _, paths in inner_uses:
                 paths.append(here)
             for inner in op.regions:
                 visit(inner, here)
         return clock
     end = visit(fn.body, ())
-    out = {}
-    for v, paths in uses.items():
-        depth = 0
-        while all(len(p) > depth + 1 and p[depth] == paths[0][depth] for p in paths):
-            depth += 1
-        out[v] = (0, end) if v in managed else (min(p[depth][0] for p in paths), max(p[depth][1] for p in paths))
-    return out
+
+    def lives(paths: list[tuple[Span, ...]], depth: int) -> list[Span]:
+        groups = {p[depth]: [q for q in paths if q[depth] == p[depth]] for p in paths}
+        inside = all(len(p) > depth + 1 for p in paths)
+        twins = {id(loops.get(span)) for span in groups}
+        if inside and (len(groups) == 1 or len(twins) == 1 and twins != {id(None)}):
+            return [span for group in groups.values() for span in lives(group, depth + 1)]
+        return [(min(start for start, _ in groups), max(end for _, end in groups))]
+    return {v: [(0, end)] if v in managed else lives(paths, 0) for v, paths in uses.items()}
 
 
 def _length(region: Region) -> int:

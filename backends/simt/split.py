@@ -1,9 +1,10 @@
 """split_loops: writes a loop that multiplies matrices twice, once for the iterations in which no mask is false.
 
-requires: THREAD, of a target whose accesses do not check ranges by themselves
+requires: THREAD
 ensures: a `for` that contains `mma` and comparisons that hold for all threads up to some iteration is followed by
-itself: the first runs up to that iteration, with those comparisons known to be true; the second does the rest, as
-before. Both are one loop to everything carried: pipelines run on from one into the other
+itself: the first runs up to that iteration, with those comparisons known to be true, and windows known to hold their
+blocks; the second does the rest, as before. Both are one loop to everything carried: pipelines run on from one into
+the other
 example: `for %n = 0 … %L { … lt (add %n, %lane), %L …}` with lanes up to 63 becomes a loop up to `%L - 63` in which
 the comparison is gone, and the whole loop from there on
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tilelang.backends.simt.target import SimtTarget
+from tilelang.backends.simt.window import LIMIT
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir.control import For
@@ -26,7 +28,7 @@ from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
 
 I1, I32, I64 = dtype("i1"), dtype("i32"), dtype("i64")
-MASKED = {"ld": 2, "st": 3, "st_async": 4}
+MASKED = {"ld": 2, "st": 3, "st_async": 4, "dma": 4}
 """The number of operands without a mask of the operations that take one."""
 SAME = ("broadcast", "take", "extract", "slice", "concat", "reshape", "shuffle")
 """Operations whose lanes are lanes of their operands, of any thread."""
@@ -34,8 +36,6 @@ SAME = ("broadcast", "take", "extract", "slice", "concat", "reshape", "shuffle")
 
 def split_loops(fn: Function, target: SimtTarget) -> Function:
     """Rewrites every such loop, in place."""
-    if target.windows:
-        return fn
     shared = _Shared(fn)
 
     def visit(region: Region) -> None:
@@ -116,9 +116,10 @@ class _Loop:
                 or step is None or step.name != "const":
             return
         known = {v: needs for v in self._conditions() if (needs := self.truth(v)) is not None}
-        all_of_them = _strictest(n for needs in known.values() for n in needs)
+        whole = {op: needs for op in self.body.walk() if op.name == "window" and (needs := self.holds(op)) is not None}
+        all_of_them = _strictest(n for needs in (*known.values(), *whole.values()) for n in needs)
         if any(n.index > 0 for n in all_of_them):
-            self._split(list(known), all_of_them, step.attrs["value"])
+            self._split(list(known), list(whole), all_of_them, step.attrs["value"])
 
     def _conditions(self) -> list[Value]:
         """Every truth value the body uses, and those that `and` combines in them."""
@@ -162,6 +163,17 @@ class _Loop:
         possible = all(n.index or n.terms or n.constant <= 0 for n in needs)
         varies = difference.index or difference.low != difference.high  # else a choice rather than a mask
         return needs if possible and varies else None
+
+    def holds(self, window: Op) -> Needs | None:
+        """What makes a window that ends with the tensor, somewhere else in each iteration, hold all of its block."""
+        axis, extent = window.attrs["axis"], window.operands[2].owner
+        if axis is None or window.operands[2] not in self.inside or extent is None or extent.name != "mul":
+            return None
+        left = next((s for v in extent.operands if v in self.inside and (s := self.sum(v)) is not None), None)
+        if left is None:
+            return None
+        rows = dict(window.attrs["block"])[axis]
+        return left[1] | {Sum(0, frozenset(), rows, rows).plus(left[0], -1).at_most_zero()}
 
     def sum(self, v: Value) -> tuple[Sum, Needs] | None:
         """An integer as a sum, and what keeps its parts from wrapping around."""
@@ -217,6 +229,9 @@ class _Loop:
             case name if name not in ("add", "sub", "mul", "and", "shr", "floordiv", "mod", "cast", *SAME):
                 return None
         known = [self.limits(o) for o in _sources(op)]
+        if op.name == "mod" and (known[0] is None or known[0][0] < 0) and known[1] is not None \
+                and 0 < known[1][0] == known[1][1]:  # of a divisor's sign, whatever is divided
+            return 0, known[1][0] - 1
         if any(k is None for k in known):
             return None
         first, *rest = [k for k in known if k is not None]
@@ -224,7 +239,7 @@ class _Loop:
         return out if out is not None and v.dtype.min <= out[0] and out[1] <= v.dtype.max else None
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
-    def _split(self, conditions: Sequence[Value], needs: Sequence[Need], step: int) -> None:
+    def _split(self, conditions: Sequence[Value], windows: Sequence[Op], needs: Sequence[Need], step: int) -> None:
         lo, hi, by, *inits = self.op.operands
         before: list[Op] = []
 
@@ -258,6 +273,12 @@ class _Loop:
         mapping: dict[Value, Value] = {}
         body = clone_region(self.body, mapping)
         _simplify(body, {mapping.get(v, v): t for v, t in known.items()})
+        if windows:
+            limit = const(LIMIT)
+            for op in windows:
+                window = mapping[op.result].owner
+                assert window is not None
+                window.operands[2] = limit
         whole = For([lo, middle, by, *inits], self.op.attrs, [body], self.op.loc)
         rest_of = For([middle, hi, by, *whole.results], self.op.attrs, [self.body], self.op.loc)
         place = self.around.ops.index(self.op)

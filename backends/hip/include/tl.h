@@ -115,8 +115,7 @@ TL_FN void dma(T* s, int first, window<G> w, int off, bool mask, op) {
   const u32 place = __builtin_amdgcn_readfirstlane(start + first * int(sizeof(T)));
   const int at = mask ? off * int(sizeof(T)) : OUTSIDE;
 #define TL_COPY_LDS(NAME)                                                                                       \
-  asm volatile("s_mov_b32 m0, %0\n\ts_nop 0\n\t" NAME " %1, %2, 0 offen lds" ::"s"(place), "v"(at), "s"(w.words) \
-               : "memory", "m0")
+  asm volatile("s_nop 0\n\t" NAME " %1, %2, 0 offen lds" ::"{m0}"(place), "v"(at), "s"(w.words) : "memory")
   if constexpr (bytes == 4) TL_COPY_LDS("buffer_load_dword");
 #ifdef __gfx950__
   if constexpr (bytes == 16) TL_COPY_LDS("buffer_load_dwordx4");

@@ -64,11 +64,12 @@ def test_a_swizzle_is_undone(swizzle: Swizzle, columns: int, start: int) -> None
 
 
 def test_waits_count_copies() -> None:
-    """Three stages, of which one may be under way: two operands of 4 KiB, one copy of each wave for each."""
+    """Three stages, of which one may be under way: two operands of 4 KiB, one copy of each wave for each. The second
+    of the two loops goes on with the copies of the first."""
     code = matmul()
     waits = [op for op in code.thread.walk() if op.name == "wait"]
     per_group = 2 * 64 * 32 * 2 // (16 * code.rendered.threads)
-    assert [op.attrs["operations"] for op in waits] == [per_group, 0]
+    assert [op.attrs["operations"] for op in waits] == [per_group, per_group, 0]
     assert f"tl::wait_operations<{per_group}>" in code.source
 
 

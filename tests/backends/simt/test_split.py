@@ -1,6 +1,7 @@
 """Loops written twice, with and without masks: the same results wherever the masks begin, wrap around or hold."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.backends.simt import kernels
 from tests.backends.simt.emulated import emulated
 from tilelang import targets
 from tilelang.backends.emulator.execute import execute
@@ -70,9 +72,9 @@ def arguments(m: int, k: int, n: int, *scalars: int) -> list[Any]:
     return [x, y, *(np.asarray(s, np.int32) for s in scalars), np.zeros((32, 32), np.int32)]
 
 
-@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_75"])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_same_result_as_the_interpreter(name: str, target: str) -> None:
+@pytest.mark.parametrize(("target", "name"), [*((t, n) for t in ("cuda:sm_80", "cuda:sm_75") for n in VARIANTS),
+                                              ("hip:gfx942", "one stage"), ("hip:gfx950", "stages")])
+def test_same_result_as_the_interpreter(target: str, name: str) -> None:
     fn = function(*VARIANTS[name])
     code = emulated(fn, target)
     assert targets.lowered(fn, target).source.count("for (tl::i32 k") == 2
@@ -109,3 +111,14 @@ def test_whole_blocks_run_without_masks() -> None:
     assert products(code, 0, 0, 1 << 20, 93) == [four // 4 * 3, four // 4 * 3]  # the third block ends in column 93
     assert products(code, 0, 0, 1 << 20, 92) == [four // 4 * 2, four]
     assert products(code, 0, 0, 1 << 20, ENDS[0]) == [0, four + two]
+
+
+def test_windows_hold_whole_blocks() -> None:
+    """In the first of the two loops no access has a mask, and where a window ends is not computed."""
+    a, c = np.zeros((64, 64), np.float16), np.zeros((64, 64), np.float32)
+    source = kernels.matmul.lower(a, a, c, BM=64, BN=64, STAGES=3, target="hip:gfx950").source
+    first, second = source.split("for (tl::i32 k")[1:]
+    masks = [re.findall(r"tl::dma<8>\(.*, (\w+), tl::op", text) for text in (first, second)]
+    assert masks[0][:2] == ["true", "true"] and "true" not in masks[1]
+    ends = [re.findall(r"tl::window_of\(b, \w+, (\w+)\)", text)[0] for text in (first, second)]
+    assert f"{ends[0]} =" not in first and f"{ends[1]} =" in second
