@@ -32,7 +32,7 @@ CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK":
              "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, "SOURCE": HELD.source,
              "LAYOUT": HELD.layout, "SIZE": HELD.size}
 """Those that are no extents of blocks."""
-OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4}}
+OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4}, "ops/mpgemm/cpu.py:quantize_kernel": {"DTYPE": tile.i8}}
 """Those of one kernel."""
 
 
