@@ -71,11 +71,11 @@ def weights(name: str) -> tuple[Any, ...]:
     return out
 
 
-def ours(name: str, m: int, x_dtype: str | None) -> Callable[[], Any]:
+def ours(name: str, m: int, x_dtype: str | None, how: str | None = None) -> Callable[[], Any]:
     x, turn = torch.randn(m, SIZE), itertools.cycle(weights(name))
     for w in weights(name):
-        ops.mpgemm(x, w, x_dtype=x_dtype)  # repacks
-    return lambda: ops.mpgemm(x, next(turn), x_dtype=x_dtype)
+        ops.mpgemm(x, w, x_dtype=x_dtype, decomposition=how)  # repacks
+    return lambda: ops.mpgemm(x, next(turn), x_dtype=x_dtype, decomposition=how)
 
 
 @functools.cache
@@ -93,6 +93,9 @@ def rows() -> Iterator[Row]:
         for x_dtype in (None, "i8"):
             yield Row(f"u4, M={m}, x {x_dtype or 'f32'} (beside torch's int4, bf16)", ours("u4", m, x_dtype),
                       theirs(m), panels(weights("u4")[0]).nbytes, goal)
+    for name in ("u8", "u6", "u4", "u3", "u2", "ternary", "u1"):
+        yield Row(f"{name}, M=1, tables of bytes (beside our u4, x i8)", ours(name, 1, None, "lut_act_i8"),
+                  ours("u4", 1, "i8"), panels(weights(name)[0]).nbytes, 1.6 if name in ("u2", "ternary", "u1") else 0.0)
     for x_dtype in (None, "i8"):
         for name in ("u8", "u6", "u3", "u2", "ternary", "u1", "f4e2m1", "f6e3m2"):
             if x_dtype is None or name[0] != "f":

@@ -190,6 +190,10 @@ class _Renderer:
         args = ", ".join(self.lane(v, "i") for v in op.operands)
         self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::fma_halves({args});")
 
+    def _odd_bytes(self, op: Op) -> None:
+        word = self.lane(op.operands[0], "i")
+        self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::odd_bytes({word});")
+
     def _slice(self, op: Op) -> None:
         (start,), (n,), (step,) = op.attrs["starts"], op.attrs["shape"], op.attrs["steps"]
         items = ", ".join(self.lane(op.operands[0], str(start + i * step)) for i in range(n))

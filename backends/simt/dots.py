@@ -97,7 +97,8 @@ class Dots:
             p = self._zeroed(self.of[vb], lb, lb.rank - 2, k)
         else:
             whole = self.target.word_operands and lb.shape[-2] == k
-            p = self._zeroed(unscaled(b, self.paired[self.of[vb]], whole), lb, lb.rank - 2, k)
+            lower = self._beneath(op, row, layout)
+            p = self._zeroed(unscaled(b, self.paired[self.of[vb]], whole, bool(lower)), lb, lb.rank - 2, k)
         a, p = self._words(a, row.a), self._words(p, row.b)
         scales = [self._zeroed(self.of[v], f, f.rank - 1 - side, v.shape[-1 - side]) for side, v in
                   enumerate(op.operands[2:4]) if isinstance(f := v.tile.layout, RegisterLayout) and op.name != "dot"]
@@ -121,7 +122,7 @@ class Dots:
                                       *((of_a, of_b) if scales else ())))
         out = b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, *scales, row=row.name, sizes=sizes,
                        steps=tuple(steps)).result
-        return out if scale is None else b.pure(ew.Mul, out, scale)
+        return out if scale is None else self._less(b.pure(ew.Mul, out, scale), lower)
 
     def _scale(self, op: Op, row: MmaRow, layout: RegisterLayout) -> Value | None:
         """Where `b` is pairs as f16, and the sum begins with zero: the powers of two, one for each column, that the
@@ -140,6 +141,45 @@ class Dots:
         if len(set(by)) == 1:
             return b.full(by[0], op.result.dtype, len(by))
         return b.pure(sh.ConstTile, values=tuple(by), dtype=op.result.dtype)
+
+    def _beneath(self, op: Op, row: MmaRow, layout: RegisterLayout) -> dict[int, tuple[int, float]]:
+        """For elements of the sum whose column has pairs with others beneath: the element of the column of those, and
+        what its sum counts. Empty unless all pairs with others beneath can be told so."""
+        lb = op.operands[1].tile.layout
+        assert isinstance(lb, RegisterLayout)
+        x, places, mine = self.paired[self.of[op.operands[1]]], local_offsets(lb), local_offsets(layout)
+        lanes, found = x.beneath, dict[int, set[tuple[int, float] | None]]()  # by instruction along n
+        for at, lower in zip(places, lanes or (), strict=bool(lanes)):
+            apart = None if lower is None else at - places[lower[0]]
+            if apart is not None and any(apart[:-1]):
+                return {}
+            found.setdefault(int(at[-1]) // row.n, set()).add(
+                None if apart is None or lower is None else (int(apart[-1]), lower[1]))
+        if not lanes or any(len(lower) > 1 for lower in found.values()):
+            return {}
+        where = {tuple(map(int, at)): i for i, at in enumerate(mine)}
+        out: dict[int, tuple[int, float]] = {}
+        for i, at in enumerate(mine):
+            (lower_,) = found[int(at[-1]) // row.n]
+            if lower_ is not None:
+                by = where.get((*map(int, at[:-1]), int(at[-1]) - lower_[0]))
+                if by is None:
+                    return {}
+                out[i] = by, lower_[1]
+        return out
+
+    def _less(self, out: Value, lower: dict[int, tuple[int, float]]) -> Value:
+        """The sums of pairs with others beneath them, less the sums of those."""
+        if not lower:
+            return out
+        b, upper, n = self.b, list(lower), out.shape[0]
+        values = tuple(-lower[i][1] for i in upper)
+        part = b.full(values[0], out.dtype, len(values)) if len(set(values)) == 1 else \
+            b.pure(sh.ConstTile, values=values, dtype=out.dtype)
+        less = b.pure(ew.Fma, b.pure(simt.Take, out, lanes=tuple(lower[i][0] for i in upper)), part,
+                      b.pure(simt.Take, out, lanes=tuple(upper)))
+        both = b.pure(sh.Concat, out, less, axis=0)
+        return b.pure(simt.Take, both, lanes=tuple(n + upper.index(i) if i in lower else i for i in range(n)))
 
     def _words(self, value: Value, name: str) -> Value:
         """Registers of codes below 8 bits as the 32-bit words that instructions take."""

@@ -27,15 +27,35 @@ _MAGIC = 0x6400
 
 @dataclass(frozen=True)
 class Paired:
-    """A vector whose lane i is half `lanes[i] % 2` of pair `lanes[i] // 2` of `pairs`, a number of dtype `of`."""
+    """A vector whose lane i is half `lanes[i] % 2` of pair `lanes[i] // 2` of `pairs`, a number of dtype `of`.
+    `bytes` are the same but for pairs above others (`Pairs.beneath`), which have those in them."""
 
     pairs: Value
+    bytes: Value
     of: DType
     lanes: tuple[int, ...]
 
     def taken(self, lanes: Sequence[int]) -> Paired:
         """Lanes of the vector, in this order."""
         return replace(self, lanes=tuple(self.lanes[i] for i in lanes))
+
+    @property
+    def beneath(self) -> list[tuple[int, float] | None] | None:
+        """For each lane that has another beneath it in `bytes`: which, and what that one's number counts in the sum.
+        None where one of those is no lane of the vector."""
+        order, where = pairs(self.of), {lane: i for i, lane in enumerate(self.lanes)}
+        out: list[tuple[int, float] | None] = []
+        for lane in self.lanes:
+            upper = lane // 2 % len(order.steps)
+            lower = order.beneath.get(upper)
+            if lower is None:
+                out.append(None)
+                continue
+            at = where.get(lane - 2 * (upper - lower))
+            if at is None:
+                return None
+            out.append((at, 2.0 ** (order.place(lower)[0] - order.place(upper)[0])))
+        return out
 
     @property
     def exponents(self) -> tuple[int, ...] | None:
@@ -49,10 +69,17 @@ def view(b: ThreadBuilder, words: Value, dt: DType) -> tuple[Value, Paired]:
     order = pairs(dt)
     blocks, each = words.shape[0] // order.words, len(order.steps)
     parts = [take(b, words, range(i, words.shape[0], order.words)) for i in range(order.words)]
-    found = unpair(b, parts, order)
-    paired = take(b, join(b, found), [j * blocks + i for i in range(blocks) for j in range(each)])
-    value = take(b, join(b, codes(b, found, dt)), [j * blocks + i for i in range(blocks) for j in range(2 * each)])
-    return value, Paired(paired, dt, tuple(range(2 * each * blocks)))
+
+    def odd_bytes(x: Value) -> Value:
+        return b.pure(simt.OddBytes, x)
+    found = unpair(b, parts, order, odd_bytes)
+
+    def in_order(values: Sequence[Value]) -> Value:
+        """Block after block; the values of a vector are those of all blocks."""
+        return take(b, join(b, values), [j * blocks + i for i in range(blocks) for j in range(len(values))])
+    whole = [odd_bytes(parts[order.steps[i][0][0]]) if i in order.beneath else pair for i, pair in enumerate(found)]
+    paired = Paired(in_order(found), in_order(whole), dt, tuple(range(2 * each * blocks)))
+    return in_order(codes(b, found, dt)), paired
 
 
 def to_f16(b: ThreadBuilder, x: Paired) -> Value | None:
@@ -70,11 +97,11 @@ def to_f16(b: ThreadBuilder, x: Paired) -> Value | None:
     return _halves(b, value, x.lanes)
 
 
-def unscaled(b: ThreadBuilder, x: Paired, words: bool) -> Value:
-    """f16 numbers that lack the powers of two in `x.exponents`; with `words`, where they stand in pairs, words of
-    two."""
-    whole = _whole(x.lanes)
-    return take(b, x.pairs, whole) if words and whole else _halves(b, x.pairs, x.lanes)
+def unscaled(b: ThreadBuilder, x: Paired, words: bool, in_bytes: bool) -> Value:
+    """f16 numbers that lack the powers of two in `x.exponents`, `in_bytes` with what is beneath them; with `words`,
+    where they stand in pairs, words of two."""
+    whole, value = _whole(x.lanes), x.bytes if in_bytes else x.pairs
+    return take(b, value, whole) if words and whole else _halves(b, value, x.lanes)
 
 
 def _fma(b: ThreadBuilder, x: Value, factors: Sequence[float], terms: Sequence[float]) -> Value:

@@ -1,13 +1,13 @@
 """Bits of values that stand side by side, cut anew, and pairs: what `view` is on every backend."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ir.pairs import Pairs, pairs
+from tilelang.ir.pairs import ODD_BYTES, Pairs, pairs
 
 
 def recut(b: ThreadBuilder, values: Sequence[Value], dt: DType) -> list[Value]:
@@ -35,17 +35,23 @@ def _cut(b: ThreadBuilder, codes: Sequence[Value], width: int, start: int, size:
     return out
 
 
-def unpair(b: ThreadBuilder, words: Sequence[Value], order: Pairs) -> list[Value]:
-    """The pairs of a block of u32 words. Scalars, or vectors lane by lane."""
+def unpair(b: ThreadBuilder, words: Sequence[Value], order: Pairs,
+           odd_bytes: Callable[[Value], Value] | None = None) -> list[Value]:
+    """The pairs of a block of u32 words. Scalars, or vectors lane by lane. `odd_bytes` gives (x >> 8) & 0x00ff00ff."""
     def shifted(word: int, by: int) -> Value:
         x = words[word]
         return b.pure(ew.Shr if by > 0 else ew.Shl, x, _full(b, abs(by), x)) if by else x
     out = []
     for i, terms in enumerate(order.steps):
-        x = shifted(*terms[0])
-        for term in terms[1:]:
-            x = b.pure(ew.Xor, x, shifted(*term))
-        out.append(b.pure(ew.And, x, _full(b, order.mask(i), x)))
+        mask = order.mask(i)
+        if odd_bytes is not None and i in order.in_odd_bytes:
+            x = odd_bytes(words[terms[0][0]])
+        else:
+            x = shifted(*terms[0])
+            for term in terms[1:]:
+                x = b.pure(ew.Xor, x, shifted(*term))
+        out.append(x if odd_bytes is not None and i in order.in_odd_bytes and mask == ODD_BYTES else
+                   b.pure(ew.And, x, _full(b, mask, x)))
     return out
 
 

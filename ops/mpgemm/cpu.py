@@ -8,7 +8,8 @@ from tilelang.ops.activation import gelu_exact, silu
 def _place(bits: int, i: int, j: int) -> int:
     """The bit of a word where code i of stream j begins, once `bytes_at` has joined codes that lie in two bytes."""
     at = i * bits % 8
-    return 8 * j + (at if at + bits <= 8 else 0)
+    place = 8 * j + (at if at + bits <= 8 else 0)
+    return 0 if place + bits == 32 else place  # at the top a shift does what a mask does, and a sign bit stays clear
 
 
 WEIGHTS = {bits: tuple(2.0 ** -_place(bits, i, j) for i in range(8) for j in range(4)) for bits in range(1, 9)}
@@ -93,7 +94,7 @@ def value_at(words, i, j, BITS, DTYPE):
     else:
         v = words[:, r, :]
     if DTYPE is None:
-        return (v & ((1 << BITS) - 1) << 8 * j + s).to(tile.f32)
+        return (v >> 32 - BITS if 8 * j + s + BITS == 32 else v & ((1 << BITS) - 1) << 8 * j + s).to(tile.f32)
     v = v >> (8 * j + s) if 8 * j + s else v
     return (v & ((1 << BITS) - 1)).to(tile.dtype(f"u{BITS}")).bitcast(DTYPE).to(tile.f32)
 

@@ -81,6 +81,10 @@ _FLOATS = {  # (exponent bits, mantissa bits): steps
 }
 
 
+ODD_BYTES = 0x00FF00FF
+"""Of a word shifted by 8: its odd bytes, which one instruction of GPUs takes out without a mask."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """How codes of `bits` bits stand in blocks of `words` words.
@@ -120,6 +124,19 @@ class Pairs:
             else:
                 runs.append((place, bit, 1))
         return runs
+
+    @cached_property
+    def in_odd_bytes(self) -> frozenset[int]:
+        """The pairs that are some bits of the odd bytes of one word."""
+        return frozenset(i for i, terms in enumerate(self.steps)
+                         if len(terms) == 1 and terms[0][1] == 8 and not self.mask(i) & ~ODD_BYTES)
+
+    @cached_property
+    def beneath(self) -> dict[int, int]:
+        """Pairs that fill odd bytes together with one other, beneath them: as numbers, bytes with both codes are the
+        upper code and a power of two times the lower one, so that sums need no mask for the upper one."""
+        return {i: j for i in self.in_odd_bytes for j in self.in_odd_bytes if self.steps[i] == self.steps[j]
+                and self.mask(i) > self.mask(j) and self.mask(i) ^ self.mask(j) == ODD_BYTES}
 
     @cached_property
     def matrix(self) -> Any:

@@ -94,6 +94,17 @@ class FmaHalves(Op):
         return (a * b + c).astype(np.float16).view(np.uint32)  # f64 decides every tie as the exact sum does
 
 
+class OddBytes(Op):
+    """Bytes 1 and 3 of each u32, as its halves."""
+    name, levels = "odd_bytes", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return args[0] >> np.uint32(8) & np.uint32(0x00FF00FF)
+
+
 class Shuffle(Op):
     """The value of another thread of the warp: of lane l ^ `by` ("xor"), or of the lane a second operand names
     ("index"). All threads of the warp take part."""

@@ -74,6 +74,13 @@ TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
   return r;
 }
 
+// Opaque to the compiler, which would take a shift and a mask for each use of the bytes.
+TL_FN u32 odd_bytes(u32 x) {
+  u32 r;
+  asm("prmt.b32 %0, %1, 0, 0x4341;" : "=r"(r) : "r"(x));
+  return r;
+}
+
 TL_FN u16 f32_to_bf16(float x) {
 #if __CUDA_ARCH__ >= 800
   u16 r;

@@ -53,6 +53,7 @@ TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
   return fma_half(u16(a), u16(b), u16(c)) | u32(fma_half(u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
 }
 
+TL_FN u32 odd_bytes(u32 x) { return x >> 8 & 0x00ff00ffu; }
 TL_FN int popcount(u32 x) { return __builtin_popcount(x); }
 TL_FN int popcount(u64 x) { return __builtin_popcountll(x); }
 

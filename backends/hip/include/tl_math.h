@@ -53,6 +53,8 @@ using half2 = _Float16 __attribute__((ext_vector_type(2)));
 // By the name of the compiler's own function: the builtin came later than to compilers still in use.
 __attribute__((device)) half2 fma_v2f16(half2, half2, half2) __asm("llvm.fma.v2f16");
 TL_FN u32 fma_halves(u32 a, u32 b, u32 c) { return bits<u32>(fma_v2f16(bits<half2>(a), bits<half2>(b), bits<half2>(c))); }
+// Opaque to the compiler, which would take a shift and a mask for each use of the bytes; 12 selects zeros.
+TL_FN u32 odd_bytes(u32 x) { return __builtin_amdgcn_perm(0, x, 0x0c030c01); }
 TL_FN u16 f32_to_bf16(float x) {
 #ifdef __gfx950__
   return bits<u16>(__bf16(x));

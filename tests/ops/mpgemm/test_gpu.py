@@ -135,7 +135,7 @@ def test_weights_go_into_products_as_they_lie(target: str, zeros: bool) -> None:
                                 STAGES=3, shift=w.shift, sums=np.zeros((2, 16), np.float32) if zeros else None,
                                 target=target)
     names = [op.name for op in code.thread.walk()]
-    assert "fma_halves" not in names and "shuffle" not in names
+    assert "fma_halves" not in names and "shuffle" not in names and "odd_bytes" in names
     product = next(op for op in code.thread.walk() if op.name == "mma")
     assert target.startswith("hip") or product.operands[2].dtype.name == "u32"
     words = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"

@@ -97,6 +97,13 @@ def test_fused_halves(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(got[3][sure], exact.view(np.uint32)[sure])
 
 
+def test_odd_bytes(rng: np.random.Generator) -> None:
+    x = rng.integers(0, 1 << 32, 1024, np.uint32)
+    got, want = rows(each("tl::u32", ["tl::odd_bytes(x)"], "tl::u32"), x, 1, np.uint32)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got[0], x >> 8 & 0x00FF00FF)
+
+
 @pytest.mark.parametrize("t", ["float", "double"])
 def test_two_operands(t: str, rng: np.random.Generator) -> None:
     """Products, quotients, extremes and fused sums round as IEEE says; NaN wins."""
