@@ -94,8 +94,9 @@ def rows() -> Iterator[Row]:
             yield Row(f"u4, M={m}, x {x_dtype or 'f32'} (beside torch's int4, bf16)", ours("u4", m, x_dtype),
                       theirs(m), panels(weights("u4")[0]).nbytes, goal)
     for name in ("u8", "u6", "u4", "u3", "u2", "ternary", "u1"):
+        goal = 1.6 if name in ("u2", "ternary", "u1") else 0.0
         yield Row(f"{name}, M=1, tables of bytes (beside our u4, x i8)", ours(name, 1, None, "lut_act_i8"),
-                  ours("u4", 1, "i8"), panels(weights(name)[0]).nbytes, 1.6 if name in ("u2", "ternary", "u1") else 0.0)
+                  ours("u4", 1, "i8"), panels(weights(name)[0]).nbytes, goal)
     for x_dtype in (None, "i8"):
         for name in ("u8", "u6", "u3", "u2", "ternary", "u1", "f4e2m1", "f6e3m2"):
             if x_dtype is None or name[0] != "f":
