@@ -68,9 +68,10 @@ def _blocks(fn: Function) -> dict[Dim, list[int]]:
     found: dict[Dim, set[int]] = {"": {e for e in tiles if 1 < e <= 256} or {4}}
     for op in fn.walk():
         if "axes" in op.attrs and isinstance(op.operands[0].type, TensorType):
-            block = (op.results[0] if op.results else op.operands[-1]).type
+            block = (op.results[0] if op.results else op.operands[getattr(op, "buffer", -1)]).type
             assert not isinstance(block, TensorType)
-            for axis, extent in zip(op.attrs["axes"], block.shape, strict=True):
+            axes = op.attrs["axes"]  # of a copy the last dimensions of its buffer
+            for axis, extent in zip(axes, block.shape[len(block.shape) - len(axes):], strict=True):
                 found.setdefault(op.operands[0].type.dims[axis], set()).add(extent)
     return {d: sorted(extents) for d, extents in found.items()}
 

@@ -17,8 +17,14 @@ from tilelang.backends.emulator.run import POLICIES, Finding, load
 from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.group_products import descriptor, grid_of_groups, group_plans, panels
 from tilelang.backends.simt.instructions import GroupRow
+from tilelang.backends.simt.pipeline import pipeline
+from tilelang.backends.simt.place import place
+from tilelang.backends.simt.separate import separate
 from tilelang.ir.parser import parse
+from tilelang.ir.text import print_function
+from tilelang.passes.driver import run_passes
 from tilelang.passes.meaning import difference
+from tilelang.passes.pipeline import TILE_PASSES
 
 TARGET = "cuda:sm_90a"
 PARAMS = "%x: tensor<in {a} align 1, {xs}>, %y: tensor<in {b} align 1, {ys}>, %z: tensor<out {acc} align 1, M, N:1>"
@@ -185,6 +191,14 @@ def test_operands_that_are_written_over_while_products_read_them() -> None:
     start = next(i for i, line in enumerate(lines) if "tl::group_wait<" in line)
     moved = [line for line in lines if "tl::group_wait<" not in line and "tl::arrived(" not in line]
     assert start and "product-pending" in {f.kind for f in findings(code, "\n".join(moved), arrays)}
+
+
+def test_every_level_means_the_same_and_reads_back() -> None:
+    """Operands that stay in shared memory, and copies into a ring, run in the interpreter, too."""
+    code, _ = pipelined()
+    run_passes(code.tile, code.target, (*TILE_PASSES, separate, place, pipeline), check=2, dump="")
+    for text in map(print_function, (code.placed, code.thread)):
+        assert print_function(parse(text)) == text
 
 
 def test_sums_stay_under_way_from_one_iteration_to_the_next() -> None:
