@@ -36,6 +36,10 @@ from tilelang.ops.mpgemm.plan import Plan, plan
 from tilelang.quant import QuantTensor, RowParts
 
 ACTIVATIONS = (None, "gelu", "relu", "silu")
+BY_BITS = ("bitplane_popc", "lut_act", "lut_act_i8")
+"""Decompositions that read `Panels.planes`."""
+WHOLE = ("bitplane_popc", "int_dot", "lut_act_i8", "lut_weight")
+"""Decompositions that sum whole numbers exactly where x is quantised to such."""
 
 
 def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = None, residual: Any = None,
@@ -164,12 +168,6 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
         bucket_kernel(spread, sums, values.astype(np.float32), *weight, **consts)
     else:
         dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
-
-
-BY_BITS = ("bitplane_popc", "lut_act", "lut_act_i8")
-"""Decompositions that read `Panels.planes`."""
-WHOLE = ("bitplane_popc", "int_dot", "lut_act_i8", "lut_weight")
-"""Decompositions that sum whole numbers exactly where x is quantised to such."""
 
 
 def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
