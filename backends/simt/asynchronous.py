@@ -73,8 +73,8 @@ class _Order:
         there = [v for v in state.groups[:groups] if v is not None]
         return [Wait(there, {"pending": len(state.groups) - groups, "products": True}, loc=like.loc if like else None)]
 
-    def ops(self, ops: Sequence[Op], state: State) -> tuple[list[Op], State]:
-        """The operations with what they need, and how things stand after them."""
+    def ops(self, ops: Sequence[Op], state: State, write: bool = True) -> tuple[list[Op], State]:
+        """The operations with what they need, and how things stand after them. Regions change only to `write`."""
         out: list[Op] = []
         for op in ops:
             if op.name == "barrier" and state.written:
@@ -89,7 +89,7 @@ class _Order:
                 state = state._replace(groups=(*before, op.result))
                 continue
             if op.regions:
-                state = self.inner(op, state)
+                state = self.inner(op, state, write)
             elif op.name == "wait" or any(root(v) in self.read for v, _ in touched(op) if op.effects == "write"):
                 state = state._replace(written=True)
             out.append(op)
@@ -106,22 +106,25 @@ class _Order:
             used = []  # `inner` knows what may go on
         return max((i + 1 for i, v in enumerate(state.groups) if v in used), default=0)
 
-    def inner(self, op: Op, state: State) -> State:
+    def inner(self, op: Op, state: State, write: bool) -> State:
         """Rewrites the regions of an operation, before which nothing is under way."""
         if op.name == "for":
             region = op.regions[0]
-            once = self.carried(region, self.ops(region.ops, state)[1])
-            start = State(once or (), True)
-            ops, end = self.ops(region.ops, start)
-            if once is None or self.carried(region, end) != once:  # what is under way differs: nothing goes on
-                ops, end = self.ops(region.ops, State((), True))
+            once = self.carried(region, self.ops(region.ops, state, False)[1])
+            again = self.carried(region, self.ops(region.ops, State(once or (), True), False)[1])
+            goes_on = once is not None and again == once
+            ops, end = self.ops(region.ops, State(once if once is not None and goes_on else (), True), write)
+            if not goes_on:  # what is under way differs from iteration to iteration: nothing may be
                 ops, once = self.drained(ops, end), ()
-            region.ops = ops
+            if write:
+                region.ops = ops
+            assert once is not None
             results = dict(zip(region.args[1:], op.results, strict=True))
             return State(tuple(None if v is None else results[v] for v in once), True)
         for region in op.regions:
-            ops, end = self.ops(region.ops, State((), True))
-            region.ops = self.drained(ops, end)
+            ops, end = self.ops(region.ops, State((), True), write)
+            if write:
+                region.ops = self.drained(ops, end)
         return State((), True)
 
     def drained(self, ops: list[Op], state: State) -> list[Op]:

@@ -61,8 +61,7 @@ static void check_groups_done() {
 
 // ---- operands
 
-// 16 bytes of a row: `index` is along the dimension that is not k, `piece` along k; where rows run the other way, k is
-// the row and `index` lies in it.
+// A descriptor, decoded: where the byte at a place of a row lies.
 struct Operand {
   u32 start, leading, stride, width;
 
@@ -74,7 +73,7 @@ struct Operand {
     width = mode == 1 ? 128 : mode == 2 ? 64 : mode == 3 ? 32 : 16;
   }
 
-  u32 at(u32 row, u32 byte) const {  // of a panel, and from its start
+  u32 at(u32 row, u32 byte) const {
     const u32 address = start + byte / width * leading + row / 8 * stride + row % 8 * width + byte % width;
     return address ^ (address >> 7 & (width / 16 - 1)) << 4;
   }
@@ -130,7 +129,7 @@ static void compute(Pending& p) {
 
 // ---- what the last of 128 threads does
 
-static Sums* sums_of(Group& g, int group) {
+static Sums* sums_of(Group& g) {
   const GroupProduct& first = *g.calls[0];
   const u32 bytes = u32(first.columns) * 2;
   for (Sums* s : g.sums) {
@@ -165,7 +164,7 @@ static void start_product(Group& g, int group) {
     }
     thread.log.push_back({0, c.op, 0, MMA, 0});
   }
-  g.pending.push_back({first, g.committed, sums_of(g, group), false, {}, {}});
+  g.pending.push_back({first, g.committed, sums_of(g), false, {}, {}});
   Pending& p = g.pending.back();
   p.sums->products++;
   if (first.a) {

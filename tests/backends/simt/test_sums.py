@@ -131,6 +131,15 @@ def after(a: A, b: B, c: C):
     tile.store(c, (0, 0), acc)
 
 
+@pytest.mark.parametrize("kernel", [nested, inner], ids=lambda k: k.name)
+def test_loops_in_loops_are_fenced_once(kernel: Kernel) -> None:
+    a = np.zeros((64, 64), np.float16)
+    ops = list(kernel.lower(a, a, np.zeros(TILE, np.float32), target=TARGET).thread.walk())
+    products = sum(op.name == "group_mma" for op in ops)
+    assert products == sum(op.name == "fence" and op.attrs["kind"] == "registers" for op in ops)
+    assert products == sum(op.name == "commit" and op.attrs["products"] for op in ops)
+
+
 KERNELS = (used_inside, swapped, conditional, nested, twice, kept, whiles, inner, inner2, after)
 
 
