@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SECONDS ?= 60
 
-.PHONY: demo test lint fuzz bench bench-static gpu clean
+.PHONY: demo test lint docs fuzz bench bench-static gpu clean
 
 demo: .venv/examples
 	$(BIN)/python examples/minilm.py
@@ -15,6 +15,10 @@ test: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation as a site, into build/site.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz $(SECONDS)

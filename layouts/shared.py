@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,14 @@ class SharedLayout:
         if self.swizzle is None:
             return linear
         return -(-linear // self.swizzle.block) * self.swizzle.block
+
+    def run(self, dim: int) -> int:
+        """Neighbours along a dimension that lie side by side wherever a multiple of their number begins."""
+        if not self.dims[dim] or self.dims[dim][-1][1] != 1:
+            return 1
+        extent = self.dims[dim][-1][0]
+        others = (stride for e, stride in (digit for d in self.dims for digit in d) if e > 1 and stride != 1)
+        return gcd(extent, *others, *([self.swizzle.vector] if self.swizzle else []))
 
     def offset(self, index: Sequence[Any]) -> Any:
         """Element offset of a tile index (integers or broadcasting arrays)."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from tilelang.backends.simt.dma import copies_in_order, undone
@@ -210,11 +210,10 @@ class Access:
         place, shape = t.layout or shared(t.shape), t.shape[len(lead):]
         size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
         layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
-        inner = place.dims[-1][-1] if place.dims and place.dims[-1] else (1, 1)
-        limit = place.swizzle.vector if place.swizzle else inner[0]
+        run = place.run(-1) if place.dims else 1
         start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
-        width = min(self.vector(op, memory, offsets, layout, shape), limit if inner[1] == 1 else 1)
+        width = gcd(self.vector(op, memory, offsets, layout, shape), run)
         leader = self.threads.leader(layout)
         memory, groups = self._groups(op, memory, offsets, layout, shape, False, width)
         local = local_offsets(layout)

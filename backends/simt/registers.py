@@ -61,13 +61,8 @@ def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tupl
     """(dimension, registers) of the widest access that a register layout makes to a shared one."""
     best = (0, 1)
     for d in range(layout.rank):
-        digits = place.dims[d]
-        if not digits or digits[-1][1] != 1:
-            continue
-        width = min(layout.contiguous(d), 16 // size)
-        limit = place.swizzle.vector if place.swizzle else 1 << 30
-        while width > 1 and (width & (width - 1) or digits[-1][0] % width or width > limit
-                             or layout.local_size % width):
+        width, run = min(layout.contiguous(d), 16 // size), place.run(d)
+        while width > 1 and (width & (width - 1) or run % width or layout.local_size % width):
             width -= 1
         if width > best[1]:
             best = (d, width)

@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 from tilelang.lang.builtins import PUBLIC
+from tilelang.layouts import svg
 
 GENERATOR = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "generate.py"))
 EXAMPLES = {name: text for section in GENERATOR["EXAMPLES"].values() for name, text in section.items()}
@@ -15,6 +16,11 @@ def test_the_page_is_what_the_generator_gives() -> None:
     page = GENERATOR["PAGE"].read_text()
     assert page == GENERATOR["page"](), "docs/language.md is not up to date: python docs/generate.py"
     assert page.count("\n#### ") == len(PUBLIC)
+
+
+def test_the_pictures_are_what_the_generator_draws() -> None:
+    drawn = {name: svg(layout) for name, layout in GENERATOR["LAYOUTS"].items()}
+    assert drawn == {path.stem: path.read_text() for path in GENERATOR["PICTURES"].iterdir()}
 
 
 def test_every_function_has_a_docstring_and_an_example_that_calls_it() -> None:
