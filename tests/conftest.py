@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-settings.register_profile("tilelang", deadline=None, derandomize=True)  # `make fuzz` draws new ones
-settings.load_profile("tilelang")
+PROFILE = "tilelang"
+settings.register_profile(PROFILE, deadline=None, derandomize=True)  # `make fuzz` draws new ones
+settings.load_profile(PROFILE)
 os.environ.setdefault("TILELANG_CHECK", "1")
 _cache = tempfile.TemporaryDirectory(prefix="tilelang-test-")
 os.environ["TILELANG_CACHE_DIR"] = os.path.join(_cache.name, "cache")

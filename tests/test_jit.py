@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,15 +98,71 @@ def test_assertions_name_the_line() -> None:
 
 
 @pytest.mark.parametrize(("call", "error", "text"), [
-    (lambda x: scale(), errors.ArgumentCount, "`scale` lacks an argument"),
-    (lambda x: scale(x, by=1.0, color=3), errors.ArgumentCount, "`scale` has no parameter 'color'"),
-    (lambda x: scale(x, by=1.0, x=x), errors.ArgumentCount, "got `x` twice"),
-    (lambda x: scale(x[0], by=1.0), errors.ArgumentRank, "2 dimensions \"M N\""),
-    (lambda x: scale(x, torch.empty(3, 4).double(), 1.0), errors.ArgumentDType, "f32 (as 'T' of an earlier argument)"),
-    (lambda x: scale(x, torch.empty(3, 5), 1.0), errors.DimMismatch, "N = 4 (from x)"),
-    (lambda x: scale(x, by="two"), errors.ArgumentDType, "str 'two'"),
+    (lambda x: scale(), errors.ArgumentCount, """\
+`scale` lacks an argument
+PLACE
+  needs: x, by
+  got:   0 positional and []
+  try:   pass x=..."""),
+    (lambda x: scale(x, by=1.0, color=3), errors.ArgumentCount, """\
+`scale` has no parameter 'color'
+PLACE
+  needs: x, y, by, BM, BN
+  got:   color
+  try:   check the spelling"""),
+    (lambda x: scale(x, by=1.0, x=x), errors.ArgumentCount, """\
+`scale` got `x` twice
+PLACE
+  needs: each parameter once
+  got:   x by position and by name
+  try:   drop one"""),
+    (lambda x: scale(x, None, 1.0, 4, 32, 7), errors.ArgumentCount, """\
+`scale` got too many arguments
+PLACE
+  needs: at most 5: x, y, by, BM, BN
+  got:   6
+  try:   pass constants by name"""),
+    (lambda x: scale(x[0], by=1.0), errors.ArgumentRank, """\
+parameter `x` of `scale` has the wrong rank
+PLACE
+  needs: 2 dimensions "M N"
+  got:   1 of shape [4]
+  try:   reshape or unsqueeze the argument"""),
+    (lambda x: scale(x, torch.empty(3, 4).double(), 1.0), errors.ArgumentDType, """\
+parameter `y` of `scale` has the wrong dtype
+PLACE
+  needs: f32 (as 'T' of an earlier argument)
+  got:   f64
+  try:   convert the argument, or annotate with a type variable such as tile.Tensor["T", ...]"""),
+    (lambda x: scale(x, torch.empty(3, 5), 1.0), errors.DimMismatch, """\
+dimension `N` of `scale` has two extents
+PLACE
+  needs: N = 4 (from x)
+  got:   5 in y of shape [3, 5]
+  try:   pass tensors whose shapes agree"""),
+    (lambda x: scale(x, by="two"), errors.ArgumentDType, """\
+parameter `by` of `scale` is no f32
+PLACE
+  needs: f32
+  got:   str 'two'
+  try:   pass a number"""),
+    (lambda x: scale(x.to("meta"), torch.empty(3, 4), 1.0), errors.ArgumentDevice, """\
+arguments are on different devices
+PLACE
+  needs: all tensors on one device
+  got:   x on meta, y on cpu
+  try:   .to('meta')"""),
+])
+def test_the_report_of_wrong_arguments_is_complete(call: Any, error: type[Exception], text: str) -> None:
+    line = scale.source.first_line
+    place = f"  --> {__file__}:{line} in scale\n  {line} | @tile.kernel\n  {' ' * len(str(line))} | ^^^^^^^^^^^^"
+    with pytest.raises(error) as caught:
+        call(torch.randn(3, 4))
+    assert str(caught.value) == text.replace("PLACE", place)
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [
     (lambda x: scale([[1.0]], by=1.0), errors.ArgumentDType, "a torch tensor, a NumPy array"),
-    (lambda x: scale(x.to("meta"), torch.empty(3, 4), 1.0), errors.ArgumentDevice, "all tensors on one device"),
     (lambda x: scale(x, torch.empty(1, 4).expand(3, 4), 1.0), errors.ArgumentLayout, "output `y` overlaps itself"),
     (lambda x: scale(x.to(torch.complex64), by=1.0), errors.ArgumentDType, "has a dtype without a counterpart"),
 ])
@@ -210,3 +267,59 @@ def test_numbers_of_numpy_and_of_other_kinds() -> None:
     for wrong in ("a", None, 1j, 10 ** 400, [1.0]):
         with pytest.raises(errors.ArgumentDType, match="parameter `v` of `fill` is no f32"):
             fill(y, wrong)
+
+
+FACTOR, SHIFTS, BLOCKS = 2.0, [1.0, 5.0], SimpleNamespace(rows=4)
+
+
+@tile.function
+def scaled(x):
+    return x * FACTOR
+
+
+def shifting(by: float) -> tuple[Any, Any]:
+    """A kernel that captures `by`, and what changes it."""
+    def change(value: float) -> None:
+        nonlocal by
+        by = value
+
+    @tile.kernel
+    def shift(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+        n = tile.grid(tile.cdiv(x.shape[0], BLOCKS.rows))
+        v = tile.load(x, (n * BLOCKS.rows,), (BLOCKS.rows,))
+        tile.store(y, (n * BLOCKS.rows,), scaled(v) + SHIFTS[0] + by)
+    return shift, change
+
+
+def test_names_from_around_a_kernel_have_the_values_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They once kept those of the first call: names of the kernel's and of its tile functions' module, variables
+    around it, contents of lists, attributes."""
+    shift, change = shifting(10.0)
+    x, y = np.zeros(8, np.float32) + 1, np.empty(8, np.float32)
+
+    def is_now(value: float) -> bool:
+        return bool((shift(x, y) == value).all() and (shift(x) == value).all())
+    assert is_now(13)
+    compiled = shift._compiled
+    assert is_now(13) and shift._compiled is compiled
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert is_now(14)
+    SHIFTS[0] += 1
+    assert is_now(15)
+    change(20.0)
+    assert is_now(25)
+    monkeypatch.setattr(BLOCKS, "rows", 2)
+    assert is_now(25) and "f32[2]" in str(shift.lower(x).tile)
+    change(20)  # equal, of another type
+    compiled = shift._compiled
+    assert is_now(25) and shift._compiled is not compiled
+
+
+def test_masked_arrays_are_refused() -> None:
+    """The mask was once ignored, by the first call and by later ones."""
+    x, y = np.ones((3, 4), np.float32), np.empty((3, 4), np.float32)
+    scale(x, y, 2.0)
+    for masked in (np.ma.masked_array(x, x > 0), np.ma.masked_array(x)):
+        for call in (lambda m: scale(m, by=2.0), lambda m: scale(m, y, 2.0), lambda m: scale.reference(m, by=2.0)):
+            with pytest.raises(errors.ArgumentLayout, match="`x` is a masked array"):
+                call(masked)

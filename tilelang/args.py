@@ -153,6 +153,10 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                                  got=f"DLPack device {x.__dlpack_device__()}",
                                  try_="copy it to the CPU, or torch.from_dlpack() an array on a GPU")
         x = np.from_dlpack(x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise ArgumentLayout(f"parameter `{name}` is a masked array", loc=loc, needs="an array without a mask",
+                             got=type(x).__name__, why="a kernel reads the elements under the mask, too",
+                             try_=f"{name}.filled(0), or {name}.data and the mask as an argument of its own")
     if not x.dtype.isnative or any(s % x.dtype.itemsize for s in x.strides):
         raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc,
                              needs="native byte order and strides of whole elements",

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tilelang import cache, device, targets
+from tilelang import device, native, targets
 from tilelang.args import Argument, check_layout, common_device, describe, empty_like, is_tensor
 from tilelang.config import config
 from tilelang.errors import (
@@ -28,8 +27,9 @@ from tilelang.errors import (
 from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType, TileType, Type
 from tilelang.ir.dtypes import DType
-from tilelang.ir.interpreter import run
+from tilelang.ir.interpreter import count_programs, grid_extents, run
 from tilelang.lang.kernel import KernelDef, Param
+from tilelang.native import Failed, Guard
 from tilelang.plan import Mismatch, Plan, direct, identity, is_constant
 
 _target: ContextVar[str] = ContextVar("target", default="")
@@ -75,32 +75,6 @@ def architecture(*tensors: Any) -> str:
         index = device.partition(":")[2]
         return targets.machine(targets.of_device(device), int(index or 0))
     return targets.machine(name) if name in targets.GPUS else name.removeprefix(targets.EMULATE)
-
-
-class _Guard(RuntimeError):
-    """Native code found arguments it was not compiled for."""
-
-
-class _Failed(RuntimeError):
-    """Native code stopped: an assertion's number, or no memory."""
-
-
-@lru_cache(maxsize=1)
-def _ffi() -> Any:
-    """The tvm-ffi module, with our errors known to it and its symbols to our code."""
-    import ctypes
-
-    import tvm_ffi
-
-    from tilelang.backends.cpu import machine, pool, printing
-    tvm_ffi.register_error("TilelangGuard", _Guard)
-    tvm_ffi.register_error("TilelangFailed", _Failed)
-    library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
-    name = "TVMFFIErrorSetRaisedFromCStr"
-    machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
-    pool.pool()
-    printing.install()
-    return tvm_ffi
 
 
 class Bound:
@@ -275,7 +249,12 @@ class Kernel(KernelDef):
     `kernel(a, b)` allocates and gives the outputs; `kernel(a, b, c=out)` writes into `out`. Arguments are torch
     tensors, NumPy or CuPy arrays, objects with DLPack, or `tilelang.Packed`; those on a GPU run there. Inputs that
     overlap an output are read from a copy. Raises ArgumentCount, ArgumentDType, ArgumentRank, ArgumentDevice,
-    ArgumentLayout, DimMismatch, AssertFailed, and at the first call of a specialisation whatever the compiler finds.
+    ArgumentLayout, DimMismatch, AssertFailed, TargetError for a grid of more than 2**47 programs, and at the first
+    call of a specialisation whatever the compiler finds.
+
+    Names from around the kernel are constants of it. Where one has another value than when the kernel was compiled, or
+    a captured list, dict, set, or attribute has changed, the call compiles anew. What plain Python functions that the
+    kernel calls read is not looked at.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -291,6 +270,7 @@ class Kernel(KernelDef):
         self._plain = all(isinstance(p, Param) and p.kind != "const" for p in self.params[:len(self._runtime)])
         self._consts = frozenset(p.name for p in self.params if p.kind == "const")
         self._plans: dict[Any, Plan] = {}
+        self.captured = {}
 
     def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Kernel, Sequence[Any], Mapping[str, Any]]:
         """The kernel and the arguments of a call without the optional tensors that are None or not given: those are
@@ -333,12 +313,14 @@ class Kernel(KernelDef):
         if self._optional:
             kernel, args, kwargs = self.given(args, kwargs)  # type: ignore[assignment]
             return kernel(*args, **kwargs)
+        if self.captured and any(c.changed() for c in self.captured.values()):
+            self._prepare()
         plan = self._plans.get(self._pattern(args, kwargs))
         if plan is not None and plan.target == _target.get():  # the common case: native code checks arguments
             try:
                 values = plan.values(args, kwargs)
                 plan.fn(*values)
-            except _Failed as error:
+            except Failed as error:
                 raise self._failure(error, Bound(self, args, kwargs)) from None
             except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
                 pass  # a guard, or an argument that cannot be exported: nothing has run, and below is found out why
@@ -377,10 +359,14 @@ class Kernel(KernelDef):
             calls.learn(bound, launch, prepared)
             fn = calls
         else:
-            fn, _ = self._specialise(bound)
+            fn, tile = self._specialise(bound)
             try:
                 fn(*bound.ffi())
-            except _Failed as error:
+            except Guard:  # `bound` has checked all else that native code checks
+                arrays, shapes, _ = bound.memory(on_host=False)
+                count_programs(tile, grid_extents(tile, arrays, shapes, get_num_threads()))
+                raise
+            except Failed as error:
                 raise self._failure(error, bound) from None
         if (self._plain and len(args) <= len(self._runtime)
                 and (targets.on_device(name) or direct(bound.tensors.values()))
@@ -407,10 +393,10 @@ class Kernel(KernelDef):
                 found = self._compiled.get(key)
                 if found is None:
                     tile = self.trace(types, bound.consts)
-                    found = self._compiled[key] = _load(tile), tile
+                    found = self._compiled[key] = native.load(tile), tile
         return found
 
-    def _failure(self, error: _Failed, bound: Bound) -> Exception:
+    def _failure(self, error: Failed, bound: Bound) -> Exception:
         code = sum((ord(c) - ord("a")) << 4 * i for i, c in enumerate(str(error).strip()[-4:]))
         if code >= 1 << 15:
             return MemoryError(f"`{self.name}` could not allocate its scratch memory")
@@ -465,22 +451,6 @@ class Kernel(KernelDef):
 
     def __repr__(self) -> str:
         return f"<tile kernel {self.name} at {self.source.file}:{self.source.first_line}>"
-
-
-def _load(tile: Function) -> Any:
-    """Machine code of a TILE function, from the cache or the compiler, as a callable."""
-    from tilelang.backends.cpu.compile import cache_key
-    from tilelang.backends.cpu.machine import Loaded
-    ffi = _ffi()
-    name = cache_key(tile)
-    code = cache.default().get(name)
-    if code is None:
-        from tilelang.reproduce import reproducible
-        with reproducible(tile, "cpu"):
-            code = targets.lowered(tile, "cpu").object_code
-        cache.default().put(name, code)
-    loaded = Loaded(code)
-    return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)
 
 
 def kernel(fn: Callable[..., Any]) -> Kernel:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.ma import MaskedArray
 
 from tilelang.args import Argument
 from tilelang.ir.dtypes import DType
@@ -60,6 +61,8 @@ class Plan:
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """Arguments of `fn`, absent outputs allocated. Raises Mismatch, or what a value without a shape raises."""
         values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
+        if MaskedArray in map(type, values):  # native code would not see the mask
+            raise Mismatch
         for i in self.outs:
             if values[i] is None:
                 if type(values[self.model]) is not self.kind or i not in self.recipes:

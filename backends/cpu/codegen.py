@@ -21,7 +21,7 @@ from tilelang.backends.cpu.numbers import (
     text_constant,
 )
 from tilelang.errors import TargetError
-from tilelang.ir.control import Yield
+from tilelang.ir.control import MAX_PROGRAMS, Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.elementwise import Cast
@@ -132,8 +132,12 @@ class _Generator(Arithmetic):
                 total: ir.Value = I64(1)
                 for v in op.operands:
                     n = self.b.sext(self.values[v], I64)
-                    zero = self.b.icmp_signed("<", n, I64(0))
-                    total = self.b.mul(total, self.b.select(zero, I64(0), n))
+                    negative = self.b.icmp_signed("<", n, I64(0))
+                    product = self.b.umul_with_overflow(total, self.b.select(negative, I64(0), n))
+                    total = self.b.extract_value(product, 0)
+                    many = self.b.icmp_unsigned(">", total, I64(MAX_PROGRAMS))
+                    many = self.b.or_(many, self.b.extract_value(product, 1))
+                    total = self.b.select(many, I64(MAX_PROGRAMS + 1), total)
                 self.b.ret(total)
                 return
             if op.effects or op.regions:

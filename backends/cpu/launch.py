@@ -13,6 +13,7 @@ from llvmlite import ir
 from tilelang.backends.cpu.codegen import emit_cast, slots
 from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.numbers import F64, I1, I8, I32, I64, text_constant
+from tilelang.ir.control import MAX_PROGRAMS
 from tilelang.ir.core import TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
@@ -93,6 +94,7 @@ class _Entry:
         workers = ir.Function(self.module, ir.FunctionType(I32, []), "tl_workers")
         self.put(ctx, "workers", b.sext(b.call(workers, []), I64))
         total = b.call(self.module.globals["tl_count"], [ctx])
+        self.require(b.icmp_signed("<=", total, I64(MAX_PROGRAMS)))
         loop = ir.Function(self.module, ir.FunctionType(I32, [PTR, PTR, I64, I64]),
                            "tl_serial" if serial else "tl_parallel")
         code = b.call(loop, [self.module.globals["tl_body"], ctx, total, I64(max(scratch, 64))])

@@ -14,7 +14,7 @@ from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, O
 from tilelang.errors import AssertFailed, CheckError
 from tilelang.ir.control import printed
 from tilelang.ir.core import BufferType, Function, Op, TensorType
-from tilelang.ir.interpreter import grid_extents
+from tilelang.ir.interpreter import count_programs, grid_extents
 
 WORKERS = 2
 """Programs that a persistent grid is told to have."""
@@ -29,7 +29,7 @@ def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
     last run's are kept. `output` gets what the first run prints.
     """
     program = load(rendered.text)
-    programs = int(np.prod(grid_extents(fn, arrays, shapes, WORKERS), dtype=np.int64))
+    programs = count_programs(fn, grid_extents(fn, arrays, shapes, WORKERS))
     outputs = [i for i, p in enumerate(fn.params) if isinstance(p.type, TensorType) and p.type.writable]
     before = {i: arrays[i].copy() for i in outputs}
     for number, policy in enumerate(policies):

@@ -13,7 +13,7 @@ from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.driver import Device
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, TensorType, Value
-from tilelang.ir.interpreter import grid_extents
+from tilelang.ir.interpreter import count_programs, grid_extents
 
 MAX_GRID_Y = (1 << 16) - 1
 SLOT = 8
@@ -82,7 +82,7 @@ class Launch:
                                    (shapes if p.kind == "shape" else strides)[p.index][p.axis])
             tail += data.ljust(SLOT, b"\0")
         extents = grid_extents(self.tile, arrays, shapes, self.workers)
-        return Prepared(tail, _split(int(np.prod(extents, dtype=object)), self.widest, self.tile))
+        return Prepared(tail, _split(count_programs(self.tile, extents), self.widest, self.tile))
 
     def _fire(self) -> Callable[[Prepared, Sequence[Any], int], None]:
         """`fire(prepared, head, stream)` launches with the addresses and numbers of `self.head`. It raises

@@ -15,6 +15,8 @@ from tilelang.ir.shape import I32
 
 MAX_GROUP = 1 << 15
 """Rows of a grid that run together at most."""
+MAX_PROGRAMS = ((1 << 31) - 1) * ((1 << 16) - 1)
+"""Programs of a grid at most: what CUDA can launch in two extents."""
 
 
 class Grid(Op):

@@ -4,13 +4,14 @@ It defines what a kernel means. Compiled backends are compared with it.
 """
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tilelang.errors import CheckError
+from tilelang.errors import CheckError, TargetError
+from tilelang.ir.control import MAX_PROGRAMS
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.dtypes import DType
 
@@ -94,9 +95,8 @@ def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callabl
         try:
             execute(None)
         except _GridFound as found:
-            ids = list(itertools.product(*(range(n) for n in found.extents)))
-            for linear in order(len(ids)):
-                execute(ids[linear])
+            for linear in order(count_programs(fn, found.extents)):
+                execute([int(i) for i in np.unravel_index(linear, found.extents)])
 
 
 def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]],
@@ -117,3 +117,12 @@ def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[in
     except _GridFound as found:
         return [max(n, 0) for n in found.extents]
     raise AssertionError("the verifier makes sure that the extents can be evaluated")
+
+
+def count_programs(fn: Function, extents: Sequence[int]) -> int:
+    """How many programs a grid of these extents has. Raises TargetError for more than `MAX_PROGRAMS`."""
+    count = math.prod(max(n, 0) for n in extents)
+    if count > MAX_PROGRAMS:
+        raise TargetError(f"`{fn.name}` has too many programs", loc=fn.loc, needs=f"a grid of at most {MAX_PROGRAMS}",
+                          got=f"{' x '.join(map(str, extents))} = {count}", try_="larger blocks")
+    return count

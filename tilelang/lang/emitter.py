@@ -1,10 +1,12 @@
 """The state of one tracing: where operations go, and which line of the user's source they come from."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from copy import copy
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 from tilelang.errors import Loc, UnsupportedSyntax
 from tilelang.ir.core import Op, Region, TensorType, Value
@@ -12,6 +14,19 @@ from tilelang.ir.memory import DimSize
 from tilelang.ir.shape import Const
 
 _current: ContextVar[Emitter] = ContextVar("emitter")
+
+
+class Captured(NamedTuple):
+    """A value from outside that a kernel was compiled with, what gives its present one, and its contents then."""
+
+    now: Callable[[], Any]
+    value: Any
+    kept: Any
+
+    def changed(self) -> bool:
+        """Whether the kernel would be compiled otherwise today. Lists, dicts and sets are compared by contents."""
+        now = self.now()
+        return now is not self.kept and (type(now) is not type(self.kept) or repr(now) != repr(self.kept))
 
 
 class Emitter:
@@ -22,6 +37,22 @@ class Emitter:
         self.loc: Loc | None = None
         self.dims: dict[str, Value] = {}
         self.prologue = 0  # operations at the start of the body that give dimensions
+        self.captured: dict[tuple[int, str], Captured] = {}
+
+    def capture(self, place: Any, name: str, now: Callable[[], Any]) -> Any:
+        """The present value of `name`, kept in `place` outside of the kernel: remembered, unless it is code."""
+        value = now()
+        if not isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | MethodType | type):
+            kept = copy(value) if isinstance(value, list | dict | set) else value
+            self.captured[id(place), name] = Captured(now, value, kept)
+        return value
+
+    def outside(self, x: Any) -> bool:
+        """Whether an object's attributes may change between two calls of the kernel: modules, but for our own, and
+        what the kernel captures."""
+        if isinstance(x, ModuleType):
+            return x.__name__.partition(".")[0] != "tilelang"
+        return any(x is c.value for c in self.captured.values())
 
     def emit(self, cls: type[Op], *operands: Value, regions: Sequence[Region] = (), **attrs: Any) -> Op:
         op = cls(operands, attrs, regions, self.loc)

@@ -6,6 +6,7 @@ import builtins
 import math as pymath
 import operator
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -118,16 +119,19 @@ class Expressions:
                                     try_=f"give `{node.id}` a value before")
             return value
         try:
-            value = self.source.lookup(node.id)
+            place, now = self.source.lookup(node.id)
         except KeyError:
             raise UndefinedTile(f"`{node.id}` is not defined", loc=self.at(node), needs="a name with a value",
                                 got=f"no variable, parameter or global `{node.id}`",
                                 try_="check the spelling, or assign it first") from None
+        value = self.emitter.capture(place, node.id, now)
         return value.item() if isinstance(value, np.generic) else value
 
     def eval_Attribute(self, node: ast.Attribute) -> Any:
         value = self.eval(node.value)
-        return self.apply(node, getattr, value, node.attr)
+        found = self.apply(node, getattr, value, node.attr)
+        return self.emitter.capture(value, node.attr, partial(getattr, value, node.attr, None)) \
+            if self.emitter.outside(value) else found
 
     def eval_Subscript(self, node: ast.Subscript) -> Any:
         value, index = self.eval(node.value), self.eval(node.slice)

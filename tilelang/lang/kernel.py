@@ -15,7 +15,7 @@ from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.elementwise import Add
 from tilelang.ir.reduction import Dot
 from tilelang.lang.annotations import ConstSpec, TensorSpec
-from tilelang.lang.emitter import Emitter
+from tilelang.lang.emitter import Captured, Emitter
 from tilelang.lang.source import Source
 from tilelang.lang.statements import Statements
 from tilelang.lang.values import Memory, Tile
@@ -54,6 +54,7 @@ class KernelDef:
         self.fn, self.source, self.name = fn, Source(fn), fn.__name__
         self.params = [self._param(p, a) for p, a in zip(inspect.signature(fn).parameters.values(),
                                                          self._annotations(), strict=True)]
+        self.captured: dict[tuple[int, str], Captured] = {}
 
     def _annotations(self) -> list[Any]:
         hints = {}
@@ -120,6 +121,7 @@ class KernelDef:
             raise UnsupportedSyntax("a second grid", loc=op.loc, needs="one tile.grid or tile.persistent in a kernel",
                                     got="another one", try_="one grid of all extents: m, n = tile.grid(M, N)")
         _accumulate(fn)
+        self.captured = {**emitter.captured, **self.captured}  # the oldest: nothing was compiled before it
         return fn
 
 

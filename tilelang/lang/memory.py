@@ -8,7 +8,7 @@ from tilelang.errors import ShapeMismatch, UnsupportedSyntax
 from tilelang.ir import control
 from tilelang.ir import memory as mem
 from tilelang.ir.core import BufferType, Value
-from tilelang.ir.dtypes import DType
+from tilelang.ir.dtypes import DType, dtype
 from tilelang.lang.emitter import emit, here
 from tilelang.lang.math import maximum, minimum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extents, offset
@@ -70,11 +70,17 @@ def num_workers() -> Tile:
 
 
 def persistent(*counts: Any) -> Loop:
-    """`for m, n in tile.persistent(M, N)`: one program per worker walks its share of an M x N grid."""
+    """`for m, n in tile.persistent(M, N)`: one program per worker walks its share of an M x N grid. A call whose grid
+    has 2**31 blocks or more raises AssertFailed."""
     total: Any = 1
     for c in counts:
         total = as_tile(c) * total
     pid = grid(minimum(num_workers(), maximum(as_tile(total), 1)))
+    if len(counts) > 1:
+        exact: Any = 1.0
+        for c in counts:
+            exact = as_tile(c).to(dtype("f32")) * exact
+        assert_(exact < 2.0 ** 31, "tile.persistent needs fewer than 2**31 blocks")
     return Loop(pid, total, num_workers(), unravel=tuple(counts))
 
 

@@ -6,7 +6,7 @@ import builtins
 import inspect
 import textwrap
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from types import FunctionType
 from typing import Any
 
@@ -65,14 +65,15 @@ class Source:
         end = getattr(node, "end_col_offset", None) if getattr(node, "end_lineno", line) == line else None
         return Loc(self.file, line, col + self.indent, None if end is None else end + self.indent, self.name, caller)
 
-    def lookup(self, name: str) -> Any:
-        """A captured variable, global or builtin. Raises KeyError."""
+    def lookup(self, name: str) -> tuple[Any, Callable[[], Any]]:
+        """Where a captured variable, global or builtin is kept, and what gives its present value. Raises KeyError."""
         code = self.fn.__code__
         if name in code.co_freevars and self.fn.__closure__:
-            return self.fn.__closure__[code.co_freevars.index(name)].cell_contents
-        if name in self.fn.__globals__:
-            return self.fn.__globals__[name]
-        return vars(builtins)[name]
+            cell = self.fn.__closure__[code.co_freevars.index(name)]
+            return cell, partial(getattr, cell, "cell_contents", None)
+        scope = self.fn.__globals__ if name in self.fn.__globals__ else vars(builtins)
+        scope[name]
+        return scope, partial(scope.get, name)
 
 
 def assigned_names(nodes: list[ast.stmt]) -> list[str]:

@@ -9,12 +9,12 @@ import numpy as np
 from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType
 from tilelang.ir.packed import Packed
-from tilelang.jit import _load
+from tilelang.native import load
 
 
 def native(fn: Function) -> Callable[[list[Any]], None]:
     """Compiled code with the interpreter's calling convention: arguments are written in place."""
-    code = _load(fn)
+    code = load(fn)
 
     def call(args: list[Any]) -> None:
         flat: list[Any] = []

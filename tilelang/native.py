@@ -1,0 +1,50 @@
+"""Machine code of a kernel as a callable: what the cache or the compiler gives, behind tvm-ffi's C ABI."""
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from tilelang import cache, targets
+from tilelang.ir.core import Function
+
+
+class Guard(RuntimeError):
+    """Native code found arguments it was not compiled for."""
+
+
+class Failed(RuntimeError):
+    """Native code stopped: an assertion's number, or no memory."""
+
+
+@lru_cache(maxsize=1)
+def _ffi() -> Any:
+    """The tvm-ffi module, with our errors known to it and its symbols to our code."""
+    import ctypes
+
+    import tvm_ffi
+
+    from tilelang.backends.cpu import machine, pool, printing
+    tvm_ffi.register_error("TilelangGuard", Guard)
+    tvm_ffi.register_error("TilelangFailed", Failed)
+    library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+    name = "TVMFFIErrorSetRaisedFromCStr"
+    machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
+    pool.pool()
+    printing.install()
+    return tvm_ffi
+
+
+def load(tile: Function) -> Any:
+    """Machine code of a TILE function, from the cache or the compiler, as a callable."""
+    from tilelang.backends.cpu.compile import cache_key
+    from tilelang.backends.cpu.machine import Loaded
+    ffi = _ffi()
+    name = cache_key(tile)
+    code = cache.default().get(name)
+    if code is None:
+        from tilelang.reproduce import reproducible
+        with reproducible(tile, "cpu"):
+            code = targets.lowered(tile, "cpu").object_code
+        cache.default().put(name, code)
+    loaded = Loaded(code)
+    return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)
