@@ -35,7 +35,7 @@ def _worker(rank: int, port: int) -> None:
         want = op(*leaves)
         dy = torch.randint(-3, 4, want.shape).float()
         grads = torch.autograd.grad(want, leaves, dy)
-        ways = op.dims.cuts([t.ndim for t in tensors])
+        ways = op.dims.cuts([t.shape for t in tensors])
         assert ways, name
         for cut, results in ways:
             shared = [distribute_tensor(t.detach(), mesh, [Replicate() if d is None else Shard(d)]).requires_grad_()
@@ -69,6 +69,9 @@ def test_two_processes_give_what_one_gives() -> None:
 
 def test_ways_to_cut() -> None:
     linear = Dims.parse("... K, n K, n -> ... n", "linear", 3, 1)
-    assert linear.cuts([3, 2, None]) == [([None, 0, None], [2]), ([0, None, None], [0]), ([1, None, None], [1])]
-    assert Dims.parse("m k, k n -> m n", "matmul", 2, 1).cuts([2, 2]) == [
+    assert linear.cuts([(2, 4, 16), (6, 16), None]) == [
+        ([None, 0, None], [2]), ([0, None, None], [0]), ([1, None, None], [1])]
+    assert Dims.parse("m k, k n -> m n", "matmul", 2, 1).cuts([(8, 16), (16, 6)]) == [
         ([0, None], [0]), ([1, 0], ["sum"]), ([None, 1], [1])]
+    backward = Dims([["b", "h"], ["b", "h"]], [["b", "h"]], [1])
+    assert backward.cuts([(4, 6), (1, 6)]) == [([0, None], ["sum"]), ([1, 1], [1])]  # what is broadcast is everywhere

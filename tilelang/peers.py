@@ -13,7 +13,7 @@ def scaled_dot_product_attention(query: Any, key: Any, value: Any, attn_mask: An
                                  is_causal: bool = False, scale: float | None = None,
                                  enable_gqa: bool = False) -> Any:
     """torch.nn.functional's: [..., H, S, D], [..., G, L, D], [..., G, L, E] to [..., H, S, E]; `is_causal` is aligned
-    top-left, as torch's is. `attn_mask`, boolean (true takes part) or added, has no gradient. Raises ValueError."""
+    top-left, as torch's is. `attn_mask`, boolean (true takes part) or added. Raises ValueError."""
     _without(dropout_p=dropout_p or None)
     if is_causal and attn_mask is not None:
         raise ValueError("attn_mask and is_causal exclude each other: pass one of them")

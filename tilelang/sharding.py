@@ -1,15 +1,17 @@
 """What an operator's dimensions mean: which may be cut among devices or batched (for DTensor and vmap)."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
 class Dims:
     """Groups of dimension names, one for each tensor argument and each result. Lower-case names and `...` may be cut,
-    upper-case ones must be whole."""
+    upper-case ones must be whole. An input of extent 1 in a dimension is broadcast along it. `of`: for each result the
+    input of whose shape it is, as its gradient."""
 
-    def __init__(self, inputs: list[list[str]], outputs: list[list[str]]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(self, inputs: list[list[str]], outputs: list[list[str]], of: list[int | None] | None = None) -> None:
+        self.inputs, self.outputs, self.of = inputs, outputs, of or [None] * len(outputs)
         self._registered = False
 
     @classmethod
@@ -20,7 +22,7 @@ class Dims:
         if [len(s) for s in sides] != [inputs, outputs]:
             raise ValueError(f"dims of `{op}` must describe {inputs} tensors and {outputs} results as in "
                              f"\"M K, K N -> M N\", got {text!r}")
-        return cls(*sides)
+        return cls(sides[0], sides[1])
 
     @property
     def leading(self) -> list[int] | None:
@@ -29,9 +31,11 @@ class Dims:
             return None
         return [i for i, names in enumerate(self.inputs) if "..." in names]
 
-    def cuts(self, ranks: list[int | None]) -> list[tuple[list[int | None], list[int | str | None]]]:
+    def cuts(self, shapes: Sequence[Sequence[int] | None]
+             ) -> list[tuple[list[int | None], list[int | str | None]]]:
         """Every way to cut the work: (for each input, for each output) the dimension that is cut, None where all have
-        the whole, "sum" for an output to be summed. `ranks` are the inputs' (None where one is absent)."""
+        the whole, "sum" for an output to be summed. `shapes` are the inputs' (None where one is absent)."""
+        ranks = [None if shape is None else len(shape) for shape in shapes]
         if any("..." not in names and r not in (None, len(names))
                for r, names in zip(ranks, self.inputs, strict=True)):
             return []  # memory of a packed tensor, say
@@ -50,10 +54,13 @@ class Dims:
             return at + extra - 1 if "..." in names[:at] else at
         out: list[tuple[list[int | None], list[int | str | None]]] = []
         for choice in choices:
-            found = [position(names, choice) if r is not None else None
-                     for r, names in zip(ranks, self.inputs, strict=True)]
+            found = [None if shape is None else position(names, choice)
+                     for shape, names in zip(shapes, self.inputs, strict=True)]
+            found = [None if at is None or shape is None or shape[at] == 1 else at
+                     for at, shape in zip(found, shapes, strict=True)]
             if any(f is not None for f in found):
-                results = [position(names, choice) for names in self.outputs]
+                results = [position(names, choice) if of is None or shapes[of] is None else found[of]
+                           for names, of in zip(self.outputs, self.of, strict=True)]
                 out.append((found, ["sum" if r is None else r for r in results]))
         return out
 
@@ -69,7 +76,7 @@ class Dims:
             schema = op._schema.arguments
             given = list(args) + [None] * (len(schema) - len(args))
             tensors = [i for i, a in enumerate(schema) if str(a.type) in ("Tensor", "Optional[Tensor]")]
-            ranks = [None if given[i] is None else given[i].ndim for i in tensors]
+            shapes = [None if given[i] is None else tuple(given[i].shape) for i in tensors]
 
             def inputs(found: list[int | None]) -> list[Any]:
                 at = dict(zip(tensors, found, strict=True))
@@ -77,5 +84,5 @@ class Dims:
                         for i in range(len(args))]
             whole = ([Replicate()] * len(self.outputs), inputs([None] * len(tensors)))
             return [whole, *(([Partial() if r == "sum" else Shard(r) for r in results], inputs(found))
-                             for found, results in self.cuts(ranks))]
+                             for found, results in self.cuts(shapes))]
         register_sharding(op)(rules)

@@ -150,7 +150,9 @@ class TorchOp:
                 groups = dict(zip(own.tensors + own.outputs, self.dims.inputs + self.dims.outputs, strict=True))
                 groups |= {f"d{n}": names for n, names in groups.items()}
                 op.dims = Dims([groups.get(n, []) for n in op.signature.tensors],
-                                  [groups.get(n, []) for n in op.signature.outputs])
+                                  [groups.get(n, []) for n in op.signature.outputs],
+                                  [op.signature.tensors.index(n[1:]) if n[1:] in op.signature.tensors else None
+                                   for n in op.signature.outputs])
         names = {n.removeprefix("d"): n.removeprefix("d") for n in op.signature.outputs}
         names |= {n: group.partition("+")[0] for group in (wrt or "").split() for n in group.split("+")}
         known = {*self.signature.params, *self.signature.outputs, *(f"d{o}" for o in self.signature.outputs)}
@@ -258,7 +260,8 @@ class TorchOp:
 
         def back(ctx: Any, *grads: Any) -> Any:
             known = {**dict(zip(ctx.names, ctx.saved_tensors, strict=True)), **ctx.rest,
-                     **{f"d{o}": g for o, g in zip(outputs, grads, strict=True)}}
+                     **{f"d{o}": g for o, g in zip(outputs, grads, strict=True)},
+                     **{f"needs_{n}": need for n, need in zip(inputs, ctx.needs_input_grad, strict=False)}}
             out = backward._op(*[known[n] if n in known else backward.signature.defaults[n] for n in wanted])
             found = dict(zip(results, out if isinstance(out, tuple) else (out,), strict=True))
             return tuple(found[f"d{wrt[n]}"] if n in wrt and need else None
@@ -322,7 +325,9 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
     `backward`: a kernel or function (or operator, for second derivatives) whose parameters are chosen by name among
     the forward's inputs, its outputs, and "d" + an output's name, that output's gradient. A kernel's outputs are named
     "d" + the input whose gradient they are; a function gives those of `wrt`, names of inputs (all tensors unless
-    given; "a+b" where a and b have the same). `outputs`: names of a function's results ("out" unless given).
+    given; "a+b" where a and b have the same). A parameter "needs_" + an input's name with a default tells whether its
+    gradient is wanted; where it is not, any tensor may stand for it. `outputs`: names of a function's results ("out"
+    unless given).
 
     `dims`: what the dimensions of tensors mean, as in "... N, N -> ... N": names as in einsum; lower-case ones and
     `...` may be cut or batched, upper-case ones must be whole. An input that lacks a lower-case dimension is the same

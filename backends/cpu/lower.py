@@ -153,6 +153,7 @@ class _Lowering:
         """Copies a tile into (a window of) another."""
         b = self.b
         b.epoch += 1
+        b.floor = len(b.levels) - 1  # behind a loop it is still that of the loop's body
 
         def over(dims: Sequence[int], at: tuple[Ix, ...]) -> None:
             if not dims:

@@ -4,11 +4,12 @@ from __future__ import annotations
 from typing import Any
 
 import tilelang as tile
-from tilelang.ops.attention.backward import delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
+from tilelang.ops.attention.backward import dbias_kernel, delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.attention.options import Options, blocks, check_heads, made, options, page_block
 from tilelang.ops.common import dtype_of
+from tilelang.ops.reduction import sum_rows
 
 
 def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: int, keys: int, table: Any = None,
@@ -22,8 +23,10 @@ def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: in
 
 
 def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, dlse: Any, queries: int, keys: int,
-              packing: dict[str, Any], longest: tuple[int, int] = (0, 0)) -> tuple[Any, ...]:
-    """Runs the kernels of the backward pass; `longest` is the most queries and keys of packed sequences."""
+              packing: dict[str, Any], longest: tuple[int, int] = (0, 0), bias: Any = None, needs_alibi: bool = False
+              ) -> tuple[Any, ...]:
+    """Runs the kernels of the backward pass; `longest` is the most queries and keys of packed sequences. Gradients of
+    the keys' bias, of the sinks, of `bias` and of ALiBi's slopes follow where there is one to give."""
     partly = [packing["cu_q"] is not None or packing["used_q"] is not None] + \
         [packing["cu_k"] is not None or packing["used_k"] is not None] * 2
     sizes = blocks(q, k, v, queries, keys, backward=True)
@@ -32,13 +35,29 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     dq, dk, dv = (made(x, tuple(x.shape), dtype_of(x), 0 if some else None)
                   for x, some in zip((q, k, v), partly, strict=True))
     given = {**opts.tensors, **packing, **opts.consts, **sizes}
-    bias = opts.tensors.get("key_bias")
-    dbias = None if bias is None else made(bias, tuple(bias.shape), dtype_of(bias))
-    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=dbias, longest=longest[1],
+    key_bias = opts.tensors.get("key_bias")
+    of_keys = None if key_bias is None else made(key_bias, tuple(key_bias.shape), dtype_of(key_bias))
+    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=of_keys, longest=longest[1],
                 **{**given, **opts.visited(q, True)})
-    dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, longest=longest[0], **{**given, **opts.visited(q)})
-    grads = (dq, dk, dv) if dbias is None else (dq, dk, dv, dbias)
-    return grads if opts.sinks is None else (*grads, sinks_kernel(opts.sinks, lse, delta))
+    on_rows = {**given, **opts.visited(q)}
+    parts = None
+    if needs_alibi:
+        parts = made(q, (-(-queries // on_rows["BM"]), *opts.tensors["alibi"].shape), tile.dtype("f32"))
+    dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, dslopes=parts, longest=longest[0], **on_rows)
+    more = [] if of_keys is None else [of_keys]
+    if opts.sinks is not None:
+        more.append(sinks_kernel(opts.sinks, lse, delta))
+    if bias is not None:
+        shape = (1,) * (4 - len(bias.shape)) + tuple(bias.shape)
+        dbias = made(q, shape, dtype_of(bias))
+        used = {name: packing[name] for name in ("used_q", "used_k")}
+        sizes.pop("ROUND")
+        dbias_kernel(q, k, v, do, lse, delta, dbias, opts.scale, **opts.tensors, **opts.consts, **used, **sizes,
+                     ROWS=shape[2] == queries, COLUMNS=shape[3] == keys)
+        more.append(dbias.reshape(tuple(bias.shape)))
+    if parts is not None:
+        more.append(sum_rows(parts.reshape(parts.shape[0], -1), parts).reshape(tuple(parts.shape[1:])))
+    return dq, dk, dv, *more
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
@@ -75,12 +94,15 @@ def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal
                        scale: float | None = None, *, window: Any = None, softcap: float | None = None,
                        alibi: Any = None, sinks: Any = None, bias: Any = None, score_mod: Any = None,
                        mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
-                       seqused_k: Any = None, dlse: Any = None) -> Any:
-    """(dq, dk, dv), and dsinks where there are `sinks`, of a call of `attention` with these options that gave `o` and
-    `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic. Options are constants for it, but
-    for the sinks. Raises ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
+                       seqused_k: Any = None, dlse: Any = None, needs_bias: bool = False, needs_alibi: bool = False
+                       ) -> Any:
+    """(dq, dk, dv), then dsinks where there are `sinks`, with `needs_bias` dbias, of the shape of the bias, and with
+    `needs_alibi` the gradient f32 [B, H] of the slopes, of a call of `attention` with these options that gave `o` and
+    `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic. Raises ValueError, and
+    UnsupportedSyntax for a `score_mod` without a derivative."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
     return backward(do, q, k, v, o, lse, opts, dlse, q.shape[2], k.shape[2],
-                     {"used_q": seqused_q, "used_k": seqused_k, "cu_q": None, "cu_k": None})
+                    {"used_q": seqused_q, "used_k": seqused_k, "cu_q": None, "cu_k": None},
+                    bias=bias if needs_bias else None, needs_alibi=needs_alibi)

@@ -1,7 +1,8 @@
 """Gradients of softmax attention: every element is one program's sum, so that results do not depend on timing.
 
 With y the scores after all changes, p = exp(y - lse), delta = rowsum(do * o) - dlse (Dao, 2023, algorithm 2):
-dv = p^T do;  dy = p * (do v^T - delta);  dx = dy * dy/dx;  dq = scale dx k;  dk = scale dx^T q.
+dv = p^T do;  dy = p * (do v^T - delta);  dx = dy * dy/dx;  dq = scale dx k;  dk = scale dx^T q;  dbias = dy;
+dslope = sum of dy * dy/dslope.
 """
 from __future__ import annotations
 
@@ -59,15 +60,17 @@ def sinks_kernel(
 
 @tile.function
 def slopes(x, seen, b, h, i, j, shift, slope, bias, scale, CAP, MOD):
-    """(scores to base 2 with what is not visible at -inf, dy/dx or None where it is 1) of products x."""
+    """(scores to base 2 with what is not visible at -inf, dy/dx or None where it is 1, dy/dslope or None where `slope`
+    is no tile) of products x."""
     if CAP is None and slope is None and MOD is None and bias is None:
-        return tile.where(seen, x * (scale * LOG2E), float("-inf")), None
+        return tile.where(seen, x * (scale * LOG2E), float("-inf")), None, None
     x = x * scale
     y = score(x, b, h, i, j, shift, slope, CAP, MOD)
     dy = None if CAP is None and MOD is None else tile.where(seen, tile.derivative(y, x), 0.0)
+    dslope = None if slope is None or slope.shape == () else tile.where(seen, tile.derivative(y, slope), 0.0)
     if bias is not None:
         y = y + bias
-    return tile.where(seen, y * LOG2E, float("-inf")), dy
+    return tile.where(seen, y * LOG2E, float("-inf")), dy, dslope
 
 
 @tile.function
@@ -149,7 +152,7 @@ def dkdv_kernel(
                 extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen.T, bias, at_q, h, m, n)
                 extra, seen = extra.T, seen.T
             extra = added(extra, per_key(key_bias, at_k, g, n, j))
-            y, dy = slopes(tile.dot(keys, rows.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
+            y, dy = slopes(tile.dot(keys, rows.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)[:2]
             top = tile.load(lse, (at_q, h, first_q + m), (BM,), fill=float("inf")) * LOG2E
             p = tile.exp2(y - top[None, :])
             sum_v = tile.dot(p.to(v.dtype) if ROUND else p, grads, sum_v)
@@ -176,6 +179,7 @@ def dq_kernel(
     delta: tile.Tensor[tile.f32, "A H S"],
     dq: tile.Out[tile.T, "A H S D"],
     scale: tile.f32,
+    dslopes: tile.Out[tile.f32, "M B H"] = None,
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     bias: tile.Tensor[tile.U, "A H S L"] = None,
     key_bias: tile.Tensor[tile.W, "C G L"] = None,
@@ -198,7 +202,7 @@ def dq_kernel(
     BE: tile.Const = 64,
     ROUND: tile.Const = False,
 ):
-    """One block of BM queries of one head for each program."""
+    """One block of BM queries of one head for each program; `dslopes` is each block's part of ALiBi's gradient."""
     H, G = q.shape[1], k.shape[1]
     ragged_q, ragged_k = used_q is not None or cu_q is not None, used_k is not None or cu_k is not None
     batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
@@ -218,6 +222,9 @@ def dq_kernel(
     slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
     i = m + tile.arange(BM)[:, None]
     total = tile.zeros((BM, BD), tile.f32)
+    if dslopes is not None:
+        slope = tile.full((BM, BN), slope)
+        steep = tile.zeros((BM,), tile.f32)
     if counts is None:
         lo, hi = key_range(m, BM, L, shift, LEFT, RIGHT, BN)
     else:
@@ -229,14 +236,83 @@ def dq_kernel(
         keys = key_block(k, at_k, g, n, first_k, L, None, BN, BD, ragged_k)
         values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
         j = n + tile.arange(BN)[None, :]
-        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK, per_key(until, at_k, g, n, j))
+        seen = visible(b, h, i, j, None if dslopes is None else S, L, shift, LEFT, RIGHT, MASK,
+                       per_key(until, at_k, g, n, j))
         extra = None
         if bias is not None:
             extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen, bias, at_q, h, m, n)
         extra = added(extra, per_key(key_bias, at_k, g, n, j))
-        y, dy = slopes(tile.dot(rows, keys.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
+        y, dy, dslope = slopes(tile.dot(rows, keys.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)
         dx = tile.exp2(y - top[:, None]) * (tile.dot(grads, values.T) - part[:, None])
+        if dslopes is not None:
+            steep = steep + (dx * dslope).sum(1)
         if dy is not None:
             dx = dx * dy
         total = tile.dot(dx.to(k.dtype) if ROUND else dx, keys, total)
     put(dq, at_q, h, first_q, m, S, (total * scale).to(dq.dtype), ragged_q)
+    if dslopes is not None:
+        tile.store(dslopes, (block, b, h), steep.sum(0))
+
+
+@tile.kernel
+def dbias_kernel(
+    q: tile.Tensor[tile.T, "A H S D"],
+    k: tile.Tensor[tile.T, "A G L D"],
+    v: tile.Tensor[tile.T, "A G L E"],
+    do: tile.Tensor[tile.T, "A H S E"],
+    lse: tile.Tensor[tile.f32, "A H S"],
+    delta: tile.Tensor[tile.f32, "A H S"],
+    dbias: tile.Out[tile.U, "A0 H0 S0 L0"],
+    scale: tile.f32,
+    alibi: tile.Tensor[tile.f32, "A H"] = None,
+    bias: tile.Tensor[tile.U, "A H S L"] = None,
+    used_q: tile.Tensor[tile.i32, "A"] = None,
+    used_k: tile.Tensor[tile.i32, "A"] = None,
+    LEFT: tile.Const = None,
+    RIGHT: tile.Const = None,
+    CAP: tile.Const = None,
+    MOD: tile.Const = None,
+    MASK: tile.Const = None,
+    BM: tile.Const = 64,
+    BN: tile.Const = 64,
+    BD: tile.Const = 64,
+    BE: tile.Const = 64,
+    ROWS: tile.Const = True,
+    COLUMNS: tile.Const = True,
+):
+    """One block of the gradient for each program, over all scores that its elements were added to. Extents of `dbias`
+    are those of the scores or 1; ROWS, COLUMNS: it has all S and L. `bias` is broadcast."""
+    A0, H0, S0, L0 = dbias.shape[0], dbias.shape[1], dbias.shape[2], dbias.shape[3]
+    ah, block_m, block_n = tile.grid(A0 * H0, tile.cdiv(S0, BM), tile.cdiv(L0, BN))
+    a, r = ah // H0, ah % H0
+    share = q.shape[1] // k.shape[1]
+    total = tile.zeros((BM, BN), tile.f32)
+    for b in tile.range(a, tile.where(A0 == 1, q.shape[0], a + 1)):
+        S = span(b, q.shape[2], None, used_q)[1]
+        L = span(b, k.shape[2], None, used_k)[1]
+        shift = L - S
+        for h in tile.range(r, tile.where(H0 == 1, q.shape[1], r + 1)):
+            slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
+            for m in tile.range(block_m * BM, tile.minimum(S, (block_m + 1) * BM) if ROWS else S, BM):
+                rows, grads = (key_block(x, b, h, m, 0, S, None, BM, BX, used_q is not None)
+                               for x, BX in ((q, BD), (do, BE)))
+                top = tile.load(lse, (b, h, m), (BM,), fill=float("inf")) * LOG2E
+                part = tile.load(delta, (b, h, m), (BM,))
+                i = m + tile.arange(BM)[:, None]
+                lo, hi = key_range(m, BM, L, shift, LEFT, RIGHT, BN)
+                if COLUMNS:
+                    lo, hi = tile.maximum(lo, block_n * BN), tile.minimum(hi, (block_n + 1) * BN)
+                for n in tile.range(lo, hi, BN):
+                    keys, values = (key_block(x, b, h // share, n, 0, L, None, BN, BX, used_k is not None)
+                                    for x, BX in ((k, BD), (v, BE)))
+                    j = n + tile.arange(BN)[None, :]
+                    seen = visible(b, h, i, j, S, L, shift, LEFT, RIGHT, MASK)
+                    extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen, bias, b, h, m, n)
+                    y = slopes(tile.dot(rows, keys.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)[0]
+                    dy = tile.exp2(y - top[:, None]) * (tile.dot(grads, values.T) - part[:, None])
+                    total = total + tile.where(seen, dy, 0.0)
+    if not ROWS:
+        total = total.sum(0)[None, :]
+    if not COLUMNS:
+        total = total.sum(1)[:, None]
+    tile.store(dbias, (a, r, block_m * BM, block_n * BN), total.to(dbias.dtype))

@@ -10,7 +10,7 @@ import tilelang as tile
 from tilelang.args import is_torch
 from tilelang.ops.attention import api, decode, varlen
 from tilelang.ops.attention.blockmask import BlockMask
-from tilelang.ops.attention.options import made, options, window_sizes
+from tilelang.ops.attention.options import made, options, spread, window_sizes
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
@@ -32,16 +32,16 @@ def _whole(score_mod: Any, mask_mod: Any) -> Any:
     def backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal: bool, scale: float, left: int,
                  right: int, softcap: float, alibi: Any = None, sinks: Any = None, bias: Any = None,
                  seqused_q: Any = None, seqused_k: Any = None, row_counts: Any = None, row_blocks: Any = None,
-                 column_counts: Any = None, column_blocks: Any = None, bm: int = 0, bn: int = 0
-                 ) -> tuple[Any, Any, Any, Any]:
+                 column_counts: Any = None, column_blocks: Any = None, bm: int = 0, bn: int = 0,
+                 needs_bias: bool = False, needs_alibi: bool = False) -> tuple[Any, Any, Any, Any, Any, Any]:
         grads = api.attention_backward(
             do, q, k, v, o, lse, causal, scale, window=(left, right), softcap=softcap, alibi=alibi, sinks=sinks,
-            bias=bias, seqused_q=seqused_q, seqused_k=seqused_k, dlse=dlse,
-            **mods(q, k, bm, bn, row_counts, row_blocks, column_counts, column_blocks))
-        return _four(q, grads)
+            bias=bias, seqused_q=seqused_q, seqused_k=seqused_k, dlse=dlse, needs_bias=needs_bias,
+            needs_alibi=needs_alibi, **mods(q, k, bm, bn, row_counts, row_blocks, column_counts, column_blocks))
+        return (*grads[:3], *_rest(q, grads[3:], sinks is not None, needs_bias, needs_alibi))
 
-    @tile.torch_op(_name("attention", score_mod, mask_mod), backward=backward, outputs="o lse", wrt="q k v sinks",
-                   dims=_DIMS, autocast="lower")
+    @tile.torch_op(_name("attention", score_mod, mask_mod), backward=backward, outputs="o lse",
+                   wrt="q k v sinks bias alibi", dims=_DIMS, autocast="lower")
     def attention(q: Any, k: Any, v: Any, causal: bool, scale: float, left: int, right: int, softcap: float,
                   alibi: Any = None, sinks: Any = None, bias: Any = None, seqused_q: Any = None,
                   seqused_k: Any = None, row_counts: Any = None, row_blocks: Any = None, column_counts: Any = None,
@@ -59,14 +59,17 @@ def _packed(score_mod: Any, mask_mod: Any) -> Any:
 
     def backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, cu_q: Any, cu_k: Any, max_q: int,
                  max_k: int, causal: bool, scale: float, left: int, right: int, softcap: float, alibi: Any = None,
-                 sinks: Any = None, seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any, Any, Any]:
+                 sinks: Any = None, seqused_q: Any = None, seqused_k: Any = None, needs_alibi: bool = False
+                 ) -> tuple[Any, Any, Any, Any, Any]:
         grads = varlen.attention_varlen_backward(
             do, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, causal, scale, window=(left, right), softcap=softcap,
-            alibi=alibi, sinks=sinks, seqused_q=seqused_q, seqused_k=seqused_k, dlse=dlse, **mods)
-        return _four(q, [x.contiguous() if hasattr(x, "contiguous") else x for x in grads])
+            alibi=alibi, sinks=sinks, seqused_q=seqused_q, seqused_k=seqused_k, dlse=dlse,
+            needs_alibi=needs_alibi, **mods)
+        dq, dk, dv = (x.contiguous() if hasattr(x, "contiguous") else x for x in grads[:3])
+        return dq, dk, dv, *_rest(q, grads[3:], sinks is not None, needs_alibi)
 
     @tile.torch_op(_name("attention_varlen", score_mod, mask_mod), backward=backward, outputs="o lse",
-                   wrt="q k v sinks", autocast="lower")
+                   wrt="q k v sinks alibi", autocast="lower")
     def attention_varlen(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, causal: bool,
                          scale: float, left: int, right: int, softcap: float, alibi: Any = None, sinks: Any = None,
                          seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any]:
@@ -82,9 +85,10 @@ def _name(name: str, score_mod: Any, mask_mod: Any) -> str:
     return f"tilelang::{name}" + ("" if score_mod is None and mask_mod is None else "".join(ids))
 
 
-def _four(q: Any, grads: Any) -> tuple[Any, Any, Any, Any]:
-    dq, dk, dv, *rest = grads
-    return dq, dk, dv, rest[0] if rest else made(q, (0,), tile.dtype("f32"))
+def _rest(q: Any, grads: Any, *there: bool) -> Any:
+    """The gradients, which are those that are there, with empty tensors for the others."""
+    found = iter(grads)
+    return (next(found) if is_there else made(q, (0,), tile.dtype("f32")) for is_there in there)
 
 
 def _decode(score_mod: Any, mask_mod: Any) -> Any:
@@ -141,7 +145,6 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
         return api.attention(q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks,
                              bias=bias, score_mod=score_mod, mask_mod=mask_mod, block_mask=block_mask,
                              seqused_q=seqused_q, seqused_k=seqused_k, return_lse=return_lse, out=out)
-    no_gradient("attention's `alibi` or `bias`", alibi, bias)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
     blocks: tuple[Any, ...] = ()
@@ -152,7 +155,8 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
     op = _operators[_made("attention", score_mod, mask_mod)]
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, causal, opts.scale, left, right, softcap or 0.0, opts.tensors.get("alibi"), sinks,
-                opts.tensors.get("bias"), seqused_q, seqused_k, *blocks)
+                bias if bias is None else bias.reshape((1,) * (4 - bias.ndim) + tuple(bias.shape)), seqused_q,
+                seqused_k, *blocks)
     return (o, lse) if return_lse else o
 
 
@@ -167,13 +171,13 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                                        window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,
                                        mask_mod=mask_mod, seqused_q=seqused_q, seqused_k=seqused_k,
                                        block_table=block_table, return_lse=return_lse, out=out)
-    no_gradient("attention's `alibi`", alibi)
     op = _operators[_made("attention_varlen", score_mod, mask_mod)]
     window_sizes(causal, window)
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal,
-                1.0 / math.sqrt(q.shape[2]) if scale is None else scale, left, right, softcap or 0.0, alibi, sinks,
-                seqused_q, seqused_k)
+                1.0 / math.sqrt(q.shape[2]) if scale is None else scale, left, right, softcap or 0.0,
+                alibi if alibi is None else spread(alibi, (len(cu_seqlens_q) - 1, q.shape[1])), sinks, seqused_q,
+                seqused_k)
     return (o, lse) if return_lse else o
 
 

@@ -52,9 +52,10 @@ def attention_varlen_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any,
                               max_seqlen_q: int, max_seqlen_k: int, causal: bool = False, scale: float | None = None,
                               *, window: Any = None, softcap: float | None = None, alibi: Any = None,
                               sinks: Any = None, score_mod: Any = None, mask_mod: Any = None, seqused_q: Any = None,
-                              seqused_k: Any = None, dlse: Any = None) -> Any:
-    """(dq, dk, dv), and dsinks where there are `sinks`, of a call of `attention_varlen` without pages, in the layouts
-    of its arguments. Rows that belong to no sequence are 0. Raises as `attention_backward`."""
+                              seqused_k: Any = None, dlse: Any = None, needs_alibi: bool = False) -> Any:
+    """(dq, dk, dv), then dsinks where there are `sinks` and with `needs_alibi` the gradient f32 [B, H] of the slopes,
+    of a call of `attention_varlen` without pages, in the layouts of its arguments. Rows that belong to no sequence
+    are 0. Raises as `attention_backward`."""
     q, k, v, do, o = (heads_first(x) for x in (q, k, v, do, o))
     check_heads(q, k, v)
     batch = len(cu_seqlens_q) - 1
@@ -62,5 +63,5 @@ def attention_varlen_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any,
     dq, dk, dv, *rest = backward(
         do, q, k, v, o, lse[None], opts, None if dlse is None else dlse[None], max_seqlen_q, max_seqlen_k,
         {"cu_q": cu_seqlens_q, "cu_k": cu_seqlens_k, "used_q": seqused_q, "used_k": seqused_k},
-        (max_seqlen_q, max_seqlen_k))
+        (max_seqlen_q, max_seqlen_k), needs_alibi=needs_alibi)
     return (*(x[0].swapaxes(0, 1) for x in (dq, dk, dv)), *rest)

@@ -52,8 +52,19 @@ def twice(a: tile.Tensor[tile.i32, "M K"], b: tile.Tensor[tile.i32, "K N"], c: t
     tile.store(c, (0, 0), total)
 
 
+@tile.kernel
+def nested(a: tile.Tensor[tile.i32, "M K"], b: tile.Tensor[tile.i32, "K N"], c: tile.Out[tile.i32, "M N"]):
+    """Carried by three loops, the inner two of which are all that the next outer one holds."""
+    total = tile.zeros((6, 10), tile.i32)
+    for _ in tile.range(0, 2):
+        for _ in tile.range(0, 1):
+            for k in tile.range(0, a.shape[1], 4):
+                total = total + tile.dot(tile.load(a, (0, k), (6, 4)), tile.load(b, (k, 0), (4, 10)))
+    tile.store(c, (0, 0), total)
+
+
 @pytest.mark.parametrize("k", [0, 3, 4, 17])
-@pytest.mark.parametrize("kernel", [product, from_one, read_before, twice])
+@pytest.mark.parametrize("kernel", [product, from_one, read_before, twice, nested])
 def test_values(kernel: Callable[..., object], k: int) -> None:
     """A loop that never runs leaves the initial value; one that runs does not add to what lay in memory before."""
     rng = np.random.default_rng(k)
@@ -61,7 +72,7 @@ def test_values(kernel: Callable[..., object], k: int) -> None:
     blocks = [a[:, i:i + 4] @ b[i:i + 4] for i in range(0, k, 4)]
     sums = np.cumsum([np.zeros((6, 10), np.int32), *blocks], 0)
     want = {"product": sums[-1], "from_one": sums[-1] + 1, "read_before": sums[-1] + sums[:-1].sum(0),
-            "twice": 2 * sums[-1]}[kernel.__name__]
+            "twice": 2 * sums[-1], "nested": 2 * sums[-1]}[kernel.__name__]
     for _ in range(2):  # the second call finds the scratch memory of the first
         np.testing.assert_array_equal(kernel(a, b), want)
 

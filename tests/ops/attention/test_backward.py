@@ -1,6 +1,7 @@
 """Gradients of attention against torch's in f64: errors at most three times those of torch's own in the same dtype."""
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ def gradients(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, do: torch.Tenso
     """By torch, in a dtype."""
     inputs = [x.to(dt, copy=True).requires_grad_() for x in (q, k, v)]
     options = dict(options)
-    if "sinks" in options:
-        options["sinks"] = options["sinks"].to(dt, copy=True).requires_grad_()
-        inputs.append(options["sinks"])
+    for name in ("sinks", "bias", "alibi"):
+        if name in options and options[name].dtype != torch.bool:
+            options[name] = options[name].to(dt, copy=True).requires_grad_()
+            inputs.append(options[name])
     o, lse = attention(*inputs[:3], **options)
     return list(torch.autograd.grad((o * do.to(dt)).sum() + (lse * dlse.to(dt)).sum(), inputs))
 
@@ -30,11 +32,15 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, 
     error is small by luck, eight units of the largest gradient."""
     o, lse = ops.attention(q, k, v, return_lse=True, **options)
     do, dlse = torch.randn(o.shape).to(q.dtype), torch.randn(lse.shape)
-    got, again = (ops.attention_backward(do, q, k, v, o, lse, dlse=dlse, **options) for _ in range(2))
+    needs = {"needs_bias": options.get("bias", do).dtype != torch.bool and "bias" in options,
+             "needs_alibi": "alibi" in options}
+    got, again = (ops.attention_backward(do, q, k, v, o, lse, dlse=dlse, **needs, **options) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
     want, same = (gradients(q, k, v, do, dlse, options, dt) for dt in (torch.float64, q.dtype))
     assert len(got) == len(want)
-    for name, a, b, c in zip(("dq", "dk", "dv", "dsinks"), got, want, same, strict=False):
+    names = ["dq", "dk", "dv", *(f"d{n}" for n in ("sinks", "bias", "alibi") if n in options)]
+    for name, a, b, c in zip(names, got, want, same, strict=False):
+        a = a.sum(0) if name == "dalibi" and b.ndim == 1 else a
         error, theirs = (a.double() - b).abs().max(), (c.double() - b).abs().max()
         units = torch.finfo(a.dtype).eps * b.abs().max()
         assert error <= 3 * theirs + 8 * units, f"{name}: {error} beside {theirs}"
@@ -48,6 +54,51 @@ def test_options(name: str) -> None:
         check(q, k, v, OPTIONS[name](h, s, n))
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 1, 150), (1, 4, 50, 1)], ids=str)
+def test_learned_biases(shape: tuple[int, ...]) -> None:
+    """Gradients of what is broadcast."""
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(2, n, s, 16) for n, s in ((4, 50), (2, 150), (2, 150)))
+    check(q, k, v, {"bias": torch.randn(shape), "alibi": torch.rand(4) * 0.2, "sinks": torch.randn(4), "causal": True})
+
+
+def test_learned_biases_through_torch() -> None:
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(2, n, 9, 16, requires_grad=True) for n in (4, 2, 2))
+    bias, alibi = torch.randn(4, 1, 9, requires_grad=True), torch.rand(2, 4, requires_grad=True)
+    leaves = (q, k, v, bias, alibi)
+    call = partial(ops.attention, causal=True, bias=bias, alibi=alibi, return_lse=True)
+    o, lse = call(q, k, v)
+    do = torch.randn_like(o)
+    got = torch.autograd.grad(o, leaves, do)
+    plain = [x.detach() for x in (do, q, k, v, o, lse)]
+    want = ops.attention_backward(*plain, True, bias=bias.detach(), alibi=alibi.detach(), dlse=torch.zeros_like(lse),
+                                  needs_bias=True, needs_alibi=True)
+    assert all(map(torch.equal, got, want))
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, got, torch.autograd.grad(compiled(q, k, v)[0], leaves, do)))
+    assert set(torch.library.opcheck(torch.ops.tilelang.attention.default, (
+        q, k, v, True, 0.25, -1, -1, 0.0, alibi, None, bias.detach()[None].requires_grad_())).values()) == {"SUCCESS"}
+
+
+def test_slopes_of_packed_sequences() -> None:
+    torch.manual_seed(4)
+    q, k, v = torch.randn(60, 4, 16), torch.randn(90, 2, 16), torch.randn(90, 2, 16)
+    slopes = (torch.rand(4) * 0.2).requires_grad_()
+    ends = [torch.tensor(x).int() for x in ([0, 20, 60], [0, 20, 90])]
+    o = ops.attention_varlen(q, k, v, *ends, 40, 70, True, alibi=slopes)
+    got, = torch.autograd.grad(o, slopes, torch.ones_like(o))
+    wants = []
+    for dt in (torch.float64, torch.float32):
+        s = slopes.detach().to(dt).requires_grad_()
+        total = sum(attention(*(x.to(dt).transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])), causal=True,
+                              alibi=s)[0].sum() for a, b, c, d in ((0, 20, 0, 20), (20, 60, 20, 90)))
+        wants.append(torch.autograd.grad(total, s)[0])
+    exact, same = wants
+    assert ((got - exact).abs().max() <= 3 * (same - exact).abs().max()
+            + 8 * torch.finfo(torch.float32).eps * exact.abs().max())
+
+
 def test_half_precision() -> None:
     torch.manual_seed(1)
     check(*(torch.randn(2, n, 130, 32).bfloat16() for n in (4, 2, 2)), {"causal": True})
@@ -58,7 +109,8 @@ def test_emulated(target: str) -> None:
     torch.manual_seed(3)
     q, k, v = (torch.randn(1, h, s, d).half() for h, s, d in ((2, 20, 32), (1, 40, 32), (1, 40, 16)))
     with tile.target(target):
-        check(q, k, v, {"window": (9, 3), "softcap": 3.0, "sinks": torch.randn(2), "mask_mod": two_of_three})
+        check(q, k, v, {"window": (9, 3), "softcap": 3.0, "sinks": torch.randn(2), "mask_mod": two_of_three,
+                        "alibi": torch.rand(2), "bias": torch.randn(2, 1, 40).half()})
 
 
 def test_scores_without_a_derivative_are_refused() -> None:
