@@ -315,7 +315,7 @@ def _decisions(lowered: Any) -> list[Decision]:
 
 def _buffers(fn: Function) -> list[Buffer]:
     from tilelang.backends.simt.shared_memory import shared_allocs, size_of, spans
-    alive = spans(fn)
+    alive = {v: (found[0][0], found[-1][1]) for v, found in spans(fn).items() if found}  # the first to the last
     return [Buffer(op.result.name or "exchange", str(op.attrs["dtype"]), tuple(op.attrs["shape"]), op.attrs["offset"],
                    size_of(op), *alive.get(op.result, (0, 0))) for op in shared_allocs(fn)]
 
