@@ -54,7 +54,7 @@ def sinks_kernel(
     for a in tile.range(0, lse.shape[0]):
         for s in tile.range(0, lse.shape[2], BN):
             p = tile.exp(sink - tile.load(lse, (a, h, s), (BN,), fill=float("inf")))
-            total = total - p * tile.load(delta, (a, h, s), (BN,))
+            total = total - tile.where(p == 0.0, 0.0, p * tile.load(delta, (a, h, s), (BN,)))  # delta may be NaN there
     tile.store(dsinks, (h,), total.sum(0))
 
 
@@ -157,6 +157,8 @@ def dkdv_kernel(
             p = tile.exp2(y - top[None, :])
             sum_v = tile.dot(p.to(v.dtype) if ROUND else p, grads, sum_v)
             part = tile.load(delta, (at_q, h, first_q + m), (BM,))
+            if ragged_q:  # whatever `do` holds there
+                part = tile.where(m + tile.arange(BM) < S, part, 0.0)
             dx = p * (tile.dot(values, grads.T) - part[None, :])
             if dkey_bias is not None:
                 sum_bias += dx.sum(1)

@@ -120,3 +120,14 @@ def test_scores_without_a_derivative_are_refused() -> None:
     x = torch.randn(1, 1, 8, 16)
     with pytest.raises(UnsupportedSyntax, match="has no derivative"):
         ops.attention_backward(x, x, x, x, x, x[..., 0], score_mod=running)
+
+
+def test_what_lies_behind_the_used_queries_is_not_read() -> None:
+    q, k, v = (torch.randn(2, 2, 40, 16, requires_grad=True) for _ in range(3))
+    sinks, do = torch.randn(2, requires_grad=True), torch.randn(2, 2, 40, 16)
+    out = ops.attention(q, k, v, seqused_q=torch.tensor([30, 40], dtype=torch.int32), sinks=sinks)
+    do[0, :, 30:] = 0.0
+    want = torch.autograd.grad(out, (q, k, v, sinks), do, retain_graph=True)
+    do[0, :, 30:] = torch.nan
+    for g, w in zip(torch.autograd.grad(out, (q, k, v, sinks), do), want, strict=True):
+        assert torch.equal(g, w)
