@@ -31,6 +31,7 @@ bench: .venv/examples
 bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static_amd
+	$(BIN)/python -m benchmarks.static_attention
 	$(BIN)/python -m benchmarks.static_weights
 	$(BIN)/python -m benchmarks.order
 

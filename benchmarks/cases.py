@@ -89,6 +89,36 @@ def attentions() -> Iterator[Case]:
                        4 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.0, 1e-4)
 
 
+def _first_gradient(*arguments: Any) -> Any:
+    return ops.attention_backward(*arguments)[0]
+
+
+def gradients() -> Iterator[Case]:
+    """The backward pass alone. Of the three gradients the first is compared."""
+    for d in (64, 128):
+        for causal in (False, True):
+            q, k, v = (torch.randn(1, 8, 1024, d, requires_grad=True) for _ in range(3))
+            out, do = F.scaled_dot_product_attention(q, k, v, is_causal=causal), torch.randn(1, 8, 1024, d)
+            inputs = [x.detach() for x in (q, k, v)]
+            o, lse = ops.attention(*inputs, causal, return_lse=True)
+            yield Case(f"attention backward S1024 D{d} {'causal' if causal else 'full'}",
+                       functools.partial(_first_gradient, do, *inputs, o, lse, causal),
+                       functools.partial(torch.autograd.grad, out, (q, k, v), do, retain_graph=True), "flop",
+                       10 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.0, 1e-4)
+
+
+def decoding() -> Iterator[Case]:
+    """One query for each of 16 heads to 8192 keys, beside reading the keys and values alone: a sum of them as f32."""
+    for dt in (torch.float32, torch.bfloat16):
+        for groups, batch in ((16, 1), (4, 4)):
+            q = torch.randn(batch, 16, 1, 128).to(dt)
+            cache = torch.randn(2, batch, groups, 8192, 128).to(dt)
+            k, v, flat = cache[0], cache[1], cache.view(-1).view(torch.float32)
+            yield Case(f"decode {str(dt).removeprefix('torch.')} H16 G{groups} S8192 D128 (beside reading the cache)",
+                       functools.partial(ops.attention_decode, q, k, v), functools.partial(torch.sum, flat), "byte",
+                       cache.numel() * cache.element_size(), 0.7, float("inf"))
+
+
 def local_linear() -> Iterator[Case]:
     """T steps of the solver beside our own attention, which needs 4 multiply-adds where this needs 10 + 6 T: the goal
     is at most 1.3 times as much time for each. Then what ending early is worth on unit-norm inputs."""
@@ -203,6 +233,8 @@ def cases() -> Iterator[Case]:
     yield from matmuls()
     yield from rowwise()
     yield from attentions()
+    yield from gradients()
+    yield from decoding()
     yield from local_linear()
     yield from norms_of_sums()
     yield from scans()

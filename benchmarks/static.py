@@ -120,8 +120,9 @@ def reference_loop(kernel: str, arch: str) -> list[str]:
 
 
 def counted(arguments: tuple[Any, ...], code: simt.Lowered) -> tuple[float, float, float]:
-    """(sectors, wavefronts, wide) of the emulator's counters."""
+    """(sectors, wavefronts, wide) of the emulator's counters. Scalars that are not given are 0."""
     arrays = [np.float32(a) if isinstance(a, float) else a.copy() for a in arguments]
+    arrays += [np.int32(0)] * (len(code.tile.params) - len(arrays))
     tensors = [isinstance(a, np.ndarray) for a in arrays]
     shapes = [a.shape if t else () for a, t in zip(arrays, tensors, strict=True)]
     strides = [tuple(s // a.itemsize for s in a.strides) if t else () for a, t in zip(arrays, tensors, strict=True)]

@@ -51,6 +51,21 @@ class Swizzle:
             out = out ^ ((offset >> s.shift) & s.mask)
         return out
 
+    def apart(self, bits: int, constant: int) -> int:
+        """A part p of `constant` for which swizzle(x + constant) = swizzle(x + constant - p) + swizzle(p), whatever x
+        is with none but these bits (-1: any)."""
+        taken = 0
+        if bits < 0 or bits & constant:
+            return 0
+        for bit in (1 << i for i in range(constant.bit_length()) if constant >> i & 1):
+            others = bits | constant & ~(taken | bit)
+            changed = others
+            for s in self.terms:
+                changed |= others >> s.shift & s.mask
+            if not self(taken | bit) & changed:
+                taken |= bit
+        return taken
+
 
 @dataclass(frozen=True)
 class SharedLayout:

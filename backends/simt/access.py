@@ -6,7 +6,7 @@ from math import gcd, prod
 from typing import Any
 
 from tilelang.backends.simt.dma import copies_in_order, undone
-from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.facts import Facts, possible_bits
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.window import open_window
@@ -330,8 +330,10 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     if isinstance(total, int):
         return b.add(rest, int(s(total)))
     inner, constant = b.split(total)
-    total = b.add(inner, constant % block)  # whole blocks stay out: accesses that differ by them share an address
-    rest = b.add(rest, constant - constant % block)
+    within = constant % block
+    apart = s.apart(possible_bits(inner), within) if isinstance(inner, Value) else 0
+    total = b.add(inner, within - apart)  # what can be added later stays out: accesses share an address
+    rest = b.add(rest, constant - within + int(s(apart)))
     if isinstance(total, int):
         return b.add(rest, int(s(total)))
     swizzled = total

@@ -51,11 +51,11 @@ def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Po
 
 
 @lru_cache(maxsize=1024)
-def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: RegisterLayout | None,
+def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: tuple[RegisterLayout, ...],
             ports: Ports, column: bool = False) -> SharedLayout:
     """A row-major (column-major) layout of a staging buffer that is written and read with the fewest bank conflicts.
     Swizzles move whole vectors, once or twice; where that leaves some, one more bit is changed."""
-    users = [(stored, True)] + ([(loaded, False)] if loaded is not None else [])
+    users = [(stored, True), *((f, False) for f in loaded)]
 
     def cost_of(place: SharedLayout) -> int:
         return sum(wavefronts(u, place, size, ports, store) for u, store in users)
@@ -186,7 +186,7 @@ class Exchange:
         size = dt.storage.itemsize
         stored = as_rows(src, shape, dt) if self.target.stmatrix and not last else src
         loaded = as_rows(dst, shape, dt) if self.target.ldmatrix else dst
-        place = staging(shape, size, stored, loaded, self.target.ports)
+        place = staging(shape, size, stored, (loaded,), self.target.ports)
         memory = self.alloc(dt, place.size)
         self.begin()
         self.write(value, dt, src, shape, memory, place, last=last)

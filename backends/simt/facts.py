@@ -1,4 +1,4 @@
-"""What is known of scalar values before a kernel runs: what divides them."""
+"""What is known of scalar values before a kernel runs: what divides them, and which bits they may have."""
 from __future__ import annotations
 
 from math import gcd
@@ -65,3 +65,46 @@ class Facts:
         if axis < len(t.unit) and t.unit[axis] and not t.dtype.packed:
             return max(t.align // t.dtype.storage.itemsize, 1)
         return 1
+
+
+def possible_bits(v: Value, known: dict[Value, int] | None = None) -> int:
+    """The bits that a scalar may have set; -1 where nothing is known. `known` are those found before."""
+    known = {} if known is None else known
+    if v not in known:
+        known[v] = _possible_bits(v, known)
+    return known[v]
+
+
+def _possible_bits(v: Value, known: dict[Value, int]) -> int:
+    op = v.owner
+    if op is None or v.dtype.kind != "int":
+        return -1
+    if op.name == "const":
+        return int(op.attrs["value"])
+    if op.name == "thread_id":
+        return _up_to(op.attrs["count"] - 1)
+    if op.name not in ("and", "or", "xor", "add", "shr", "mul", "cast"):
+        return -1
+    bits = [possible_bits(x, known) for x in op.operands]
+    if op.name == "and":
+        return bits[0] & bits[1]
+    if any(b < 0 for b in bits):
+        return -1
+    if op.name in ("or", "xor"):
+        return bits[0] | bits[1]
+    if op.name == "add":
+        return bits[0] | bits[1] if not bits[0] & bits[1] else _up_to(bits[0] + bits[1])
+    if op.name == "cast":
+        return bits[0]
+    constant = op.operands[1].owner
+    if constant is not None and constant.name == "const":
+        if op.name == "shr":
+            return bits[0] >> bits[1]
+        if op.name == "mul" and not bits[1] & (bits[1] - 1):
+            return bits[0] * bits[1]
+    return -1
+
+
+def _up_to(largest: int) -> int:
+    """All bits of the numbers from 0 to `largest`."""
+    return (1 << largest.bit_length()) - 1

@@ -7,7 +7,7 @@ arrangement of the warps over the dots, improves one group at a time until nothi
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -27,7 +27,8 @@ from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, blocked,
 LOOP_WEIGHT = 8
 """How often a loop's body is assumed to run."""
 EXCHANGE = 16384
-"""Cost, in bytes, of going through shared memory once: two barriers and the latency, at 128 bytes a cycle."""
+"""Cost, in bytes, of going through shared memory once: two barriers and the latency, at 128 bytes a cycle. In a loop
+twice that: nothing of the next products begins before it is through."""
 GLOBAL = 4
 """What a byte of global memory costs beside one of shared memory."""
 Wanted = RegisterLayout | SharedLayout | None
@@ -53,6 +54,11 @@ class Group:
     """(layout in which a `view` has a tile of the group, whether it makes the tile, element bytes, weight)."""
     edges: list[Edge] = field(default_factory=list)
     layout: RegisterLayout | None = None
+
+    @property
+    def neighbours(self) -> list[Group]:
+        """The groups at the other ends of the edges."""
+        return [e.dst if e.src is self else e.src for e in self.edges]
 
 
 @dataclass(eq=False)
@@ -152,18 +158,20 @@ def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
                for d in thread_digits(layout))
 
 
-def conversion_cost(have: RegisterLayout | None, want: Wanted, shape: tuple[int, ...], size: int, warp: int) -> int:
-    """Bytes written and read, the fixed cost of an exchange included."""
+def conversion_cost(have: RegisterLayout | None, want: Wanted, shape: tuple[int, ...], size: int, warp: int,
+                    weight: int = 1) -> int:
+    """Bytes written and read, the fixed cost of an exchange included, as often as the loops around it run."""
+    exchange = EXCHANGE * (1 if weight == 1 else 2)
     if isinstance(want, SharedLayout):
-        return EXCHANGE + prod(shape) * size
+        return weight * (exchange + prod(shape) * size)
     reads = want.num_threads * want.local_size if want is not None else prod(shape)
-    by_memory = EXCHANGE + (prod(shape) + reads) * size
+    by_memory = weight * (exchange + (prod(shape) + reads) * size)
     if have is None or want is None:
         return by_memory
     how = conversion(have, want, shape, warp)
     if how.kind == "shuffle":
-        return min(how.shuffles * want.num_threads * 4, by_memory)
-    return {"none": 0, "registers": prod(shape) * size // 8, "shared": by_memory}[how.kind]
+        return min(weight * how.shuffles * want.num_threads * 4, by_memory)
+    return {"none": 0, "registers": weight * prod(shape) * size // 8, "shared": by_memory}[how.kind]
 
 
 class Inference:
@@ -389,13 +397,13 @@ class Inference:
         total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))
         for fixed, made, size, weight in g.views:
             have, want = (fixed, layout) if made else (layout, fixed)
-            total += weight * conversion_cost(have, want, g.shape, size, self.target.warp)
+            total += conversion_cost(have, want, g.shape, size, self.target.warp, weight)
         for e in g.edges:
             src = layout if e.src is g else e.src.layout
             dst = layout if e.dst is g else e.dst.layout
             if src is not None and dst is not None:
-                total += e.weight * min(conversion_cost(e.have(src), want, e.shape, e.bytes, self.target.warp)
-                                        for want in e.wanted(dst))
+                total += min(conversion_cost(e.have(src), want, e.shape, e.bytes, self.target.warp, e.weight)
+                             for want in e.wanted(dst))
         if any(site.acc is g and layout not in site.plans for site in self.dots):
             total += 1 << 40  # the instruction needs its accumulator
         return total
@@ -404,26 +412,65 @@ class Inference:
         """Improves one group at a time, the largest first, of equal ones the first or the last; gives the cost of the
         whole."""
         order = sorted(reversed(self.every()) if backward else self.every(), key=lambda g: -prod(g.shape))
+        unset = [g for g in order if g.layout is None]
+        while unset:  # those next to what has a layout come first
+            g = next((g for g in unset if any(n.layout is not None for n in g.neighbours)), unset[0])
+            g.layout = self._best(g)
+            unset.remove(g)
         for _ in range(8):
             changed = False
             for g in order:
-                best = min(dict.fromkeys(self._candidates(g)), key=lambda f: self._cost(g, f))
+                best = self._best(g)
                 if g.layout is None or self._cost(g, best) < self._cost(g, g.layout):
                     g.layout, changed = best, True
-            if not changed:
+            if not changed and not any([self._follow(e) for g in order for e in g.edges if e.dst is g]):
                 break
-        return sum(self._cost(g, g.layout) for g in order if g.layout is not None)
+        return self._total(order)
+
+    def _best(self, g: Group) -> RegisterLayout:
+        return min(dict.fromkeys(self._candidates(g)), key=lambda f: self._cost(g, f))
+
+    def _total(self, groups: Iterable[Group]) -> int:
+        return sum(self._cost(g, g.layout) for g in groups if g.layout is not None)
+
+    def _follow(self, edge: Edge) -> bool:
+        """Has the source of an edge in the layout that is wanted, and what the source is made of accordingly, if all
+        of them together are cheaper so: any of them alone would be converted twice. Whether they are."""
+        moved: dict[Group, RegisterLayout] = {}
+        pending = [edge]
+        while pending:
+            e = pending.pop()
+            at = moved.get(e.dst, e.dst.layout)
+            want = e.wanted(at)[0] if e.have is same and at is not None else None
+            if isinstance(want, RegisterLayout) and want != e.src.layout and e.src not in (*moved, edge.dst):
+                moved[e.src] = want
+                pending += [i for i in e.src.edges if i.dst is e.src]
+        around = {*moved, *(n for g in moved for n in g.neighbours)}
+        before, cost = {g: g.layout for g in moved}, self._total(around)
+        for g, f in moved.items():
+            g.layout = f
+        if self._total(around) < cost:
+            return True
+        for g, old in before.items():
+            g.layout = old
+        return False
 
     def every(self) -> list[Group]:
         """All groups."""
         return [*self.groups.values(), *self.stores.values()]
 
     def registers(self) -> int:
-        """32-bit registers of a thread that the largest tile takes, or all sums of groups of warps together, which are
-        under way at once."""
+        """32-bit registers of a thread that the largest tile takes, or all that a loop carries, or all sums of groups
+        of warps together, which are under way at once."""
+
+        def of(v: Value) -> int:
+            layout = self.group(v).layout if v.shape else None
+            return layout.local_size * v.dtype.storage.itemsize // 4 if layout is not None else 0
         held = {g: g.layout.local_size * g.bytes // 4 for g in self.every() if g.layout is not None}
+        carried = [sum(of(v) for v in op.results if isinstance(v.type, TileType))
+                   for op in self.fn.walk() if op.name in ("for", "while")]
         sums = {site.acc for site in self.dots if isinstance(self.plan(site).row, GroupRow)}
-        return max([*held.values(), sum(held[g] for g in sums)], default=0)
+        return max([*held.values(), *carried, sum(held[g] for g in sums)], default=0)
 
     def solve(self) -> int:
         """Finds the layouts of all groups, and gives their cost."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from tilelang.backends.simt.registers import thread_count
 from tilelang.backends.simt.schedule import read_first, refusal, schedule_of, stated
-from tilelang.backends.simt.shared_memory import size_of
+from tilelang.backends.simt.shared_memory import root, size_of
 from tilelang.backends.simt.stage import ring
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import split
@@ -27,6 +27,7 @@ from tilelang.ir import simt
 from tilelang.ir.control import For, Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Value
 from tilelang.ir.dtypes import dtype
+from tilelang.layouts import RegisterLayout, conversion
 
 I32 = dtype("i32")
 
@@ -57,7 +58,8 @@ class _Loop:
         copies = [op for op in self.body.ops if op.name == "copy_async" and op.operands[-1] in self.allocs
                   and self._slice(op) is not None]
         block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
-        self.stages = min(self.stages, target.shared_bytes // max(block, 1))
+        left = target.shared_bytes - self._others({op.operands[-1] for op in copies}, target.warp)
+        self.stages = min(self.stages, left // max(block, 1))
         if not copies or self.stages < (2 if target.async_copy else 1):
             if stated(self.op, target):
                 raise refusal(self.op, "staged operands, of which at least two blocks fit into shared memory",
@@ -77,6 +79,14 @@ class _Loop:
             before.append(mem.Commit([], loc=self.op.loc))
             at = self._op(before, ew.Add, at, step)
         self._rewrite(before, copies, rings, step, target, threads)
+
+    def _others(self, copied: set[Value], warp: int) -> int:
+        """Bytes of shared memory that the body uses besides the blocks it copies."""
+        ops = list(self.body.walk())
+        buffers = {root(v) for op in ops for v in op.operands if isinstance(v.type, BufferType)} - copied
+        exchanged = [op.result.tile.size * op.result.dtype.storage.itemsize for op in ops
+                     if op.name == "convert_layout" and _how(op, warp) == "shared"]
+        return sum(size_of(v.owner) for v in buffers if v.owner is not None) + max(exchanged, default=0)
 
     # -- building -----------------------------------------------------------------------------------------------------
     def _op(self, out: list[Op], cls: type[Op], *operands: Value, **attrs: object) -> Value:
@@ -215,3 +225,10 @@ class _Loop:
         replaced = dict(zip(self.op.results, new.results, strict=False))
         for op in Region([], self.around.ops[place:]).walk():
             op.operands = [replaced.get(v, v) for v in op.operands]
+
+
+def _how(op: Op, warp: int) -> str:
+    """The kind of a conversion of layout."""
+    have, want = op.operands[0].tile.layout, op.result.tile.layout
+    assert isinstance(have, RegisterLayout) and isinstance(want, RegisterLayout)
+    return conversion(have, want, op.result.shape, warp).kind

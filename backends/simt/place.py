@@ -34,7 +34,8 @@ MAX_THREADS = 1024
 SCHEDULERS = 4
 """Warps a multiprocessor issues from at once: a program with dots goes no lower of its own accord."""
 REGISTERS = 128
-"""How many registers of a thread one tile may take where a dot would be better off with fewer warps."""
+"""How many registers of a thread one tile, or what a loop carries, may take where a dot would be better off with fewer
+warps."""
 
 
 def warps_for(fn: Function, lanes: int) -> int:
@@ -218,18 +219,19 @@ class _Placer:
             self.emit(mem.Barrier, [], {}, op, None)
             self.looping[-1] = False
         staged, threads, align = self.staged[op], self.inference.threads, 1
-        use = staged.uses[0]  # the others read what suits the first, or a product that reads memory by itself
-        if use.user.name == "view":
+        first = staged.uses[0].user
+        if first.name == "view":
             place = words_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
-                                 repeated(use.user.attrs["source"], threads))
+                                 repeated(first.attrs["source"], threads))
         else:
             wanted = list(map(self._wanted, staged.uses))
             in_memory = [f for f in wanted if isinstance(f, SharedLayout)]
-            if in_memory:
+            if in_memory:  # others read what suits products that read memory by themselves
                 place, align = in_memory[0], ALIGN
                 assert all(f == place for f in in_memory), "products agree on where they read a block"
             else:
-                place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target, wanted[0])
+                place = buffer_layout(t.shape, t.dtype.storage.itemsize, threads, self.inference.target,
+                                      [f for f in wanted if isinstance(f, RegisterLayout)])
         alloc = mem.Alloc([], {"dtype": t.dtype, "shape": t.shape, "layout": place, "managed": True, "align": align},
                           loc=op.loc)
         self.regions[0].ops.insert(0, alloc)

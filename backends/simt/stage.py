@@ -117,31 +117,33 @@ def user_layout(users: Sequence[tuple[Op, RegisterLayout]], shape: tuple[int, ..
     if len(block) < 2 or not read:
         return None
     written = [layout for name, layout in whole if name != "load"]
-    place = staging(block, size, written[0] if written else read[0], read[0], target.ports)
+    place = staging(block, size, written[0] if written else read[0], (read[0],), target.ports)
     for extent in reversed(shape[:-2]):
         place = ring(place, extent)
     return place
 
 
 def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
-                  operand: RegisterLayout) -> SharedLayout:
-    """A block of a matrix as copies write it and `ldmatrix`, or threads that hold it as `operand`, read it, with the
-    fewest bank conflicts."""
-    reader: RegisterLayout | None = operand
-    turned = turned_layouts(shape, size, threads) if operand.contiguous(0) > operand.contiguous(1) else None
+                  operands: Sequence[RegisterLayout]) -> SharedLayout:
+    """A block of a matrix as copies write it and `ldmatrix`, or threads that hold it as `operands`, read it, with the
+    fewest bank conflicts. Where a copy can turn it, it lies as the first of them wants it."""
     if target.ldmatrix:
-        reader = matrix_rows(size) if shape[0] % 8 == 0 and shape[1] % (16 // size) == 0 else None
-    elif target.transposed_loads and (named := transposed_reader(operand, size)):
-        reader = named
-    elif turned and not target.async_copy:
-        return staging(shape, size, turned[1], reader, target.ports, True)
-    return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), reader, target.ports)
+        fits = shape[0] % 8 == 0 and shape[1] % (16 // size) == 0
+        readers: tuple[RegisterLayout, ...] = (matrix_rows(size),) if fits else ()
+    else:
+        named = [transposed_reader(f, size) if target.transposed_loads else None for f in operands]
+        readers = tuple(dict.fromkeys(name or f for name, f in zip(named, operands, strict=True)))
+        along = operands[0].contiguous(0) > operands[0].contiguous(1)
+        turned = turned_layouts(shape, size, threads) if along and not target.async_copy else None
+        if turned:
+            return staging(shape, size, turned[1], readers, target.ports, True)
+    return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), readers, target.ports)
 
 
 def words_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,
                  source: RegisterLayout) -> SharedLayout:
     """The same of a block that a `view` has as `source`."""
-    return staging(shape, size, blocked(shape, threads, tuple(reversed(range(len(shape)))), 16 // size), source,
+    return staging(shape, size, blocked(shape, threads, tuple(reversed(range(len(shape)))), 16 // size), (source,),
                    target.ports)
 
 

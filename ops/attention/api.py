@@ -29,17 +29,17 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     the keys' bias, of the sinks, of `bias` and of ALiBi's slopes follow where there is one to give."""
     partly = [packing["cu_q"] is not None or packing["used_q"] is not None] + \
         [packing["cu_k"] is not None or packing["used_k"] is not None] * 2
-    sizes = blocks(q, k, v, queries, keys, backward=True)
     delta = made(q, tuple(q.shape[:3]), tile.dtype("f32"))
+    sizes = blocks(q, k, v, queries, keys)
     delta_kernel(do, o, delta, dlse=dlse, BM=sizes["BM"], BE=sizes["BE"])
     dq, dk, dv = (made(x, tuple(x.shape), dtype_of(x), 0 if some else None)
                   for x, some in zip((q, k, v), partly, strict=True))
-    given = {**opts.tensors, **packing, **opts.consts, **sizes}
+    given = {**opts.tensors, **packing, **opts.consts}
     key_bias = opts.tensors.get("key_bias")
     of_keys = None if key_bias is None else made(key_bias, tuple(key_bias.shape), dtype_of(key_bias))
     dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=of_keys, longest=longest[1],
-                **{**given, **opts.visited(q, True)})
-    on_rows = {**given, **opts.visited(q)}
+                **{**given, **blocks(q, k, v, queries, keys, "queries"), **opts.visited(q, True)})
+    on_rows = {**given, **blocks(q, k, v, queries, keys, "keys"), **opts.visited(q)}
     parts = None
     if needs_alibi:
         parts = made(q, (-(-queries // on_rows["BM"]), *opts.tensors["alibi"].shape), tile.dtype("f32"))

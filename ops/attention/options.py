@@ -9,6 +9,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
+from tilelang.jit import architecture
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, dtype_of
@@ -115,12 +116,21 @@ def page_block(page: int, limit: int = 128) -> int:
     return next(n for n in range(min(page, limit), 0, -1) if page % n == 0)
 
 
-def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, backward: bool = False) -> dict[str, Any]:
-    """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU."""
+def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, backward: str = "") -> dict[str, Any]:
+    """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU. A kernel of
+    the backward pass sums up over blocks of "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512)
+    or of "keys" (one). `wgmma` has 64 rows to a group of four warps, so that eight warps take 128 keys."""
     d, e = q.shape[3], v.shape[3]
     if tile.on_gpu(q, k, v):
         side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
-        bm, bn, deep = block(queries, side, 16), block(keys, side, 16), 16
+        m, n, name = side, side, architecture(q, k, v)
+        if backward == "queries" and name == "cuda:sm_90a" and 64 < max(d, e) <= 128:
+            m, n = 32, 128
+        elif backward == "queries" and name.startswith("cuda") and max(d, e) > 64:
+            m = max(side // 4, 16)
+        elif backward == "keys" and max(d, e) > 64:
+            n = max(side // 2, 16)
+        bm, bn, deep = block(queries, m, 16), block(keys, n, 16), 16
     else:
         bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
     return {"BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep),

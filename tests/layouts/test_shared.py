@@ -118,3 +118,17 @@ def test_a_derived_swizzle_is_no_worse(shape: tuple[int, int], vector: int, orde
     def cost(s: SharedLayout) -> int:
         return sum(simulated([4 * int(s.offset(at)) for at in r], 4 * vector, banks) for r in lanes)
     assert left == cost(best) <= cost(plain) and best.injective() and best.dims == plain.dims
+
+
+@given(SWIZZLES, st.integers(0, 4095), st.integers(0, 4095), st.integers(0, 4095))
+def test_a_part_of_a_constant_is_added_after_a_swizzle(swizzle: Swizzle, bits: int, constant: int, x: int) -> None:
+    part, x = swizzle.apart(bits, constant), x & bits
+    assert part & constant == part
+    assert swizzle(x + constant) == swizzle(x + constant - part) + swizzle(part)
+    assert swizzle.apart(-1, constant) == 0
+
+
+def test_steps_beyond_what_a_swizzle_changes_are_added_after_it() -> None:
+    """Rows of 128 elements whose chunks of 8 are permuted by the row: of eight steps of 16, four are told apart."""
+    swizzle, rows = Swizzle(3, 3, 4), 15 << 7 | 8
+    assert len({step - swizzle.apart(rows, step) for step in range(0, 128, 16)}) == 4

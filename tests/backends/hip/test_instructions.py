@@ -95,7 +95,7 @@ def test_staged_operands_are_read_without_bank_conflicts() -> None:
             operand = plan(row, 256, shape[1], shape[0], 2, 4).b
             named = reader(operand, size)
             assert named is not None
-            place = buffer_layout(operand.shape, size, 512, machine, operand)
+            place = buffer_layout(operand.shape, size, 512, machine, [operand])
             assert wavefronts(named, place, size, machine.ports, False) == 0, (row.name, shape)
 
 
