@@ -16,6 +16,8 @@ _OPEN, _CLOSE = "([{", ")]}"
 _WRITTEN_BY_CALLS = {"tl::ldmatrix"}
 """Functions that write the registers they are given first."""
 
+_Counted = tuple[str, range]
+"""The variable of a loop, and its values."""
 Unset = dict[str, frozenset[int]]
 """Registers that may be without a value, and which of their elements."""
 
@@ -64,9 +66,9 @@ class _Walk:
             at = self.after(at)
         return at
 
-    def statement(self, at: int, unset: Unset, loop: range | None = None) -> int:
+    def statement(self, at: int, unset: Unset, loop: _Counted | None = None) -> int:
         """Walks the statement at `at`, changes `unset` to what holds after it, and gives the place of the next.
-        `loop` is the range of `i`, where constants say so."""
+        `loop` is what the loop around it counts, where constants say so."""
         match self.tokens[at]:
             case "{":
                 at += 1
@@ -100,27 +102,27 @@ class _Walk:
     def loop(self, at: int, unset: Unset) -> int:
         tokens, body = self.tokens, self.after(at + 1)
         self.breaks.append([])
-        counted: range | None = None
+        counted: _Counted | None = None
         if tokens[at] == "for":
             start = self.end(at + 2)
             self.simple(at + 2, start, unset, None)
             self.reads(start + 1, body, unset)
-            # for (int i = 0; i < n; ...
-            if tokens[at + 3:at + 9] == ["i", "=", "0", ";", "i", "<"] and tokens[at + 9].isdigit():
-                counted = range(int(tokens[at + 9]))
+            name = tokens[at + 3]
+            if tokens[at + 4:at + 9] == ["=", "0", ";", name, "<"] and tokens[at + 9].isdigit():
+                counted = name, range(int(tokens[at + 9]))  # for (int name = 0; name < n; …
         else:
             self.reads(at + 1, body, unset)
         before = dict(unset)
         end = self.statement(body, unset, counted)
         left = self.breaks.pop()
-        if tokens[at:at + 4] != ["while", "(", "true", ")"] and not counted:
+        if tokens[at:at + 4] != ["while", "(", "true", ")"] and not (counted and counted[1]):
             left.append(before)  # the body may not run at all
-        elif counted:
+        elif counted and counted[1]:
             left.append(dict(unset))
         _become(unset, reduce(_either, left, {}))
         return end
 
-    def simple(self, at: int, stop: int, unset: Unset, loop: range | None) -> None:
+    def simple(self, at: int, stop: int, unset: Unset, loop: _Counted | None) -> None:
         """A declaration, an assignment or a call in [at, stop)."""
         tokens = self.tokens
         start = at + (tokens[at] == "const")
@@ -135,7 +137,7 @@ class _Walk:
         elif tokens[at] in unset and tokens[at + 1] == "[" and tokens[self.after(at + 1)] == "=":
             self.reads(at + 2, stop, unset)
             index = tokens[at + 2:self.after(at + 1) - 1]
-            written = frozenset(loop if index == ["i"] and loop else [int(index[0])] if index[0].isdigit()
+            written = frozenset(loop[1] if loop and index == [loop[0]] else [int(index[0])] if index[0].isdigit()
                                 else unset[tokens[at]])
             _become(unset, {**unset, tokens[at]: unset[tokens[at]] - written})
         elif tokens[at] in _WRITTEN_BY_CALLS:

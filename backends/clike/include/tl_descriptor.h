@@ -3,12 +3,13 @@
 
 namespace tl {
 
-// Rows of WIDTH bytes begin at `address`; LEADING bytes from one panel of rows to the next, STRIDE from eight rows to the
-// next eight.
+// Rows of WIDTH bytes begin at `address`; LEADING bytes from one panel of rows to the next, STRIDE from eight rows to
+// the next eight.
 template <int WIDTH, int LEADING, int STRIDE>
 TL_FN constexpr u64 descriptor(u32 address) {
   static_assert(WIDTH == 128 || WIDTH == 64 || WIDTH == 32, "rows of 128, 64 or 32 bytes");
-  static_assert(LEADING % 16 == 0 && STRIDE % 16 == 0 && LEADING >> 18 == 0 && STRIDE >> 18 == 0, "14 bits of 16 bytes");
+  static_assert(LEADING % 16 == 0 && STRIDE % 16 == 0 && LEADING >> 18 == 0 && STRIDE >> 18 == 0,
+                "14 bits of 16 bytes");
   constexpr u64 mode = WIDTH == 128 ? 1 : WIDTH == 64 ? 2 : 3;
   return (address & 0x3ffff) >> 4 | u64(LEADING >> 4) << 16 | u64(STRIDE >> 4) << 32 | mode << 62;
 }

@@ -86,8 +86,8 @@ static void stop_ready() {  // the running thread cannot go on for now
   op = op < 0 ? group_op : op;
   const int barrier = run.at_barrier ? run.barrier_op : -1;
   fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
-       "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d have exited", waiting,
-       in_groups, run.at_barrier, run.done);
+       "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d have exited",
+       waiting, in_groups, run.at_barrier, run.done);
 }
 
 // Lets the lanes with long logs go on, when all others have come as far as they can.

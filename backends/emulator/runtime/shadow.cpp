@@ -92,8 +92,8 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
       report("uninitialised-shared", op, -1, "reads shared byte %u, which holds no value", at);
     else if (use == MMA && threads[c.writer].fences_seen <= c.fences)
       report("missing-fence", op, c.write_op,
-             "a product reads shared byte %u, after whose write thread %d made no fence of memory before a barrier", at,
-             c.writer);
+             "a product reads shared byte %u, after whose write thread %d made no fence of memory before a barrier",
+             at, c.writer);
     if (use == MMA) c.products++, c.product_op = op;
     if (writes) {
       if (c.products)

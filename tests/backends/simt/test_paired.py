@@ -27,7 +27,7 @@ def run(words: Any, dt: DType, lanes: Any) -> tuple[Any, Any, Any, tuple[int, ..
     b = ThreadBuilder(body)
     codes, made = paired.view(b, b.effect(th.Ld, x, b.index(0), lanes=len(words)).result, dt)
     made = made.taken(lanes)
-    found = [paired.take(b, codes, lanes), paired.to_f16(b, made), paired.unscaled(b, made, False)]
+    found = [paired.take(b, codes, lanes), paired.to_f16(b, made), paired.unscaled(b, made, False, False)]
     for out, value in zip(outs, found, strict=True):
         if value is not None:
             b.effect(th.St, out, b.index(0), value)
