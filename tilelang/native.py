@@ -34,11 +34,9 @@ def _ffi() -> Any:
     return tvm_ffi
 
 
-def load(tile: Function) -> Any:
-    """Machine code of a TILE function, from the cache or the compiler, as a callable."""
+def object_code(tile: Function) -> tuple[str, bytes]:
+    """(key in the cache, machine code) of a TILE function, from the cache or the compiler."""
     from tilelang.backends.cpu.compile import cache_key
-    from tilelang.backends.cpu.machine import Loaded
-    ffi = _ffi()
     name = cache_key(tile)
     code = cache.default().get(name)
     if code is None:
@@ -46,5 +44,12 @@ def load(tile: Function) -> Any:
         with reproducible(tile, "cpu"):
             code = targets.lowered(tile, "cpu").object_code
         cache.default().put(name, code)
-    loaded = Loaded(code)
+    return name, code
+
+
+def load(tile: Function) -> Any:
+    """The machine code of a TILE function as a callable."""
+    from tilelang.backends.cpu.machine import Loaded
+    ffi = _ffi()
+    loaded = Loaded(object_code(tile)[1])
     return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)

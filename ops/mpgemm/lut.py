@@ -122,9 +122,9 @@ def lut_bytes_kernel(
                                for i in tile.static_range(ROWS)])
                 acc = with_group(acc, whole, xscale, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
             else:
-                part_ = tuple([((doubled[i].to(tile.f32) * tile.load(xscale, (m * ROWS + i, g + h), (1,)) + total[i])
-                                * 0.5).reshape(1, 64) for i in tile.static_range(ROWS)])
-                acc = with_group(acc, part_, None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
+                real = tuple([((doubled[i].to(tile.f32) * tile.load(xscale, (m * ROWS + i, g + h), (1,)) + total[i])
+                               * 0.5).reshape(1, 64) for i in tile.static_range(ROWS)])
+                acc = with_group(acc, real, None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
     store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)
 
 

@@ -22,11 +22,12 @@ def test_configurations_come_back() -> None:
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     store = Store(tmp_path / "new" / "file.sqlite")
     assert store.best(KEY) is None and store.trials(KEY) == {} and store.results() == []
-    store.put_trial(KEY, {"B": 1}, Trial("invalid", "why"))
-    store.put_trial(KEY, {"B": 2}, Trial("timed", ms=0.5))
+    store.put_trial(KEY, {"B": 1}, Trial("code", "invalid", "why"))
+    store.put_trial(KEY, {"B": 2}, Trial("code", "timed", ms=0.5))
     store.put_best(KEY, Best({"B": 2}, 0.5, "code"))
     assert store.best(KEY) == Best({"B": 2}, 0.5, "code")
-    assert store.trials(KEY) == {'{"B": 1}': Trial("invalid", "why"), '{"B": 2}': Trial("timed", ms=0.5)}
+    assert store.trials(KEY) == {'{"B": 1}': Trial("code", "invalid", "why"),
+                                 '{"B": 2}': Trial("code", "timed", ms=0.5)}
     store.forget(KEY)
     assert store.best(KEY) is None and store.trials(KEY) == {}
 
@@ -37,7 +38,7 @@ import sys
 from pathlib import Path
 from tests.tuning.test_store import KEY, Store, Trial
 for i in range(40):
-    Store(Path(sys.argv[1])).put_trial(KEY, {"B": i, "by": sys.argv[2]}, Trial("timed", ms=1.0))
+    Store(Path(sys.argv[1])).put_trial(KEY, {"B": i, "by": sys.argv[2]}, Trial("code", "timed", ms=1.0))
 """
     running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "t.sqlite"), str(i)]) for i in range(3)]
     assert [p.wait(60) for p in running] == [0, 0, 0]

@@ -108,10 +108,53 @@ def test_a_search_goes_on_where_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(jobs, "tried", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         marked()(x)
-    kept = store.default().trials(marked()._problem((x,), {}).key)
+    problem = marked()._problem((x,), {})
+    kept = store.default().trials(problem.key)
     assert [t.status for t in kept.values()] == ["timed", "timed"]
     monkeypatch.setattr(jobs, "tried", tried)
+    again = search.Search(problem, 20, Inline())
+    assert again.run(store.default()) is not None
+    first = {store.to_json(c.config): c.times[0] for c in again.candidates if c.times}
+    assert {config: first[config] for config in kept} == {config: t.ms for config, t in kept.items()}
     assert torch.equal(marked()(x), x * 2)
+
+
+def version(by: float) -> tile.Kernel:
+    """A kernel of one name, as its author changes it."""
+    @tile.kernel
+    def changed(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Const = 8):
+        n = tile.grid(tile.cdiv(x.shape[0], B))
+        tile.store(y, (n * B,), tile.load(x, (n * B,), (B,)) * by)
+    return changed
+
+
+def test_what_was_wrong_with_a_kernel_is_forgotten_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(100)
+    checked = jobs.checked
+    monkeypatch.setattr(jobs, "checked", lambda code: "it is off")
+    for _ in range(2):
+        with pytest.raises(errors.TuningError, match="no configuration of `changed` works\n(.|\n)*it is off"):
+            tile.autotune(version(1.0), B=[8, 16], compile_on=Inline())(x)
+    monkeypatch.setattr(jobs, "checked", checked)
+    with pytest.raises(errors.TuningError, match="it is off"):  # of the same function it is still known
+        tile.autotune(version(1.0), B=[8, 16], compile_on=Inline())(x)
+    assert torch.equal(tile.autotune(version(2.0), B=[8, 16], compile_on=Inline())(x), x * 2)
+
+
+def test_what_may_go_well_another_time_is_not_stored(monkeypatch: pytest.MonkeyPatch, results: store.Store) -> None:
+    def lost(*args: Any) -> Any:
+        raise ConnectionError("the machine is gone")
+    x, tried = torch.ones(33, 100), jobs.tried
+    monkeypatch.setattr(jobs, "tried", lost)
+    with pytest.raises(errors.TuningError, match="ConnectionError: the machine is gone"):
+        marked()(x)
+    monkeypatch.setattr(jobs, "tried", tried)
+    assert torch.equal(marked()(x), x * 2)
+
+
+def test_an_error_while_times_are_taken_is_that_error(results: store.Store) -> None:
+    with pytest.raises(OSError, match="a disk"), search._alone(results, 1.0):
+        raise OSError("a disk")
 
 
 def test_without_a_search_the_defaults_or_the_model_decide(searches: list[int], monkeypatch: pytest.MonkeyPatch,
@@ -141,6 +184,7 @@ def test_nothing_is_timed_in_the_interpreter_and_the_emulator(searches: list[int
                     marked().tune(x)
     assert "tile" in marked().lower(x, target="cuda:sm_80").source and not searches
     assert np.array_equal(marked().reference(x), x * 2)
+    assert "scaled for cuda:sm_80" in str(marked().explain(x, target="cuda:sm_80"))
 
 
 def test_constants_that_are_given_are_used(searches: list[int]) -> None:

@@ -44,5 +44,4 @@ def explain(kernel: Any, *args: Any, target: str = "cpu", run: bool = False, **k
     emulator counts what each line costs, on these arguments: keep them small. Raises what lowering raises."""
     name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
     lowered = kernel.lower(*args, target=target, **kwargs)
-    bound = Bound(getattr(kernel, "kernel", kernel), args, kwargs)
-    return Explanation(gather(lowered, name, bound, run))
+    return Explanation(gather(lowered, name, Bound(kernel, args, kwargs), run))

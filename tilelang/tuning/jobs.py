@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tilelang import cache, jit, targets
+from tilelang import cache, jit, native, targets
 from tilelang.errors import Loc, TileError
 from tilelang.ir.core import Function
 from tilelang.parsed import ParsedKernel, parsed
@@ -29,6 +29,11 @@ class Code:
     @classmethod
     def of(cls, tile: Function, target: str) -> Code:
         return cls(str(tile), tuple(op.loc for op in tile.walk()), target)
+
+    @property
+    def hash(self) -> str:
+        """Tells the function from others."""
+        return cache.key(self.text)
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,7 @@ def compiled(code: Code) -> Compiled:
     try:
         if code.target != "cpu":
             return Compiled(targets.lowered(tile, code.target).report)
-        from tilelang.backends.cpu.compile import cache_key
-        key = cache_key(tile)
-        data = cache.default().get(key)
-        if data is None:
-            data = targets.lowered(tile, "cpu").object_code
-            cache.default().put(key, data)
+        key, data = native.object_code(tile)
         return Compiled({"code_bytes": len(data)}, "", key, data)
     except (TileError, RecursionError, MemoryError) as error:
         return Compiled({}, f"{type(error).__name__}: {error}")

@@ -62,10 +62,11 @@ class Processes(Executor):
         return process
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._threads.shutdown(False, cancel_futures=cancel_futures)
         if not wait:  # what runs is stopped
             for process in self._started:
                 process.kill()
-        self._threads.shutdown(True, cancel_futures=cancel_futures)
+        self._threads.shutdown(True)
         for process in self._started:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:

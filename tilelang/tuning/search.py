@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -75,17 +75,18 @@ class Search:
         """TILE functions, their estimates, and what earlier searches know."""
         known = self._store.trials(self.problem.key)
         for c in self.candidates:
-            old = known.get(to_json(c.config))
-            if old is not None and old.status != "timed":
-                c.status, c.why = old.status, old.why
-                continue
-            if old is not None and old.ms is not None:
-                c.times = [old.ms]  # an earlier search was cut off
             try:
                 tile = self.problem.trace(c.config)
                 c.code, c.estimate = Code.of(tile, self.problem.target), self.problem.estimate(c.config, tile)
             except TileError as error:
-                self._drop(c, "invalid", str(error).splitlines()[0])
+                c.status, c.why = "invalid", str(error).splitlines()[0]
+                continue
+            old = known.get(to_json(c.config))
+            if old is not None and old.code == c.code.hash:  # of an earlier search that was cut off
+                if old.status != "timed":
+                    c.status, c.why = old.status, old.why
+                elif old.ms is not None:
+                    c.times = [old.ms]
         best = min((c.estimate for c in self.candidates), default=math.inf)
         for c in self.candidates:
             if c.status == "waiting" and c.estimate > _HOPELESS * best:
@@ -112,17 +113,18 @@ class Search:
         clean = [c for c in waiting if c.status == "compiled" and not c.report.get("spills")]
         for c in waiting:
             if c.status == "compiled" and clean and c not in clean:
-                self._drop(c, "spills", f"{c.report['spills']} bytes of registers spilled")
+                c.status, c.why = "spills", f"{c.report['spills']} bytes of registers spilled"
 
     def _compiled(self, c: Candidate, future: Future[jobs.Compiled]) -> None:
         try:
             out = future.result()
-        except TimeoutError as error:
-            return self._drop(c, "timeout", f"compiling {error}")
-        except Exception as error:
-            return self._drop(c, "invalid", f"{type(error).__name__}: {error}")
+        except Exception as error:  # another time it may go well: not stored
+            c.status = "timeout" if isinstance(error, TimeoutError) else "invalid"
+            c.why = f"{type(error).__name__}: {error}"
+            return
         if out.error:
-            return self._drop(c, "invalid", out.error.splitlines()[0])
+            c.status, c.why = "invalid", out.error.splitlines()[0]
+            return self._keep(c)
         out.keep()
         c.status, c.report = "compiled", out.report
 
@@ -152,11 +154,13 @@ class Search:
         if c.correct is None:
             try:
                 wrong = executor.submit(jobs.checked, c.code).result()
-            except Exception as error:
-                wrong = f"{type(error).__name__}: {error}"
+            except Exception as error:  # of the executor: not stored
+                c.correct, c.status, c.why = False, "invalid", f"{type(error).__name__}: {error}"
+                return False
             c.correct = not wrong
             if wrong:
-                self._drop(c, "wrong", wrong.splitlines()[0])
+                c.status, c.why = "wrong", wrong.splitlines()[0]
+                self._keep(c)
                 _log.error("tuning %s: %s computes something else than the interpreter: %s", self.kernel.name,
                            c.config, wrong)
         return c.correct
@@ -164,15 +168,17 @@ class Search:
     def _time(self, executor: Executor, c: Candidate, args: Sequence[Any], runs: int, enough: float) -> None:
         try:
             c.times += executor.submit(jobs.tried, c.code, args, runs, enough).result()
-        except Exception as error:
-            return self._drop(c, "invalid", f"{type(error).__name__}: {error}".splitlines()[0])
+        except Exception as error:  # of these arguments, or of the executor: not stored
+            c.status, c.why = "invalid", f"{type(error).__name__}: {error}".splitlines()[0]
+            return
         c.status = "timed"
-        self._store.put_trial(self.problem.key, c.config, Trial("timed", "", c.ms))
+        self._keep(c)
 
     # -- what they need -----------------------------------------------------------------------------------------------
-    def _drop(self, c: Candidate, status: str, why: str) -> None:
-        c.status, c.why = status, why
-        self._store.put_trial(self.problem.key, c.config, Trial(status, why))
+    def _keep(self, c: Candidate) -> None:
+        """Stores what will be true of this function again."""
+        self._store.put_trial(self.problem.key, c.config,
+                              Trial(c.code.hash, c.status, c.why, c.ms if c.times else None))
 
     def _arguments(self) -> list[Any]:
         """The call's arguments, with copies of what the kernel writes."""
@@ -203,11 +209,11 @@ def _processors() -> int:
 def _alone(store: Store, seconds: float) -> Iterator[None]:
     """Waits while another process of this user takes times."""
     from filelock import FileLock, Timeout
-    try:
-        with FileLock(store.path.with_suffix(".lock"), timeout=seconds):
-            yield
-    except (Timeout, OSError):
-        _log.warning("another process is timing kernels too: times may be off")
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(store.path.with_suffix(".lock"), timeout=seconds))
+        except (Timeout, OSError) as error:
+            _log.warning("times may be off, another process may be timing kernels too: %s", error)
         yield
 
 

@@ -19,7 +19,7 @@ from tilelang.ir.dtypes import DType, dtype
 
 _log = logging.getLogger("tilelang.tuning")
 _TABLES = """
-CREATE TABLE IF NOT EXISTS trial (problem TEXT, config TEXT, status TEXT, why TEXT, ms REAL,
+CREATE TABLE IF NOT EXISTS trial (problem TEXT, config TEXT, code TEXT, status TEXT, why TEXT, ms REAL,
                                   PRIMARY KEY (problem, config));
 CREATE TABLE IF NOT EXISTS best (problem TEXT PRIMARY KEY, info TEXT, config TEXT, ms REAL, code TEXT, made REAL);
 """
@@ -53,8 +53,10 @@ class Best:
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration: `status` is "timed", or why it was not: "invalid", "spills", "timeout", "wrong"."""
+    """One configuration: `status` is "timed", or why it was not: "invalid", "spills" or "wrong"; `code` tells the TILE
+    function this is about from others."""
 
+    code: str
     status: str
     why: str = ""
     ms: float | None = None
@@ -109,13 +111,13 @@ class Store:
 
     def trials(self, problem: Key) -> dict[str, Trial]:
         """What is known of a problem's configurations (as text)."""
-        rows = self._run("SELECT config, status, why, ms FROM trial WHERE problem = ?", [problem.hash])
-        return {config: Trial(status, why, ms) for config, status, why, ms in rows}
+        rows = self._run("SELECT config, code, status, why, ms FROM trial WHERE problem = ?", [problem.hash])
+        return {config: Trial(*rest) for config, *rest in rows}
 
     def put_trial(self, problem: Key, config: Mapping[str, Any], trial: Trial) -> None:
         """Keeps what has been learnt of a configuration."""
-        self._run("INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?)",
-                  [problem.hash, to_json(config), trial.status, trial.why, trial.ms])
+        self._run("INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?)",
+                  [problem.hash, to_json(config), trial.code, trial.status, trial.why, trial.ms])
 
     def forget(self, problem: Key) -> None:
         """Removes a problem's result and trials."""

@@ -8,11 +8,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tilelang import cache, jit, targets
+from tilelang import jit, targets
 from tilelang.config import config
 from tilelang.errors import TileError, TuningError
 from tilelang.jit import Bound, Kernel
 from tilelang.tuning import store as stores
+from tilelang.tuning.jobs import Code
 from tilelang.tuning.problem import Problem, problem_of
 from tilelang.tuning.search import Candidate, Search
 from tilelang.tuning.space import Config, configurations, derived
@@ -84,15 +85,22 @@ class Tuned:
 
     def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
         """As of a kernel, with the constants that a call on the target would use without a search."""
-        bare = targets.check(target, runs=False).removeprefix(targets.EMULATE)
-        problem = self._problem(args, kwargs, targets.EMULATE * targets.on_device(bare) + bare)  # needs no device
-        return self._kernel((self._stored(problem) or self._model(problem)).config).lower(
-            *args, target=target, **kwargs)
+        return self._settled(args, kwargs, target).lower(*args, target=target, **kwargs)
+
+    def explain(self, *args: Any, target: str = "cpu", run: bool = False, **kwargs: Any) -> Any:
+        """As of a kernel, with the constants that a call on the target would use without a search."""
+        return self._settled(args, kwargs, target).explain(*args, target=target, run=run, **kwargs)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """As of a kernel, with the constants that a call would use without a search."""
-        problem = self._problem(args, kwargs)
-        return self._kernel((self._stored(problem) or self._model(problem)).config).reference(*args, **kwargs)
+        return self._settled(args, kwargs).reference(*args, **kwargs)
+
+    def _settled(self, args: Sequence[Any], kwargs: Mapping[str, Any], target: str = "") -> Kernel:
+        if target:  # GPUs as the emulator has them: no device is needed
+            bare = targets.check(target, runs=False).removeprefix(targets.EMULATE)
+            target = targets.EMULATE + bare if targets.on_device(bare) else bare
+        problem = self._problem(args, kwargs, target)
+        return self._kernel((self._stored(problem) or self._model(problem)).config)
 
     # -- choosing -----------------------------------------------------------------------------------------------------
     def _chosen(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kernel:
@@ -135,7 +143,7 @@ class Tuned:
         """Whether a stored result is one of today's choices, and of today's function where that is known."""
         if best.config.keys() != self.choices.keys() or best.config not in problem.configs:
             return False
-        return not best.code or cache.key(str(problem.trace(best.config))) == best.code
+        return not best.code or Code.of(problem.trace(best.config), problem.target).hash == best.code
 
     def _model(self, problem: Problem) -> Choice:
         """The kernel's own defaults where it has all; else what the model takes to be fastest."""
@@ -159,8 +167,7 @@ class Tuned:
                               needs="one that compiles and computes what the interpreter does",
                               got="; ".join(f"{c.config}: {why}" for why, c in list(reasons.items())[:3]) or
                               "none was timed before the budget ended", try_="other choices, or a larger budget")
-        assert winner.code is not None
-        best = Best(winner.config, winner.ms, cache.key(winner.code.text))
+        best = Best(winner.config, winner.ms, winner.code.hash)
         stores.default().put_best(problem.key, best)
         return best, search.candidates
 
