@@ -20,6 +20,7 @@ class Config:
     cache_bytes: int = _var("CACHE_BYTES", 256 << 20, "Size at which the oldest entries of the cache are dropped.")
     check: int = _var("CHECK", 0, "1 verifies the IR after every pass; 2 also runs it before and after.")
     dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.")
+    ranges: str = _var("RANGES", "", "nvtx or roctx: calls of kernels are ranges in the timelines of GPUs' profilers.")
     target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, cuda, hip, emulate:cuda:sm_80 …")
     threads: int = _var("THREADS", 0, "Number of CPU threads (default: those this process may run on).")
     tune: int = _var("TUNE", 1, "0 keeps kernels marked @tile.autotune from searching; stored results are used.")
@@ -43,6 +44,8 @@ def read(environ: Mapping[str, str]) -> Config:
         raise ValueError(f"TILELANG_CHECK needs 0, 1 or 2, got {values['check']}")
     if values.get("tune", 0) not in (0, 1):
         raise ValueError(f"TILELANG_TUNE needs 0 or 1, got {values['tune']}")
+    if values.get("ranges", "") not in ("", "nvtx", "roctx"):
+        raise ValueError(f"TILELANG_RANGES needs nvtx or roctx, got {values['ranges']!r}")
     return Config(**values)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang import device, native, targets
+from tilelang import device, hooks, native, targets
 from tilelang.args import Argument, check_layout, common_device, describe, empty_like, is_tensor
 from tilelang.config import config
 from tilelang.errors import (
@@ -313,21 +313,30 @@ class Kernel(KernelDef):
         if self._optional:
             kernel, args, kwargs = self.given(args, kwargs)  # type: ignore[assignment]
             return kernel(*args, **kwargs)
-        if self.captured and any(c.changed() for c in self.captured.values()):
-            self._prepare()
-        plan = self._plans.get(self._pattern(args, kwargs))
-        if plan is not None and plan.target == _target.get():  # the common case: native code checks arguments
-            try:
-                values = plan.values(args, kwargs)
-                plan.fn(*values)
-            except Failed as error:
-                raise self._failure(error, Bound(self, args, kwargs)) from None
-            except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
-                pass  # a guard, or an argument that cannot be exported: nothing has run, and below is found out why
-            else:
-                outs = plan.outs
-                return values[outs[0]] if len(outs) == 1 else tuple(values[i] for i in outs) if outs else None
-        return self._call(args, kwargs)
+        watched = None
+        if hooks.active or hooks.profiler._is_profiler_enabled:
+            watched = hooks.begin(self, _target.get(), args, kwargs)
+        try:
+            if self.captured and any(c.changed() for c in self.captured.values()):
+                self._prepare()
+            plan = self._plans.get(self._pattern(args, kwargs))
+            if plan is not None and plan.target == _target.get():  # the common case: native code checks arguments
+                try:
+                    values = plan.values(args, kwargs)
+                    plan.fn(*values)
+                except Failed as error:
+                    raise self._failure(error, Bound(self, args, kwargs)) from None
+                except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
+                    pass  # a guard, or an argument that cannot be exported: nothing has run, `_call` finds out why
+                else:
+                    outs = plan.outs
+                    return values[outs[0]] if len(outs) == 1 else tuple(values[i] for i in outs) if outs else None
+            if watched is None and hooks.look():
+                watched = hooks.begin(self, _target.get(), args, kwargs)
+            return self._call(args, kwargs)
+        finally:
+            if watched is not None:
+                watched.end()
 
     def _pattern(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What calls of one plan share: the number of positions, the names in use and the constants."""
