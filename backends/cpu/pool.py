@@ -2,6 +2,12 @@
 
 Workers are Python daemon threads that never come back from a native loop (without the GIL); they sleep on a
 semaphore. One parallel loop runs at a time; a second caller, a nested one, or a child after fork runs inline.
+
+Helpers stay off the caller's processor. Linux likes to wake a thread where its waker runs, and where processors share
+no cache (most virtual machines) nothing moves it from there before the caller sleeps or a tick comes, milliseconds
+later. So before a caller wakes helpers it takes its own processor out of their masks, if it is not out already: two
+microseconds for each helper, and only after the caller has moved. The caller's own mask is never touched, and helpers
+keep what else their masks had: those they started with, or other ones that somebody has given them since.
 """
 from __future__ import annotations
 
@@ -31,6 +37,7 @@ _IR = """
 @scratch = internal global [MAXW x ptr] zeroinitializer
 @sizes = internal global [MAXW x i64] zeroinitializer
 @job_bytes = internal global i64 0
+@away = internal global i32 -1
 declare i32 @sem_init(ptr, i32, i32)
 declare i32 @sem_wait(ptr)
 declare i32 @sem_trywait(ptr)
@@ -39,6 +46,7 @@ declare i32 @posix_memalign(ptr, i64, i64)
 declare void @free(ptr)
 
 define void @tl_pool_init(i32 %n) {
+  call void @forget()
   call i32 @sem_init(ptr @start, i32 0, i32 0)
   call i32 @sem_init(ptr @done, i32 0, i32 0)
   store i32 %n, ptr @helpers
@@ -48,6 +56,7 @@ define void @tl_pool_init(i32 %n) {
 
 define void @tl_pool_size(i32 %n) {
   store i32 %n, ptr @helpers
+  store atomic i32 -1, ptr @away monotonic, align 4
   ret void
 }
 
@@ -112,27 +121,35 @@ out:
   ret void
 }
 
-; The life of a helper: wait for a job (spinning briefly first), work, report.
-define void @tl_pool_worker(i32 %id) {
+; Takes one from a semaphore: spins briefly, then sleeps. A caller that sleeps is woken on its helper's processor.
+define internal void @await(ptr %sem) {
 entry:
-  br label %again
-again:
   br label %spin
 spin:
-  %i = phi i32 [ 0, %again ], [ %i2, %pause ]
-  %t = call i32 @sem_trywait(ptr @start)
+  %i = phi i32 [ 0, %entry ], [ %i2, %pause ]
+  %t = call i32 @sem_trywait(ptr %sem)
   %got = icmp eq i32 %t, 0
-  br i1 %got, label %job, label %pause
+  br i1 %got, label %out, label %pause
 pause:
   SPIN
   %i2 = add i32 %i, 1
   %more = icmp slt i32 %i2, 1000
   br i1 %more, label %spin, label %sleep
 sleep:
-  %w = call i32 @sem_wait(ptr @start)
+  %w = call i32 @sem_wait(ptr %sem)
   %ok = icmp eq i32 %w, 0
-  br i1 %ok, label %job, label %sleep
-job:
+  br i1 %ok, label %out, label %sleep
+out:
+  ret void
+}
+
+; The life of a helper: wait for a job, work, report.
+define void @tl_pool_worker(i32 %id) {
+entry:
+  call void @enter(i32 %id)
+  br label %again
+again:
+  call void @await(ptr @start)
   %bytes = load i64, ptr @job_bytes
   %mem = call ptr @memory(i32 %id, i64 %bytes)
   %nomem = icmp eq ptr %mem, null
@@ -215,6 +232,7 @@ many:
   store atomic i32 0, ptr @error monotonic, align 4
   store atomic i32 %use, ptr @active monotonic, align 4
   store atomic i64 0, ptr @ticket seq_cst, align 8
+  call void @keep_off()
   br label %wake
 wake:
   %k = phi i32 [ 0, %many ], [ %k2, %wake ]
@@ -224,11 +242,18 @@ wake:
   br i1 %kmore, label %wake, label %share
 share:
   call void @work(ptr %mem)
-  br label %join
+  br label %recall
+recall:  ; helpers that have not begun need not: there is nothing left to do
+  %t = call i32 @sem_trywait(ptr @start)
+  %idle = icmp eq i32 %t, 0
+  br i1 %idle, label %without, label %join
+without:
+  %left = atomicrmw sub ptr @active, i32 1 seq_cst
+  %last = icmp eq i32 %left, 1
+  br i1 %last, label %end, label %recall
 join:
-  %w = call i32 @sem_wait(ptr @done)
-  %ok = icmp eq i32 %w, 0
-  br i1 %ok, label %end, label %join
+  call void @await(ptr @done)
+  br label %end
 end:
   %code = load atomic i32, ptr @error monotonic, align 4
   store atomic i32 0, ptr @busy release, align 4
@@ -239,12 +264,106 @@ declare i64 @llvm.smax.i64(i64, i64)
 declare i32 @llvm.smin.i32(i32, i32)
 """
 
+# Of each helper: its thread, the processors it may use, and the mask set last. @away is the processor they keep off.
+_AFFINITY = """
+@thread = internal global [MAXW x ptr] zeroinitializer
+@allowed = internal global [MAXW x i1024] zeroinitializer
+@masked = internal global [MAXW x i1024] zeroinitializer
+declare ptr @pthread_self()
+declare i32 @pthread_getaffinity_np(ptr, i64, ptr)
+declare i32 @pthread_setaffinity_np(ptr, i64, ptr)
+declare i32 @sched_getcpu()
+declare i1024 @llvm.ctpop.i1024(i1024)
+
+define internal void @forget() {
+  store [MAXW x ptr] zeroinitializer, ptr @thread
+  store [MAXW x i1024] zeroinitializer, ptr @masked
+  ret void
+}
+
+define internal void @enter(i32 %id) {
+  %slot = getelementptr [MAXW x ptr], ptr @thread, i64 0, i32 %id
+  %self = call ptr @pthread_self()
+  store atomic ptr %self, ptr %slot release, align 8
+  store atomic i32 -1, ptr @away monotonic, align 4
+  ret void
+}
+
+; Called by whoever owns the pool.
+define internal void @keep_off() {
+entry:
+  %mask = alloca i1024
+  %cpu = call i32 @sched_getcpu()
+  %before = load atomic i32, ptr @away monotonic, align 4
+  %moved = icmp ne i32 %cpu, %before
+  %known = icmp ult i32 %cpu, 1024
+  %change = and i1 %moved, %known
+  br i1 %change, label %begin, label %out
+begin:
+  store atomic i32 %cpu, ptr @away monotonic, align 4
+  %wide = zext i32 %cpu to i1024
+  %bit = shl i1024 1, %wide
+  %others = xor i1024 %bit, -1
+  %helpers32 = load i32, ptr @helpers
+  %count = zext i32 %helpers32 to i1024
+  br label %each
+each:
+  %id = phi i32 [ 1, %begin ], [ %id2, %next ]
+  %slot = getelementptr [MAXW x ptr], ptr @thread, i64 0, i32 %id
+  %thread = load atomic ptr, ptr %slot acquire, align 8
+  %none = icmp eq ptr %thread, null
+  br i1 %none, label %out, label %look
+look:
+  %e = call i32 @pthread_getaffinity_np(ptr %thread, i64 128, ptr %mask)
+  %got = icmp eq i32 %e, 0
+  br i1 %got, label %choose, label %next
+choose:
+  %now = load i1024, ptr %mask
+  %last = getelementptr [MAXW x i1024], ptr @masked, i64 0, i32 %id
+  %own = getelementptr [MAXW x i1024], ptr @allowed, i64 0, i32 %id
+  %set = load i1024, ptr %last
+  %kept = load i1024, ptr %own
+  %ours = icmp eq i1024 %now, %set
+  %all = select i1 %ours, i1024 %kept, i1024 %now
+  store i1024 %all, ptr %own
+  store i1024 %now, ptr %last
+  %places = call i1024 @llvm.ctpop.i1024(i1024 %all)
+  %enough = icmp ult i1024 %count, %places
+  %fewer = and i1024 %all, %others
+  %want = select i1 %enough, i1024 %fewer, i1024 %all
+  %same = icmp eq i1024 %want, %now
+  br i1 %same, label %next, label %put
+put:
+  store i1024 %want, ptr %mask
+  %e2 = call i32 @pthread_setaffinity_np(ptr %thread, i64 128, ptr %mask)
+  %done = icmp eq i32 %e2, 0
+  br i1 %done, label %note, label %next
+note:
+  store i1024 %want, ptr %last
+  br label %next
+next:
+  %id2 = add i32 %id, 1
+  %more = icmp slt i32 %id2, MAXW
+  br i1 %more, label %each, label %out
+out:
+  ret void
+}
+"""
+
+# Where the system has no such masks.
+_NO_AFFINITY = """
+define internal void @forget() { ret void }
+define internal void @enter(i32 %id) { ret void }
+define internal void @keep_off() { ret void }
+"""
+
 
 def object_code(target: machine.CpuTarget) -> bytes:
     """Machine code of the pool, without its threads."""
     x86 = "x86" in target.triple
     spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
-    text = _IR.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
+    text = _IR + (_AFFINITY if "linux" in target.triple else _NO_AFFINITY)
+    text = text.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
         "declare void @llvm.x86.sse2.pause()\n" if x86 else ""
     )
     return machine.object_code(text, target)

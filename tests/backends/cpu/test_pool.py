@@ -1,10 +1,12 @@
-"""The thread pool: any number of threads, more and fewer, gives the same."""
+"""The thread pool: any number of threads, more and fewer, gives the same; helpers keep off the caller's processor."""
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import numpy as np
@@ -27,10 +29,94 @@ print("same")
 """
 
 
-def test_fewer_threads_after_more(tmp_path: Path) -> None:
+MASKS = """
+import os, threading
+import numpy as np
+import tilelang as tile
+
+@tile.kernel
+def double(x: tile.Tensor[tile.f32, 'N'], y: tile.Out[tile.f32, 'N']):
+    n = tile.grid(x.shape[0])
+    tile.store(y, (n,), tile.load(x, (n,), (1,)) * 2)
+
+x = np.arange(999, dtype=np.float32)
+everywhere = os.sched_getaffinity(0)
+one, other = sorted(everywhere)[:2]
+
+def call():
+    assert (double(x) == 2 * x).all()
+
+def call_on(cpu):
+    os.sched_setaffinity(0, {cpu})
+    call()
+    assert os.sched_getaffinity(0) == {cpu}  # nobody touches the caller's
+    os.sched_setaffinity(0, everywhere)
+
+def masks():
+    helpers = [t for t in threading.enumerate() if t.name.startswith('tilelang-')]
+    return [os.sched_getaffinity(t.native_id) for t in helpers]
+
+def settled(cpu, want):  # a helper that has just been started may not have come to the first call
+    for attempt in range(1000):
+        call_on(cpu)
+        if masks() == want:
+            return True
+    return False
+
+def check():
+    tile.set_num_threads(2)
+    for cpu in (one, other, one, one):
+        assert settled(cpu, [everywhere - {cpu}]), (cpu, masks())
+
+check()
+callers = [threading.Thread(target=lambda: [call_on(cpu) for cpu in (other, one) * 50]) for i in range(2)]
+for thread in callers:
+    thread.start()
+for i in range(100):
+    call_on(one)
+for thread in callers:
+    thread.join()
+assert settled(one, [everywhere - {one}])
+
+if (child := os.fork()) == 0:  # has helpers of its own
+    call()
+    check()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+
+def helpers_only_on(cpus):  # asked for by somebody else
+    for thread in threading.enumerate():
+        if thread.name.startswith('tilelang-'):
+            os.sched_setaffinity(thread.native_id, cpus)
+
+count = len(everywhere)
+tile.set_num_threads(count + 1)  # there is no room to keep off
+assert settled(one, [everywhere] * count) and settled(other, [everywhere] * count), masks()
+helpers_only_on({other})
+assert settled(other, [{other}] * count) and settled(one, [{other}] * count), masks()
+helpers_only_on(everywhere)
+tile.set_num_threads(2)
+assert settled(one, [everywhere - {one}] * count), masks()
+print("apart")
+"""
+
+
+def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which memory that belongs to nobody would end."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    run = subprocess.run([sys.executable, str(program)], capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
-    assert run.stdout == "same\n", (run.returncode, run.stderr)
+    path = folder / "program.py"
+    path.write_text(program)
+    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+
+
+def test_fewer_threads_after_more(tmp_path: Path) -> None:
+    done = run(PROGRAM, tmp_path)
+    assert done.stdout == "same\n", (done.returncode, done.stderr)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+                    reason="needs two processors and Linux")
+def test_helpers_keep_off_the_callers_processor(tmp_path: Path) -> None:
+    """Whoever calls, in a forked child, with more threads than processors, and with masks that somebody else set."""
+    done = run(MASKS, tmp_path)
+    assert done.stdout == "apart\n", (done.returncode, done.stderr)
