@@ -3,14 +3,18 @@
 A page is one program. Its ```python blocks run in order in one namespace, each from a file of its own: the one its
 `title` names, else one of the test's. Every line of an ```sh block is a `python -m tilelang …` command, which runs in
 the same directory. A ```text block is what the block above it prints, or ends with (the error that it raises), where
-`…` stands for anything. Blocks without a language are not looked at.
+`…` stands for anything. Blocks without a language are not looked at. A ```diff block is a change to the file that is
+its title: with such changes a page runs in a copy of the package.
 """
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -26,8 +30,9 @@ from tilelang.cli import main
 from tilelang.config import table
 
 ROOT = Path(__file__).parent.parent
+EXTENDING = ROOT / "docs" / "extending.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^( *)```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^\1```$", re.M | re.S)
+FENCE = re.compile(r"^( *)```(\w*)(?: title=\"([\w./]+)\")?\n(.*?)^\1```$", re.M | re.S)
 
 
 class Block(NamedTuple):
@@ -47,8 +52,8 @@ def blocks(page: str) -> Iterator[tuple[Block, str | None]]:
         if block.language == "text":
             assert i and found[i - 1].language in ("python", "sh"), "a text block stands below what prints it"
         else:
-            assert block.language in ("python", "sh", "")
-            if block.language:
+            assert block.language in ("python", "sh", "diff", "")
+            if block.language in ("python", "sh"):
                 yield block, after.text if after and after.language == "text" else None
 
 
@@ -95,17 +100,16 @@ def same(printed: str, shown: str) -> bool:
     return re.fullmatch(".*?".join(map(re.escape, want.split("…"))), got, re.S) is not None
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # in torch's own compiler
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
-def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+def run_page(path: Path, directory: Path) -> list[str]:
+    """Runs the blocks of a page in a directory, the process's own, in which it puts files; gives what is not installed
+    and some commands would have needed. Raises AssertionError where something else is printed than shown."""
+    (directory / "examples").symlink_to(ROOT / "examples")
     module = types.ModuleType(f"page_{path.stem}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    sys.modules[module.__name__] = module
     left_out = []
     for i, (block, shown) in enumerate(blocks(path.read_text())):
         if block.language == "python":
-            file = tmp_path / (block.title or f"{path.stem}_{i}.py")
+            file = directory / (block.title or f"{path.stem}_{i}.py")
             printed = run_python(block.text, file, vars(module), raises=shown is not None)
         else:
             lines = block.text.replace("\\\n", " ").splitlines()
@@ -113,8 +117,53 @@ def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             printed = "".join(run_command(line, shown) for line in lines if not missing(line))
         if shown is not None and not left_out:
             assert same(printed, shown), f"{path.name} shows\n{shown}\nbut this was printed\n{printed}"
-    if left_out:
-        pytest.skip(f"ran but for commands that need {', '.join(sorted(set(left_out)))}")
+    return sorted(set(left_out))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # in torch's own compiler
+@pytest.mark.parametrize("path", [page for page in PAGES if page != EXTENDING], ids=lambda p: p.stem)
+def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if left_out := run_page(path, tmp_path):
+        pytest.skip(f"ran but for commands that need {', '.join(left_out)}")
+
+
+def change(root: Path, name: str, diff: str) -> None:
+    """Applies a ```diff block to a file of a tree: new lines where the others stand, once, or a whole new file."""
+    lines = diff.splitlines()
+    old, new = ("".join(f"{line[1:]}\n" for line in lines if not line.startswith(sign)) for sign in "+-")
+    file = root / name
+    text = file.read_text() if file.exists() else ""
+    assert text.count(old) == 1 if old else not text, f"{name} has not once what the change goes by:\n{old}"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text.replace(old, new) if old else new)
+
+
+def test_the_package_extended(tmp_path: Path) -> None:
+    for folder in ("tilelang", "layouts", "backends", "ops"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("tests", "docs", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    changes = [Block(*m.groups()[1:]) for m in FENCE.finditer(EXTENDING.read_text()) if m[2] == "diff"]
+    for block in changes:
+        change(tmp_path, block.title, block.text)
+    (tmp_path / "page").mkdir()
+    run = "from pathlib import Path; import tilelang; from tests import test_docs; print(tilelang.__file__); " \
+          "test_docs.run_page(test_docs.EXTENDING, Path.cwd())"
+    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path / "page", capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "tilelang" / "__init__.py")
+
+
+def test_changes_are_applied_where_they_belong(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1\n2\n1\n")
+    change(tmp_path, "a", " 2\n+3\n-1\n")
+    change(tmp_path, "new/b", "+4\n")
+    assert ((tmp_path / "a").read_text(), (tmp_path / "new/b").read_text()) == ("1\n2\n3\n", "4\n")
+    for wrong in (" 5\n+6\n", "+6\n"):
+        with pytest.raises(AssertionError, match="has not once"):
+            change(tmp_path, "a", wrong)
 
 
 def test_a_page_that_is_wrong_is_found(tmp_path: Path) -> None:

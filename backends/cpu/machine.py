@@ -10,6 +10,8 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from tilelang.ir.core import Op
+
 OPT_LEVEL = 3
 LINE = 64
 """Bytes of a cache line."""
@@ -41,10 +43,10 @@ class CpuTarget:
         """Entries of a table of f32 that AVX-512 looks up in registers."""
         return 64 if self.vector_bytes == 64 else 0
 
-    @property
-    def byte_tables(self) -> bool:
-        """Whether bytes are looked up in registers."""
-        return "avx2" in self.features
+    def performs(self, op: Op) -> bool:
+        """Whether there is an instruction for an operation that `decompose` would expand: bytes are looked up in
+        registers."""
+        return op.name == "lookup4" and "avx2" in self.features
 
     @property
     def key(self) -> str:

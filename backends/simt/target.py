@@ -38,8 +38,10 @@ class SimtTarget:
     turns: int = 0
     group_mma: tuple[GroupRow, ...] = ()
 
-    def multiplies_scaled(self, op: Op) -> bool:
-        """Whether there is an instruction for a `dot_scaled`."""
+    def performs(self, op: Op) -> bool:
+        """Whether there is an instruction for an operation that `decompose` would expand."""
+        if op.name != "dot_scaled":
+            return False
         a, b, *scales = op.operands[:4]
         return {v.dtype.name for v in scales} == {"e8m0"} and \
             scaled_row(self.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scales[0].shape[-1]) is not None

@@ -15,6 +15,7 @@ from tilelang.ir.dtypes import DType
 from tilelang.layouts import RegisterLayout, SharedLayout
 
 if TYPE_CHECKING:
+    from tilelang.ir.expansion import Expansion
     from tilelang.ir.interpreter import Frame
 
 Dim = str | int
@@ -192,6 +193,11 @@ class Op:
     def eval(self, frame: Frame, *args: Any) -> Any:
         """The NumPy meaning: operand values (NumPy arrays in `DType.storage`) to the result(s)."""
         raise NotImplementedError
+
+    def expand(self, b: Expansion) -> Sequence[Value] | None:
+        """The results by simpler operations, which `b` emits: what `decompose` puts in the operation's place unless
+        the target `performs` it. None (the default) where every backend has a form of its own."""
+        return None
 
     # -- conveniences --------------------------------------------------------------------------------------------
     @property

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
-from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir.core import Op, TileType, Type, Value
 from tilelang.ir.dtypes import DType, dtype
+
+if TYPE_CHECKING:
+    from tilelang.ir.expansion import Expansion
 
 I1 = dtype("i1")
 ALL_LEVELS = frozenset({"tile", "placed", "thread"})
@@ -445,3 +448,24 @@ class Philox(Op):
             x = [(p1 >> np.uint64(32)) ^ x[1] ^ k0, p1 & mask, (p0 >> np.uint64(32)) ^ x[3] ^ k1, p0 & mask]
             k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
         return tuple(word.astype(np.uint32) for word in x)
+
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        seed, counter = self.operands
+        u32, u64, like = dtype("u32"), dtype("u64"), counter.shape
+
+        def low(v: Value) -> Value:
+            return b.emit(Cast, v, dtype=u32)
+
+        def high(v: Value) -> Value:
+            return low(b.emit(Shr, v, b.full(32, v.shape, u64)))
+        zero = b.full(0, like, u32)
+        x = [counter, zero, zero, zero]
+        keys = [low(seed), high(seed)]
+        for _ in range(10):
+            products = [b.emit(Mul, b.emit(Cast, v, dtype=u64), b.full(m, like, u64))
+                        for v, m in ((x[0], 0xD2511F53), (x[2], 0xCD9E8D57))]
+            k0, k1 = (b.broadcast(k, like) for k in keys)
+            x = [b.emit(Xor, b.emit(Xor, high(products[1]), x[1]), k0), low(products[1]),
+                 b.emit(Xor, b.emit(Xor, high(products[0]), x[3]), k1), low(products[0])]
+            keys = [b.emit(Add, k, b.full(w, (), u32)) for k, w in zip(keys, (0x9E3779B9, 0xBB67AE85), strict=True)]
+        return x

@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
-from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import Op, TileType, Type, Value
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ir.elementwise import ALL_LEVELS, from_compute, to_compute
-from tilelang.ir.shape import I32, check_axis
+from tilelang.ir.elementwise import ALL_LEVELS, I1, from_compute, to_compute
+from tilelang.ir.shape import I32, Reshape, check_axis
+
+if TYPE_CHECKING:
+    from tilelang.ir.expansion import Expansion
 
 REDUCTIONS: dict[str, Callable[..., Any]] = {
     "sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum,
@@ -101,6 +105,16 @@ class ArgReduce(Op):
         fn = np.argmax if self.attrs["kind"] == "max" else np.argmin
         return fn(to_compute(args[0], self.operands[0].dtype), self.attrs["axis"]).astype(np.int32)
 
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        (x,), axis = self.operands, self.attrs["axis"]
+        best = b.reduced(x, self.attrs["kind"], axis)
+        kept = b.emit(Reshape, best, shape=tuple(1 if i == axis else e for i, e in enumerate(x.shape)))
+        hit = b.emit(ew.Eq, x, b.broadcast(kept, x.shape))
+        if x.dtype.kind == "float":  # a NaN wins, and equals nothing
+            hit = b.emit(ew.Or, hit, b.emit(ew.Ne, x, x))
+        where = b.emit(ew.Where, hit, b.positions(x.shape, axis), b.full(x.shape[axis], x.shape, I32))
+        return [b.reduced(where, "min", axis)]
+
 
 class Scan(_Combine):
     """Inclusive prefix combination along `axis`, from the end where `reverse`."""
@@ -144,6 +158,45 @@ class Sort(Op):
         else:
             order = np.argsort(keys, axis, kind="stable")
         return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
+
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        """Rank sort: the place of an element is how many must stand before it; O(n^2) but without branches."""
+        (x,), axis, descending = self.operands, self.attrs["axis"], self.attrs["descending"]
+        n = x.shape[axis]
+        wide = (*x.shape[:axis], n, n, *x.shape[axis + 1:])  # axis: the element, axis + 1: the other
+
+        def spread(v: Value, other: bool) -> Value:
+            pair = (1, n) if other else (n, 1)
+            return b.broadcast(b.emit(Reshape, v, shape=(*x.shape[:axis], *pair, *x.shape[axis + 1:])), wide)
+
+        def less(p: Value, q: Value) -> Value:
+            out = b.emit(ew.Lt, p, q)
+            if x.dtype.kind == "float":  # NaN is larger than every number
+                q_nan, p_number = b.emit(ew.Ne, q, q), b.emit(ew.Eq, p, p)
+                out = b.emit(ew.Or, out, b.emit(ew.And, q_nan, p_number))
+            return out
+        mine, other = spread(x, False), spread(x, True)
+        first, second = (mine, other) if descending else (other, mine)
+        before, after = less(first, second), less(second, first)
+        index = b.positions(x.shape, axis)
+        earlier = b.emit(ew.Lt, spread(index, True), spread(index, False))
+        tie = b.emit(ew.And, b.emit(ew.Not, b.emit(ew.Or, before, after)), earlier)
+        counted = b.emit(ew.Cast, b.emit(ew.Or, before, tie), dtype=I32)
+        place = b.reduced(counted, "sum", axis + 1)
+        # element k of the result is the one whose place is k: along axis + 1 exactly one matches
+        match = b.emit(ew.Eq, spread(place, True), spread(index, False))
+        bits = dtype(f"u{8 * x.dtype.storage.itemsize}") if x.dtype.kind != "bool" else I1
+        code = x if bits is I1 else b.emit(ew.Bitcast, x, dtype=bits) if x.dtype.bits == bits.bits else None
+        results = []
+        for value in (code if code is not None else b.emit(ew.Cast, x, dtype=bits), index):
+            chosen = b.emit(ew.Where, match, spread(value, True), b.full(0, wide, value.dtype))
+            results.append(b.reduced(chosen, "any" if value.dtype is I1 else "max", axis + 1))
+        values = results[0]
+        if code is None:
+            values = b.emit(ew.Cast, values, dtype=x.dtype)
+        elif values.dtype is not x.dtype:
+            values = b.emit(ew.Bitcast, values, dtype=x.dtype)
+        return [values, results[1]]
 
 
 def dot_dtype(a: Any, b: Any) -> str:
@@ -240,3 +293,16 @@ class DotScaled(Op):
         with np.errstate(over="ignore", invalid="ignore"):
             out = (a * np.repeat(sa, run, -1)) @ (b * np.repeat(sb, run, -2))
             return from_compute(out + args[4] if len(args) == 5 else out, dtype("f32"))
+
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        """The numbers by their scales are numbers of bf16."""
+        def scaled(x: Value, scale: Value, axis: int) -> Value:
+            shape, groups = x.shape, scale.shape[axis]
+            runs = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1:])
+            x, scale = (b.emit(ew.Cast, v, dtype=dtype("bf16")) for v in (x, scale))
+            one = b.emit(Reshape, scale, shape=(*runs[:axis + 1], 1, *runs[axis + 2:]))
+            product = b.emit(ew.Mul, b.emit(Reshape, x, shape=runs), b.broadcast(one, runs))
+            return b.emit(Reshape, product, shape=shape)
+        x, y, x_scale, y_scale, *acc = self.operands
+        left, right = scaled(x, x_scale, len(x.shape) - 1), scaled(y, y_scale, len(y.shape) - 2)
+        return [b.emit(Dot, left, right, *acc, dtype=dtype("f32"))]

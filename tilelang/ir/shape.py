@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilelang.errors import DTypeMismatch, IndexOutOfRange, MissingAxis, ShapeMismatch
 from tilelang.ir import codec
-from tilelang.ir.core import Op, TileType, Type
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import Op, TileType, Type, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import ALL_LEVELS
 from tilelang.ir.pairs import pairs
+
+if TYPE_CHECKING:
+    from tilelang.ir.expansion import Expansion
 
 I32 = dtype("i32")
 
@@ -194,6 +198,17 @@ class Lookup4(Op):
         table, words = args
         at = np.ascontiguousarray(words).reshape(-1).view(np.uint8) & (len(table) - 1)
         return table[at].view(self.result.tile.dtype.storage).reshape(np.shape(words))
+
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        table, words = self.operands
+        u32, like, out = dtype("u32"), words.shape, None
+        for shift in (0, 8, 16, 24):
+            at = b.emit(ew.And, b.emit(ew.Shr, words, b.full(shift, like, u32)), b.full(table.shape[0] - 1, like, u32))
+            found = b.emit(ew.Cast, b.emit(Lookup, table, at), dtype=u32)
+            byte = b.emit(ew.Shl, b.emit(ew.And, found, b.full(255, like, u32)), b.full(shift, like, u32))
+            out = byte if out is None else b.emit(ew.Or, out, byte)
+        assert out is not None
+        return [out if self.result.tile.dtype is u32 else b.emit(ew.Bitcast, out, dtype=I32)]
 
 
 class View(Op):

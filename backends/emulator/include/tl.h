@@ -302,37 +302,15 @@ TL_FN void stmatrix(sptr<T> s, i64 off, const vec<T, K>& r, int at, op o) {
   emu_collective(&c);
 }
 
-// Bytes of the accumulator, of A and of B that one lane holds.
-#define EMU_MMA(NAME, SHAPE, D, D_BYTES, A_BYTES, B_BYTES)                                                           \
-  template <int NA, class A, int NB, class B, int NC>                                                                \
-  TL_FN void mma_##NAME(vec<D, NA>& acc, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op o) {      \
-    emu::Collective c{emu::MMA, o.id, emu::SHAPE, 0, 0, registers(acc, i, D_BYTES, o), registers(a, j, A_BYTES, o),  \
-                      registers(b, k, B_BYTES, o)};                                                                  \
+#define EMU_MMA(NAME, M, D, PER, A_BYTES, ...)                                                                       \
+  template <class T, int NA, class A, int NB, class B, int NC>                                                       \
+  TL_FN void mma_##NAME(vec<T, NA>& acc, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op o) {      \
+    static_assert(sizeof(T) == sizeof(D), "the accumulator's type");                                                 \
+    emu::Collective c{emu::MMA, o.id, emu::MMA_##NAME, 0, 0, registers(acc, i, M / 4 * int(sizeof(T)), o),           \
+                      registers(a, j, A_BYTES, o), registers(b, k, A_BYTES * 8 / M, o)};                             \
     emu_collective(&c);                                                                                              \
   }
-EMU_MMA(m16n8k16_f16, F16_K16, float, 16, 16, 8)
-EMU_MMA(m16n8k16_bf16, BF16_K16, float, 16, 16, 8)
-EMU_MMA(m16n8k8_f16, F16_K8, float, 16, 8, 4)
-EMU_MMA(m16n8k8_tf32, TF32, float, 16, 16, 8)
-EMU_MMA(m16n8k32_s8, S8, i32, 16, 16, 8)
-EMU_MMA(m16n8k32_u8, U8, i32, 16, 16, 8)
-EMU_MMA(m16n8k32_su8, S8U8, i32, 16, 16, 8)
-EMU_MMA(m16n8k32_us8, U8S8, i32, 16, 16, 8)
-EMU_MMA(m16n8k32_e4m3, E4M3, float, 16, 16, 8)
-EMU_MMA(m16n8k32_e5m2, E5M2, float, 16, 16, 8)
-EMU_MMA(m8n8k4_f64, F64, double, 16, 8, 8)
-EMU_MMA(m16n8k256_b1_and, B1_AND, i32, 16, 16, 8)
-EMU_MMA(m16n8k256_b1_xor, B1_XOR, i32, 16, 16, 8)
-EMU_MMA(m16n8k64_s4, S4, i32, 16, 16, 8)
-EMU_MMA(m16n8k64_u4, U4, i32, 16, 16, 8)
-EMU_MMA(m8n8k16_s8, SMALL_S8, i32, 8, 4, 4)
-EMU_MMA(m8n8k16_u8, SMALL_U8, i32, 8, 4, 4)
-EMU_MMA(m8n8k16_su8, SMALL_S8U8, i32, 8, 4, 4)
-EMU_MMA(m8n8k16_us8, SMALL_U8S8, i32, 8, 4, 4)
-EMU_MMA(m8n8k32_s4, SMALL_S4, i32, 8, 4, 4)
-EMU_MMA(m8n8k32_u4, SMALL_U4, i32, 8, 4, 4)
-EMU_MMA(m8n8k32_su4, SMALL_S4U4, i32, 8, 4, 4)
-EMU_MMA(m8n8k32_us4, SMALL_U4S4, i32, 8, 4, 4)
+EMU_MMAS
 #undef EMU_MMA
 
 #define EMU_MFMA(NAME, D, M, PER, ...)                                                                               \

@@ -10,6 +10,33 @@ struct Buffer;  // the memory behind a global pointer, with its shadow
 enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, LD_TRANSPOSED, MMA, SHUFFLE,
            SYNCWARP, BARRIER, DMA, USES };
 
+// NVIDIA's products: name, rows, type of the accumulator, elements in a register of A and of B, bytes a lane holds of A,
+// what two elements add to a sum, their formats.
+#define EMU_MMAS                                              \
+  EMU_MMA(m16n8k16_f16, 16, float, 2, 16, Times, f16, f16)    \
+  EMU_MMA(m16n8k16_bf16, 16, float, 2, 16, Times, bf16, bf16) \
+  EMU_MMA(m16n8k8_f16, 16, float, 2, 8, Times, f16, f16)      \
+  EMU_MMA(m16n8k8_tf32, 16, float, 1, 16, Times, tf32, tf32)  \
+  EMU_MMA(m16n8k32_s8, 16, u32, 4, 16, Times, s8, s8)         \
+  EMU_MMA(m16n8k32_u8, 16, u32, 4, 16, Times, u8, u8)         \
+  EMU_MMA(m16n8k32_su8, 16, u32, 4, 16, Times, s8, u8)        \
+  EMU_MMA(m16n8k32_us8, 16, u32, 4, 16, Times, u8, s8)        \
+  EMU_MMA(m16n8k32_e4m3, 16, float, 4, 16, Times, e4m3, e4m3) \
+  EMU_MMA(m16n8k32_e5m2, 16, float, 4, 16, Times, e5m2, e5m2) \
+  EMU_MMA(m16n8k64_s4, 16, u32, 8, 16, Times, s4, s4)         \
+  EMU_MMA(m16n8k64_u4, 16, u32, 8, 16, Times, u4, u4)         \
+  EMU_MMA(m16n8k256_b1_and, 16, u32, 32, 16, And, bit, bit)   \
+  EMU_MMA(m16n8k256_b1_xor, 16, u32, 32, 16, Xor, bit, bit)   \
+  EMU_MMA(m8n8k16_s8, 8, u32, 4, 4, Times, s8, s8)            \
+  EMU_MMA(m8n8k16_u8, 8, u32, 4, 4, Times, u8, u8)            \
+  EMU_MMA(m8n8k16_su8, 8, u32, 4, 4, Times, s8, u8)           \
+  EMU_MMA(m8n8k16_us8, 8, u32, 4, 4, Times, u8, s8)           \
+  EMU_MMA(m8n8k32_s4, 8, u32, 8, 4, Times, s4, s4)            \
+  EMU_MMA(m8n8k32_u4, 8, u32, 8, 4, Times, u4, u4)            \
+  EMU_MMA(m8n8k32_su4, 8, u32, 8, 4, Times, s4, u4)           \
+  EMU_MMA(m8n8k32_us4, 8, u32, 8, 4, Times, u4, s4)           \
+  EMU_MMA(m8n8k4_f64, 8, double, 1, 8, Times, f64, f64)
+
 // AMD's products: name, type of the accumulator, rows and columns, elements a lane holds of A and of B, their formats.
 #define EMU_MFMAS                                              \
   EMU_MFMA(16x16x16_f16, float, 16, 4, f16, f16)               \
@@ -51,8 +78,10 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
 #define EMU_SMALL(OF) OF(e4m3, 32) OF(e5m2, 32) OF(e2m3, 24) OF(e3m2, 24) OF(e2m1, 16)
 enum Small { SMALL_e4m3, SMALL_e5m2, SMALL_e2m3, SMALL_e3m2, SMALL_e2m1 };
 
-enum Shape { F16_K16, BF16_K16, F16_K8, S8, U8, S8U8, U8S8, TF32, E4M3, E5M2, F64, B1_AND, B1_XOR, S4, U4,
-             SMALL_S8, SMALL_U8, SMALL_S8U8, SMALL_U8S8, SMALL_S4, SMALL_U4, SMALL_S4U4, SMALL_U4S4,
+enum Shape {
+#define EMU_MMA(NAME, ...) MMA_##NAME,
+             EMU_MMAS
+#undef EMU_MMA
              MFMA_FIRST,
 #define EMU_MFMA(NAME, ...) MFMA_##NAME,
              EMU_MFMAS

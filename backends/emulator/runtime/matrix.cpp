@@ -46,14 +46,16 @@ static u32 as_u4(const u8* r, int e) { return r[e / 2] >> (4 * (e % 2)) & 15; }
 static u32 as_s4(const u8* r, int e) { return u32(int(as_u4(r, e) ^ 8) - 8); }
 static u32 as_bit(const u8* r, int e) { return r[e / 8] >> (e % 8) & 1; }
 
+// A sum and what two elements add to it.
 struct Times {
-  template <class T> static T apply(T a, T b) { return a * b; }
+  template <class T> static T apply(T c, T a, T b) { return c + a * b; }
+  static double apply(double c, double a, double b) { return __builtin_fma(a, b, c); }
 };
 struct And {
-  static u32 apply(u32 a, u32 b) { return a & b; }
+  static u32 apply(u32 c, u32 a, u32 b) { return c + (a & b); }
 };
 struct Xor {
-  static u32 apply(u32 a, u32 b) { return a ^ b; }
+  static u32 apply(u32 c, u32 a, u32 b) { return c + (a ^ b); }
 };
 
 // One product of NVIDIA's, m16n8 with PER elements in a register and A in REGISTERS of them: lane l is row group l / 4
@@ -76,16 +78,13 @@ static void m16n8(const Collective* const* lanes) {
   }
   for (int i = 0; i < ROWS; i++)
     for (int k = 0; k < K; k++)
-      for (int j = 0; j < COLUMNS; j++) c[i][j] += Combine::apply(a[i][k], b[k][j]);
+      for (int j = 0; j < COLUMNS; j++) c[i][j] = Combine::apply(c[i][j], a[i][k], b[k][j]);
   for (int l = 0; l < LANES; l++)
     for (int i = 0; i < 4; i++) ((T*)lanes[l]->out)[i] = c[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
 }
 
-static u32 plus_product(u32 c, u32 a, u32 b) { return c + a * b; }
-static double plus_product(double c, double a, double b) { return __builtin_fma(a, b, c); }
-
 // The same of 8 by 8 elements: one register of PER elements of A and of B.
-template <class T, int PER, auto decode_a, auto decode_b>
+template <class T, int PER, class Combine, auto decode_a, auto decode_b>
 static void m8n8(const Collective* const* lanes) {
   constexpr int LANES = 32, K = 4 * PER;
   T a[8][K], b[K][8], c[8][8];
@@ -98,9 +97,15 @@ static void m8n8(const Collective* const* lanes) {
   }
   for (int i = 0; i < 8; i++)
     for (int k = 0; k < K; k++)
-      for (int j = 0; j < 8; j++) c[i][j] = plus_product(c[i][j], a[i][k], b[k][j]);
+      for (int j = 0; j < 8; j++) c[i][j] = Combine::apply(c[i][j], a[i][k], b[k][j]);
   for (int l = 0; l < LANES; l++)
     for (int i = 0; i < 2; i++) ((T*)lanes[l]->out)[i] = c[l / 4][2 * (l % 4) + i];
+}
+
+template <int M, class T, int PER, int REGISTERS, class Combine, auto decode_a, auto decode_b>
+static void mma(const Collective* const* lanes) {
+  if constexpr (M == 16) m16n8<T, PER, REGISTERS, Combine, decode_a, decode_b>(lanes);
+  else m8n8<T, PER, Combine, decode_a, decode_b>(lanes);
 }
 
 // One product of AMD's, M x M: lane l holds PER neighbours along k of row (of B: column) l % M, and of the result
@@ -202,29 +207,10 @@ static int lanes_of(Shape shape) { return shape < MFMA_FIRST ? 32 : 64; }
 
 static void multiply(const Collective* const* l, Shape shape) {
   switch (shape) {
-    case F16_K16: return m16n8<float, 2, 4, Times, as_f16, as_f16>(l);
-    case BF16_K16: return m16n8<float, 2, 4, Times, as_bf16, as_bf16>(l);
-    case F16_K8: return m16n8<float, 2, 2, Times, as_f16, as_f16>(l);
-    case TF32: return m16n8<float, 1, 4, Times, as_tf32, as_tf32>(l);
-    case E4M3: return m16n8<float, 4, 4, Times, as_e4m3, as_e4m3>(l);
-    case E5M2: return m16n8<float, 4, 4, Times, as_e5m2, as_e5m2>(l);
-    case S8: return m16n8<u32, 4, 4, Times, as_s8, as_s8>(l);
-    case U8: return m16n8<u32, 4, 4, Times, as_u8, as_u8>(l);
-    case S8U8: return m16n8<u32, 4, 4, Times, as_s8, as_u8>(l);
-    case U8S8: return m16n8<u32, 4, 4, Times, as_u8, as_s8>(l);
-    case S4: return m16n8<u32, 8, 4, Times, as_s4, as_s4>(l);
-    case U4: return m16n8<u32, 8, 4, Times, as_u4, as_u4>(l);
-    case B1_AND: return m16n8<u32, 32, 4, And, as_bit, as_bit>(l);
-    case B1_XOR: return m16n8<u32, 32, 4, Xor, as_bit, as_bit>(l);
-    case SMALL_S8: return m8n8<u32, 4, as_s8, as_s8>(l);
-    case SMALL_U8: return m8n8<u32, 4, as_u8, as_u8>(l);
-    case SMALL_S8U8: return m8n8<u32, 4, as_s8, as_u8>(l);
-    case SMALL_U8S8: return m8n8<u32, 4, as_u8, as_s8>(l);
-    case SMALL_S4: return m8n8<u32, 8, as_s4, as_s4>(l);
-    case SMALL_U4: return m8n8<u32, 8, as_u4, as_u4>(l);
-    case SMALL_S4U4: return m8n8<u32, 8, as_s4, as_u4>(l);
-    case SMALL_U4S4: return m8n8<u32, 8, as_u4, as_s4>(l);
-    case F64: return m8n8<double, 1, as_f64, as_f64>(l);
+#define EMU_MMA(NAME, M, D, PER, A_BYTES, COMBINE, A, B) \
+    case MMA_##NAME: return mma<M, D, PER, A_BYTES / 4, COMBINE, as_##A, as_##B>(l);
+    EMU_MMAS
+#undef EMU_MMA
 #define EMU_MFMA(NAME, D, M, PER, A, B) \
     case MFMA_##NAME: return mfma<D, M, PER, sizeof(D) == 8 ? 1 : 4, as_##A, as_##B>(l);
     EMU_MFMAS
