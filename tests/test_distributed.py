@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,38 @@ def _cases() -> dict[str, Any]:
     return {"matmul": (ops.matmul, (integers(8, 16), integers(16, 6))),
             "linear": (ops.linear, (integers(2, 4, 16), integers(6, 16), integers(6))),
             "softmax": (ops.softmax, (torch.randn(4, 6, 10),)), "gelu": (ops.gelu, (torch.randn(4, 6),))}
+
+
+def _cut_by_dims() -> dict[str, tuple[Any, Sequence[torch.Tensor], list[tuple[int | None, ...]]]]:
+    """A function, its tensors, and for each of them the dimension that is cut, in several ways. The rules of backwards
+    follow from these, so that some of those that take long to compile are left out."""
+    forward = torch.no_grad()
+    q, k, x = torch.randn(2, 4, 33, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 6, 40)
+    packed, ends = torch.randn(40, 4, 16), torch.tensor([0, 13, 40], dtype=torch.int32)
+    cos, sin = (f(torch.arange(40.0)[:, None] * torch.rand(8)) for f in (torch.cos, torch.sin))
+    heads = [(0, 0, 0), (1, 1, 1)]
+    return {
+        "attention": (lambda *a: ops.attention(*a[:3], True, alibi=a[3], sinks=a[4]),
+                      (q, k, k, torch.rand(4), torch.randn(4)), [(0, 0, 0, None, None), (1, 1, 1, 0, 0)]),
+        "varlen": (lambda q, k, v, n: ops.attention_varlen(q, k, v, n, n, 27, 27, True),
+                   (packed, packed[:, :2], packed[:, 2:], ends), [(1, 1, 1, None)]),
+        "decode": (forward(ops.attention_decode), (q[:, :, :1], k, k), [(1, 1, 1)]),
+        "dynamic": (forward(lambda *a: ops.dynamic_mask_attention(*a, keep=9)),
+                    (q[:, :2], k, k, torch.randn(2, 2, 40)), [(0, 0, 0, 0), (1, 1, 1, 1)]),
+        "lla": (forward(lambda *a: ops.lla(*a, 0.5, True)), (q, k, k), heads),
+        "based": (forward(ops.based), (k, k, torch.randn(2, 2, 40, 8)), heads),
+        "selective_scan": (ops.selective_scan, (x, x, -torch.rand(6, 4), torch.randn(2, 4, 40), torch.randn(2, 4, 40)),
+                           [(0, 0, None, 0, 0)]),
+        "causal_conv1d": (ops.causal_conv1d, (x, torch.randn(6, 4), torch.randn(6)), [(0, None, None), (1, 0, 0)]),
+        "rotate": (ops.rotate, (q, cos, sin), [(0, None, None), (1, None, None)]),
+        "glu": (ops.glu, (x, x), [(0, 0), (1, 1), (2, 2)]),
+        "rms_norm": (ops.rms_norm, (x, torch.randn(40)), [(0, None), (1, None)]),
+        "add_layer_norm": (lambda *a: ops.add_layer_norm(*a)[0], (x, x, torch.randn(40), torch.randn(40)),
+                           [(1, 1, None, None)]),
+        "cross_entropy": (lambda *a: ops.cross_entropy(*a, reduction="none"), (x[0], torch.arange(6)), [(0, 0)]),
+        "linear_cross_entropy": (lambda *a: ops.linear_cross_entropy(*a, reduction="none"),
+                                 (x[0], torch.randn(50, 40), torch.arange(6)), [(0, None, 0)]),
+        "grouped_matmul": (ops.grouped_matmul, (packed[:, 0], torch.randn(2, 16, 6), ends), [(None, 2, None)])}
 
 
 def _worker(rank: int, port: int) -> None:
@@ -48,6 +81,21 @@ def _worker(rank: int, port: int) -> None:
             got.redistribute(mesh, [Replicate()]).backward(distribute_tensor(dy, mesh, [Replicate()]))
             for s, g in zip(shared, grads, strict=True):
                 assert torch.equal(s.grad.full_tensor(), g), (name, cut)
+    for name, (function, given, cuts) in _cut_by_dims().items():
+        leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+        want = function(*leaves)
+        wrt = [leaf for leaf in leaves if leaf.requires_grad and want.requires_grad]
+        grads = torch.autograd.grad(want.sum(), wrt, allow_unused=True) if wrt else []
+        for cut in cuts:
+            shared = [distribute_tensor(t.detach(), mesh, [Replicate() if d is None else Shard(d)]
+                                        ).requires_grad_(t.requires_grad) for t, d in zip(leaves, cut, strict=True)]
+            got = function(*shared)
+            assert isinstance(got, DTensor) and got.placements[0].is_shard(), (name, cut, got.placements)
+            assert torch.equal(got.full_tensor(), want), (name, cut)
+            cut_wrt = [x for x in shared if x.requires_grad and wrt]
+            found = torch.autograd.grad(got.sum(), cut_wrt, allow_unused=True) if wrt else []
+            for f, g in zip(found, grads, strict=True):  # sums over what is cut are of another order
+                torch.testing.assert_close(f if f is None else f.full_tensor(), g, rtol=1e-4, atol=1e-5)
     model = torch.nn.Sequential(nn.Linear(8, 16), nn.RMSNorm(16), nn.Linear(16, 4))
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     x = torch.randn(6, 8)
@@ -64,6 +112,10 @@ def test_two_processes_give_what_one_gives() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    for function, given, _ in _cut_by_dims().values():  # compiles once for both
+        out = function(*(t.requires_grad_(t.is_floating_point()) for t in given))
+        if out.requires_grad:
+            out.sum().backward()
     multiprocessing.spawn(_worker, (port,), nprocs=2)
 
 

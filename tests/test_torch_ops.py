@@ -159,6 +159,18 @@ def test_autocast() -> None:
     assert torch.equal(got, ops.linear(x.bfloat16(), w.bfloat16(), b.bfloat16()))
 
 
+def test_autocast_leaves_what_needs_its_digits() -> None:
+    q, slopes, many = torch.randn(1, 2, 70, 16), torch.tensor([0.3, 0.1]), torch.randn(1, 2, 70)
+    low = q.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention = ops.attention(q, q, q, alibi=slopes, bias=many[..., None])
+        chosen = ops.dynamic_mask_attention(q, q, q, many, 20)
+        local = ops.lla(q, q, q, slopes[:, None])
+    assert torch.equal(attention, ops.attention(low, low, low, alibi=slopes, bias=many[..., None]))
+    assert torch.equal(chosen, ops.dynamic_mask_attention(low, low, low, many, 20))
+    assert torch.equal(local, ops.lla(low, low, low, slopes[:, None]))
+
+
 def test_kernels_allocate_for_tensors_without_memory() -> None:
     y = scale(torch.empty(3, 5, device="meta"), by=2.0)
     assert y.shape == (3, 5) and y.device.type == "meta"
@@ -193,6 +205,8 @@ def test_mistakes_are_named() -> None:
         tile.torch_op("tilelang_test::d", dims="n, n -> n")(_plain)
     with pytest.raises(ValueError, match="autocast must be"):
         tile.torch_op(autocast="upper")
+    with pytest.raises(ValueError, match="autocast of `tilelang_test::f` names `y`: needs some of its tensors, x"):
+        tile.torch_op("tilelang_test::f", autocast="lower y")(_plain)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         tile.torch_op("tilelang_test::e")(_plain)(leaf(3)).sum().backward()
     x = torch.zeros(2, 3)

@@ -1,6 +1,7 @@
 """What an operator's dimensions mean: which may be cut among devices or batched (for DTensor and vmap)."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,3 +87,17 @@ class Dims:
             return [whole, *(([Partial() if r == "sum" else Shard(r) for r in results], inputs(found))
                              for found, results in self.cuts(shapes))]
         register_sharding(op)(rules)
+
+
+def on_one_mesh(args: Sequence[Any]) -> list[Any]:
+    """The arguments, of which the plain tensors are made DTensors too if any other is one: autograd's zeros for the
+    gradient of a result that nobody used have no mesh."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return list(args)
+    import torch
+    from torch.distributed.tensor import DTensor, Replicate
+    mesh = next((x.device_mesh for x in args if isinstance(x, DTensor)), None)
+    if mesh is None:
+        return list(args)
+    return [DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim)
+            if isinstance(x, torch.Tensor) and not isinstance(x, DTensor) else x for x in args]

@@ -15,7 +15,7 @@ from typing import Any
 
 from tilelang.errors import TileError
 from tilelang.jit import Kernel, target
-from tilelang.sharding import Dims
+from tilelang.sharding import Dims, on_one_mesh
 from tilelang.targets import SHAPES
 
 _lock = threading.RLock()
@@ -129,7 +129,11 @@ class TorchOp:
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
         self.signature = _Signature(fn, outputs, writes)
         self.dims = Dims.parse(dims, name, len(self.signature.tensors), len(self.signature.outputs)) if dims else None
-        self.autocast = autocast
+        self.autocast, *cast = (autocast or "none").split()
+        if strange := [n for n in cast if n not in self.signature.tensors]:
+            raise ValueError(f"autocast of `{name}` names `{strange[0]}`: needs some of its tensors, "
+                             f"{', '.join(self.signature.tensors)}")
+        self.cast = cast or self.signature.tensors
         self.backward: TorchOp | None = None
         if backward is not None:
             self.wrt, self.backward = self._backward(backward, wrt)
@@ -238,10 +242,10 @@ class TorchOp:
         op = getattr(getattr(torch.ops, namespace), bare).default
         if self.backward is not None:
             self._register_autograd(definition, self.backward)
-        if self.autocast is not None:
+        if self.autocast in AUTOCAST:
             self._library = torch.library.Library(namespace, "FRAGMENT")
             for device in ("CPU", "CUDA"):
-                self._library.impl(bare, _autocast(op, device, self.autocast == "lower"), f"Autocast{device}")
+                self._library.impl(bare, self._autocast(op, device), f"Autocast{device}")
         return op
 
     def _register_autograd(self, definition: Any, backward: TorchOp) -> None:
@@ -262,7 +266,8 @@ class TorchOp:
             known = {**dict(zip(ctx.names, ctx.saved_tensors, strict=True)), **ctx.rest,
                      **{f"d{o}": g for o, g in zip(outputs, grads, strict=True)},
                      **{f"needs_{n}": need for n, need in zip(inputs, ctx.needs_input_grad, strict=False)}}
-            out = backward._op(*[known[n] if n in known else backward.signature.defaults[n] for n in wanted])
+            out = backward._op(*on_one_mesh([known[n] if n in known else backward.signature.defaults[n]
+                                             for n in wanted]))
             found = dict(zip(results, out if isinstance(out, tuple) else (out,), strict=True))
             return tuple(found[f"d{wrt[n]}"] if n in wrt and need else None
                          for n, need in zip(inputs, ctx.needs_input_grad, strict=False))
@@ -290,19 +295,24 @@ class TorchOp:
             return torch.stack(outs), 0
         return tuple(torch.stack(o) for o in zip(*outs, strict=True)), (0,) * len(outs[0])
 
+    def _autocast(self, op: Any, device: str) -> Callable[..., Any]:
+        """The operator with floats among the tensors `cast` in autocast's dtype, or else in the widest that comes."""
+        import torch
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+        places = [i for i, n in enumerate(self.signature.params) if n in self.cast]
 
-def _autocast(op: Any, device: str, lower: bool) -> Callable[..., Any]:
-    """The operator with its float tensors in autocast's dtype, or else in the widest that comes."""
-    import torch
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
-
-    def cast(*args: Any) -> Any:
-        floats = [x.dtype for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        wide = torch.get_autocast_dtype(device.lower()) if lower else max(floats, key=lambda d: d.itemsize)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*[x.to(wide) if isinstance(x, torch.Tensor) and x.is_floating_point() and
-                        x.dtype is not torch.float64 else x for x in args])
-    return cast
+        def cast(*args: Any) -> Any:
+            given = list(args)
+            floats = [i for i in places if i < len(given) and isinstance(given[i], torch.Tensor)
+                      and given[i].is_floating_point()]
+            wide = torch.get_autocast_dtype(device.lower()) if self.autocast == "lower" else \
+                max((given[i].dtype for i in floats), key=lambda d: d.itemsize)
+            for i in floats:
+                if given[i].dtype is not torch.float64:
+                    given[i] = given[i].to(wide)
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return op(*given)
+        return cast
 
 
 def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = None, wrt: str | None = None,
@@ -337,10 +347,11 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
     `writes`: names of the tensors that a function changes. `fake`: allocates the results of a function, of the same
     parameters, where the function itself cannot on the target `shapes`, because it reads its arguments.
 
-    `autocast`: "lower" casts float inputs to autocast's dtype, "widest" to the widest of them; None leaves them.
+    `autocast`: "lower" casts float inputs to autocast's dtype, "widest" to the widest of them; None leaves them. Names
+    after it are the inputs that this is about, as in "lower q k v"; all unless given.
 
     Raises TypeError and TileError for signatures that are no operator's."""
-    if autocast not in (None, *AUTOCAST):
+    if autocast is not None and autocast.partition(" ")[0] not in AUTOCAST:
         raise ValueError(f"autocast must be None, {' or '.join(map(repr, AUTOCAST))}, got {autocast!r}")
     if name is not None and not isinstance(name, str):
         return torch_op()(name)

@@ -78,7 +78,7 @@ def _backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, bias: Any, o: Any, lse
 
 
 @tile.torch_op("tilelang::dynamic_mask_attention", backward=_backward, outputs="o lse until", wrt="q k v bias",
-               dims="b h S D, b h L D, b h L E, b h L -> b h S E, b h S, b h L", autocast="lower")
+               dims="b h S D, b h L D, b h L E, b h L -> b h S E, b h S, b h L", autocast="lower q k v")
 def _forward(q: Any, k: Any, v: Any, bias: Any, keep: int, causal: bool, scale: float) -> tuple[Any, Any, Any]:
     check_heads(q, k, v)
     if tuple(bias.shape) != tuple(k.shape[:3]) or keep < 1:

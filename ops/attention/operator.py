@@ -16,6 +16,7 @@ from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
 
 _DIMS = "b h S D, b h L D, b h L E, b h, h, b h S L, b, b, V W X, V W X Y, V W Y, V W Y X -> b h S E, b h S"
+_VARLEN_DIMS = "T h D, U h D, U h E, N, N, B h, h, B, B -> T h E, h T"
 _DECODE_DIMS = ("B h S D, C h L D, C h L E, B, B P, B h, h, B h D, B h D, C h L, C h L, C h L X, C h L Y"
                 " -> B h S E, B h S")
 
@@ -41,7 +42,7 @@ def _whole(score_mod: Any, mask_mod: Any) -> Any:
         return (*grads[:3], *_rest(q, grads[3:], sinks is not None, needs_bias, needs_alibi))
 
     @tile.torch_op(_name("attention", score_mod, mask_mod), backward=backward, outputs="o lse",
-                   wrt="q k v sinks bias alibi", dims=_DIMS, autocast="lower")
+                   wrt="q k v sinks bias alibi", dims=_DIMS, autocast="lower q k v")
     def attention(q: Any, k: Any, v: Any, causal: bool, scale: float, left: int, right: int, softcap: float,
                   alibi: Any = None, sinks: Any = None, bias: Any = None, seqused_q: Any = None,
                   seqused_k: Any = None, row_counts: Any = None, row_blocks: Any = None, column_counts: Any = None,
@@ -69,7 +70,7 @@ def _packed(score_mod: Any, mask_mod: Any) -> Any:
         return dq, dk, dv, *_rest(q, grads[3:], sinks is not None, needs_alibi)
 
     @tile.torch_op(_name("attention_varlen", score_mod, mask_mod), backward=backward, outputs="o lse",
-                   wrt="q k v sinks alibi", autocast="lower")
+                   wrt="q k v sinks alibi", dims=_VARLEN_DIMS, autocast="lower q k v")
     def attention_varlen(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, causal: bool,
                          scale: float, left: int, right: int, softcap: float, alibi: Any = None, sinks: Any = None,
                          seqused_q: Any = None, seqused_k: Any = None) -> tuple[Any, Any]:

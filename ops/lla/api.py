@@ -44,7 +44,8 @@ def _backward(q: Any, k: Any, v: Any, lam: Any, do: Any, rho: Any, top: Any, ome
     return dq, dk, dv, dlam
 
 
-@tile.torch_op("tilelang::lla", backward=_backward, outputs="o rho top omega delta", wrt="q k v lam", autocast="lower",
+@tile.torch_op("tilelang::lla", backward=_backward, outputs="o rho top omega delta", wrt="q k v lam",
+               autocast="lower q k v",
                dims="b h S D, b h L D, b h L E, b h S, N, N -> b h S E, b h S D, b h S, b h S, b h S")
 def _forward(q: Any, k: Any, v: Any, lam: Any, scale: float, ridge: str, left: int | None, right: int | None,
              iterations: int | None, tolerance: float | None, cu_q: Any = None, cu_k: Any = None, longest_q: int = 0,
