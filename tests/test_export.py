@@ -12,6 +12,8 @@ import tvm_ffi
 
 import tilelang as tile
 from tilelang import errors
+from tilelang.backends.cuda import nvrtc
+from tilelang.backends.hip import clang
 from tilelang.backends.host import compiler
 from tilelang.ops.matmul import matmul_kernel
 
@@ -89,7 +91,8 @@ def test_a_program_in_cpp(library: Path, tmp_path: Path) -> None:
 def test_the_manifest(library: Path) -> None:
     manifest = json.loads(library.with_suffix(".json").read_text())
     assert manifest["symbol"] == "__tvm_ffi_matmul" and manifest["parameters"][0] == {
-        "name": "a", "kind": "tensor", "dtype": "f32", "dims": ["M", "K"], "mode": "in", "unit_stride": [False, True]}
+        "name": "a", "kind": "tensor", "dtype": "f32", "dims": ["M", "K"], "mode": "in", "unit_stride": [False, True],
+        "align": 1}
     names = subprocess.run(["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True).stdout
     assert [line.split()[-1] for line in names.splitlines()] == ["__tvm_ffi_matmul"]
 
@@ -112,6 +115,31 @@ def test_packed_tensors_and_numbers(tmp_path: Path) -> None:
         "double by, int64_t least)" in (tmp_path / "unpacked.h").read_text()
 
 
+@pytest.mark.parametrize(("target", "file"), [
+    pytest.param("cuda:sm_90a", "gpu.cubin", marks=pytest.mark.skipif(nvrtc.find() is None, reason="no NVRTC")),
+    pytest.param("hip:gfx942", "gpu.hsaco", marks=pytest.mark.skipif(clang.version() is None, reason="no ziglang"))])
+def test_machine_code_of_gpus(target: str, file: str, tmp_path: Path) -> None:
+    """By the real compilers; tests/backends/simt/test_export.py calls such libraries."""
+    a = np.ones((64, 64), np.float16)
+    library = matmul_kernel.export(tmp_path, a, a, a.astype(np.float32), name="gpu", target=target, BM=64, BN=64,
+                                   BK=32, ACC=tile.f32)
+    code = (tmp_path / file).read_bytes()
+    assert code[:4] == b"\x7fELF" and code in library.read_bytes()
+    manifest = json.loads((tmp_path / "gpu.json").read_text())
+    assert manifest["target"] == target and manifest["code"][0]["report"]["registers"] > 32
+    with pytest.raises(ValueError, match="c f32.M, N., neighbours along dimension 1, address, rows and strides mult"):
+        tvm_ffi.load_module(library).gpu(a, a, a.astype(np.float32))  # these are not on a GPU
+    assert "lies on one GPU" in (tmp_path / "gpu.h").read_text()
+
+
+def test_a_tuned_kernel_is_exported_as_it_would_run(tmp_path: Path) -> None:
+    tuned = tile.autotune(matmul_kernel, BM=[16], BN=[32], BK=[16])
+    a = np.ones((4, 4), np.float32)
+    library = tuned.export(tmp_path, a, a, a.copy(), ACC=tile.f32)
+    tvm_ffi.load_module(library).matmul_kernel(a, a, c := np.zeros_like(a))
+    assert (c == 4).all()
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     @tile.kernel
     def prints(x: tile.Tensor[tile.f32, "N"]):
@@ -119,8 +147,8 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     x = np.ones(4, np.float32)
     with pytest.raises(errors.TargetError, match="`prints` prints"):
         prints.export(tmp_path, x)
-    with pytest.raises(errors.TargetError, match="for the CPU, not for cuda:sm_80"):
-        prints.export(tmp_path, x, target="cuda:sm_80")
+    with pytest.raises(errors.TargetError, match="for the CPU and GPUs, not for emulate:cuda:sm_80"):
+        prints.export(tmp_path, x, target="emulate:cuda:sm_80")
     with pytest.raises(errors.ArgumentCount, match="cannot name a function of C"):
         prints.export(tmp_path, x, name="a-b")
     assert not list(tmp_path.iterdir())

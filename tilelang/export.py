@@ -9,27 +9,32 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilelang import targets
 from tilelang.errors import ArgumentCount, TargetError
 from tilelang.ir.core import TensorType, TileType, Value
 from tilelang.version import __version__
 
+if TYPE_CHECKING:
+    from tilelang.backends.cpu.launch import Failures
+
 
 def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = None, target: str = "cpu",
            **kwargs: Any) -> Path:
     """Writes `NAME.so`, `NAME.h` and `NAME.json` for a kernel specialised for the dtypes, the order in memory and the
-    constants of this call; extents stay open. Gives the path of the library.
+    constants of this call; extents stay open. For a GPU also its machine code (`NAME.cubin`, `NAME.hsaco`), which the
+    library holds, too; there extents and strides of rows must be multiples of the bytes (at most 16) that those of
+    this call are multiples of. Gives the path of the library.
 
-    It runs on processors that have what this one has, on Linux. Raises TargetError for other targets than "cpu", for
-    kernels that print, and where there is no C++ compiler; ArgumentCount for a name that C does not allow; and what
-    compiling raises."""
-    if targets.check(target, runs=False) != "cpu":
-        raise TargetError(f"kernels are exported for the CPU, not for {target}", needs="cpu", got=target,
-                          why="launching on a GPU needs the grid, which this package computes",
-                          try_='kernel.lower(..., target=...).source, or .cubin')
-    from tilelang.backends.cpu.export import link
+    It runs on Linux: for "cpu" on processors that have what this one has, for GPUs on those of the architecture (no
+    device is needed here). Raises TargetError for other targets, for kernels that print on the CPU, and where there is
+    no C++ compiler or none for the GPU; ArgumentCount for a name that C does not allow; and what compiling raises."""
+    from tilelang.backends.cpu.launch import Failures
+    machine = targets.check(target, runs=False)
+    if machine != "cpu" and not targets.on_device(machine):
+        raise TargetError(f"kernels are exported for the CPU and GPUs, not for {target}",
+                          needs="cpu, cuda, hip, cuda:sm_… or hip:gfx…", got=target, try_='target="cpu"')
     name = kernel.name if name is None else name
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise ArgumentCount(f"{name!r} cannot name a function of C", needs="a letter, then letters, digits and _",
@@ -39,14 +44,42 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     library = directory / f"{name}.so"
-    link(lowered, name, "; ".join(map(_wanted, params)), library)
-    (directory / f"{name}.h").write_text(_header(name, params))
+    wants = "; ".join(map(_wanted, params))
+    failures = Failures(("ValueError", f"{name}: the arguments are not what it was compiled for: {wants}"),
+                        ("RuntimeError", f"{name}: an assertion failed, or there is no memory"))
+    if machine == "cpu":
+        about = _on_cpu(lowered, name, failures, library)
+    else:
+        about = _on_gpu(lowered, name, failures, library)
+    where = "on the CPU" if machine == "cpu" else "on one GPU: the call is put on the stream of TVMFFIEnvSetStream"
+    (directory / f"{name}.h").write_text(_header(name, params, where))
     (directory / f"{name}.json").write_text(json.dumps({
-        "name": name, "symbol": f"__tvm_ffi_{name}", "library": library.name, "target": target,
-        "processor": lowered.target.cpu, "features": sorted(
-            f[1:] for f in lowered.target.attributes.split(",") if f.startswith("+")),
+        "name": name, "symbol": f"__tvm_ffi_{name}", "library": library.name, "target": lowered.target.name, **about,
         "tilelang": __version__, "parameters": [_entry(p) for p in params]}, indent=1) + "\n")
     return library
+
+
+def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
+    """Writes the library; gives what the manifest says of it."""
+    from tilelang.backends.cpu.export import link
+    link(lowered, name, failures, library)
+    features = lowered.target.attributes.split(",")
+    return {"processor": lowered.target.cpu, "features": sorted(f[1:] for f in features if f.startswith("+"))}
+
+
+def _on_gpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
+    """The same, and files of machine code: the second is for tensors that the first does not reach."""
+    from tilelang.backends.simt.export import codes, link
+    link(lowered, name, failures, library)
+    files = []
+    for code, suffix in zip(codes(lowered), ("", ".far"), strict=False):
+        file = library.with_name(f"{name}{suffix}{lowered.exported.suffix}")
+        file.write_bytes(code.product[0])
+        files.append({"file": file.name, "kernel": code.rendered.name, "threads": code.rendered.threads,
+                      "dynamic_shared_bytes": code.dynamic_shared, "report": code.report})
+    takes = [{"kind": p.kind, "parameter": lowered.tile.params[p.index].name if p.kind != "workers" else None,
+              "axis": p.axis} for p in lowered.rendered.parameters]
+    return {"code": files, "takes": takes}
 
 
 def _wanted(p: Value) -> str:
@@ -55,7 +88,8 @@ def _wanted(p: Value) -> str:
         return f"{p.name} {t.dtype}"
     unit = next((i for i, u in enumerate(t.unit) if u), None)
     near = "" if unit is None else f", neighbours along dimension {unit}"
-    return f"{p.name} {t.dtype}[{', '.join(map(str, t.dims))}]{near}"
+    align = "" if t.align == 1 else f", address, rows and strides multiples of {t.align} bytes"
+    return f"{p.name} {t.dtype}[{', '.join(map(str, t.dims))}]{near}{align}"
 
 
 def _entry(p: Value) -> dict[str, Any]:
@@ -63,10 +97,10 @@ def _entry(p: Value) -> dict[str, Any]:
         return {"name": p.name, "kind": "scalar", "dtype": p.type.dtype.name}
     assert isinstance(p.type, TensorType)
     return {"name": p.name, "kind": "packed" if p.type.dtype.packed else "tensor", "dtype": p.type.dtype.name,
-            "dims": list(p.type.dims), "mode": p.type.mode, "unit_stride": list(p.type.unit)}
+            "dims": list(p.type.dims), "mode": p.type.mode, "unit_stride": list(p.type.unit), "align": p.type.align}
 
 
-def _header(name: str, params: Sequence[Value]) -> str:
+def _header(name: str, params: Sequence[Value], where: str) -> str:
     declared, filled, count = [], [], 0
 
     def put(kind: str, field: str, value: str) -> None:
@@ -91,8 +125,8 @@ def _header(name: str, params: Sequence[Value]) -> str:
     return f"""/* {name}, made by tilelang {__version__}. Link with {name}.so and libtvm_ffi.so.
  *
 {about} *
- * Every DLTensor has strides and lies on the CPU. Gives 0, or -1 after an error; TVMFFIErrorMoveFromRaised tells
- * which.
+ * Every DLTensor has strides and lies {where}.
+ * Gives 0, or -1 after an error; TVMFFIErrorMoveFromRaised tells which.
  */
 #ifndef TILELANG_{name.upper()}_H
 #define TILELANG_{name.upper()}_H

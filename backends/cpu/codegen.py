@@ -48,16 +48,22 @@ def slots(params: Sequence[Value]) -> dict[Any, int]:
 
 
 def generate(fn: Function, target: Any) -> ir.Module:
-    """The module of a THREAD function: `tl_count(ctx) -> i64`, the number of programs, and
-    `tl_body(ctx, begin, end, scratch) -> i32`, which runs a range of them."""
-    module = ir.Module(fn.name)
-    module.triple, module.data_layout = target.triple, target.data_layout
-    count = ir.Function(module, ir.FunctionType(I64, [PTR]), "tl_count")
-    _Generator(fn, _begin(count), target).count()
+    """The module of a THREAD function: `tl_count`, and `tl_body(ctx, begin, end, scratch) -> i32`, which runs a range
+    of its programs."""
+    module = counting(fn, target)
     body = ir.Function(module, ir.FunctionType(I32, [PTR, I64, I64, PTR]), "tl_body")
     for argument in (0, 3):
         body.args[argument].add_attribute("noalias")
     _Generator(fn, _begin(body), target).body()
+    return module
+
+
+def counting(fn: Function, target: Any) -> ir.Module:
+    """A module with `tl_count(ctx) -> i64`, the number of programs of a THREAD function."""
+    module = ir.Module(fn.name)
+    module.triple, module.data_layout = target.triple, target.data_layout
+    count = ir.Function(module, ir.FunctionType(I64, [PTR]), "tl_count")
+    _Generator(fn, _begin(count), target).count()
     return module
 
 

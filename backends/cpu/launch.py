@@ -5,6 +5,7 @@ caller in `tilelang.jit` looks at the arguments itself, to specialise anew or to
 """
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ _ANY = ir.LiteralStructType([I32, I32, I64])  # TVMFFIAny: type index, padding, 
 _TENSOR = ir.LiteralStructType([PTR, I32, I32, I32, I32, PTR, PTR, I64])  # DLTensor; the dtype is one word
 _INT, _BOOL, _FLOAT, _DL_POINTER, _OBJECT = 1, 2, 3, 7, 70
 _OBJECT_HEADER = 24
+_CPU = 1  # DLDeviceType
 
 
 def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
@@ -52,7 +54,7 @@ def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: i
                serial: bool, failures: Failures) -> None:
     """Adds the tvm-ffi entry `name`, which runs `tl_body` through the pool with `scratch` bytes for each worker, or
     in the caller's thread, one program after the other, where `serial`."""
-    _Entry(module, name, params, target).emit(scratch, serial, failures)
+    _Pool(module, name, params, target, failures, scratch, serial).emit()
 
 
 def width(v: Value) -> int:
@@ -61,20 +63,36 @@ def width(v: Value) -> int:
     return 1 + 2 * v.type.rank if packed else 1
 
 
-class _Entry:
-    def __init__(self, module: ir.Module, name: str, params: Sequence[Value], target: CpuTarget) -> None:
+class Entry(ABC):
+    """The tvm-ffi entry `name`, for tensors on devices of a `kind` of DLPack. A subclass says who runs programs."""
+
+    def __init__(self, module: ir.Module, name: str, params: Sequence[Value], target: CpuTarget, failures: Failures,
+                 kind: int) -> None:
         self.module, self.params, self.slots, self.target = module, params, slots(params), target
+        self.failures, self.kind = failures, kind
         fn = ir.Function(module, ir.FunctionType(I32, [PTR, PTR, I32, PTR]), name)
         self.fn, self.b = fn, ir.IRBuilder(fn.append_basic_block("entry"))
         self.guard = fn.append_basic_block("guard")
         self.dims: dict[str, ir.Value] = {}
+
+    @abstractmethod
+    def on(self, device: ir.Value) -> None:
+        """Learns the number of the device of one tensor (i32)."""
+
+    @abstractmethod
+    def workers(self, ctx: ir.Value) -> ir.Value:
+        """How many programs run at once (i64)."""
+
+    @abstractmethod
+    def start(self, ctx: ir.Value, total: ir.Value) -> None:
+        """Runs `total` programs and returns from the entry."""
 
     def require(self, condition: ir.Value) -> None:
         after = self.fn.append_basic_block("ok")
         self.b.cbranch(condition, after, self.guard)
         self.b.position_at_end(after)
 
-    def emit(self, scratch: int, serial: bool, failures: Failures) -> None:
+    def emit(self) -> None:
         b, (_, args, count, _) = self.b, self.fn.args
         self.spans: list[tuple[TensorType, ir.Value, ir.Value]] = []
         ctx = self.stack(ir.ArrayType(I64, len(self.slots)))
@@ -91,23 +109,18 @@ class _Entry:
             else:
                 self.tensor(ctx, i, v.type, *pairs[0])
         self.apart()
-        workers = ir.Function(self.module, ir.FunctionType(I32, []), "tl_workers")
-        self.put(ctx, "workers", b.sext(b.call(workers, []), I64))
+        self.put(ctx, "workers", self.workers(ctx))
         total = b.call(self.module.globals["tl_count"], [ctx])
         self.require(b.icmp_signed("<=", total, I64(MAX_PROGRAMS)))
-        loop = ir.Function(self.module, ir.FunctionType(I32, [PTR, PTR, I64, I64]),
-                           "tl_serial" if serial else "tl_parallel")
-        code = b.call(loop, [self.module.globals["tl_body"], ctx, total, I64(max(scratch, 64))])
-        failed, fine = self.fn.append_basic_block("failed"), self.fn.append_basic_block("fine")
-        b.cbranch(b.icmp_signed("==", code, I32(0)), fine, failed)
-        b.position_at_end(fine)
-        b.ret(I32(0))
-        b.position_at_end(failed)
-        kind, message = failures.failed
-        self.throw(kind, self.letters(code) if message is None else text_constant(self.module, message))
+        self.start(ctx, total)
         b.position_at_end(self.guard)
-        kind, message = failures.guard
+        kind, message = self.failures.guard
         self.throw(kind, text_constant(self.module, message))
+
+    def call(self, name: str, returns: ir.Type, *args: ir.Value) -> ir.Value:
+        """Calls a function of the run-time library."""
+        fn = ir.Function(self.module, ir.FunctionType(returns, [a.type for a in args]), name)
+        return self.b.call(fn, args)
 
     def letters(self, code: ir.Value) -> ir.Value:
         """A code as four letters: no allocation, no formatting."""
@@ -177,7 +190,8 @@ class _Entry:
         def field(n: int, typ: ir.Type) -> ir.Value:
             return b.load(b.gep(tensor, [I32(0), I32(n)], source_etype=_TENSOR), typ=typ)
         codes, bits = dlpack_codes(t.dtype)
-        self.require(b.icmp_signed("==", field(1, I32), I32(1)))  # device type CPU
+        self.require(b.icmp_signed("==", field(1, I32), I32(self.kind)))
+        self.on(field(2, I32))
         self.require(b.icmp_signed("==", field(3, I32), I32(rank)))
         word = field(4, I32)
         self.require(self.one_of(b.and_(word, I32(255)), codes))
@@ -217,7 +231,11 @@ class _Entry:
         for axis, (extent, stride) in enumerate(sizes):
             self.require(b.icmp_unsigned("<=", extent, I64(MAX_EXTENT)))
             single = b.icmp_signed("<=", extent, I64(1))
-            if axis < len(t.unit) and t.unit[axis]:
+            adjacent = axis < len(t.unit) and t.unit[axis]
+            if t.align > 1:
+                bytes_ = b.mul(extent if adjacent else stride, I64(t.dtype.storage.itemsize))
+                self.aligned(t, bytes_, b.or_(empty, I1(0) if adjacent else single))
+            if adjacent:
                 unit = t.dtype.bits if bits == 1 else 1
                 self.require(b.or_(b.icmp_signed("==", stride, I64(unit)), b.or_(single, empty)))
             still = b.and_(b.icmp_signed("==", stride, I64(0)), b.not_(single))
@@ -232,6 +250,8 @@ class _Entry:
             back = b.icmp_signed("<", reach, I64(0))
             low = b.add(low, b.select(back, reach, I64(0)))
             high = b.add(high, b.select(back, I64(0), reach))
+        if t.align > 1:
+            self.aligned(t, address, empty)
         if t.writable:  # no element stands twice
             self.require(b.or_(b.not_(repeats), empty))
         element = t.dtype.bits if bits == 1 else bits
@@ -241,6 +261,11 @@ class _Entry:
         self.spans.append((t, first, last))
         return first, last
 
+    def aligned(self, t: TensorType, bytes_: ir.Value, free: ir.Value) -> None:
+        """Requires a multiple of the tensor's alignment, unless `free`."""
+        low = self.b.and_(bytes_, I64(t.align - 1))
+        self.require(self.b.or_(self.b.icmp_signed("==", low, I64(0)), free))
+
     def apart(self) -> None:
         """What is written shares no memory with any other argument."""
         b = self.b
@@ -248,3 +273,31 @@ class _Entry:
             for j, (other, start, stop) in enumerate(self.spans):
                 if t.writable and i != j and not (other.writable and j < i):
                     self.require(b.or_(b.icmp_unsigned("<=", last, start), b.icmp_unsigned("<=", stop, first)))
+
+
+class _Pool(Entry):
+    """Programs on this machine's processors."""
+
+    def __init__(self, module: ir.Module, name: str, params: Sequence[Value], target: CpuTarget, failures: Failures,
+                 scratch: int, serial: bool) -> None:
+        super().__init__(module, name, params, target, failures, _CPU)
+        self.scratch, self.serial = scratch, serial
+
+    def on(self, device: ir.Value) -> None:
+        """There is one."""
+
+    def workers(self, ctx: ir.Value) -> ir.Value:
+        return self.b.sext(self.call("tl_workers", I32), I64)
+
+    def start(self, ctx: ir.Value, total: ir.Value) -> None:
+        b, body = self.b, self.module.globals["tl_body"]
+        body.type = PTR
+        code = self.call("tl_serial" if self.serial else "tl_parallel", I32, body, ctx, total,
+                         I64(max(self.scratch, 64)))
+        failed, fine = self.fn.append_basic_block("failed"), self.fn.append_basic_block("fine")
+        b.cbranch(b.icmp_signed("==", code, I32(0)), fine, failed)
+        b.position_at_end(fine)
+        b.ret(I32(0))
+        b.position_at_end(failed)
+        kind, message = self.failures.failed
+        self.throw(kind, self.letters(code) if message is None else text_constant(self.module, message))

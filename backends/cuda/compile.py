@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from tilelang.backends.cuda.driver import EXPORTED
 from tilelang.backends.cuda.occupancy import occupancy, resident_blocks
 from tilelang.backends.cuda.products import Product, assembly, product
 from tilelang.backends.simt import compile as simt
@@ -10,6 +11,8 @@ from tilelang.backends.simt import compile as simt
 
 class Lowered(simt.Lowered):
     """A kernel at every level, machine code of NVIDIA's included."""
+
+    exported = EXPORTED
 
     @cached_property
     def product(self) -> Product:

@@ -16,6 +16,8 @@ _MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _FREE_SHARED = 48 << 10
 """Dynamic shared memory a kernel may have without asking for it."""
+EXPORTED = simt.Exported(2, [LIBRARY], _MULTIPROCESSORS, {
+    "TL_FREE_SHARED": _FREE_SHARED, "TL_MAX_DYNAMIC_SHARED": _MAX_DYNAMIC_SHARED}, ".cubin")
 
 
 class Driver(simt.Driver):

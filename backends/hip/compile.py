@@ -4,6 +4,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from tilelang.backends.hip import clang
+from tilelang.backends.hip.driver import EXPORTED
 from tilelang.backends.hip.occupancy import occupancy, resident_blocks
 from tilelang.backends.hip.products import product
 from tilelang.backends.simt import compile as simt
@@ -12,6 +13,8 @@ from tilelang.backends.simt.products import Uses
 
 class Lowered(simt.Lowered):
     """A kernel at every level, machine code of AMD's included."""
+
+    exported = EXPORTED
 
     @property
     def arch(self) -> str:

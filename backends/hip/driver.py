@@ -15,6 +15,9 @@ from tilelang.errors import TargetError
 MAX_THREADS_X = (1 << 32) - 1
 """Threads along the first extent of a grid, which HIP counts in 32 bits."""
 _MULTIPROCESSORS = 63  # hipDeviceAttribute_t
+_LIBRARY = "libamdhip64.so"
+EXPORTED = simt.Exported(10, [*(f"{_LIBRARY}{v}" for v in libraries.VERSIONS[:3]), _LIBRARY], _MULTIPROCESSORS, {},
+                         ".hsaco")
 _PROPERTIES = "hipGetDevicePropertiesR0600", "hipGetDeviceProperties"
 """Each fills another structure; before ROCm 6 there is only the second."""
 
@@ -36,7 +39,7 @@ class Driver(simt.Driver):
     }
 
     def __init__(self) -> None:
-        found = libraries.load("libamdhip64.so", "hipModuleLaunchKernel")
+        found = libraries.load(_LIBRARY, "hipModuleLaunchKernel")
         if found is None:
             raise TargetError("running on a GPU needs AMD's HIP runtime, which was not found",
                               needs="libamdhip64.so in the process, with torch, in $ROCM_PATH/lib, in /opt/rocm/lib, "

@@ -5,13 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 from tilelang.backends.clike.render import render
 from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.simt.asynchronous import order_products
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.dma import count_waits
+from tilelang.backends.simt.driver import Exported
 from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
@@ -40,15 +41,17 @@ class Lowered(ABC):
 
     tile: Function
     target: SimtTarget
+    exported: ClassVar[Exported]
 
     @cached_property
-    def _without_windows(self) -> Self:
+    def without_windows(self) -> Self:
+        """The kernel whose accesses have offsets of 64 bits."""
         return type(self)(self.tile, replace(self.target, windows=False))
 
     def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
         """The kernel for a call with these shapes and strides (elements) of every parameter: this one, unless the
         blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`)."""
-        return self if not self.target.windows or reaches(self.thread, shapes, strides) else self._without_windows
+        return self if not self.target.windows or reaches(self.thread, shapes, strides) else self.without_windows
 
     @cached_property
     def placed(self) -> Function:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +24,18 @@ class Names(NamedTuple):
     launch: str
     current: str
     """What gives the device or context that is this thread's."""
+
+
+class Exported(NamedTuple):
+    """What the launcher in exported libraries must know of a maker's GPUs: DLPack's number of their kind, names of the
+    driver, its number of the attribute that counts multiprocessors, other numbers by the macros that the launcher has
+    for them, and how files of machine code end."""
+
+    kind: int
+    libraries: Sequence[str]
+    multiprocessors: int
+    macros: Mapping[str, int]
+    suffix: str
 
 
 class Driver(ABC):

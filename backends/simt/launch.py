@@ -45,7 +45,7 @@ class Launch:
         self.dynamic_shared, self.widest = lowered.dynamic_shared, device.widest(rendered.threads)
         self.workers = device.multiprocessors * max(int(lowered.report["resident_blocks"]), 1)
         tensors = [i for i, p in enumerate(params) if isinstance(p.type, TensorType)]
-        needed = _behind_grid(self.tile)
+        needed = behind_grid(self.tile)
         self.fixed = [i for i, p in enumerate(params) if i not in tensors
                       and (p in needed or p.dtype.name not in _FORMATS)]
         self.head = [*tensors, *(i for i in range(len(params)) if i not in tensors and i not in self.fixed)]
@@ -132,7 +132,7 @@ def _split(programs: int, widest: int, fn: Function) -> tuple[int, int]:
     return programs // y, y
 
 
-def _behind_grid(fn: Function) -> set[Value]:
+def behind_grid(fn: Function) -> set[Value]:
     """What the number of programs depends on."""
     found: set[Value] = set()
     pending = [v for op in fn.body.ops if op.name == "grid" for v in op.operands]

@@ -7,6 +7,7 @@ elements only where strides are positive and slices do not overlap: `reaches` sa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.thread.builder import Index, ThreadBuilder
@@ -47,15 +48,32 @@ def open_window(b: ThreadBuilder, facts: Facts, memory: Value, offsets: Sequence
     return window, axis
 
 
+class Window(NamedTuple):
+    """Blocks of the tensor that is a function's parameter: extents by axis, the axis along which they end where the
+    tensor does, its rank, and the bytes of an element."""
+
+    parameter: int
+    block: tuple[tuple[int, int], ...]
+    axis: int | None
+    rank: int
+    size: int
+
+
+def windows(fn: Function) -> list[Window]:
+    """The windows of a THREAD function, each once."""
+    return list(dict.fromkeys(
+        Window(fn.params.index(memory), op.attrs["block"], op.attrs["axis"], memory.type.rank,
+               memory.dtype.storage.itemsize)
+        for op in fn.walk() if op.name == "window" for memory in op.operands[:1]))
+
+
 def reaches(fn: Function, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> bool:
     """Whether every window of a THREAD function holds its blocks in tensors of these shapes and strides (in
-    elements)."""
-    windows = {(fn.params.index(op.operands[0]), op.attrs["block"], op.attrs["axis"], op.operands[0].dtype)
-               for op in fn.walk() if op.name == "window"}
-    for index, block, axis, dt in windows:
+    elements). `runtime/launcher.cpp` asks the same of exported kernels."""
+    for index, block, axis, _, size in windows(fn):
         spans = {a: (min(n, shapes[index][a]) - 1) * strides[index][a] for a, n in block}
         if any(strides[index][a] < 0 for a in spans) or \
-                sum((n - 1) * strides[index][a] for a, n in block) * dt.storage.itemsize > LIMIT:
+                sum((n - 1) * strides[index][a] for a, n in block) * size > LIMIT:
             return False
         if axis is not None and all(shapes[index]) and \
                 (strides[index][axis] <= 0 or sum(s for a, s in spans.items() if a != axis) >= strides[index][axis]):

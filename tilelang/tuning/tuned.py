@@ -91,6 +91,10 @@ class Tuned:
         """As of a kernel, with the constants that a call on the target would use without a search."""
         return self._settled(args, kwargs, target).explain(*args, target=target, run=run, **kwargs)
 
+    def export(self, directory: str | Path, *args: Any, target: str = "cpu", **kwargs: Any) -> Path:
+        """As of a kernel, with the constants that a call on the target would use without a search."""
+        return self._settled(args, kwargs, target).export(directory, *args, target=target, **kwargs)
+
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """As of a kernel, with the constants that a call would use without a search."""
         return self._settled(args, kwargs).reference(*args, **kwargs)

@@ -58,9 +58,10 @@ class Launched:
 
 
 @lru_cache(maxsize=2)
-def _built(folder: str, kind: str) -> str:
+def _built(folder: str, kind: str, soname: str) -> str:
     path = f"{folder}/lib{kind}.so"
     subprocess.run([str(COMPILER), "-shared", "-fPIC", "-O1", "-w", *(["-DHIP"] if kind == "hip" else []),
+                    *([f"-Wl,-soname,{soname}"] if soname else []),
                     str(Path(__file__).parent / "fake_driver.c"), "-o", path], check=True)
     return path
 
@@ -84,10 +85,11 @@ def code_object(kernel: str, **uses: int) -> bytes:
 class FakeDriver:
     """The loaded library. `launches` collects what is launched."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, soname: str = "") -> None:
         # Each test gets a copy of its own: its state is that of a fresh process.
-        # Its name is none that is looked for: it stays in the process.
-        self.kind, self.path = kind, str(shutil.copy(_built(str(folder.parent), kind), folder / f"fake_{kind}.so"))
+        # Its name is none that is looked for, unless given: it stays in the process.
+        self.kind, built = kind, _built(str(folder.parent), kind, soname)
+        self.path = str(shutil.copy(built, folder / f"fake_{kind}.so"))
         self.library = ctypes.CDLL(self.path)
         self.library.fake_image.restype = self.library.fake_name.restype = ctypes.c_char_p
         self.library.fake_shared_limit.restype = self.library.fake_live.restype = ctypes.c_int64
@@ -188,7 +190,7 @@ def fake_gpu(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Fak
     fake = FakeDriver(folder, kind)
     patch.setattr(cuda_driver, "LIBRARY", fake.path)
     uses = {"registers": REGISTERS, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
-    patch.setattr(cuda_compile, "product", lambda text, name, arch: Product(text.encode(), uses))
+    patch.setattr(cuda_compile, "product", lambda text, name, arch: Product(text.encode() + b"\0", uses))
     patch.setattr(libraries, "candidates", lambda name: [fake.path] if name == "libamdhip64.so" else [])
     disk = Cache(folder / "cache", 1 << 30)
     patch.setattr("tilelang.cache.default", lambda: disk)

@@ -1,0 +1,215 @@
+// The GPU's half of an exported kernel: the driver, found at the first call; machine code, loaded once for each device;
+// launches. `kernel.h` is what `export.py` writes of one kernel.
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+
+// Machine code that a launch may choose, with what it asks for.
+struct Code {
+  const unsigned char* image;
+  unsigned threads, shared_bytes;
+  int64_t resident_blocks;
+};
+
+// Blocks of a tensor that the first code reaches from their start by 32-bit offsets: see `reaches` in window.py.
+struct Window {
+  int shape, stride, rank;  // where extents and strides begin in the context, and how many there are
+  int axis;                 // along which it ends where the tensor does, or -1
+  int64_t bytes;            // of an element
+  int axes;
+  struct { int axis; int64_t extent; } block[8];
+};
+
+#include "kernel.h"
+
+#if TL_CUDA
+#define FUNCTIONS(F) \
+  F(start, "cuInit", (unsigned flags)) \
+  F(load, "cuModuleLoadData", (void** module, const void* image)) \
+  F(function, "cuModuleGetFunction", (void** function, void* module, const char* name)) \
+  F(allow, "cuFuncSetAttribute", (void* function, int attribute, int value)) \
+  F(attribute, "cuDeviceGetAttribute", (int* value, int attribute, int device)) \
+  F(device, "cuDeviceGet", (int* device, int number)) \
+  F(retain, "cuDevicePrimaryCtxRetain", (void** context, int device)) \
+  F(current, "cuCtxGetCurrent", (void** context)) \
+  F(push, "cuCtxPushCurrent_v2", (void* context)) \
+  F(pop, "cuCtxPopCurrent_v2", (void** context)) \
+  F(error_name, "cuGetErrorName", (int code, const char** text)) \
+  F(error_text, "cuGetErrorString", (int code, const char** text)) \
+  F(launch, "cuLaunchKernel", (void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, \
+                               unsigned, unsigned shared_bytes, void* stream, void** parameters, void** extra))
+typedef void* Current;
+#else
+#define FUNCTIONS(F) \
+  F(start, "hipInit", (unsigned flags)) \
+  F(load, "hipModuleLoadData", (void** module, const void* image)) \
+  F(function, "hipModuleGetFunction", (void** function, void* module, const char* name)) \
+  F(attribute, "hipDeviceGetAttribute", (int* value, int attribute, int device)) \
+  F(current, "hipGetDevice", (int* device)) \
+  F(set, "hipSetDevice", (int device)) \
+  F(error_name, "hipGetErrorName", (int code)) \
+  F(error_text, "hipGetErrorString", (int code)) \
+  F(launch, "hipModuleLaunchKernel", (void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, \
+                                      unsigned, unsigned shared_bytes, void* stream, void** parameters, void** extra))
+typedef int Current;
+#endif
+#define MEMBER(name, symbol, takes) int(*name) takes;
+static struct { FUNCTIONS(MEMBER) } driver;
+
+static const int MAX_DEVICES = 64;
+static struct {
+  int ready;
+  Current own;  // what is current where this device is
+  int64_t multiprocessors;
+  void* functions[sizeof codes / sizeof *codes];
+} devices[MAX_DEVICES];
+static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
+
+extern "C" {
+void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message);
+void* TVMFFIEnvGetStream(int32_t device_type, int32_t device_id);
+}
+
+static int fail(const char* text) {
+  char whole[512];
+  snprintf(whole, sizeof whole, "%s: %s", TL_NAME, text);
+  TVMFFIErrorSetRaisedFromCStr("RuntimeError", whole);
+  return -1;
+}
+
+static int check(const char* symbol, int code) {
+  if (!code) return 0;
+  const char *name = "?", *words = "?";
+#if TL_CUDA
+  driver.error_name(code, &name);
+  driver.error_text(code, &words);
+#else
+  name = reinterpret_cast<const char* (*)(int)>(driver.error_name)(code);
+  words = reinterpret_cast<const char* (*)(int)>(driver.error_text)(code);
+#endif
+  char text[256];
+  snprintf(text, sizeof text, "%s failed: error %d, %s: %s", symbol, code, name, words);
+  return fail(text);
+}
+#define CHECK(symbol, call) do { if (check(symbol, driver.call)) return -1; } while (0)
+
+static int find_driver() {
+  static int found = 0;
+  for (const char* const* path = libraries; !found && path != libraries + sizeof libraries / sizeof *libraries; path++) {
+    void* library = dlopen(*path, RTLD_NOW);
+    if (!library) continue;
+    found = 1;
+#define FIND(name, symbol, takes) \
+    if (!(driver.name = reinterpret_cast<int(*) takes>(dlsym(library, symbol)))) found = 0;
+    FUNCTIONS(FIND)
+    if (found && check("the start of the driver", driver.start(0))) return found = 0, -1;
+  }
+  return found ? 0 : fail("the driver of the GPU was not found; it needs " TL_LIBRARY);
+}
+
+// Makes a device this thread's; `leave` undoes it.
+static int enter(int device) {
+#if TL_CUDA
+  CHECK("cuCtxPushCurrent", push(devices[device].own));
+#else
+  CHECK("hipSetDevice", set(device));
+#endif
+  return 0;
+}
+
+static int leave(Current before) {
+#if TL_CUDA
+  CHECK("cuCtxPopCurrent", pop(&before));
+#else
+  CHECK("hipSetDevice", set(before));
+#endif
+  return 0;
+}
+
+static int load_codes(int device) {
+  for (unsigned i = 0; i < sizeof codes / sizeof *codes; i++) {
+    void** function = devices[device].functions + i;
+    void* module;
+    CHECK("the loading of machine code", load(&module, codes[i].image));
+    CHECK("the loading of machine code", function(function, module, TL_KERNEL));
+#if TL_CUDA
+    if (codes[i].shared_bytes > TL_FREE_SHARED)
+      CHECK("cuFuncSetAttribute", allow(*function, TL_MAX_DYNAMIC_SHARED, static_cast<int>(codes[i].shared_bytes)));
+#endif
+  }
+  return 0;
+}
+
+static int prepare(int device) {
+  if (find_driver()) return -1;
+  int count = 0, handle = device;
+  Current before;
+#if TL_CUDA
+  CHECK("cuDeviceGet", device(&handle, device));
+  if (!devices[device].own) CHECK("cuDevicePrimaryCtxRetain", retain(&devices[device].own, handle));
+#else
+  devices[device].own = device;
+#endif
+  CHECK("the question for multiprocessors", attribute(&count, TL_MULTIPROCESSORS, handle));
+  CHECK("the question for the device", current(&before));
+  if (enter(device)) return -1;
+  int code = load_codes(device);
+  if (leave(before) || code) return -1;
+  devices[device].multiprocessors = count;
+  __atomic_store_n(&devices[device].ready, 1, __ATOMIC_RELEASE);
+  return 0;
+}
+
+static int reaches(const int64_t* context) {
+  for (int i = 0; i < TL_WINDOWS; i++) {
+    const Window& w = windows[i];
+    const int64_t *shape = context + w.shape, *stride = context + w.stride;
+    int64_t whole = 0, others = 0;
+    int empty = 0;
+    for (int axis = 0; axis < w.rank; axis++) empty |= !shape[axis];
+    for (int n = 0; n < w.axes; n++) {
+      int axis = w.block[n].axis;
+      int64_t extent = w.block[n].extent, inside = extent < shape[axis] ? extent : shape[axis];
+      if (stride[axis] < 0) return 0;
+      whole += (extent - 1) * stride[axis];
+      if (axis != w.axis) others += (inside - 1) * stride[axis];
+    }
+    if (whole * w.bytes > TL_REACH) return 0;
+    if (w.axis >= 0 && !empty && (stride[w.axis] <= 0 || others >= stride[w.axis])) return 0;
+  }
+  return 1;
+}
+
+// How many programs of a persistent grid run at once on a device; -1 after an error.
+extern "C" int64_t tl_workers(const int64_t* context, int32_t device) {
+  if (device < 0 || device >= MAX_DEVICES) return fail("there is no device of that number");
+  if (!__atomic_load_n(&devices[device].ready, __ATOMIC_ACQUIRE)) {
+    pthread_mutex_lock(&loading);
+    int code = devices[device].ready ? 0 : prepare(device);
+    pthread_mutex_unlock(&loading);
+    if (code) return -1;
+  }
+  return devices[device].multiprocessors * codes[reaches(context) ? 0 : 1].resident_blocks;
+}
+
+// Launches so many programs. The context holds what the kernel takes, in its order, each in 8 bytes.
+extern "C" int32_t tl_launch(int64_t* context, int64_t programs, int32_t device) {
+  if (!programs) return 0;
+  int which = reaches(context) ? 0 : 1;
+  const Code& code = codes[which];
+  int64_t widest = TL_CUDA ? INT32_MAX : UINT32_MAX / code.threads, rows = (programs - 1) / widest + 1;
+  while (programs % rows && rows <= TL_ROWS) rows++;
+  if (rows > TL_ROWS) return fail("too many programs; use larger tiles");
+  void* parameters[TL_PARAMETERS];
+  for (int i = 0; i < TL_PARAMETERS; i++) parameters[i] = context + i;
+  Current before;
+  CHECK("the question for the device", current(&before));
+  int here = before == devices[device].own;
+  if (!here && enter(device)) return -1;
+  int failed = check("the launch", driver.launch(
+      devices[device].functions[which], static_cast<unsigned>(programs / rows), static_cast<unsigned>(rows), 1,
+      code.threads, 1, 1, code.shared_bytes, TVMFFIEnvGetStream(TL_DEVICE, device), parameters, nullptr));
+  if (!here && leave(before)) return -1;
+  return failed;
+}

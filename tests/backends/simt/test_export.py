@@ -1,0 +1,131 @@
+"""Exported kernels of GPUs, called against drivers without a device whose launches the emulator runs."""
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tests.backends.cuda.test_launch import big_fn
+from tests.backends.simt.exported import DLPACK, SONAME
+from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu
+from tests.backends.simt.test_launch import counted_fn, persistent_fn, scale_fn, unpack_fn
+from tilelang.backends import host
+from tilelang.backends.cpu.codegen import slots
+from tilelang.backends.simt import export, window
+from tilelang.jit import Kernel
+from tilelang.ops.matmul import matmul_kernel
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+TARGET = {"cuda": "cuda:sm_86", "hip": "hip:gfx942"}
+
+
+@pytest.fixture(params=["cuda", "hip"])
+def gpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    with fake_gpu(request.param, tmp_path, monkeypatch) as fake:
+        yield fake
+
+
+def test_libraries_compute_what_kernels_mean(gpu: FakeDriver, tmp_path: Path) -> None:
+    folder, target = tmp_path / "exported", TARGET[gpu.kind]
+    x = np.ones((16, 64), np.float32)
+    codes = np.zeros((5, 50), np.int64)
+    for fn, args in ((scale_fn, (x, x, 1.0, 0)), (persistent_fn, (np.ones(64, np.int32),)), (counted_fn, (x[0], 1)),
+                     (unpack_fn, (tile.Packed.from_codes(codes, tile.u3),)), (big_fn, (x[0],))):
+        Kernel(fn).export(folder, *args, target=target, name=fn.__name__.removesuffix("_fn"))
+    assert not gpu.launches
+    (folder / "driver").mkdir()
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.backends.simt.exported", str(folder),
+                           gpu.kind], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.split() == [
+        "scale", "far", "persistent", "counted", "unpack", "big"], done.stderr
+
+
+ALONE = """
+import sys
+for name in ("tilelang", "llvmlite", "lark", "torch"):
+    sys.modules[name] = None
+import ctypes, numpy as np, tvm_ffi
+folder, kind, soname, device = sys.argv[1:]
+driver = ctypes.CDLL(soname)
+LAUNCHED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p,
+                            ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+seen = []
+callback = LAUNCHED(lambda f, *rest: seen.append(rest[:6]))
+driver.fake_callback(callback)
+
+class OnDevice:
+    def __init__(self, array):
+        self.array = array
+    def __dlpack_device__(self):
+        return int(device), 0
+    def __dlpack__(self, **options):
+        capsule, pointer = self.array.__dlpack__(), ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = int(device)
+        return capsule
+
+x, y = (OnDevice(np.ones((32, 64), np.float32)) for _ in range(2))
+tvm_ffi.load_module(folder + "/scale.so").scale(x, y, 1.0, 0)
+print(seen)
+"""
+
+
+def test_python_needs_tvm_ffi_alone(gpu: FakeDriver, tmp_path: Path) -> None:
+    x = np.ones((16, 64), np.float32)
+    library = Kernel(scale_fn).export(tmp_path, x, x, 1.0, 0, target=TARGET[gpu.kind], name="scale")
+    Path(gpu.path).rename(tmp_path / SONAME[gpu.kind])
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path), gpu.kind, SONAME[gpu.kind],
+                           str(DLPACK[gpu.kind])], capture_output=True, text=True, timeout=60,
+                          env={"LD_LIBRARY_PATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(library.with_suffix(".json").read_text())
+    assert eval(done.stdout) == [(4, 1, 1, manifest["code"][0]["threads"], 1, 1)]
+    for code in manifest["code"]:  # the files hold what the library does
+        assert (tmp_path / code["file"]).read_bytes() in library.read_bytes()
+    assert [(p["kind"], p["parameter"]) for p in manifest["takes"]][-3:] == [
+        ("value", "by"), ("value", "add"), ("workers", None)]
+    assert len(manifest["code"]) == (1 if gpu.kind == "cuda" else 2)
+
+
+def test_a_missing_driver_is_named(gpu: FakeDriver, tmp_path: Path) -> None:
+    x = np.ones((16, 64), np.float32)
+    Kernel(scale_fn).export(tmp_path, x, x, 1.0, 0, target=TARGET[gpu.kind], name="scale")
+    program = ALONE.replace("ctypes.CDLL(soname)", "ctypes.CDLL(folder + '/" + Path(gpu.path).name + "')")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(tmp_path), gpu.kind, "",
+                           str(DLPACK[gpu.kind])], capture_output=True, text=True, timeout=60)
+    assert f"scale: the driver of the GPU was not found; it needs {SONAME[gpu.kind]}" in done.stderr
+
+
+ASKED = """
+extern "C" int asked(const int64_t* context) { return reaches(context); }
+"""
+
+
+def test_the_launcher_knows_what_windows_reach(tmp_path: Path) -> None:
+    """As `window.reaches` does, for random shapes and strides."""
+    a = np.zeros((64, 64), np.float16)
+    lowered = matmul_kernel.lower(a, a, a.astype(np.float32), target="hip:gfx942", BM=64, BN=64, BK=32, ACC=tile.f32)
+    assert any(w.axis is not None for w in window.windows(lowered.thread))
+    host.library(tmp_path / "asked.so", "asked", {"asked.cpp": export._LAUNCHER.read_bytes() + ASKED.encode(),
+                                                  "kernel.h": export._table(lowered, "matmul").encode()})
+    asked, known = ctypes.CDLL(str(tmp_path / "asked.so")).asked, slots(lowered.tile.params)
+    rng, answers = np.random.default_rng(0), set()
+    for _ in range(2000):
+        shapes = rng.choice([0, 1, 5, 31, 64, 1000], (3, 2)).tolist()
+        strides = [[int(rng.choice([-100, 0, 1, 60, 1000, 1 << 24, 1 << 30])), 1] for _ in range(3)]
+        context = np.zeros(len(known), np.int64)
+        for tensor in range(3):
+            for axis in range(2):
+                context[known["shape", tensor, axis]] = shapes[tensor][axis]
+                context[known["stride", tensor, axis]] = strides[tensor][axis]
+        wanted = window.reaches(lowered.thread, shapes, strides)
+        assert bool(asked(ctypes.c_void_p(context.ctypes.data))) == wanted, (shapes, strides)
+        answers.add(wanted)
+    assert answers == {True, False}
