@@ -23,6 +23,7 @@ import torch
 
 import tilelang as tile
 from tilelang import ops
+from tilelang.ir.packed import Packed
 from tilelang.ops.mpgemm.pack import panels
 
 SIZE, GROUP, AWAY = 4096, 128, 96 << 20
@@ -62,13 +63,11 @@ class Row:
 
 @functools.cache
 def weights(name: str) -> tuple[Any, ...]:
-    """Copies of a random weight, repacked."""
+    """Copies of a random weight in memory of their own: of the same memory products share what is repacked."""
     first = tile.quantize(torch.randn(SIZE, SIZE), name, group=GROUP)
     count = AWAY // panels(first).nbytes + 1
-    out = (first, *(dataclasses.replace(first) for _ in range(count - 1)))
-    for w in out:
-        panels(w)
-    return out
+    return first, *(first.map(lambda leaf: Packed(leaf.buffer.clone(), leaf.dtype, leaf.shape) if isinstance(
+        leaf, Packed) else leaf.clone()) for _ in range(count - 1))
 
 
 def ours(name: str, m: int, x_dtype: str | None, how: str | None = None) -> Callable[[], Any]:

@@ -315,6 +315,23 @@ def test_names_from_around_a_kernel_have_the_values_of_the_call(monkeypatch: pyt
     assert is_now(25) and shift._compiled is not compiled
 
 
+class Silent:
+    def __repr__(self) -> str:
+        raise AssertionError("made a text")
+
+
+TABLES = {1: (2.0,), 2: (3.0,), 3: Silent()}
+
+
+def test_calls_make_no_text_of_captured_tables() -> None:
+    """Each call once took 0.15 ms more for the text of a dict with 256 numbers."""
+    @tile.kernel
+    def add(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], ROW: tile.Const):
+        tile.store(y, (0,), tile.load(x, (0,), (8,)) + TABLES[ROW][0])
+    x = np.ones(8, np.float32)
+    assert [add(x, ROW=row)[0] for row in (1, 2, 1, 2)] == [3, 4, 3, 4]
+
+
 def test_masked_arrays_are_refused() -> None:
     """The mask was once ignored, by the first call and by later ones."""
     x, y = np.ones((3, 4), np.float32), np.empty((3, 4), np.float32)

@@ -23,6 +23,7 @@ class Elements:
         self.vector_bytes = vector_bytes
         self.masked = False
         self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
+        self.made: dict[tuple[Value, Position], Value] = {}  # of the position that is being written
 
     def scalar(self, v: Value) -> Value:
         """A scalar, from outside the nest or computed in it."""
@@ -38,6 +39,8 @@ class Elements:
             if (v, where) in self.registers:
                 return self.registers[v, where]
             return self.stored[v].load(self.b, where) if v.shape else self.scalar(v)
+        if (v, where) in self.made:
+            return self.made[v, where]
         op = v.owner
         assert op is not None
         where = where if v.shape else ()

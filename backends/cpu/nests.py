@@ -38,6 +38,7 @@ class NestLowering(Elements):
         self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
         self.unread, self.again = unread, again
+        self.direct = self._direct()
         self.streamed = False
         self.targets: dict[Value, Buffer] = {}
         for inner, outer in self.yields:
@@ -46,6 +47,18 @@ class NestLowering(Elements):
             self.targets[inner] = wanted(outer) or new_buffer(b, t.shape, t.dtype, layout)  # type: ignore[arg-type]
             if t.shape:
                 stored[outer] = self.targets[inner]
+
+    def _direct(self) -> list[Op]:
+        """Elementwise operations needed where the roots are, in the program's order."""
+        found: set[Op] = set()
+        left = [v for v, _ in self.yields] + [o for op in (*self.reduces, *self.effects) for o in op.operands]
+        while left and self.shape:
+            v = left.pop()
+            if v in self.local and v.owner not in found and v.shape == self.shape and isinstance(
+                    v.owner, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
+                found.add(v.owner)
+                left += v.owner.operands
+        return [op for op in self.region.ops if op in found]
 
     # -- shape of the loops -------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -294,8 +307,11 @@ class NestLowering(Elements):
     def _body(self, at: dict[int, Ix]) -> None:
         """Everything at one position: values to store, then effects."""
         where = self._position(at)
+        self.made = {}
         if not self.masked:
             self._fetch(where)
+        for op in self.direct:  # a chain's operands would else be read from its end
+            self.made[op.result, where] = self.at(op.result, where)
         for v, _ in self.yields:
             if v.owner not in self.reduces and v.owner not in self.effects:
                 target = self.targets[v]

@@ -129,6 +129,7 @@ class _Placer:
         self.written = {op.operands[0] for op in fn.walk() if op.name in _WRITES}
         self.depth: dict[Value, int] = {p: 0 for p in fn.params}
         self.users: dict[Value, list[tuple[Op, int]]] = {}
+        self.order: dict[Op, int] = {}  # of the program
         self.together: dict[Op, Op] = {}  # reductions that follow one another, by the first, whose nest they join
         self._survey(fn.body, 0)
         self.mapping: dict[Value, Value] = {p: p for p in fn.params}
@@ -143,6 +144,7 @@ class _Placer:
             self.depth[arg] = depth
         last: Op | None = None
         for op in region.ops:
+            self.order[op] = len(self.order)
             if not self.inline(op):
                 if last is not None and op.name == last.name == "reduce" and op.attrs["axis"] == last.attrs["axis"] \
                         and op.operands[0].shape == last.operands[0].shape:
@@ -343,11 +345,12 @@ class _Placer:
             self.close()
 
     def close(self) -> None:
-        """Writes the open nest with everything its roots compute inline."""
+        """Writes the open nest with everything its roots compute inline, in the program's order."""
         nest, self.nest = self.nest, None
         if nest is None:
             return
         region, inner = Region(), dict(self.mapping)
+        copies: list[tuple[int, Op]] = []
 
         def pull(v: Value) -> None:
             if v in inner and (v in done or v not in nest.stored):
@@ -361,7 +364,7 @@ class _Placer:
         def copy(op: Op) -> None:
             regions = [clone_region(r, dict(inner)) for r in op.regions]
             new = type(op)([inner[o] for o in op.operands], op.attrs, regions, op.loc)
-            region.ops.append(new)
+            copies.append((self.order[op], new))
             for old, value in zip(op.results, new.results, strict=True):
                 value.name = old.name
                 inner[old] = value
@@ -373,6 +376,7 @@ class _Placer:
                     pull(o)
                 copy(op)
             yields += op.results
+        region.ops = [op for _, op in sorted(copies, key=lambda copy: copy[0])]
         region.ops.append(Yield([inner[v] for v in yields]))
         out = Nest([], {"shape": nest.shape}, [region], nest.roots[0][0].loc)
         self.emit(out)

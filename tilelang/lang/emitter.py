@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -25,8 +26,15 @@ class Captured(NamedTuple):
 
     def changed(self) -> bool:
         """Whether the kernel would be compiled otherwise today. Lists, dicts and sets are compared by contents."""
-        now = self.now()
-        return now is not self.kept and (type(now) is not type(self.kept) or repr(now) != repr(self.kept))
+        now, kept = self.now(), self.kept
+        if now is kept:
+            return False
+        if type(now) is not type(kept):
+            return True
+        if isinstance(kept, list | dict | set) and len(now) == len(kept) and all(map(is_, now, kept)) and (
+                not isinstance(kept, dict) or all(map(is_, now.values(), kept.values()))):
+            return False  # the same objects: texts of large tables would take longer than a kernel
+        return repr(now) != repr(kept)
 
 
 class Emitter:
