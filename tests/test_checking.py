@@ -85,7 +85,7 @@ def test_shapes_are_whole_ragged_and_small_and_can_be_fixed() -> None:
 def test_counters_say_what_a_matmul_does(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--set", "M=64", "--set", "N=64", "--set", "K=64"]
     assert main(["check", f"{MATMUL}:matmul_kernel", *CONSTS, *sizes]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r" matmul.py:\d+ ", line)]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r"matmul.py:\d+ ", line)]
     assert sum(int(row[-2]) for row in rows) == 64**3 // (16 * 8 * 16)
 
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,12 @@ def test_files_stay_readable(path: Path) -> None:
 def test_the_links_are_relative() -> None:
     for name in ("layouts", "backends", "ops"):
         assert (ROOT / "tilelang" / name).readlink() == Path("..") / name
+
+
+def test_importing_is_light() -> None:
+    """What takes long to import is imported by who needs it."""
+    found = subprocess.run([sys.executable, "-c", "import sys, tilelang; print(*sys.modules)"], check=True, text=True,
+                           capture_output=True).stdout.split()
+    heavy = {"llvmlite", "lark", "torch", "tvm_ffi", "rich", "filelock", "platformdirs", "sqlite3", "numpy.ma",
+             "tilelang.backends", "tilelang.quant", "tilelang.torch_ops", "tilelang.tuning", "tilelang.explain"}
+    assert heavy.isdisjoint(found) and "tilelang.jit" in found

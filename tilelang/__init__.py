@@ -10,21 +10,25 @@ from tilelang.jit import Kernel, get_num_threads, kernel, on_gpu, set_num_thread
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
 from tilelang.lang.builtins import PUBLIC as _PUBLIC
 from tilelang.lang.expressions import Function as _Function
-from tilelang.quant import QuantTensor, quantize
 from tilelang.targets import last_counters
-from tilelang.torch_ops import torch_op
 from tilelang.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from tilelang import quant
     from tilelang.profiling import bench
+    from tilelang.quant import QuantTensor, quantize
+    from tilelang.torch_ops import torch_op
     from tilelang.tuning import autotune
 
-_LATE = {"autotune": "tilelang.tuning", "bench": "tilelang.profiling"}
-"""Names whose modules are imported on first use."""
+_LATE = {"autotune": "tilelang.tuning", "bench": "tilelang.profiling", "QuantTensor": "tilelang.quant",
+         "quantize": "tilelang.quant", "torch_op": "tilelang.torch_ops"}
+"""Names whose modules are imported on first use; so is `quant`."""
 
 
 def __getattr__(name: str) -> Any:
     """The functions of the language, the number types of `tilelang.ir.dtypes`, and type variables T, U, …, by name."""
+    if name == "quant":
+        return import_module("tilelang.quant")
     if name in _LATE:
         return getattr(import_module(_LATE[name]), name)
     if name in _PUBLIC:
@@ -43,5 +47,5 @@ def function(fn: Any) -> Any:
 
 
 __all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "QuantTensor", "Tensor", "autotune", "bench",
-           "codebook", "dtype", "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quantize",
-           "set_num_threads", "target", "torch_op"]
+           "codebook", "dtype", "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quant",
+           "quantize", "set_num_threads", "target", "torch_op"]

@@ -18,6 +18,12 @@ from tilelang.ir.packed import Packed
 MAX_EXTENT = (1 << 31) - (1 << 16)
 
 
+def masked_arrays() -> type | None:
+    """NumPy's class of them, if somebody has imported it."""
+    module = sys.modules.get("numpy.ma")
+    return None if module is None else module.MaskedArray
+
+
 @dataclass(frozen=True)
 class Argument:
     """A tensor argument: `array` is the NumPy or torch object, strides count elements (bits where packed)."""
@@ -153,7 +159,8 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                                  got=f"DLPack device {x.__dlpack_device__()}",
                                  try_="copy it to the CPU, or torch.from_dlpack() an array on a GPU")
         x = np.from_dlpack(x)
-    if isinstance(x, np.ma.MaskedArray):
+    masked = masked_arrays()
+    if masked is not None and isinstance(x, masked):
         raise ArgumentLayout(f"parameter `{name}` is a masked array", loc=loc, needs="an array without a mask",
                              got=type(x).__name__, why="a kernel reads the elements under the mask, too",
                              try_=f"{name}.filled(0), or {name}.data and the mask as an argument of its own")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LEVELS = {"tile": "tile", "placed": "placed", "thread": "thread", "source": "source", "assembly": "assembly",
           "report": "report", "llvm": "source", "asm": "assembly"}
+_WIDE = 60
+"""Columns of a line of the source in a table."""
 
 
 class _Given(NamedTuple):
@@ -68,20 +70,16 @@ def compile_command(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     """Runs a kernel under the emulator's checks and prints what they find, or what its lines cost."""
-    from rich.console import Console
-
     from tilelang.checking import check
     kernel, consts, dtypes, extents = _given(options)
     done = check(kernel, options.target, consts, dtypes, extents)
-    wide = None if sys.stdout.isatty() else 120  # in a file or a pipe nothing says how wide a line may be
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=wide)
     for found in done.found:
-        console.print("\n".join([*found.render(), ""]))
-    console.print(f"{len(done.found) or 'no'} finding{'s' * (len(done.found) > 1)} in `{kernel.name}` for "
-                  f"{options.target}, run with\n" + "\n".join(f"  {case}" for case in done.cases))
+        print("\n".join([*found.render(), ""]))
+    print(f"{len(done.found) or 'no'} finding{'s' * (len(done.found) > 1)} in `{kernel.name}` for {options.target}, "
+          "run with\n" + "\n".join(f"  {case}" for case in done.cases))
     if done.found:
         return 1
-    console.print(_table(done.counters, done.cases[0]), soft_wrap=False)
+    print(_table(done.counters, done.cases[0]))
     return 0
 
 
@@ -105,19 +103,17 @@ def explain_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _table(counters: dict[tuple[str, int], Any], case: str) -> Any:
+def _table(counters: dict[tuple[str, int], Any], case: str) -> str:
     """What the lines of the source cost, beside the least that their accesses could."""
-    from rich.table import Table
-    from rich.text import Text
-    table = Table(title=Text(f"whole warps' work by line, for {case}"), box=None, title_justify="left")
-    table.add_column("line", overflow="fold", max_width=60)
-    for title in ("global sectors/ideal", "shared wavefronts/ideal", "MMA", "instructions"):
-        table.add_column(title, justify="right")
+    rows = [("line", "global sectors/ideal", "shared wavefronts/ideal", "MMA", "instructions")]
     for (file, line), c in sorted(counters.items()):
         text = f"{Path(file).name}:{line}  {linecache.getline(file, line).strip()}" if file else "(the compiler's own)"
-        table.add_row(Text(text), f"{c.sectors}/{c.ideal_sectors}", f"{c.wavefronts}/{c.ideal_wavefronts}",
-                      str(c.mma), str(sum(c.instructions.values())))
-    return table
+        rows.append((text if len(text) <= _WIDE else text[:_WIDE - 1] + "…", f"{c.sectors}/{c.ideal_sectors}",
+                     f"{c.wavefronts}/{c.ideal_wavefronts}", str(c.mma), str(sum(c.instructions.values()))))
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join([f"whole warps' work by line, for {case}", *(
+        "  ".join([text.ljust(first), *(x.rjust(n) for x, n in zip(numbers, others, strict=True))])
+        for text, *numbers in rows)])
 
 
 def _value(text: str) -> Any:

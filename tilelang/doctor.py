@@ -100,6 +100,10 @@ def _torch() -> str:
     return f"{torch.__version__}, GPUs: {', '.join(gpus) or 'none'}"
 
 
+def _progress() -> str:
+    return f"rich {importlib.metadata.version('rich')}"
+
+
 def _emulator() -> str:
     import numpy as np
 
@@ -152,6 +156,7 @@ _CHECKS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("compile cache", _cache, "set TILELANG_CACHE_DIR to a directory of your own, or chmod 700 it"),
     ("results of tuning", _tuning, "set TILELANG_TUNING_FILE to a file of your own"),
     ("PyTorch", _torch, "pip install 'tilelang-compiler[torch]'"),
+    ("progress of tuning", _progress, "pip install 'tilelang-compiler[progress]'"),
     ("emulator", _emulator, "install g++ with the system's package manager, or pip install ziglang"),
     ("compiling for CUDA", _nvrtc, "pip install 'tilelang-compiler[cuda]'"),
     ("reading CUDA machine code", _nvdisasm, "pip install 'tilelang-compiler[cuda]'"),

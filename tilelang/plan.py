@@ -13,9 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.ma import MaskedArray
 
-from tilelang.args import Argument
+from tilelang.args import Argument, masked_arrays
 from tilelang.ir.dtypes import DType
 from tilelang.lang.expressions import Function as TileFunction
 
@@ -61,7 +60,8 @@ class Plan:
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """Arguments of `fn`, absent outputs allocated. Raises Mismatch, or what a value without a shape raises."""
         values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
-        if MaskedArray in map(type, values):  # native code would not see the mask
+        masked = masked_arrays()
+        if masked is not None and masked in map(type, values):  # native code would not see the mask
             raise Mismatch
         for i in self.outs:
             if values[i] is None:

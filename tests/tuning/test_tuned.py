@@ -1,6 +1,7 @@
 """Kernels that choose their constants: what is searched, what is kept, and what happens where nothing can be timed."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -272,3 +274,17 @@ def test_mistakes() -> None:
         tile.autotune(BM=[0], compile_on=Inline())(scaled)(torch.ones(3, 3))
     with pytest.raises(errors.ArgumentRank):
         marked()(torch.ones(3))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_bar_on_terminals_where_rich_is_installed(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    terminal = SimpleNamespace(isatty=lambda: True, write=written.append, flush=lambda: None, encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    if not there:
+        monkeypatch.setitem(sys.modules, "rich", None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with search.progress("tuning f") as show:
+        show("timing", 1, 2)
+    assert ("timing" in "".join(written)) == there

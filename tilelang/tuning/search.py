@@ -1,6 +1,7 @@
 """Finding the fastest configuration: prune by the model, compile side by side, check, then halve by time."""
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -219,8 +220,8 @@ def _alone(store: Store, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on the terminal; nothing in pipes."""
-    if not sys.stderr.isatty():
+    """A bar on the terminal; nothing in pipes, and without the package rich."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         yield lambda what, done, total: None
         return
     from rich.console import Console
