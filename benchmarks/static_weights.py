@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from tilelang.backends.cuda import nvrtc
 from tilelang.backends.hip import clang
 from tilelang.ir.packed import Packed
 from tilelang.ir.pairs import representable
+from tilelang.ops.mpgemm.gemv import gemv_kernel
 from tilelang.ops.mpgemm.gpu import product_kernel, tiles
 from tilelang.quant import Parameter, QuantTensor
 
@@ -26,6 +28,8 @@ TARGETS = ("cuda:sm_80", "cuda:sm_90a", "hip:gfx942")
 TYPES = (*(f"u{b}" for b in range(1, 9)), *(f"i{b}" for b in range(2, 9)), "ternary",
          *(f"f{b}e{e}m{b - 1 - e}" for b in range(3, 9) for e in range(1, min(b, 6))))
 GROUP = 128
+FORMS = {"dequant_mma": 16, "dequant_gemv": 1}
+"""Rows of x by decomposition."""
 
 
 def weight(name: str, n: int, k: int) -> QuantTensor:
@@ -46,7 +50,7 @@ class Instruction:
 
     @property
     def product(self) -> bool:
-        return bool(re.match(r"(@!?U?P\d+ +)?HMMA|v_mfma", self.text))
+        return bool(re.match(r"(@!?U?P\d+ +)?HG?MMA|v_mfma", self.text))
 
     @property
     def load(self) -> bool:
@@ -59,10 +63,10 @@ def nvidia(text: str) -> Instruction:
     width = next((n for form, n in ((r"\.128\b|\.M88\.4|HMMA", 4), (r"\.64\b|\.M88\.2|\.WIDE", 2))
                   if re.search(form, op)), 1)
     named = [[int(n) for n in re.findall(r"\bR(\d+)\b", part)] for part in rest.split(",")]
-    sizes = (4, 2, 4) if op.startswith("HMMA") else (1,) * len(named)
-    return Instruction(text, frozenset(f"R{n + i}" for n in named[0] for i in range(width)),
-                       tuple(frozenset(f"R{n + i}" for n in part for i in range(size))
-                             for part, size in zip(named[1:], sizes, strict=False)))
+    sizes = {"HMMA": (4, 2, 4), "HGMMA": (4,)}.get(op.split(".")[0], (1,) * len(named))
+    return Instruction(text, frozenset(f"R{n + i}" for n in named[0] for i in range(width)), tuple(
+        frozenset(f"R{n + i}" for n in part for i in range(size))
+        for part, size in zip(named[1:], sizes, strict=False)))
 
 
 def amd(text: str) -> Instruction:
@@ -81,7 +85,7 @@ def made_on_the_way(loop: Sequence[Instruction]) -> list[str]:
     for _ in range(3):  # what an iteration leaves for the next one is met in the second round
         for i, x in reversed(list(enumerate(loop))):
             if x.product:
-                needed |= x.reads[0] | x.reads[1]
+                needed |= frozenset().union(*x.reads[:2])
             elif x.writes & needed and not x.text.startswith(("ds_write", "global_store", "STS", "STG")):
                 needed -= x.writes
                 if not x.load:
@@ -117,21 +121,23 @@ COLUMNS = {
 }
 
 
-def measure(name: str, target: str) -> Measured:
-    """Repacks, lowers, compiles and emulates."""
+def measure(name: str, target: str, decomposition: str = "dequant_mma", rows: int = 16) -> Measured:
+    """Repacks, lowers, compiles and emulates a product of x with so many rows."""
+    gemv, warps = decomposition == "dequant_gemv", 4
     blocks = tiles(weight(name, 64, GROUP), target).blocks
-    w = tiles(weight(name, blocks.bn, 4 * GROUP), target)
-    x, y = np.ones((16, 4 * GROUP), np.float16), np.empty((16, blocks.bn), np.float32)
-    sums = np.ones((len(w.words), 16), np.float32) if w.shift is not None else None
-    code = product_kernel.lower(x, w.words, w.scale, y, DTYPE=w.dtype, SOURCE=blocks.source, LAYOUT=blocks.layout,
-                                BM=16, SIZE=blocks.size, GROUP=w.group, STAGES=3, shift=w.shift, sums=sums,
-                                target=target)
+    how, height = (blocks.beside(warps), 1) if gemv else (blocks.below(warps), warps)
+    w = tiles(weight(name, height * blocks.codes.shape[0], 4 * warps * GROUP if gemv else 4 * GROUP), target)
+    n, k = w.shape
+    x, y = np.ones((rows, k), np.float16), np.empty((rows, n), np.float32)
+    sums = np.ones((len(w.words), rows), np.float32) if w.shift is not None else None
+    kernel, bm = (gemv_kernel, blocks.x.shape[1]) if gemv else (product_kernel, rows)
+    code = kernel.lower(x, w.words, w.scale, y, DTYPE=w.dtype, **how, BM=bm, GROUP=w.group, STAGES=3, shift=w.shift,
+                        sums=sums, target=target)
     report, amds = code.report, target.startswith("hip")
     lines = gcn.main_loop(code.assembly, code.rendered.name) if amds else \
         sass.main_loop(code.assembly, code.rendered.name)
     loop = [(amd if amds else nvidia)(line) for line in lines]
-    held = sum(2 * len(i.reads[1]) for i in loop if i.product)  # two f16 to a register, each used by one product
-    if not held:
+    if not any(i.product for i in loop):
         raise ValueError(f"no main loop of {name} on {target}")
     weights = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
                                         and op.operands[0] is code.thread.params[1])}
@@ -139,8 +145,8 @@ def measure(name: str, target: str) -> Measured:
               and weights & set(op.operands)}
     shape = [a for a in (x, w.words, w.scale, y, w.shift, sums) if a is not None]
     return Measured(report["registers"], report["spills"] + report["stack_bytes"], report["shared_bytes"],
-                    len(made_on_the_way(loop)) / held, ", ".join(str(4 * n) for n in sorted(loaded)),
-                    counted(tuple(shape), code)[1])
+                    len(made_on_the_way(loop)) / blocks.codes.local_size,
+                    ", ".join(str(4 * n) for n in sorted(loaded)), counted(tuple(shape), code)[1])
 
 
 def missed(name: str, row: Measured) -> Iterator[str]:
@@ -156,17 +162,17 @@ def missed(name: str, row: Measured) -> Iterator[str]:
 def main(pattern: str = "") -> None:
     """Prints the table, then the rows that miss a goal."""
     print(f"NVRTC {'.'.join(map(str, nvrtc.version()))}, nvdisasm {sass.version()}, clang of ziglang "
-          f"{clang.version()}, {datetime.date.today()}; x f16 of 16 rows, groups of {GROUP}, 3 stages\n")
+          f"{clang.version()}, {datetime.date.today()}; x f16, groups of {GROUP}, 3 stages\n")
     names = [f.name for f in fields(Measured)]
-    print(f"| weights | target | {' | '.join(COLUMNS[n].name for n in names)} |\n|{'---|' * (len(names) + 2)}")
+    head = ("weights", "target", "decomposition", *(COLUMNS[n].name for n in names))
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     notes = []
-    for name in TYPES:
-        for target in TARGETS:
-            if pattern not in name:
-                continue
-            row = measure(name, targets.check(target, runs=False))
-            print(f"| {name} | {target} | {' | '.join(COLUMNS[n].show(getattr(row, n)) for n in names)} |", flush=True)
-            notes += [f"- {name} on {target}: {m}" for m in missed(name, row)]
+    for name, target, (form, rows) in product(TYPES, TARGETS, FORMS.items()):
+        if pattern in name:
+            row = measure(name, targets.check(target, runs=False), form, rows)
+            print(f"| {name} | {target} | {form} | {' | '.join(COLUMNS[n].show(getattr(row, n)) for n in names)} |",
+                  flush=True)
+            notes += [f"- {name} by {form} on {target}: {m}" for m in missed(name, row)]
     print("\n" + ("\n".join(notes) if notes else "Every goal is held."))
 
 

@@ -250,7 +250,7 @@ class RegisterLayout:
             if extent == 1:
                 continue
             modes = range(sum(map(len, f.modes[:d])), sum(map(len, f.modes[:d + 1])))
-            mode = next((m for m in reversed(f.local) if m in modes and m not in lowest), None)
+            mode = next((m for m in reversed(f.local) if m in modes and m not in lowest and f.extents[m] > 1), None)
             if mode is None or f.extents[mode] % extent:
                 raise LayoutError(f"no {extent} local steps along dimension {d} in {self}")
             f = _split(f, mode, extent)

@@ -15,6 +15,7 @@ from tests.ops.mpgemm import test_gpu
 from tests.ops.mpgemm.test_api import EVERY, bound, exact, quantised, table_bound, weight
 from tilelang import ops
 from tilelang.errors import TargetError
+from tilelang.ops.mpgemm import gpu_plan
 from tilelang.ops.mpgemm.api import WHOLE
 from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED, plan
 
@@ -23,8 +24,8 @@ ACTIVATIONS = (None, None, None, *QUANTISED, "f8e4m3", "f8e5m2", "f6e3m2", "f4e2
 EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")  # seconds each, so drawn seldom
 
 
-FUSED = "dequant_mma"
-"""The kernel of GPUs, on f16."""
+FUSED = gpu_plan.DECOMPOSITIONS
+"""The kernels of GPUs, on f16."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def draw(rng: random.Random) -> Case:
     return Case(rng.choice(TYPES), rng.choice(extents), rng.choice((1, 20, 64, 65, 130)),
                 rng.choice((1, 15, 33, 64, 100, 260)), rng.choice((1, 8, 16, 17, 32, 48, 128, 1000)),
                 rng.random() < 0.5, rng.random() < 0.5, rng.choice(ACTIVATIONS), rng.random() < 0.5,
-                FUSED if emulated and rng.random() < 0.5 else rng.choice(DECOMPOSITIONS),
+                rng.choice(FUSED if emulated and rng.random() < 0.5 else DECOMPOSITIONS),
                 rng.choice(EMULATED) if emulated else rng.choice(("cpu", "reference")), rng.randrange(1 << 16))
 
 
@@ -58,12 +59,12 @@ def check(case: Case) -> str | None:
     rng = np.random.default_rng(case.seed)
     w = weight(rng, case.dtype, case.n, case.k, case.group, case.zeros, case.minimum)
     x = np.round(rng.standard_normal((case.m, case.k)) * 64) / 64  # few bits: means of |x| are the same in any order
-    if case.how != FUSED or case.seed % 2:
+    if case.how not in FUSED or case.seed % 2:
         x = (x * 2.0 ** rng.integers(-20, 20, (case.m, 1))).astype(np.float32)
     else:
         x = x.astype(np.float16)
     try:
-        if case.how != FUSED:
+        if case.how not in FUSED:
             plan(case.x_dtype or tile.f32, w, case.m, case.how)
         with tile.target(case.target):
             got = ops.mpgemm(x, w, out_dtype="f32", x_dtype=case.x_dtype, x_group="token" if case.token else "group",
@@ -72,7 +73,7 @@ def check(case: Case) -> str | None:
         return None
     if case.x_dtype in QUANTISED and case.how in WHOLE:
         return verdict(np.abs(got - exact(x, w, case.x_dtype, case.token)), np.float32(0))
-    taken, times, limit = x, 1, test_gpu.bound if case.how == FUSED else bound
+    taken, times, limit = x, 1, test_gpu.bound if case.how in FUSED else bound
     if case.x_dtype:
         q, scale = quantised(x.astype(np.float32), w, case.x_dtype, case.token)
         taken, times = (q * scale[..., None]).reshape(case.m, -1)[:, :case.k], 2

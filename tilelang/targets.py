@@ -85,19 +85,19 @@ def lowered(tile: Function, name: str) -> Any:
     return Lowered(tile, host())
 
 
-def operand_layout(name: str, k: int, n: int, warps: int) -> RegisterLayout:
-    """How `warps` warps, side by side along n, hold the right operand [k, n] of a `dot` of f16 that sums in f32: what
-    a `view` makes in this layout goes into the product as it lies. `name` has an architecture. Raises TargetError
-    where that has no such product."""
+def operand_layouts(name: str, m: int, k: int) -> tuple[RegisterLayout, RegisterLayout]:
+    """How a warp holds the operands [m, k] and [k, n] of a `dot` of f16 that sums in f32, with the n of one
+    instruction: what a `view` makes in such a layout goes into the product as it lies. `name` has an architecture.
+    Raises TargetError where that has no such product."""
     from tilelang.backends.simt.instructions import choose, plan
     bare, f16 = name.removeprefix(EMULATE), dtype("f16")
     row = choose(_part(bare, "target").target(bare).mma, f16, f16, dtype("f32"), k)
     if row is None:
         raise TargetError(f"{bare} has no product of f16", needs="matrix instructions", got=bare,
                           try_="another target")
-    layout = plan(row, row.m, n, k, 1, warps).b
-    assert isinstance(layout, RegisterLayout)
-    return layout
+    found = plan(row, m, row.n, k, 1, 1)
+    assert isinstance(found.a, RegisterLayout) and isinstance(found.b, RegisterLayout)
+    return found.a, found.b
 
 
 def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

@@ -7,13 +7,12 @@ from math import prod
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.group_products import descriptor, grid_of_groups
-from tilelang.backends.simt.instructions import GroupRow, MmaRow, divides, scaled_row
-from tilelang.backends.simt.paired import Paired, cut, unscaled
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, divides, grain, scaled_row
+from tilelang.backends.simt.paired import Paired, PairedOperand, cut, paired_operand
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
-from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir import thread as th
 from tilelang.ir.core import Op, Value
@@ -60,14 +59,15 @@ class Dots:
             if gm * gn > 1 else 0
         operands, starts, phases = [], [], []
         places: list[tuple[object, ...] | None] = []
+        found = self._pairs(op, row, layout)
         for side, (v, extent) in enumerate(zip(op.operands[:2], (row.m, columns), strict=True)):
             place = v.tile.layout
             if isinstance(place, RegisterLayout):
-                operands.append(self._words(self.of[v], row.a))
+                operands.append(self._words(found.operand(b, True) if found else self.of[v], row.a))
                 places.append(None)
                 phases.append(0)
-                starts.append([[(i * (k // row.k) + kk) * row.a_atom.local_size for kk in range(k // row.k)]
-                               for i in range(rows[side])])
+                per = row.a_atom.local_size * operands[-1].shape[0] // place.local_size
+                starts.append([[(i * (k // row.k) + kk) * per for kk in range(k // row.k)] for i in range(rows[side])])
                 continue
             assert isinstance(place, SharedLayout)
             straight = place.with_swizzle(None)
@@ -82,8 +82,9 @@ class Dots:
         each = row.acc_atom.local_size * columns // row.acc_atom.shape[1]
         steps = [((i * rows[1] + j) * each, starts[0][i][kk], starts[1][j][kk])
                  for kk in range(k // row.k) for i in range(rows[0]) for j in range(rows[1])]
-        return b.effect(simt.GroupMma, b.splat(acc, layout.local_size), *operands, row=row.name, columns=columns,
-                        places=tuple(places), steps=tuple(steps), phases=tuple(phases)).result
+        out = b.effect(simt.GroupMma, b.splat(acc, layout.local_size), *operands, row=row.name, columns=columns,
+                       places=tuple(places), steps=tuple(steps), phases=tuple(phases)).result
+        return found.finish(b, out) if found else out
 
     # -- matrix instructions ------------------------------------------------------------------------------------------
     def _mma(self, op: Op, row: MmaRow, layout: RegisterLayout, acc: Value) -> Value:
@@ -91,15 +92,12 @@ class Dots:
         (va, vb), k = op.operands[:2], op.operands[0].shape[-1]
         la, lb = va.tile.layout, vb.tile.layout
         assert isinstance(la, RegisterLayout) and isinstance(lb, RegisterLayout)
-        a = self._zeroed(self.of[va], la, la.rank - 1, k)
-        scale = self._scale(op, row, layout)
-        if scale is None:
-            p = self._zeroed(self.of[vb], lb, lb.rank - 2, k)
-        else:
-            whole = self.target.word_operands and lb.shape[-2] == k
-            lower = self._beneath(op, row, layout)
-            p = self._zeroed(unscaled(b, self.paired[self.of[vb]], whole, bool(lower)), lb, lb.rank - 2, k)
-        a, p = self._words(a, row.a), self._words(p, row.b)
+        values, found = [self.of[va], self.of[vb]], self._pairs(op, row, layout)
+        if found:
+            deep = (la.shape[-1], lb.shape[-2])[found.side]
+            values[found.side] = found.operand(b, self.target.word_operands and deep == k)
+        a = self._words(self._zeroed(values[0], la, la.rank - 1, k), row.a)
+        p = self._words(self._zeroed(values[1], lb, lb.rank - 2, k), row.b)
         scales = [self._zeroed(self.of[v], f, f.rank - 1 - side, v.shape[-1 - side]) for side, v in
                   enumerate(op.operands[2:4]) if isinstance(f := v.tile.layout, RegisterLayout) and op.name != "dot"]
         if not divides(layout, row.acc_atom):  # the transposed product
@@ -108,7 +106,7 @@ class Dots:
             scales.reverse()
         sizes = (row.acc_atom.local_size, *(atom.local_size * v.shape[0] // f.local_size for atom, v, f in (
             (row.a_atom, a, la), (row.b_atom, p, lb))))
-        batches = prod(layout.shape[:-2])
+        batches = len({tuple(map(int, x)) for x in local_offsets(layout)[:, :-2]})
         nj = len({int(x) // row.n for x in local_offsets(layout)[:, -1]})  # instructions of a warp along n
         ni = layout.local_size // (sizes[0] * batches * nj)
         nk = la.shape[-1] // row.k
@@ -122,64 +120,17 @@ class Dots:
                                       *((of_a, of_b) if scales else ())))
         out = b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, *scales, row=row.name, sizes=sizes,
                        steps=tuple(steps)).result
-        return out if scale is None else self._less(b.pure(ew.Mul, out, scale), lower)
+        return found.finish(b, out) if found else out
 
-    def _scale(self, op: Op, row: MmaRow, layout: RegisterLayout) -> Value | None:
-        """Where `b` is pairs as f16, and the sum begins with zero: the powers of two, one for each column, that the
-        product with the pairs as they are lacks. Products of f16 by them are far from the limits of f32."""
-        b, lb = self.b, op.operands[1].tile.layout
-        x = self.paired.get(self.of[op.operands[1]])
-        if len(op.operands) == 3 or x is None or x.exponents is None or row.b != "f16" or not self.target.subnormals:
+    def _pairs(self, op: Op, row: MmaRow | GroupRow, layout: RegisterLayout) -> PairedOperand | None:
+        """Where an operand is pairs as f16, and the sum begins with zero: what to multiply instead."""
+        if len(op.operands) == 3 or not self.target.subnormals:
             return None
-        assert isinstance(lb, RegisterLayout)
-        found: dict[int, set[int]] = {}  # by instruction along n; transposed ones are as high as wide
-        for at, power in zip(local_offsets(lb)[:, -1], x.exponents, strict=True):
-            found.setdefault(int(at) // row.n, set()).add(power)
-        if any(len(powers) > 1 for powers in found.values()):
-            return None
-        by = [2.0 ** min(found[int(at) // row.n]) for at in local_offsets(layout)[:, -1]]
-        if len(set(by)) == 1:
-            return b.full(by[0], op.result.dtype, len(by))
-        return b.pure(sh.ConstTile, values=tuple(by), dtype=op.result.dtype)
-
-    def _beneath(self, op: Op, row: MmaRow, layout: RegisterLayout) -> dict[int, tuple[int, float]]:
-        """For elements of the sum whose column has pairs with others beneath: the element of the column of those, and
-        what its sum counts. Empty unless all pairs with others beneath can be told so."""
-        lb = op.operands[1].tile.layout
-        assert isinstance(lb, RegisterLayout)
-        x, places, mine = self.paired[self.of[op.operands[1]]], local_offsets(lb), local_offsets(layout)
-        lanes, found = x.beneath, dict[int, set[tuple[int, float] | None]]()  # by instruction along n
-        for at, lower in zip(places, lanes or (), strict=bool(lanes)):
-            apart = None if lower is None else at - places[lower[0]]
-            if apart is not None and any(apart[:-1]):
-                return {}
-            found.setdefault(int(at[-1]) // row.n, set()).add(
-                None if apart is None or lower is None else (int(apart[-1]), lower[1]))
-        if not lanes or any(len(lower) > 1 for lower in found.values()):
-            return {}
-        where = {tuple(map(int, at)): i for i, at in enumerate(mine)}
-        out: dict[int, tuple[int, float]] = {}
-        for i, at in enumerate(mine):
-            (lower_,) = found[int(at[-1]) // row.n]
-            if lower_ is not None:
-                by = where.get((*map(int, at[:-1]), int(at[-1]) - lower_[0]))
-                if by is None:
-                    return {}
-                out[i] = by, lower_[1]
-        return out
-
-    def _less(self, out: Value, lower: dict[int, tuple[int, float]]) -> Value:
-        """The sums of pairs with others beneath them, less the sums of those."""
-        if not lower:
-            return out
-        b, upper, n = self.b, list(lower), out.shape[0]
-        values = tuple(-lower[i][1] for i in upper)
-        part = b.full(values[0], out.dtype, len(values)) if len(set(values)) == 1 else \
-            b.pure(sh.ConstTile, values=values, dtype=out.dtype)
-        less = b.pure(ew.Fma, b.pure(simt.Take, out, lanes=tuple(lower[i][0] for i in upper)), part,
-                      b.pure(simt.Take, out, lanes=tuple(upper)))
-        both = b.pure(sh.Concat, out, less, axis=0)
-        return b.pure(simt.Take, both, lanes=tuple(n + upper.index(i) if i in lower else i for i in range(n)))
+        for side, (v, name) in enumerate(zip(op.operands, (row.a, row.b), strict=False)):
+            place, x = v.tile.layout, self.paired.get(self.of[v])
+            if x is not None and name == "f16" and isinstance(place, RegisterLayout):
+                return paired_operand(x, side, place, layout, grain(row, side, self.target.warp))
+        return None
 
     def _words(self, value: Value, name: str) -> Value:
         """Registers of codes below 8 bits as the 32-bit words that instructions take."""

@@ -78,46 +78,51 @@ def group_plans(row: GroupRow, m: int, n: int, k: int, warps: int,
     gm = 1
     while gm <= warps // row.warps:
         gn = warps // row.warps // gm
-        found = _plan(row, (m, n, k), (gm, gn), inner, common, size)
-        out += [found] if found is not None else []
+        out += _plans(row, (m, n, k), (gm, gn), inner, common, size)
         gm *= 2
     out.sort(key=lambda p: -grid_of_groups(p.acc, row)[2])  # wide ones read their left operand less often
     return out, "" if out else f"no {row.m} x {row.columns} of {warps // row.warps} groups make up {m} x {n}"
 
 
-def _plan(row: GroupRow, shape: tuple[int, int, int], groups: tuple[int, int], inner: tuple[int | None, int | None],
-          common: tuple[bool, bool], size: int) -> DotPlan | None:
+def _plans(row: GroupRow, shape: tuple[int, int, int], groups: tuple[int, int],
+           inner: tuple[int | None, int | None], common: tuple[bool, bool], size: int) -> list[DotPlan]:
+    """At most one where the left operand is in memory. In registers each warp may hold any rows: those of its place in
+    every instruction, or a run of neighbours, as products of single warps have them."""
     (m, n, k), (gm, gn) = shape, groups
     columns = max((c for c in row.columns if n % (gn * c) == 0), default=0)
     if m % (row.m * gm) or not columns:
-        return None
+        return []
     rm, rn, rk = m // (row.m * gm), n // (columns * gn), k // row.k
-    acc = spatial(gm, gn) * local(rm, rn) * wide(row, columns)
+    warps, steps = spatial(row.warps, 1), (local(rm, rn), local(rm, rk))
+    orders = [lambda of: of * warps, *([lambda of: warps * of] if inner[0] is None and rm > 1 else [])]
     b = panels(n, k, size, k, common[1]) if inner[1] == 0 else panels(k, n, size, columns, common[1])
-    a: RegisterLayout | SharedLayout | None
-    if inner[0] is None:
-        a = RegisterLayout(((gm,), ()), (0, -gn), ()) * local(rm, rk) * row.a_atom
-    else:
-        a = panels(m, k, size, k, common[0]) if inner[0] == 1 else panels(k, m, size, row.m, common[0])
-        a = a.permute((1, 0)) if a is not None and inner[0] == 0 else a
-    if a is None or b is None:
-        return None
-    return DotPlan(row, gm, gn, acc, a, b.permute((1, 0)) if inner[1] == 0 else b)
+    b = b.permute((1, 0)) if b is not None and inner[1] == 0 else b
+    out = []
+    for order in orders:
+        acc = spatial(gm, gn) * order(steps[0]) * of_a_warp(row, columns)
+        a: RegisterLayout | SharedLayout | None
+        if inner[0] is None:
+            a = RegisterLayout(((gm,), ()), (0, -gn), ()) * order(steps[1]) * row.a_atom.divide_left(warps)
+        else:
+            a = panels(m, k, size, k, common[0]) if inner[0] == 1 else panels(k, m, size, row.m, common[0])
+            a = a.permute((1, 0)) if a is not None and inner[0] == 0 else a
+        if a is not None and b is not None:
+            out.append(DotPlan(row, gm, gn, acc, a, b))
+    return out
 
 
-def wide(row: GroupRow, columns: int) -> RegisterLayout:
-    """The accumulator of an instruction with so many columns."""
-    return spatial(row.warps, 1) * local(1, columns // row.acc_atom.shape[1]) * row.acc_atom.divide_left(
-        spatial(row.warps, 1))
+def of_a_warp(row: GroupRow, columns: int) -> RegisterLayout:
+    """What each warp holds of the accumulator of an instruction with so many columns."""
+    return local(1, columns // row.acc_atom.shape[1]) * row.acc_atom.divide_left(spatial(row.warps, 1))
 
 
 def grid_of_groups(layout: RegisterLayout, row: GroupRow) -> tuple[int, int, int]:
     """The groups along m and n over an accumulator of `row`, and the columns of each instruction."""
     for columns in reversed(row.columns):
         try:
-            rest = layout / wide(row, columns)
+            rest = layout / of_a_warp(row, columns)
         except LayoutError:
             continue
         gn = rest.reduce([1]).replication
-        return rest.num_threads // gn, gn, columns
+        return rest.num_threads // row.warps // gn, gn, columns
     raise LayoutError(f"{layout} is no accumulator of {row.name}")

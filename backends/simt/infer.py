@@ -334,11 +334,9 @@ class Inference:
         found: dict[RegisterLayout, list[DotPlan]] = {}
         for p in ways:
             found.setdefault(p.acc, []).append(p)
-        wm = 1 if not ways or op.attrs["instruction"] != ways[0].row.name else warps + 1
-        while wm <= warps:
-            for p in plans(row, m, op.result.shape[-1], k, wm, warps // wm, tuple(batch), len(operands) > 2):
+        if not ways or op.attrs["instruction"] != ways[0].row.name:
+            for p in plans(row, m, op.result.shape[-1], k, warps, tuple(batch), len(operands) > 2):
                 found.setdefault(p.acc, []).append(p)
-            wm *= 2
         self.dots.append(DotSite(op, self.group(op.result), found, objection))
         for side, operand in enumerate(operands):
             def want(f: RegisterLayout, side: int = side) -> list[Wanted]:

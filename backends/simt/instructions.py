@@ -77,8 +77,8 @@ class GroupRow:
 class DotPlan:
     """A dot of [*batch, M, K] x [*batch, K, N] by `row`, with `wm` x `wn` warps (or groups of them) over the result.
 
-    Layouts cover at least the tiles; an operand in a shared layout stays in memory. The batch is repeated in every
-    warp. Where a plan is `turned` the instructions compute the transposed product, of b transposed and a transposed.
+    Layouts cover at least the tiles; an operand in a shared layout stays in memory. Where a plan is `turned` the
+    instructions compute the transposed product, of b transposed and a transposed.
     """
 
     row: MmaRow | GroupRow
@@ -115,24 +115,33 @@ def interleaved(row: MmaRow) -> MmaRow | None:
     return replace(row, a_atom=b.permute((1, 0)), b_atom=b)
 
 
-def plans(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = (),
+def plans(row: MmaRow, m: int, n: int, k: int, warps: int, batch: tuple[int, ...] = (),
           scaled: bool = False) -> list[DotPlan]:
-    """The ways to do a product with `wm` x `wn` warps over the result, the simplest first. Scales fix the order of
-    k."""
-    rows = [row] if scaled else [row, *filter(None, [interleaved(row)])]
-    out = [plan(r, m, n, k, wm, wn, batch, scaled) for r in rows]
-    if row.m == row.n and row.a == row.b:
-        out += [plan(r, n, m, k, wn, wm, batch, scaled).turned for r in rows]
+    """The ways to do a product with so many warps, the simplest first: side by side over the result or, where there
+    are several, over the first dimension of the batch. Scales fix the order of k."""
+    rows, out = [row] if scaled else [row, *filter(None, [interleaved(row)])], list[DotPlan]()
+    apart = [w for w in _powers(warps) if w == 1 or batch and batch[0] % w == 0]
+    for wb in apart:
+        for wm in _powers(warps // wb):
+            wn = warps // wb // wm
+            out += [plan(r, m, n, k, wm, wn, batch, scaled, wb) for r in rows]
+            if row.m == row.n and row.a == row.b:
+                out += [plan(r, n, m, k, wn, wm, batch, scaled, wb).turned for r in rows]
     return out
 
 
+def _powers(most: int) -> list[int]:
+    """Of two, up to `most`."""
+    return [1 << i for i in range(most.bit_length())]
+
+
 def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int, ...] = (),
-         scaled: bool = False) -> DotPlan:
-    """The layouts of the three operands, and of their scales."""
+         scaled: bool = False, wb: int = 1) -> DotPlan:
+    """The layouts of the three operands, and of their scales. `wb` warps share the first dimension of the batch."""
     def steps(extent: int, unit: int) -> int:
         return -(-extent // unit)
     rm, rn, rk = steps(m, row.m * wm), steps(n, row.n * wn), steps(k, row.k)
-    lead = local(*batch) if batch else None
+    lead = spatial(wb, *(1 for _ in batch[1:])) * local(batch[0] // wb, *batch[1:]) if batch else None
 
     def batched(f: RegisterLayout) -> RegisterLayout:
         return f if lead is None else lead.concat(f)
@@ -178,6 +187,17 @@ def scaled_row(rows: Sequence[MmaRow], a: DType, b: DType, k: int, block: int) -
     found = [row for row in rows if row.scales and (row.a, row.b) == (a.name, b.name)
              and row.k == block * row.scales[0].shape[1]]
     return next((row for row in found if row.k <= k), min(found, key=lambda row: row.k, default=None))
+
+
+def grain(row: MmaRow | GroupRow, side: int, warp: int) -> int:
+    """The fewest neighbouring rows (`side` 0) or columns (1) of the result such that every register of a warp holds
+    numbers of one such block, in the operand of that side as in the sum."""
+    sums = row.acc_atom.table()[:warp, :, side]
+    own = row.a_atom.table()[:warp, :, 0] if side == 0 else row.b_atom.table()[:warp, :, 1]  # type: ignore[union-attr]
+    block = row.acc_atom.shape[side]
+    while block % 2 == 0 and all((t // (block // 2) == t[0] // (block // 2)).all() for t in (own, sums)):
+        block //= 2
+    return block
 
 
 def divides(layout: RegisterLayout, atom: RegisterLayout) -> bool:

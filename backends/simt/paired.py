@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
+from typing import Any
 
 import numpy as np
 
 from tilelang.backends.simt.access import constants, join
+from tilelang.backends.simt.registers import local_offsets
 from tilelang.backends.thread.bits import codes, recut, unpair
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
+from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.pairs import exponents, pairs
+from tilelang.layouts import RegisterLayout
 
 F16, U32 = dtype("f16"), dtype("u32")
 _MAGIC = 0x6400
@@ -62,6 +66,83 @@ class Paired:
         """For each lane, n such that 2**n times its half, as f16, is the number."""
         known = exponents(self.of)
         return None if known is None else tuple(known[lane // 2 % len(known)] for lane in self.lanes)
+
+
+@dataclass(frozen=True)
+class PairedOperand:
+    """Operand `side` (0 left, 1 right) of a product whose sum begins with zero, as pairs as they are: each sum is then
+    to be multiplied by the power of two in `scales` (products of f16 by them are far from the limits of f32), and
+    those in `beneath` less the sum named there times a factor, because others lie beneath their pairs."""
+
+    pairs: Paired
+    side: int
+    scales: tuple[float, ...]
+    beneath: dict[int, tuple[int, float]]
+
+    def operand(self, b: ThreadBuilder, words: bool) -> Value:
+        """What to multiply, as `unscaled` gives it."""
+        return unscaled(b, self.pairs, words, bool(self.beneath))
+
+    def finish(self, b: ThreadBuilder, sums: Value) -> Value:
+        """The sums of the numbers."""
+        n, dt = sums.shape[0], sums.dtype
+        out = b.pure(ew.Mul, sums, _table(b, self.scales, dt))
+        if not self.beneath:
+            return out
+        upper = list(self.beneath)
+        less = b.pure(ew.Fma, b.pure(simt.Take, out, lanes=tuple(self.beneath[i][0] for i in upper)),
+                      _table(b, [-self.beneath[i][1] for i in upper], dt),
+                      b.pure(simt.Take, out, lanes=tuple(upper)))
+        both = b.pure(sh.Concat, out, less, axis=0)
+        return b.pure(simt.Take, both, lanes=tuple(n + upper.index(i) if i in self.beneath else i for i in range(n)))
+
+
+def _table(b: ThreadBuilder, values: Sequence[float], dt: DType) -> Value:
+    return b.full(values[0], dt, len(values)) if len(set(values)) == 1 else \
+        b.pure(sh.ConstTile, values=tuple(values), dtype=dt)
+
+
+def paired_operand(x: Paired, side: int, place: RegisterLayout, layout: RegisterLayout,
+                   grain: int) -> PairedOperand | None:
+    """Operand `side` in the layout `place` of a product in `layout`, whose rows (columns) are told apart in blocks of
+    `grain`; None where numbers of a block lack different powers of two."""
+    if x.exponents is None:
+        return None
+    at, mine = local_offsets(place), local_offsets(layout)
+    dim = place.rank - 2 + side
+    found: dict[int, set[int]] = {}
+    for offset, power in zip(at, x.exponents, strict=True):
+        found.setdefault(int(offset[dim]) // grain, set()).add(power)
+    if any(len(powers) > 1 for powers in found.values()):
+        return None
+    scales = tuple(2.0 ** min(found[int(offset[dim]) // grain]) for offset in mine)
+    return PairedOperand(x, side, scales, _beneath(x, dim, at, mine, grain))
+
+
+def _beneath(x: Paired, dim: int, at: Any, mine: Any, grain: int) -> dict[int, tuple[int, float]]:
+    """For elements of the sum whose row (column) has pairs with others beneath: the element of the row of those, and
+    what its sum counts. Empty unless all pairs with others beneath can be told so."""
+    lanes, found = x.beneath, dict[int, set[tuple[int, float] | None]]()
+    for offset, lower in zip(at, lanes or (), strict=bool(lanes)):
+        apart = None if lower is None else offset - at[lower[0]]
+        if apart is not None and np.count_nonzero(apart) > bool(apart[dim]):
+            return {}
+        found.setdefault(int(offset[dim]) // grain, set()).add(
+            None if apart is None or lower is None else (int(apart[dim]), lower[1]))
+    if not lanes or any(len(lower) > 1 for lower in found.values()):
+        return {}
+    where = {tuple(map(int, offset)): i for i, offset in enumerate(mine)}
+    out: dict[int, tuple[int, float]] = {}
+    for i, offset in enumerate(mine):
+        (lower_,) = found[int(offset[dim]) // grain]
+        if lower_ is not None:
+            place = list(map(int, offset))
+            place[dim] -= lower_[0]
+            by = where.get(tuple(place))
+            if by is None:
+                return {}
+            out[i] = by, lower_[1]
+    return out
 
 
 def view(b: ThreadBuilder, words: Value, dt: DType) -> tuple[Value, Paired]:

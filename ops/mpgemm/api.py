@@ -12,6 +12,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.jit import architecture
 from tilelang.ops.common import rows
+from tilelang.ops.mpgemm import gpu_plan
 from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
 from tilelang.ops.mpgemm.cpu import (
@@ -53,8 +54,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     q times whole-numbered codes are then exact within a group; corrections of `w` still multiply x as it is.
     `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
-    (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; "dequant_mma"
-    is the only decomposition. The first product with a weight repacks it; that is kept as long as `w` lives.
+    (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; decompositions
+    are those of `tilelang.ops.mpgemm.gpu_plan`. The first product with a weight repacks it; that is kept as long as
+    `w` lives.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
     check(x, w.shape, bias, residual, activation, x_group)
@@ -68,16 +70,17 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     y = empty_like(x, (flat.shape[0], n), out)
     if residual is not None:
         residual = rows(residual)
-    if tile.on_gpu(x) and decomposition in (None, "dequant_mma"):
+    if tile.on_gpu(x) and decomposition in (None, *gpu_plan.DECOMPOSITIONS):
         if x_dtype is not None:
             _fits_f16(tile.dtype(x_dtype))
         if flat.shape[0]:
             product(flat, tiles(w, architecture(x), device), y, bias, residual, activation, x_dtype=x_dtype,
-                    token=x_group == "token", added=added(flat, w) if w.corrections else None)
+                    token=x_group == "token", added=added(flat, w) if w.corrections else None,
+                    decomposition=decomposition)
         return y.reshape(*x.shape[:-1], n)
     if device != "cpu":
-        raise TargetError("`mpgemm` on a GPU has one decomposition", needs='"dequant_mma"', got=str(decomposition),
-                          try_="leave it out, or put x on the CPU")
+        raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join(gpu_plan.DECOMPOSITIONS),
+                          got=str(decomposition), try_="leave it out, or put x on the CPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0]:
         _run(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", bias=bias,

@@ -1,7 +1,7 @@
 """Products with quantised weights on a GPU: words, copied ahead into shared memory, become operands of matrix
 instructions in registers.
 
-Weights are repacked for a target. A block of columns and rows of x @ W.T is the right operand of a `dot`; the bits of
+Weights are repacked for a target. A block of W is the left operand of a `dot`, which computes W @ x.T; the bits of
 each thread's part of it lie in words that it reads 16 bytes at a time, in the order of `tilelang.ir.pairs`, from which
 they become f16 by few instructions (the reinterpretation of registers of Tilus, arXiv 2504.12984). Scales, and sums of
 x for zeros and minima, are applied to the sums of a block.
@@ -25,15 +25,15 @@ from tilelang.ir.pairs import pairs, representable
 from tilelang.layouts import RegisterLayout
 from tilelang.ops.common import dtype_of
 from tilelang.ops.mpgemm.cpu import finished
+from tilelang.ops.mpgemm.gemv import gemv_kernel
+from tilelang.ops.mpgemm.gpu_plan import GpuPlan, Shape, plan
 from tilelang.ops.mpgemm.pack import grouping, ranks
 from tilelang.quant import QuantTensor
 
-WARPS = 4
 EACH = 128
 """Numbers of a block that one thread holds: 16 bytes and multiples at every width."""
-WIDEST = 512
-PROGRAMS = 264
-"""Programs that occupy a machine: two for each multiprocessor of an H100."""
+TALLEST = 128
+"""Rows of a block at most."""
 
 
 @tile.kernel
@@ -92,85 +92,123 @@ def activations_kernel(
 def product_kernel(
     x: tile.Tensor[tile.f16, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
     y: tile.Out[tile.Y, "M N"],
-    DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, BM: tile.Const, SIZE: tile.Const, GROUP: tile.Const,
-    STAGES: tile.Const, ACT: tile.Const = None, SPLITS: tile.Const = 1, shift: tile.Tensor[tile.f32, "G N"] = None,
+    DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, BM: tile.Const, GROUP: tile.Const,
+    STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
     sums: tile.Tensor[tile.f32, "KT M"] = None, bias: tile.Tensor[tile.C, "N"] = None,
     residual: tile.Tensor[tile.R, "M N"] = None, added: tile.Tensor[tile.f32, "M N"] = None,
     low: tile.Tensor[tile.f16, "M K"] = None, xscale: tile.Tensor[tile.f32, "KT M"] = None,
-    parts: tile.Out[tile.f32, "SPLITS M N"] = None,
+    parts: tile.Out[tile.f32, "P H W"] = None,
 ):
     """A block of y: (x + 2**-11 low) xscale @ (scale * codes).T + sums @ shift.T, parameters for each GROUP blocks of
-    columns; what is absent is 0, or 1 of scales. With SPLITS programs to a block, each writes the sum over its
-    columns to `parts`, which `finish_kernel` adds up."""
-    BK, BN = LAYOUT.shape
-    m, n, split = tile.grid(tile.cdiv(y.shape[0], BM), words.shape[1], SPLITS)
-    each = tile.cdiv(words.shape[0], SPLITS)
-    acc = tile.zeros((BM, BN), tile.f32)
-    for k in tile.range(split * each, tile.minimum(split * each + each, words.shape[0]), stages=STAGES):
-        codes = tile.view(tile.load(words, (k, n, 0), (SIZE,)), DTYPE, SOURCE, LAYOUT, order="pairs").to(tile.f16)
-        part = tile.dot(tile.load(x, (m * BM, k * BK), (BM, BK)), codes)
-        if low is not None:
-            part += tile.dot(tile.load(low, (m * BM, k * BK), (BM, BK)), codes) * 2.0 ** -11
-        if xscale is not None:
-            part = part * tile.load(xscale, (k, m * BM), (BM,))[:, None]
-        acc += part * tile.load(scale, (k // GROUP, n * BN), (BN,))
-        if shift is not None:
-            acc += tile.load(sums, (k, m * BM), (BM,))[:, None] * tile.load(shift, (k // GROUP, n * BN), (BN,))
-    if SPLITS > 1:
-        tile.store(parts, (split, m * BM, n * BN), acc)
-    else:
+    columns; what is absent is 0, or 1 of scales. With `parts` [programs, 2 BM, BN] there are so many programs that do
+    the same number of steps each, one block after the other (stream-K, arXiv 2301.03598): sums over a part of a
+    block's columns, at most the first and the last of a program, go there, and `finish_kernel` adds them up."""
+    BN, BK = LAYOUT.shape
+    wide, high, deep = tile.cdiv(y.shape[0], BM), tile.cdiv(words.shape[1], SOURCE.shape[0]), words.shape[0]
+    if parts is None:
+        m, n = tile.grid(wide, high)
+        acc = of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n, 0,
+                         deep)
         out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
         tile.store(y, (m * BM, n * BN), out.to(y.dtype))
+    else:
+        p = tile.grid(parts.shape[0])
+        each = tile.cdiv(wide * high * deep, parts.shape[0])
+        start, end = p * each, tile.minimum(p * each + each, wide * high * deep)
+        for t in tile.range(start // deep, tile.cdiv(end, deep)):
+            m, n = t % wide, t // wide
+            first, last = tile.maximum(start - t * deep, 0), tile.minimum(end - t * deep, deep)
+            acc = of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n,
+                             first, last)
+            if last - first == deep:
+                out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
+                tile.store(y, (m * BM, n * BN), out.to(y.dtype))
+            else:
+                tile.store(parts, (p, tile.minimum(t - start // deep, 1) * BM, 0), acc)
+
+
+@tile.function
+def of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n, first, last):
+    """The sum [BM, BN] over blocks of columns from `first` to `last`."""
+    BN, BK = LAYOUT.shape
+    acc = tile.zeros((BN, BM), tile.f32)
+    for k in tile.range(first, last, stages=STAGES):
+        by = tile.load(scale, (k // GROUP, n * BN), (BN,))[:, None]  # before products that run beside the threads
+        block = tile.load(words, (k, n * SOURCE.shape[0], 0), SOURCE.shape)
+        codes = tile.view(block, DTYPE, SOURCE, LAYOUT, order="pairs").to(tile.f16)
+        part = tile.dot(codes, tile.load(x, (m * BM, k * BK), (BM, BK)).T)
+        if low is not None:
+            part += tile.dot(codes, tile.load(low, (m * BM, k * BK), (BM, BK)).T) * 2.0 ** -11
+        if xscale is not None:
+            part = part * tile.load(xscale, (k, m * BM), (BM,))
+        acc += part * by
+        if shift is not None:
+            acc += tile.load(sums, (k, m * BM), (BM,)) * tile.load(shift, (k // GROUP, n * BN), (BN,))[:, None]
+    return acc.T
 
 
 @tile.kernel
 def finish_kernel(
-    parts: tile.Tensor[tile.f32, "S M N"], y: tile.Out[tile.Y, "M N"], BM: tile.Const, BN: tile.Const,
-    ACT: tile.Const = None, bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
-    added: tile.Tensor[tile.f32, "M N"] = None,
+    parts: tile.Tensor[tile.f32, "P H W"], y: tile.Out[tile.Y, "M N"], deep: tile.i32, BM: tile.Const,
+    BN: tile.Const, ACT: tile.Const = None, bias: tile.Tensor[tile.C, "N"] = None,
+    residual: tile.Tensor[tile.R, "M N"] = None, added: tile.Tensor[tile.f32, "M N"] = None,
 ):
-    """The parts of a product, added up in their order."""
-    m, n = tile.grid(tile.cdiv(y.shape[0], BM), tile.cdiv(y.shape[1], BN))
-    acc = tile.zeros((BM, BN), tile.f32)
-    for s in tile.range(0, parts.shape[0]):
-        acc += tile.load(parts, (s, m * BM, n * BN), (BM, BN))
-    out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
-    tile.store(y, (m * BM, n * BN), out.to(y.dtype))
+    """The blocks of y that several programs of `product_kernel` have parts of, added up in the order of the columns;
+    `deep` steps make up a block."""
+    wide, high = tile.cdiv(y.shape[0], BM), tile.cdiv(y.shape[1], BN)
+    m, n = tile.grid(wide, high)
+    t, each = n * wide + m, tile.cdiv(wide * high * deep, parts.shape[0])
+    first, last = t * deep // each, (t * deep + deep - 1) // each
+    if first < last:
+        acc = tile.zeros((BM, BN), tile.f32)
+        for p in tile.range(first, last + 1):
+            acc += tile.load(parts, (p, tile.minimum(t - p * each // deep, 1) * BM, 0), (BM, BN))
+        out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
+        tile.store(y, (m * BM, n * BN), out.to(y.dtype))
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How threads hold a block [BK, BN] of codes as words [size] and as the operand of a product."""
+    """How a warp holds a block [rows, columns] of codes as the left operand of a product, its words, and the right
+    operand [columns, rows of x]."""
 
-    bn: int
-    bk: int
-    source: RegisterLayout
-    layout: RegisterLayout
+    words: RegisterLayout
+    codes: RegisterLayout
+    x: RegisterLayout
 
     @property
-    def size(self) -> int:
-        """Words of a block."""
-        return int(self.source.shape[0])
+    def bk(self) -> int:
+        return self.codes.shape[1]
+
+    def below(self, warps: int) -> dict[str, Any]:
+        """Constants of `product_kernel` for warps whose blocks lie one below the other."""
+        return {"SOURCE": layouts.spatial(warps, 1) * self.words, "LAYOUT": layouts.spatial(warps, 1) * self.codes}
+
+    def beside(self, warps: int) -> dict[str, Any]:
+        """Constants of `gemv_kernel` for warps whose blocks lie side by side."""
+        bk, rows = self.x.shape
+        x = layouts.spatial(warps).concat(self.x).permute((2, 0, 1)).reshape((rows, warps * bk))
+        return {"SOURCE": layouts.spatial(warps).concat(self.words),
+                "LAYOUT": layouts.spatial(warps).concat(self.codes), "ROWS": x}
 
     @property
     def bm(self) -> int:
         """The most rows of x whose sums fit into a thread's registers beside them."""
-        return max(16, 64 * self.layout.num_threads // self.bn)
+        return max(16, 64 * self.codes.num_threads // self.codes.shape[0])
 
 
 @lru_cache(maxsize=256)
 def blocks(target: str, dt: tile.DType, group: int) -> Blocks:
     """The blocks of a type on a target, for groups of so many columns, a multiple of 16."""
     bk = gcd(group, 128)
-    threads = targets.operand_layout(target, bk, 64 * WARPS, WARPS).num_threads
-    bn = min(EACH * threads // bk, WIDEST)
-    plain = targets.operand_layout(target, bk, bn, WARPS)
+    lanes = targets.operand_layouts(target, 64, bk)[0].num_threads
+    plain, x = targets.operand_layouts(target, min(EACH * lanes // bk, TALLEST), bk)
     across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)
-    layout = plain.innermost([(0, 2), (1, min(across, 4))])
-    each = layout.local_size * dt.bits // 32
+    codes = plain.innermost([(1, 2), *[(0, 2)] * (min(across, 4).bit_length() - 1)])
+    each = codes.local_size * dt.bits // 32
     vector = gcd(each, 4)
-    source = layouts.local(each // vector) * layouts.spatial(threads) * layouts.local(vector)
-    return Blocks(bn, bk, source, layout)
+    words = layouts.local(1, each // vector) * layouts.spatial(1, lanes) * layouts.local(1, vector)
+    return Blocks(words, codes, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +224,13 @@ class Tiles:
     group: int
     shape: tuple[int, int]
     permutation: Any
+
+    def times(self, m: int, twice: bool) -> Shape:
+        """The product with m rows; `twice`: of two parts each, whose sums stand beside each other."""
+        deep, high, words = self.words.shape
+        most = self.blocks.bm
+        return Shape(m, self.shape[0], deep, high, 4 * words, self.group, self.blocks.bk, self.blocks.x.shape[1],
+                     min(most, 32) if twice else most)
 
 
 _tiles: dict[tuple[int, str, str], Tiles] = {}
@@ -242,29 +287,27 @@ def _repack(w: QuantTensor, target: str) -> Tiles:
 
 def _words(codes: Any, dt: tile.DType, made: Blocks) -> Any:
     """The words of codes [N, K]; beyond them they are zero."""
-    (n, k), layout, bn, bk = codes.shape, made.layout, made.bn, made.bk
+    (n, k), (bn, bk) = codes.shape, made.codes.shape
     whole = np.zeros((-(-n // bn) * bn, -(-k // bk) * bk), np.uint8)
     whole[:n, :k] = codes
-    each = whole.reshape(len(whole) // bn, bn, -1, bk).transpose(2, 0, 3, 1)
-    at = layout.table()
-    held = pairs(dt).pack(each[:, :, at[..., 0], at[..., 1]])  # [K blocks, N blocks, threads, words of a thread]
-    where = made.source.table()[..., 0]
-    out = np.empty((*held.shape[:2], made.size), np.uint32)
-    out[:, :, where] = held
+    each = whole.reshape(len(whole) // bn, bn, -1, bk).transpose(2, 0, 1, 3)
+    at = made.codes.table()
+    held = pairs(dt).pack(each[:, :, at[..., 0], at[..., 1]])  # [K blocks, N blocks, lanes, words of a lane]
+    out = np.empty((*held.shape[:2], made.words.shape[1]), np.uint32)
+    out[:, :, made.words.table()[..., 1]] = held
     return out
 
 
 def product(x: Any, w: Tiles, y: Any, bias: Any = None, residual: Any = None, activation: str | None = None,
             stages: int = 3, x_dtype: str | None = None, token: bool = True, added: Any = None,
-            splits: int | None = None) -> None:
+            decomposition: str | None = None, how: GpuPlan | None = None) -> None:
     """act(x [M, K] @ W.T + added + bias) + residual into y [M, N]. f16 is multiplied as it is, other floats and
-    quantised x as f16 by scales, f32 as two f16. `splits`: how many programs share a block's columns, enough to occupy
-    a machine by default; the result depends on it in its last bits, not on timing."""
+    quantised x as f16 by scales, f32 as two f16. `how` is by default what `gpu_plan.plan` finds; the
+    result depends on it in its last bits, not on timing."""
     if w.permutation is not None:
         x = x[:, w.permutation]
-    m, (kt, nt) = x.shape[0], w.words.shape[:2]
+    m, kt, bk = x.shape[0], w.words.shape[0], w.blocks.bk
     low = xscale = sums = None
-    bm, bk, n = min(w.blocks.bm, -(-m // 16) * 16), w.blocks.bk, w.shape[0]
     if x_dtype is not None or dtype_of(x) is not tile.f16:
         q, xscale, sums = (empty_like(x, shape, dt) for shape, dt in (
             (x.shape, tile.f16), ((kt, m), tile.f32), ((kt, m), tile.f32)))
@@ -275,14 +318,18 @@ def product(x: Any, w: Tiles, y: Any, bias: Any = None, residual: Any = None, ac
     elif w.shift is not None:
         sums = empty_like(x, (kt, m), tile.f32)
         sums_kernel(x, sums, BM=16, BK=bk)
-    bm = bm if low is None else min(bm, 32)  # a second sum beside the first
-    if splits is None:
-        splits = max(1, min(PROGRAMS // (-(-m // bm) * nt), kt // 4))
+    if how is None:
+        how = plan(w.times(m, low is not None), decomposition)
     after = {"bias": bias, "residual": residual, "added": added, "ACT": activation}
-    parts = empty_like(x, (splits, m, n), tile.f32) if splits > 1 else None
-    product_kernel(x, w.words, w.scale, y, DTYPE=w.dtype, SOURCE=w.blocks.source, LAYOUT=w.blocks.layout, BM=bm,
-                   SIZE=w.blocks.size, GROUP=w.group, STAGES=stages, SPLITS=splits, shift=w.shift,
-                   sums=sums if w.shift is not None else None, low=low, xscale=xscale, parts=parts,
-                   **(after if splits == 1 else {}))
-    if splits > 1:
-        finish_kernel(parts, y, BM=16, BN=64, **after)
+    what = {"DTYPE": w.dtype, "GROUP": w.group, "STAGES": stages, "BM": how.rows, "shift": w.shift,
+            "sums": sums if w.shift is not None else None, "low": low, "xscale": xscale}
+    if how.decomposition == "dequant_gemv":
+        gemv_kernel(x, w.words, w.scale, y, **w.blocks.beside(how.warps), **what, **after)
+        return
+    below = w.blocks.below(how.warps)
+    high, parts = below["LAYOUT"].shape[0], None
+    if how.programs:
+        parts = empty_like(x, (how.programs, 2 * how.rows, high), tile.f32)
+    product_kernel(x, w.words, w.scale, y, **below, **what, **after, parts=parts)
+    if parts is not None:
+        finish_kernel(parts, y, kt, BM=how.rows, BN=high, **after)

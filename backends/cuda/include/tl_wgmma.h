@@ -89,6 +89,8 @@ TL_FN void arrived(vec<i32, N>& v, op) {
 
 template <class A> constexpr bool in_memory = false;
 template <class T, bool TA> constexpr bool in_memory<matrix<T, TA>> = true;
+template <class A> constexpr int per_register = 0;  // elements
+template <class T, int N> constexpr int per_register<vec<T, N>> = 4 / int(sizeof(T));
 template <class A> constexpr int transposed = 0;
 template <class T, bool TA> constexpr int transposed<matrix<T, TA>> = TA;
 
@@ -96,7 +98,7 @@ template <class T, bool TA> constexpr int transposed<matrix<T, TA>> = TA;
   template <int COLUMNS, int N, class A, class B, bool TB>                                                           \
   TL_FN void wgmma_##NAME(vec<D, N>& d, int i, const A& a, int j, matrix<B, TB> b, int k, op) {                      \
     constexpr bool IN_MEMORY = in_memory<A>;                                                                         \
-    constexpr int e = 4 / int(sizeof(B)), ta = transposed<A>;                                                        \
+    constexpr int e = per_register<A>, ta = transposed<A>;                                                           \
     TL_WGMMA_OF(8, 4, "4", "5", "6", "7", "8", "9", TYPES, C, TAIL)                                                  \
     TL_WGMMA_OF(16, 8, "8", "9", "10", "11", "12", "13", TYPES, C, TAIL)                                             \
     TL_WGMMA_OF(32, 16, "16", "17", "18", "19", "20", "21", TYPES, C, TAIL)                                          \

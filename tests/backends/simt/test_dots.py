@@ -122,10 +122,10 @@ def test_an_accumulator_is_the_next_operand() -> None:
     of k than of the accumulator; CUDA's does as it is."""
     for row in hip.ROWS:
         if row.a == row.b and row.b_atom.contiguous(0) >= row.acc_atom.contiguous(0):
-            ways = plans(row, *[max(64, row.k)] * 3, 4, 1)
+            ways = plans(row, *[max(64, row.k)] * 3, 4)
             assert any(free(w.acc, v.a) for w in ways for v in ways), row.name
     row = next(row for row in cuda.ROWS if row.name == "mma_m16n8k16_f16")
-    (only,) = plans(row, 64, 64, 64, 4, 1)
+    only = plans(row, 64, 64, 64, 4)[-1]  # all warps along m
     assert free(only.acc, only.a)
 
 

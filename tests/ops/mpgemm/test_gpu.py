@@ -14,6 +14,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.pairs import pairs
 from tilelang.ops.mpgemm.gpu import product, product_kernel, tiles
+from tilelang.ops.mpgemm.gpu_plan import WARPS, GpuPlan
 from tilelang.quant import LowRank, Parameter, QuantTensor, Sparse
 
 TARGETS = ("cuda:sm_80", "hip:gfx942")
@@ -42,7 +43,7 @@ def check(target: str, x: Any, w: QuantTensor, **more: Any) -> Any:
     return y
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "cuda:sm_90a"])
 @pytest.mark.parametrize("name", ["u3", "i4", "f6e3m2", NF], ids=lambda n: getattr(n, "name", n)[:9])
 def test_ragged_products(target: str, name: Any) -> None:
     rng = np.random.default_rng(0)
@@ -78,19 +79,36 @@ def test_activations_of_other_types(target: str) -> None:
         assert (np.abs(y - taken.astype(np.float64) @ w.dequantize().T) <= 2 * bound(taken, w)).all()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_programs_share_columns_in_a_fixed_order(target: str) -> None:
+@pytest.mark.parametrize("target", [*TARGETS, "cuda:sm_90a"])
+def test_programs_share_steps_in_a_fixed_order(target: str) -> None:
+    """Fewer programs than blocks and more, whole blocks and parts of blocks, programs without a step."""
     rng = np.random.default_rng(0)
-    w = weight(rng, "i4", 40, 1100, 128)
-    x, bias = rng.standard_normal((3, 1100)).astype(np.float16), rng.standard_normal(40).astype(np.float32)
+    w = weight(rng, "i4", 300, 640, 128)
+    x, bias = rng.standard_normal((21, 640)).astype(np.float16), rng.standard_normal(300).astype(np.float32)
+    found: dict[int, Any] = {}
     with tile.target(f"emulate:{target}"):
-        for splits in (1, 2, 4):
-            first, second = np.empty((3, 40), np.float32), np.empty((3, 40), np.float32)
-            product(x, tiles(w, target), first, bias, splits=splits)
-            product(x, tiles(w, target), second, bias, splits=splits)
-            np.testing.assert_array_equal(first, second)
-            assert (np.abs(first - bias - x.astype(np.float64) @ w.dequantize().T)
-                    <= bound(x, w) + np.abs(bias) * 2.0 ** -22).all()
+        for programs in (4, 7, 40, 7):
+            y, how = np.empty((21, 300), np.float32), GpuPlan("dequant_mma", 16, WARPS, programs, 0.0)
+            product(x, tiles(w, target), y, bias, how=how)
+            np.testing.assert_array_equal(y, found.setdefault(programs, y))
+            assert (np.abs(y - bias - x.astype(np.float64) @ w.dequantize().T)
+                    <= bound(x, w) + np.abs(bias) * 2.0 ** -22).all(), programs
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_few_rows_whose_warps_have_columns_of_their_own(target: str) -> None:
+    """Groups of one block and of several, ragged ends, zeros, x of f32, bias."""
+    rng = np.random.default_rng(0)
+    bias = rng.standard_normal(70).astype(np.float32)
+    for name, k, group, zeros, warps, kind in (("u3", 272, 128, True, 2, np.float16),
+                                               ("f6e3m2", 600, 256, False, 4, np.float16),
+                                               ("i4", 1100, 1100, True, 4, np.float32)):
+        w, x = weight(rng, name, 70, k, group, zeros=zeros), rng.standard_normal((9, k)).astype(kind)
+        with tile.target(f"emulate:{target}"):
+            y, held = np.empty((9, 70), np.float32), tiles(w, target)
+            product(x, held, y, bias, how=GpuPlan("dequant_gemv", held.blocks.x.shape[1], warps, 0, 0.0))
+        slack = bound(x, w) + np.abs(bias) * 2.0 ** -22
+        assert (np.abs(y - bias - x.astype(np.float64) @ w.dequantize().T) <= slack).all(), name
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -113,31 +131,30 @@ def test_words_hold_every_code_where_its_thread_reads_it(target: str, name: str)
     rng = np.random.default_rng(0)
     w = weight(rng, name, 70, 300, 64)
     made = tiles(w, target)
-    blocks, order, codes = made.blocks, pairs(made.dtype), w.codes.codes()
-    assert blocks.bk == 64 and blocks.layout.shape == (blocks.bk, blocks.bn)
-    held = order.unpack(made.words[:, :, blocks.source.table()[..., 0]])  # [K blocks, N blocks, thread, number]
-    at = blocks.layout.table()
+    words, layout, order, codes = made.blocks.words, made.blocks.codes, pairs(made.dtype), w.codes.codes()
+    held = order.unpack(made.words[:, :, words.table()[..., 1]])  # [K blocks, N blocks, lane, number]
+    at, (bn, bk) = layout.table(), layout.shape
+    assert bk == made.blocks.bk == 64
     for kb, nb in np.ndindex(held.shape[:2]):
-        k, n = at[..., 0] + kb * blocks.bk, at[..., 1] + nb * blocks.bn
+        n, k = at[..., 0] + nb * bn, at[..., 1] + kb * bk
         inside = (k < 300) & (n < 70)
         np.testing.assert_array_equal(held[kb, nb][inside], codes[n[inside], k[inside]])
-    assert blocks.layout.local_size * made.dtype.bits % 128 or blocks.source.contiguous(0) == 4  # 16 bytes
+    assert layout.local_size * made.dtype.bits % 128 or words.contiguous(1) == 4  # 16 bytes
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "cuda:sm_90a"])
 def test_weights_go_into_products_as_they_lie(target: str, zeros: bool) -> None:
     """No arithmetic on numbers before the product, no exchange between threads, 16 bytes at a time."""
     w = tiles(weight(np.random.default_rng(0), "u4", 256, 256, 128, zeros), target)
-    b = w.blocks
     code = product_kernel.lower(np.zeros((16, 256), np.float16), w.words, w.scale, np.zeros((16, 256), np.float32),
-                                DTYPE=w.dtype, SOURCE=b.source, LAYOUT=b.layout, BM=16, SIZE=b.size, GROUP=w.group,
-                                STAGES=3, shift=w.shift, sums=np.zeros((2, 16), np.float32) if zeros else None,
-                                target=target)
+                                DTYPE=w.dtype, BM=16, GROUP=w.group, STAGES=3, **w.blocks.below(WARPS),
+                                shift=w.shift, sums=np.zeros((2, 16), np.float32) if zeros else None, target=target)
     names = [op.name for op in code.thread.walk()]
     assert "fma_halves" not in names and "shuffle" not in names and "odd_bytes" in names
-    product = next(op for op in code.thread.walk() if op.name == "mma")
-    assert target.startswith("hip") or product.operands[2].dtype.name == "u32"
+    multiply = next(op for op in code.thread.walk() if op.name in ("mma", "group_mma"))
+    assert (multiply.name == "group_mma") == (target == "cuda:sm_90a")
+    assert target.startswith("hip") or multiply.operands[1].dtype.name == "u32"
     words = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
                                       and op.operands[0] is code.thread.params[1])}
     loads = [op for op in code.thread.walk() if op.name in ("ld", "st_async") and words & set(op.operands)]

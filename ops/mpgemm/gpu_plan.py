@@ -1,0 +1,106 @@
+"""How a product with quantised weights runs on a GPU, by a model of its cost.
+
+| decomposition | a program has | its warps share | another kernel |
+|---|---|---|---|
+| dequant_mma | rows of four blocks of W, a block of x | the rows | |
+| the same, shared | as many steps as any other, block after block | the rows | adds up parts of blocks |
+| dequant_gemv | rows of one block of W, as many rows of x as an instruction takes | the columns | |
+
+Both multiply the same words by matrix instructions. A product of few rows takes as long as its weights need to come
+from memory, if enough programs ask for them, and each kernel that must wait for another one costs as much as some
+hundred thousand weights.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tilelang.errors import TargetError
+
+WARPS = 4
+"""Of a program of `dequant_mma`."""
+PROCESSORS = 132
+"""Multiprocessors of an H100 or H200; an MI300X has 304 of half the throughput."""
+BANDWIDTH = 4000.0
+"""Bytes a nanosecond that they read from memory."""
+OF_ONE = 60.0
+"""Bytes a nanosecond that one of them can ask for."""
+ISSUE = 6.5
+"""Instructions of warps that one of them starts in a nanosecond."""
+LAUNCH = 2000.0
+"""Nanoseconds between a kernel and one that needs its results."""
+BLOCK, COLUMNS = 200.0, 32.0
+"""Instructions of a warp for a block of 4096 weights, and for every eight rows of x that they are multiplied by."""
+SHARED = 32768
+"""Bytes of words and x that one iteration of a program may take: more than one of them fit at once."""
+LEAST = 4
+"""Steps of a program that shares blocks with others."""
+DECOMPOSITIONS = ("dequant_mma", "dequant_gemv")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A product: rows of x and of W; blocks of W along its columns and rows, bytes of one and how many of them share a
+    scale; columns of a block, rows of x that an instruction takes, and that a program's sums have room for."""
+
+    m: int
+    n: int
+    deep: int
+    high: int
+    bytes: int
+    group: int
+    bk: int
+    few: int
+    most: int
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """`rows` of x and `warps` of a program; so many `programs` share the steps of all blocks evenly (0: each block has
+    one of its own). `nanoseconds` is what the model expects of an H200."""
+
+    decomposition: str
+    rows: int
+    warps: int
+    programs: int
+    nanoseconds: float
+
+
+def plan(shape: Shape, decomposition: str | None = None) -> GpuPlan:
+    """The cheapest plan, or the cheapest of a decomposition. Raises ValueError for unknown names and TargetError where
+    that one has no kernel for the product."""
+    if decomposition not in (None, *DECOMPOSITIONS):
+        raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition!r}")
+    found = [p for p in (*_mma(shape), *_gemv(shape)) if decomposition in (None, p.decomposition)]
+    if not found:
+        raise TargetError(f"`{decomposition}` has no kernel for this product", got=str(shape),
+                          needs="two blocks of columns or more, and groups of a power of two of them",
+                          try_='leave decomposition="dequant_mma"')
+    return min(found, key=lambda p: p.nanoseconds)
+
+
+def _mma(s: Shape) -> Iterator[GpuPlan]:
+    rows = min(s.most, -(-s.m // 16) * 16)
+    tiles = -(-s.m // rows) * -(-s.high // WARPS)
+    yield GpuPlan("dequant_mma", rows, WARPS, 0, _time(s, tiles, s.deep, WARPS, rows))
+    for resident in (1, 2):
+        programs = min(resident * PROCESSORS, tiles * s.deep // LEAST)
+        if programs > 1:
+            parts = 2 * min(2 * programs, programs + tiles) * rows * WARPS * s.n // s.high * 4 / BANDWIDTH
+            each = -(-tiles * s.deep // programs)
+            yield GpuPlan("dequant_mma", rows, WARPS, programs, LAUNCH + parts + _time(s, programs, each, WARPS, rows))
+
+
+def _gemv(s: Shape) -> Iterator[GpuPlan]:
+    for warps in (2, 4, 8):
+        fits = warps * (s.bytes + s.few * s.bk * 2) <= SHARED
+        if warps <= s.deep and fits and (warps % s.group == 0 or s.group % warps == 0):
+            programs = -(-s.m // s.few) * s.high
+            yield GpuPlan("dequant_gemv", s.few, warps, 0, _time(s, programs, -(-s.deep // warps), warps, s.few))
+
+
+def _time(s: Shape, programs: int, steps: int, warps: int, rows: int) -> float:
+    """Of programs whose warps multiply a block each in every step."""
+    stream = programs * steps * warps * s.bytes / min(BANDWIDTH, min(programs, PROCESSORS) * OF_ONE)
+    issue = -(-programs // PROCESSORS) * steps * warps * (BLOCK + COLUMNS * (rows // 8)) / ISSUE
+    return max(stream, issue)
