@@ -102,7 +102,7 @@ def test_assertions_name_the_line() -> None:
 `scale` lacks an argument
 PLACE
   needs: x, by
-  got:   0 positional and []
+  got:   no arguments
   try:   pass x=..."""),
     (lambda x: scale(x, by=1.0, color=3), errors.ArgumentCount, """\
 `scale` has no parameter 'color'

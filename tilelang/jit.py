@@ -108,7 +108,7 @@ class Bound:
             self._separate()
 
     def _match(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Positional arguments go to the inputs, then (in a second pass) on to outputs and constants in order."""
+        """Values of parameters by name: positional arguments go to them in order; outputs may be missing."""
         params, loc, name = self.kernel.params, self.kernel.source.loc, self.kernel.name
         values = {p.name: p.default for p in params if p.default is not inspect.Parameter.empty}
         known = {p.name for p in params}
@@ -124,8 +124,9 @@ class Bound:
         values.update(kwargs)
         missing = [p.name for p in params if p.required and p.name not in values]
         if missing:
+            given = ", ".join([*(p.name for p, _ in zip(params, args, strict=False)), *kwargs])
             raise ArgumentCount(f"`{name}` lacks an argument", loc=loc, needs=", ".join(missing),
-                                got=f"{len(args)} positional and {sorted(kwargs)}", try_=f"pass {missing[0]}=...")
+                                got=given or "no arguments", try_=f"pass {missing[0]}=...")
         return {k: v for k, v in values.items() if v is not None or not self.kernel.is_out(k)}
 
     def _tensor(self, p: Param, a: Argument) -> None:
