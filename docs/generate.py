@@ -1,6 +1,6 @@
 """Writes docs/language.md, the reference of the language, from the functions' own docstrings and from what their
-examples print, and the pictures of layouts: `python docs/generate.py`. The tests compare the files with what this
-gives."""
+examples print, and the pictures of layouts: `python docs/generate.py`, which also runs the other generators beside it.
+The tests compare the files with what these give."""
 from __future__ import annotations
 
 import contextlib
@@ -8,6 +8,7 @@ import inspect
 import io
 import linecache
 import re
+import runpy
 import types
 import zlib
 from pathlib import Path
@@ -20,12 +21,14 @@ from tilelang.ir.dtypes import dtype
 from tilelang.jit import Bound
 from tilelang.lang import promote
 from tilelang.lang.builtins import METHODS, PUBLIC
-from tilelang.layouts import local, shared, spatial, svg
+from tilelang.layouts import column_spatial, local, replicated, shared, spatial, svg
 
 PAGE = Path(__file__).parent / "language.md"
 PICTURES = Path(__file__).parent / "pictures"
 LAYOUTS = {"mma": local(2, 1) * spatial(8, 4) * local(1, 2), "blocks": spatial(8, 4) * local(2, 2),
-           "rows": shared([8, 32]), "swizzled": shared([8, 32], swizzle=(5, 0, 5))}
+           "columns": column_spatial(2, 4), "strided": local(2, 2) * spatial(2, 4),
+           "copies": replicated(2, rank=2) * spatial(2, 4),
+           "rows": shared([8, 32]), "swizzled": shared([8, 32], swizzle=(5, 0, 5)), "padded": shared([8, 32], [33, 1])}
 ARGUMENTS = {"X": np.array([-1.5, 0.5, 1, 4], np.float32), "I": np.array([3, 1, 2, 0], np.int32),
              "M": np.array([[1, 2, 3], [4, 5, 6]], np.float32), "Y": np.zeros(4, np.float32)}
 HEADER = """\
@@ -288,3 +291,5 @@ if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     for name, layout in LAYOUTS.items():
         (PICTURES / f"{name}.svg").write_text(svg(layout))
+    for other in Path(__file__).parent.glob("generate_*.py"):
+        runpy.run_path(str(other), run_name="__main__")

@@ -203,7 +203,7 @@ def conflicts(addresses: Sequence[int], nbytes: int, banks: Banks) -> int:
 def _swizzles(size: int) -> Iterator[Swizzle | None]:
     yield None
     top = size.bit_length()
-    for bits in range(1, 5):
+    for bits in range(1, 6):
         for base in range(0, top - bits + 1):
             for shift in range(bits, top - base - bits + 1):
                 yield Swizzle(bits, base, shift)

@@ -11,9 +11,12 @@ from tilelang.backends.cpu.launch import Failures, emit_entry
 from tilelang.backends.cpu.lower import lower
 from tilelang.backends.cpu.place import place
 from tilelang.ir.core import Function
-from tilelang.passes.driver import run_passes
+from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
+
+PLACED_PASSES: tuple[Pass, ...] = (place,)
+THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts)
 
 
 @dataclass
@@ -26,12 +29,12 @@ class Lowered:
     @cached_property
     def placed(self) -> Function:
         """Loop nests and stored tiles."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, place))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, *PLACED_PASSES))
 
     @cached_property
     def thread(self) -> Function:
         """Scalars, vectors and loops."""
-        return run_passes(self.placed, self.target, (lower, expand_casts))
+        return run_passes(self.placed, self.target, THREAD_PASSES)
 
     @property
     def prints(self) -> bool:

@@ -1,6 +1,6 @@
 """place: decides for one core which tiles are stored in scratch memory, and groups the rest into loop nests.
 
-requires: TILE without `sort`, `arg_reduce`, `philox`
+requires: TILE as `decompose` leaves it
 ensures: PLACED: every operation on tiles stands in a `nest`, whose results alone are stored, or is a `dot` of packed
 operands, a scan, a concatenation, a reshape of stored elements, or control flow
 example: `%e = exp %x; %s = reduce %e {kind="sum", axis=1}` is one nest that yields %s (and %e if it is used later)

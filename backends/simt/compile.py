@@ -31,6 +31,7 @@ from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
+PLACED_PASSES: tuple[Pass, ...] = (separate, place, pipeline, through_registers)
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
                                    insert_barriers, count_waits, count_products, order_products)
 
@@ -56,7 +57,7 @@ class Lowered(ABC):
     @cached_property
     def placed(self) -> Function:
         """Every tile with its layout."""
-        return run_passes(self.tile, self.target, (*TILE_PASSES, separate, place, pipeline, through_registers))
+        return run_passes(self.tile, self.target, (*TILE_PASSES, *PLACED_PASSES))
 
     @cached_property
     def thread(self) -> Function:

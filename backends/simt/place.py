@@ -1,6 +1,6 @@
 """place: gives every tile a register layout, chooses the instructions of dots, makes conversions explicit.
 
-requires: TILE without `sort`, `arg_reduce`, `philox`
+requires: TILE as `decompose` leaves it
 ensures: PLACED: every tile has a layout; an operation whose operands must be laid out otherwise than they are is
 preceded by `convert_layout`; every `dot` names its instruction or has none
 example: `store` of the result of `dot` is preceded by `convert_layout` where the accumulator's layout would write

@@ -166,7 +166,7 @@ _FLOATS = {  # name: (bits, exponent bits, mantissa bits, bias, non-finite value
     "f8e4m3": (8, 4, 3, 7, "fn"), "f8e5m2": (8, 5, 2, 15, "ieee"),
     "f8e4m3fnuz": (8, 4, 3, 8, "fnuz"), "f8e5m2fnuz": (8, 5, 2, 16, "fnuz"),
 }
-_ALIASES = {"bool": "i1", "bool_": "i1", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64",
+ALIASES = {"bool": "i1", "bool_": "i1", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64",
             "float8_e4m3fn": "f8e4m3", "float8_e5m2": "f8e5m2", "float8_e4m3fnuz": "f8e4m3fnuz",
             "float8_e5m2fnuz": "f8e5m2fnuz", "float8_e8m0fnu": "e8m0", "float6_e3m2fn": "f6e3m2",
             "float6_e2m3fn": "f6e2m3", "float4_e2m1fn": "f4e2m1"}
@@ -175,8 +175,8 @@ _ALIASES = {"bool": "i1", "bool_": "i1", "float16": "f16", "bfloat16": "bf16", "
 @cache
 def dtype(name: str) -> DType:
     """The type of that name. Raises ValueError for an unknown one."""
-    if name in _ALIASES:
-        return dtype(_ALIASES[name])  # types are compared by identity: an alias is the same object
+    if name in ALIASES:
+        return dtype(ALIASES[name])  # types are compared by identity: an alias is the same object
     if name == "i1":
         return DType(name, 1, "bool")
     if m := re.fullmatch(r"([ius])(\d+)", name):
