@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
+from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -15,12 +16,13 @@ Position = tuple[Ix, ...]
 
 
 class Elements:
-    """Emits the values of a region; `stored` maps values in memory to buffers, `scalars` the others."""
+    """Emits the values of a region; `stored` maps values in memory to buffers, `scalars` the others. `ahead`: loads
+    that ask for the elements so many blocks further along an axis, too: (axis, blocks)."""
 
     def __init__(self, b: ThreadBuilder, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 local: set[Value], vector_bytes: int) -> None:
+                 local: set[Value], vector_bytes: int, ahead: dict[Op, tuple[int, int]]) -> None:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
-        self.vector_bytes = vector_bytes
+        self.vector_bytes, self.ahead = vector_bytes, ahead
         self.masked = False
         self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
         self.made: dict[tuple[Value, Position], Value] = {}  # of the position that is being written
@@ -114,7 +116,18 @@ class Elements:
         offset, stride, mask = self._window(op, op.operands[1:], where)
         mask = self._as_mask(mask, lanes)
         value = b.load(self.memory(op), offset, lanes, stride, mask)
+        if op in self.ahead and lanes is not None and isinstance(stride, int) and stride == 1 and not self.masked:
+            self._fetch(op, offset, lanes)
+            self.made[op.result, where] = value
         return self._filled(op, value, mask, lanes)
+
+    def _fetch(self, op: Op, offset: Index, lanes: int) -> None:
+        """Asks for what a later block has where this one has the elements at `offset`."""
+        b, (axis, blocks), axes = self.b, self.ahead[op], list(op.attrs["axes"])
+        extent = op.attrs["shape"][axes.index(axis)] if axis in axes else 1
+        later = b.add(offset, b.mul(self._stride(op.operands[0], axis), blocks * extent))
+        for start in range(0, lanes, LINE // op.result.dtype.storage.itemsize):
+            b.effect(th.Prefetch, self.memory(op), b.index(b.add(later, start)))
 
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)

@@ -43,7 +43,7 @@ class _Lowering:
         self.scalars: dict[Value, Value] = {}
         self.nest_of = {r: op for op in fn.walk() if isinstance(op, th.Nest) for r in op.results}
         self.used = {v for op in fn.walk() for v in op.operands}
-        self.inplace, self.again = plan(fn), _read_again(fn)
+        self.inplace, self.ahead = plan(fn), {**_read_again(fn), **_read_ahead(fn)}
         self.clear: dict[Value, NestLowering] = {}  # an accumulator that is not cleared yet -> what clears it
         self.later: dict[Op, Value] = {}  # a dot -> whether its accumulator has been written before
         self.takes: dict[Op, tuple[NestLowering, Value]] = {}  # nests that take accumulators of a dot, and whether
@@ -80,7 +80,7 @@ class _Lowering:
 
     def _nest(self, op: th.Nest) -> NestLowering:
         return NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes, self.unread,
-                            self.again)
+                            self.ahead)
 
     def _scalar(self, op: Op) -> None:
         operands = [self.scalars.get(v, v) for v in op.operands]
@@ -366,21 +366,44 @@ class _Lowering:
         self._finish(op, new, outs, tiles, scalars)
 
 
-def _read_again(fn: Function) -> dict[Op, int]:
+def _read_ahead(fn: Function) -> dict[Op, tuple[int, int]]:
+    """Loads of blocks that a loop of several stages uses at once, instead of packing them, with the axis along which
+    the blocks of iterations follow one another, and how many are under way."""
+    out = {}
+    for loop in fn.walk():
+        for nest in loop.regions[0].ops if loop.name == "for" and loop.attrs["stages"] > 1 else []:
+            for op in nest.regions[0].ops if isinstance(nest, th.Nest) and not _packs(nest) else []:
+                at = next((axis for axis, v in enumerate(op.operands[1:]) if _steps(v, loop.regions[0].args[0])), None)
+                if op.name == "load" and at is not None and not op.operands[0].dtype.packed:
+                    out[op] = at, loop.attrs["stages"] - 1
+    return out
+
+
+def _packs(nest: th.Nest) -> bool:
+    return any(op.name == "convert_layout" for op in nest.regions[0].ops)
+
+
+def _steps(v: Value, i: Value) -> bool:
+    """Whether a scalar is a multiple of `i`, or of its quotient."""
+    op = v.owner
+    return v is i or op is not None and op.name in ("mul", "floordiv") and any(_steps(o, i) for o in op.operands)
+
+
+def _read_again(fn: Function) -> dict[Op, tuple[int, int]]:
     """The last loads of blocks that several nests of a program read, with the axis along which the next program's
     block follows. Only the first nest waits for memory; while the last one computes, the next block can arrive."""
     ids = {v for op in fn.body.ops if op.name == "grid" for v in op.results[-1:]}
     seen: dict[Any, list[Op]] = {}
     for nest in fn.body.ops:
         for op in nest.regions[0].ops if isinstance(nest, th.Nest) else []:
-            if op.name == "load" and op.attrs["shape"] == nest.attrs["shape"]:
+            if op.name == "load" and not op.operands[0].dtype.packed and op.attrs["shape"] == nest.attrs["shape"]:
                 seen.setdefault((tuple(op.operands), op.attrs["shape"]), []).append(op)
     out = {}
     for (operands, _), loads in seen.items():
         axes = [axis for axis, v in enumerate(operands[1:]) if v in ids or v.owner is not None and
                 v.owner.name == "mul" and any(o in ids for o in v.owner.operands)]
         if len(loads) > 1 and axes:
-            out[loads[-1]] = axes[0]
+            out[loads[-1]] = axes[0], 1
     return out
 
 

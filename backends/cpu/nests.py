@@ -22,22 +22,21 @@ from tilelang.ir.reduction import Reduce, identity
 class NestLowering(Elements):
     """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others.
 
-    `unread` are the tensors that the kernel only writes; `again` the loads of blocks that an earlier nest has read,
-    with the axis along which the next program's block follows.
+    `unread` are the tensors that the kernel only writes; `ahead` as for `Elements`.
     """
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
                  wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value],
-                 again: dict[Op, int]) -> None:
+                 ahead: dict[Op, tuple[int, int]]) -> None:
         self.region = op.regions[0]
-        super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results}, vector_bytes)
+        super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results}, vector_bytes, ahead)
         self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
         self.yields = list(zip(self.region.yields, op.results, strict=True))
         self.reduces = [o for o in self.region.ops if o.name == "reduce"]
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]
         self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
-        self.unread, self.again = unread, again
+        self.unread = unread
         self.direct = self._direct()
         self.streamed = False
         self.targets: dict[Value, Buffer] = {}
@@ -308,8 +307,6 @@ class NestLowering(Elements):
         """Everything at one position: values to store, then effects."""
         where = self._position(at)
         self.made = {}
-        if not self.masked:
-            self._fetch(where)
         for op in self.direct:  # a chain's operands would else be read from its end
             self.made[op.result, where] = self.at(op.result, where)
         for v, _ in self.yields:
@@ -318,21 +315,6 @@ class NestLowering(Elements):
                 self.store(target, where if target.shape else (), self.at(v, where))
         for op in self.effects:
             self._effect(op, where)
-
-    def _fetch(self, where: Position) -> None:
-        """Asks for the elements that the next program reads where this one reads at `where`."""
-        b, lanes = self.b, lanes_of(where)
-        for op in self.region.ops:
-            if op not in self.again or lanes is None or op.operands[0].dtype.packed:
-                continue
-            offset, stride, _ = self._window(op, op.operands[1:], where)
-            if not isinstance(stride, int) or stride != 1:
-                continue
-            axis, axes = self.again[op], list(op.attrs["axes"])
-            extent = op.attrs["shape"][axes.index(axis)] if axis in axes else 1
-            following = b.add(offset, b.mul(self._stride(op.operands[0], axis), extent))
-            for start in range(0, lanes, LINE // op.result.dtype.storage.itemsize):
-                b.effect(th.Prefetch, self.memory(op), b.index(b.add(following, start)))
 
     def store(self, target: Buffer, where: Position, value: Value) -> None:
         target.store(self.b, where, value)

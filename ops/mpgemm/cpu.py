@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import tilelang as tile
 from tilelang.ops.activation import gelu_exact, silu
+from tilelang.ops.mpgemm.pack import FIELDS
 
 
 def _place(bits: int, i: int, j: int) -> int:
-    """The bit of a word where code i of stream j begins, once `bytes_at` has joined codes that lie in two bytes."""
-    at = i * bits % 8
-    place = 8 * j + (at if at + bits <= 8 else 0)
+    """The bit of a word where code i of stream j begins, once `bytes_at` has joined the fields of it."""
+    place = 8 * j + (i * bits % 8 if len(FIELDS[bits]) == 1 else 0)
     return 0 if place + bits == 32 else place  # at the top a shift does what a mask does, and a sign bit stays clear
 
 
@@ -76,23 +76,22 @@ def quantize_kernel(x: tile.Tensor[tile.f32, "M G D"], q: tile.Out[tile.Q, "M G 
 @tile.function
 def bytes_at(words, i, BITS):
     """Code i of each of the four streams of a row, one to a byte: words [B, BITS, n] to [B, n]."""
-    r, s = i * BITS // 8, i * BITS % 8
-    v = words[:, r, :] >> s if s else words[:, r, :]
-    if s + BITS > 8:  # the rest lies in the next byte
-        low = ((1 << 8 - s) - 1) * 0x01010101
-        v = (v & low) | ((words[:, r + 1, :] << (8 - s)) & (0xFFFFFFFF - low))
-    return v if BITS == 8 else v & ((1 << BITS) - 1) * 0x01010101
+    fields, code = FIELDS[BITS], None
+    for f in tile.static_range(len(fields)):
+        width, low = fields[f]
+        at, v = i * width % 8 - low, words[:, low + i * width // 8, :]
+        v = v >> at if at > 0 else v << -at if at < 0 else v
+        part = v if width == 8 else v & ((1 << width) - 1 << low) * 0x01010101
+        code = part if code is None else code | part
+    return code
 
 
 @tile.function
 def value_at(words, i, j, BITS, DTYPE):
     """Code i of stream j as f32: words [B, BITS, n] to [B, n]. The value of its bits as DTYPE; where that is None the
     whole number, times what it counts where it stands in the word."""
-    r, s = i * BITS // 8, i * BITS % 8
-    if s + BITS > 8:
-        v, s = bytes_at(words, i, BITS), 0
-    else:
-        v = words[:, r, :]
+    whole = len(FIELDS[BITS]) == 1
+    v, s = words[:, i * BITS // 8, :] if whole else bytes_at(words, i, BITS), i * BITS % 8 if whole else 0
     if DTYPE is None:
         return (v >> 32 - BITS if 8 * j + s + BITS == 32 else v & ((1 << BITS) - 1) << 8 * j + s).to(tile.f32)
     v = v >> (8 * j + s) if 8 * j + s else v
@@ -149,6 +148,19 @@ def with_group(acc, parts, xscale, sums, m, p, g, scale, zero, minimum, ZERO, RO
     return tuple([acc[r] + out[r] for r in tile.static_range(ROWS)])
 
 
+@tile.function
+def stages_of(rows, nbytes):
+    """How many iterations that read so many rows of words are under way at once, so that `nbytes` are: what hides the
+    way to memory, more where a byte takes longer."""
+    return 1 + tile.cdiv(nbytes, rows * 256)
+
+
+@tile.function
+def joined(parts, ROWS):
+    """The sums of each row, which are added up in two chains where one row alone would wait for its additions."""
+    return parts if len(parts) == ROWS else tuple([parts[r] + parts[ROWS + r] for r in tile.static_range(ROWS)])
+
+
 @tile.kernel
 def dequant_gemv_kernel(
     x: tile.Tensor[tile.f32, "M B 32"], sums: tile.Tensor[tile.f32, "M G"],
@@ -163,19 +175,19 @@ def dequant_gemv_kernel(
     """ROWS rows of y and one panel of columns for each program: every code becomes its value in registers. ZERO is the
     number taken off every code where there is no array of them."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
-    B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
+    B, HALVES, CHAINS = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1, 2 if ROWS == 1 else 1
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
-    for g in tile.range(0, scale.shape[1], HALVES):
+    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 8192)):
         block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
         rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 32)) for r in tile.static_range(ROWS)])
         for h in tile.static_range(HALVES):
-            part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS)])
+            part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS * CHAINS)])
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
                 for j in tile.static_range(4):
-                    v = value_at(block, i, j, BITS, DTYPE)
-                    part = tuple([tile.fma(v, rows[r][:, 4 * i + j:4 * i + j + 1], part[r])
-                                  for r in tile.static_range(ROWS)])
-            acc = with_group(acc, part, None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
+                    v, chain = value_at(block, i, j, BITS, DTYPE), j % CHAINS
+                    part = tuple([tile.fma(v, rows[r % ROWS][:, 4 * i + j:4 * i + j + 1], part[r])
+                                  if r // ROWS == chain else part[r] for r in tile.static_range(ROWS * CHAINS)])
+            acc = with_group(acc, joined(part, ROWS), None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
     store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)
 
 
@@ -194,7 +206,7 @@ def integer_gemv_kernel(
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
-    for g in tile.range(0, scale.shape[1], HALVES):
+    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 4096)):
         block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
         rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 8)) for r in tile.static_range(ROWS)])
         for h in tile.static_range(HALVES):

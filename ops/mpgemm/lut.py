@@ -7,7 +7,7 @@ Tables of activations are indexed by bits of `Panels.planes`: of a word, bits 4 
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.mpgemm.cpu import bytes_at, folded, store_rows, with_group
+from tilelang.ops.mpgemm.cpu import bytes_at, folded, stages_of, store_rows, with_group
 
 SUBSETS = tuple(tuple(float(entry >> c & 1) for entry in range(16)) for c in range(4))
 
@@ -42,7 +42,7 @@ def lut_gemv_kernel(
     acc = tile.zeros((64,), tile.f32)
     for g in tile.range(0, scale.shape[1], HALVES):
         part = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(HALVES)])
-        for b in tile.range(g // HALVES * B, g // HALVES * B + B):
+        for b in tile.range(g // HALVES * B, g // HALVES * B + B, stages=stages_of(BITS, 8192)):
             table = tile.load(tables, (m, b, 0, 0), (8, 16))
             words = tile.load(planes, (p, b, 0, 0), (BITS, 64))
             for t in tile.static_range(8):
@@ -101,7 +101,7 @@ def lut_bytes_kernel(
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
     for g in tile.range(0, scale.shape[1], HALVES):
         part = tuple([tile.zeros((64,), tile.i32) for _ in tile.static_range(HALVES * ROWS)])
-        for b in tile.range(g // HALVES * B, g // HALVES * B + B):
+        for b in tile.range(g // HALVES * B, g // HALVES * B + B, stages=stages_of(BITS, 8192)):
             words = tile.load(planes, (p, b, 0, 0), (BITS, 64))
             for t in tile.static_range(2):
                 entries = tuple([tile.load(tables, (m * ROWS + i, b, t, 0), (1, 1, 1, 64)).reshape(64)

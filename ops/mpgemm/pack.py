@@ -6,9 +6,10 @@ their rank, so that value = step * (code - offset): the step goes into the scale
 are not, keep their code.
 
 Rows stand in panels of `LANES`, columns in blocks of 32, and each group begins a new block (of 16 where the group is
-no longer). Of a block, row n has four streams of bytes: stream j holds columns j, 4 + j, 8 + j, … one after the other,
-the least significant bit first, so b bits take b bytes. Byte r of the four streams of a row is one word, and the words
-r of a panel's rows stand side by side: `words[panel, block, r, n]`.
+no longer). Of a block, row n has four streams of codes: stream j holds columns j, 4 + j, 8 + j, …. A stream of codes
+of 1, 2, 4 or 8 bits takes as many bytes, one code after the other from the least significant bit; other codes are cut
+into such fields (`FIELDS`), a stream for each, so that nothing lies in two bytes. Byte r of the four streams of a row
+is one word, and the words r of a panel's rows stand side by side: `words[panel, block, r, n]`.
 """
 from __future__ import annotations
 
@@ -27,6 +28,9 @@ from tilelang.quant import Parameter, QuantTensor
 
 LANES = 64
 BLOCK = 32
+FIELDS = {1: ((1, 0),), 2: ((2, 0),), 3: ((2, 0), (1, 2)), 4: ((4, 0),), 5: ((4, 0), (1, 4)), 6: ((4, 0), (2, 4)),
+          7: ((4, 0), (2, 4), (1, 6)), 8: ((8, 0),)}
+"""By bits of a code: (bits, first bit) of its fields. Their first words are numbered by their first bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +71,11 @@ class Panels:
     def planes(self) -> Any:
         """The same codes by bits: of `planes[panel, block, r, n]` bit 8 j + i is bit r of code i of stream j."""
         out = aligned(self.words.shape, np.uint32)
-        for r in range(self.bits):
-            for i in range(8):
-                byte, bit = divmod(self.bits * i + r, 8)
-                out[:, :, r] |= (self.words[:, :, byte] >> bit & 0x01010101) << i
+        for width, low in FIELDS[self.bits]:
+            for r in range(width):
+                for i in range(8):
+                    byte, bit = divmod(width * i + r, 8)
+                    out[:, :, low + r] |= (self.words[:, :, low + byte] >> bit & 0x01010101) << i
         return out
 
     @property
@@ -174,16 +179,13 @@ def _length(name: str, p: Parameter, k: int) -> int:
 def _words(codes: Any, bits: int) -> Any:
     """The words of codes whose extents are multiples of a panel and a block."""
     n, k = codes.shape
-    c = codes.reshape(n // LANES, LANES, k // BLOCK, 8, 4).transpose(3, 0, 2, 1, 4).astype(np.uint16)
+    c = codes.reshape(n // LANES, LANES, k // BLOCK, 8, 4).transpose(3, 0, 2, 1, 4)
     out = aligned((n // LANES, k // BLOCK, bits, LANES), np.uint32)
     data = out.view(np.uint8).reshape(n // LANES, k // BLOCK, bits, LANES, 4)
-    for r in range(bits):
-        byte = np.zeros(c.shape[1:], np.uint16)
+    for width, low in FIELDS[bits]:
         for i in range(8):
-            shift = bits * i - 8 * r
-            if -bits < shift < 8:
-                byte |= c[i] << shift if shift >= 0 else c[i] >> -shift
-        data[:, :, r] = byte.astype(np.uint8)
+            byte, bit = divmod(width * i, 8)
+            data[:, :, low + byte] |= (c[i] >> low & (1 << width) - 1) << bit
     return out
 
 

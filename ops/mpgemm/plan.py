@@ -21,7 +21,7 @@ import numpy as np
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ops.mpgemm.pack import Panels, panels
+from tilelang.ops.mpgemm.pack import FIELDS, Panels, panels
 from tilelang.quant import QuantTensor
 
 BANDWIDTH = 32.0
@@ -80,7 +80,7 @@ def _cheapest(x: DType, w: Panels, m: int, wanted: str | None) -> Plan:
 
 def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     rows = _rows(m)
-    each = (2 if w.dtype is None else 3) + _straddling(w.bits) / 2 + rows  # mask, convert; products of 16 lanes
+    each = (2 if w.dtype is None else 3) + (len(FIELDS[w.bits]) - 1) / 2 + rows  # mask, convert; products of 16 lanes
     if w.dtype is not None and w.bits > 4:
         each += 10 if w.bits > 6 else 3 * (w.bits - 4)  # fields of a float, or several registers of a table
     return _estimate("dequant_fma", "f32", w, m, rows, 4 * each, 0, 0)
@@ -104,7 +104,7 @@ def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     whole, rows = _whole(x, w), _rows(m)
     if len(whole) == 3:
         return whole
-    each = 2 + 2 * _straddling(w.bits) + 1.5 * rows
+    each = 2 * len(FIELDS[w.bits]) + 1.5 * rows
     return _estimate("int_dot", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 
@@ -164,11 +164,6 @@ _MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "dequant_fma": _d
          "lut_act_i8": _lut_act_i8, "lut_weight": _lut_weight, "bucket_sum": _bucket_sum}
 DECOMPOSITIONS = tuple(_MAKE)
 """Of equally cheap ones the first is taken."""
-
-
-def _straddling(bits: int) -> float:
-    """The share of codes that lie in two bytes."""
-    return sum(bits * i % 8 + bits > 8 for i in range(8)) / 8
 
 
 def _estimate(name: str, accumulator: str, w: Panels, m: int, rows: int, each: float, bound: int,

@@ -31,7 +31,8 @@ class Loop:
 
 
 def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: str = "") -> Any:
-    """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining.
+    """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining (on a
+    CPU: memory that loads without a `dot` read `stages` - 1 iterations later is asked for).
 
     `schedule` says how a pipelined loop of products moves data while it multiplies, where the target has several ways
     (gfx950): "pingpong" lets the halves of eight warps take turns, "interleave" spreads reads of shared memory among

@@ -79,3 +79,22 @@ def test_large_output() -> None:
     y = np.empty_like(x)
     centre()(x, y, BM=1, BN=1024)
     assert np.array_equal(y, x - x[:, -1:])
+
+
+@tile.kernel
+def gemv(x: tile.Tensor[tile.f32, "N"], w: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M"],
+         STAGES: tile.Const):
+    m = tile.grid(tile.cdiv(w.shape[0], 4))
+    acc = tile.zeros((4,), tile.f32)
+    for n in tile.range(0, tile.cdiv(w.shape[1], 64), stages=STAGES):
+        acc = acc + (tile.load(w, (m * 4, n * 64), (4, 64)) * tile.load(x, (n * 64,), (64,))).sum(1)
+    tile.store(y, (m * 4,), acc)
+
+
+def test_a_loop_of_stages_asks_for_what_it_reads_later() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal(300).astype(np.float32), rng.standard_normal((6, 300)).astype(np.float32)
+    ahead = [str(gemv.lower(x, w, np.empty(6, np.float32), STAGES=stages).thread).count("prefetch %w")
+             for stages in (1, 3)]
+    assert ahead == [0, 64 // 16]  # every line of a row of the block
+    np.testing.assert_array_equal(gemv(x, w, STAGES=3), gemv(x, w, STAGES=1))
