@@ -50,7 +50,7 @@ class Instruction:
 
     @property
     def product(self) -> bool:
-        return bool(re.match(r"(@!?U?P\d+ +)?HG?MMA|v_mfma", self.text))
+        return bool(re.match(r"(@!?U?P\d+ +)?(HG?|QG)MMA|v_mfma", self.text))
 
     @property
     def load(self) -> bool:
@@ -63,7 +63,7 @@ def nvidia(text: str) -> Instruction:
     width = next((n for form, n in ((r"\.128\b|\.M88\.4|HMMA", 4), (r"\.64\b|\.M88\.2|\.WIDE", 2))
                   if re.search(form, op)), 1)
     named = [[int(n) for n in re.findall(r"\bR(\d+)\b", part)] for part in rest.split(",")]
-    sizes = {"HMMA": (4, 2, 4), "HGMMA": (4,)}.get(op.split(".")[0], (1,) * len(named))
+    sizes = {"HMMA": (4, 2, 4), "HGMMA": (4,), "QGMMA": (4,)}.get(op.split(".")[0], (1,) * len(named))
     return Instruction(text, frozenset(f"R{n + i}" for n in named[0] for i in range(width)), tuple(
         frozenset(f"R{n + i}" for n in part for i in range(size))
         for part, size in zip(named[1:], sizes, strict=False)))

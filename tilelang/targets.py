@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, Op
-from tilelang.ir.dtypes import dtype
+from tilelang.ir.dtypes import DType, dtype
 from tilelang.layouts import RegisterLayout
 
 if TYPE_CHECKING:
@@ -85,15 +85,15 @@ def lowered(tile: Function, name: str) -> Any:
     return Lowered(tile, host())
 
 
-def operand_layouts(name: str, m: int, k: int) -> tuple[RegisterLayout, RegisterLayout]:
-    """How a warp holds the operands [m, k] and [k, n] of a `dot` of f16 that sums in f32, with the n of one
+def operand_layouts(name: str, m: int, k: int, dt: DType) -> tuple[RegisterLayout, RegisterLayout]:
+    """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in f32, with the n of one
     instruction: what a `view` makes in such a layout goes into the product as it lies. `name` has an architecture.
     Raises TargetError where that has no such product."""
     from tilelang.backends.simt.instructions import choose, plan
-    bare, f16 = name.removeprefix(EMULATE), dtype("f16")
-    row = choose(_part(bare, "target").target(bare).mma, f16, f16, dtype("f32"), k)
-    if row is None:
-        raise TargetError(f"{bare} has no product of f16", needs="matrix instructions", got=bare,
+    bare = name.removeprefix(EMULATE)
+    row = choose(_part(bare, "target").target(bare).mma, dt, dt, dtype("f32"), k)
+    if row is None or row.a != dt.name:
+        raise TargetError(f"{bare} has no product of {dt}", needs=f"matrix instructions for {dt}", got=bare,
                           try_="another target")
     found = plan(row, m, row.n, k, 1, 1)
     assert isinstance(found.a, RegisterLayout) and isinstance(found.b, RegisterLayout)

@@ -39,6 +39,8 @@ from tilelang.quant import QuantTensor, RowParts
 ACTIVATIONS = (None, "gelu", "relu", "silu")
 BY_BITS = ("bitplane_popc", "lut_act", "lut_act_i8")
 """Decompositions that read `Panels.planes`."""
+GPU = (*gpu_plan.DECOMPOSITIONS, "f8_mma")
+"""Decompositions of GPUs."""
 WHOLE = ("bitplane_popc", "int_dot", "lut_act_i8", "lut_weight")
 """Decompositions that sum whole numbers exactly where x is quantised to such."""
 
@@ -55,8 +57,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
     (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; decompositions
-    are those of `tilelang.ops.mpgemm.gpu_plan`. The first product with a weight repacks it; that is kept as long as
-    `w` lives.
+    are those of `tilelang.ops.mpgemm.gpu_plan` and, by its name only, "f8_mma": x and W of the same f8 are multiplied
+    as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such instructions have, groups in f32. The
+    first product with a weight repacks it; that is kept as long as `w` lives.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
     check(x, w.shape, bias, residual, activation, x_group)
@@ -70,16 +73,19 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     y = empty_like(x, (flat.shape[0], n), out)
     if residual is not None:
         residual = rows(residual)
-    if tile.on_gpu(x) and decomposition in (None, *gpu_plan.DECOMPOSITIONS):
-        if x_dtype is not None:
+    if tile.on_gpu(x) and decomposition in (None, *GPU):
+        as_is = decomposition == "f8_mma"
+        if as_is:
+            _both_f8(x_dtype, w)
+        elif x_dtype is not None:
             _fits_f16(tile.dtype(x_dtype))
         if flat.shape[0]:
-            product(flat, tiles(w, architecture(x), device), y, bias, residual, activation, x_dtype=x_dtype,
+            product(flat, tiles(w, architecture(x), device, as_is), y, bias, residual, activation, x_dtype=x_dtype,
                     token=x_group == "token", added=added(flat, w) if w.corrections else None,
-                    decomposition=decomposition)
+                    decomposition=None if as_is else decomposition)
         return y.reshape(*x.shape[:-1], n)
     if device != "cpu":
-        raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join(gpu_plan.DECOMPOSITIONS),
+        raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join(GPU),
                           got=str(decomposition), try_="leave it out, or put x on the CPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0]:
@@ -101,6 +107,13 @@ def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: 
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
         raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
+
+
+def _both_f8(x_dtype: str | None, w: QuantTensor) -> None:
+    of = str(w.codes.dtype) if isinstance(w.codes, tile.Packed) else type(w.codes).__name__
+    if x_dtype not in ("f8e4m3", "f8e5m2") or of != x_dtype:
+        raise TargetError('"f8_mma" multiplies f8 by f8 of the same type', needs="x_dtype and codes f8e4m3 or f8e5m2",
+                          got=f"x_dtype {x_dtype} and codes {of}", try_='x_dtype="f8e4m3" with such weights')
 
 
 def _fits_f16(x: tile.DType) -> None:

@@ -13,6 +13,14 @@ from tilelang.ops.mpgemm.cpu import finished
 
 
 @tile.function
+def operand(words, x, DTYPE, SOURCE, LAYOUT):
+    """Codes as numbers of the type of x: as they are, or as f16."""
+    if x.dtype == DTYPE:
+        return tile.view(words, DTYPE, SOURCE, LAYOUT)
+    return tile.view(words, DTYPE, SOURCE, LAYOUT, order="pairs").to(tile.f16)
+
+
+@tile.function
 def of_blocks(parameter, k, n, GROUP, WARPS, BN):
     """[WARPS, BN, 1] parameters of blocks k, k + 1, …, of which each GROUP have the same."""
     rows = max(WARPS // GROUP, 1)
@@ -24,7 +32,7 @@ def of_blocks(parameter, k, n, GROUP, WARPS, BN):
 
 @tile.kernel
 def gemv_kernel(
-    x: tile.Tensor[tile.f16, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
+    x: tile.Tensor[tile.X, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
     y: tile.Out[tile.Y, "M N"],
     DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, ROWS: tile.Const, BM: tile.Const, GROUP: tile.Const,
     STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
@@ -39,7 +47,7 @@ def gemv_kernel(
     acc = tile.zeros((WARPS, BN, BM), tile.f32)
     for k in tile.range(0, words.shape[0], WARPS, stages=STAGES):
         by = of_blocks(scale, k, n, GROUP, WARPS, BN)
-        codes = tile.view(tile.load(words, (k, n, 0), SOURCE.shape), DTYPE, SOURCE, LAYOUT, order="pairs")
+        codes = operand(tile.load(words, (k, n, 0), SOURCE.shape), x, DTYPE, SOURCE, LAYOUT)
         part = multiplied(codes, x, m, k, ROWS, WARPS, BM, BK)
         if low is not None:
             part += multiplied(codes, low, m, k, ROWS, WARPS, BM, BK) * 2.0 ** -11
@@ -56,4 +64,4 @@ def gemv_kernel(
 def multiplied(codes, x, m, k, ROWS, WARPS, BM, BK):
     """[WARPS, BN, BM]: each warp's codes times its columns of x."""
     rows = tile.pin(tile.load(x, (m * BM, k * BK), (BM, WARPS * BK)), ROWS)
-    return tile.dot(codes.to(tile.f16), rows.reshape(BM, WARPS, BK).permute((1, 2, 0)))
+    return tile.dot(codes, rows.reshape(BM, WARPS, BK).permute((1, 2, 0)))

@@ -8,6 +8,7 @@ x for zeros and minima, are applied to the sums of a block.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
@@ -25,7 +26,7 @@ from tilelang.ir.pairs import pairs, representable
 from tilelang.layouts import RegisterLayout
 from tilelang.ops.common import dtype_of
 from tilelang.ops.mpgemm.cpu import finished
-from tilelang.ops.mpgemm.gemv import gemv_kernel
+from tilelang.ops.mpgemm.gemv import gemv_kernel, operand
 from tilelang.ops.mpgemm.gpu_plan import GpuPlan, Shape, plan
 from tilelang.ops.mpgemm.pack import grouping, ranks
 from tilelang.quant import QuantTensor
@@ -61,13 +62,13 @@ def power_of_two(largest):
 
 @tile.kernel
 def activations_kernel(
-    x: tile.Tensor[tile.T, "M K"], q: tile.Out[tile.f16, "M K"], xscale: tile.Out[tile.f32, "KT M"],
+    x: tile.Tensor[tile.T, "M K"], q: tile.Out[tile.Q, "M K"], xscale: tile.Out[tile.f32, "KT M"],
     sums: tile.Out[tile.f32, "KT M"], low: tile.Out[tile.f16, "M K"] = None, *,
     BM: tile.Const, BK: tile.Const, GROUP: tile.Const, TOKEN: tile.Const, DTYPE: tile.Const,
 ):
-    """x as f16 times a scale for each row, or each row's GROUP blocks of BK columns; `sums` are those of what it then
-    is. DTYPE None: the scale is a power of two that f16's range asks for; f16 keeps 11 bits, `low`, times
-    2**-11 of the scale, the next 12. Else values of DTYPE times max |x| / (its largest)."""
+    """x as f16 (an f8 DTYPE also as that) times a scale for each row, or each row's GROUP blocks of BK columns; `sums`
+    are those of what it then is. DTYPE None: the scale is a power of two that f16's range asks for; f16 keeps 11
+    bits, `low`, times 2**-11 of the scale, the next 12. Else values of DTYPE times max |x| / (its largest)."""
     m, KT = tile.grid(tile.cdiv(x.shape[0], BM)), xscale.shape[0]
     whole = largest_of(x, m, 0, KT, BM, BK) if TOKEN else tile.zeros((BM,), tile.f32)
     for g in tile.range(0, KT, GROUP):
@@ -80,7 +81,7 @@ def activations_kernel(
             t = v / inverse
             if DTYPE is not None:
                 t = tile.round(t) if DTYPE.kind == "int" else t.to(DTYPE).to(tile.f32)
-            half = t.to(tile.f16)
+            half = t.to(q.dtype)
             tile.store(q, (m * BM, k * BK), half)
             tile.store(xscale, (k, m * BM), s)
             tile.store(sums, (k, m * BM), v.sum(1) if DTYPE is None else t.sum(1) * s)
@@ -90,7 +91,7 @@ def activations_kernel(
 
 @tile.kernel
 def product_kernel(
-    x: tile.Tensor[tile.f16, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
+    x: tile.Tensor[tile.X, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
     y: tile.Out[tile.Y, "M N"],
     DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, BM: tile.Const, GROUP: tile.Const,
     STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
@@ -135,7 +136,7 @@ def of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift,
     for k in tile.range(first, last, stages=STAGES):
         by = tile.load(scale, (k // GROUP, n * BN), (BN,))[:, None]  # before products that run beside the threads
         block = tile.load(words, (k, n * SOURCE.shape[0], 0), SOURCE.shape)
-        codes = tile.view(block, DTYPE, SOURCE, LAYOUT, order="pairs").to(tile.f16)
+        codes = operand(block, x, DTYPE, SOURCE, LAYOUT)
         part = tile.dot(codes, tile.load(x, (m * BM, k * BK), (BM, BK)).T)
         if low is not None:
             part += tile.dot(codes, tile.load(low, (m * BM, k * BK), (BM, BK)).T) * 2.0 ** -11
@@ -198,13 +199,15 @@ class Blocks:
 
 
 @lru_cache(maxsize=256)
-def blocks(target: str, dt: tile.DType, group: int) -> Blocks:
-    """The blocks of a type on a target, for groups of so many columns, a multiple of 16."""
+def blocks(target: str, dt: tile.DType, group: int, multiplied: tile.DType = tile.f16) -> Blocks:
+    """The blocks of a type on a target, for groups of so many columns, a multiple of 16; `multiplied` is the type of
+    the operand, f16 or `dt` itself."""
     bk = gcd(group, 128)
-    lanes = targets.operand_layouts(target, 64, bk)[0].num_threads
-    plain, x = targets.operand_layouts(target, min(EACH * lanes // bk, TALLEST), bk)
-    across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)
-    codes = plain.innermost([(1, 2), *[(0, 2)] * (min(across, 4).bit_length() - 1)])
+    lanes = targets.operand_layouts(target, 64, bk, multiplied)[0].num_threads
+    codes, x = targets.operand_layouts(target, min(EACH * lanes // bk, TALLEST), bk, multiplied)
+    if multiplied is tile.f16:
+        across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)
+        codes = codes.innermost([(1, 2), *[(0, 2)] * (min(across, 4).bit_length() - 1)])
     each = codes.local_size * dt.bits // 32
     vector = gcd(each, 4)
     words = layouts.local(1, each // vector) * layouts.spatial(1, lanes) * layouts.local(1, vector)
@@ -224,6 +227,7 @@ class Tiles:
     group: int
     shape: tuple[int, int]
     permutation: Any
+    multiplied: tile.DType
 
     def times(self, m: int, twice: bool) -> Shape:
         """The product with m rows; `twice`: of two parts each, whose sums stand beside each other."""
@@ -233,15 +237,16 @@ class Tiles:
                      min(most, 32) if twice else most)
 
 
-_tiles: dict[tuple[int, str, str], Tiles] = {}
+_tiles: dict[tuple[int, str, str, bool], Tiles] = {}
 
 
-def tiles(w: QuantTensor, target: str, device: str = "cpu") -> Tiles:
-    """`w` repacked for a target, as NumPy arrays or as tensors of torch on a device; kept as long as `w` lives.
-    Corrections are not part of it. Raises TargetError for codes that it cannot hold."""
-    key = id(w), target, device
+def tiles(w: QuantTensor, target: str, device: str = "cpu", as_is: bool = False) -> Tiles:
+    """`w` repacked for a target, as NumPy arrays or as tensors of torch on a device, to be multiplied as f16 or, if
+    `as_is`, as what its codes are; kept as long as `w` lives. Corrections are not part of it. Raises TargetError for
+    codes that it cannot hold."""
+    key = id(w), target, device, as_is
     if key not in _tiles:
-        _tiles[key] = _repack(w, target) if device == "cpu" else _moved(tiles(w, target), device)
+        _tiles[key] = _repack(w, target, as_is) if device == "cpu" else _moved(tiles(w, target, "cpu", as_is), device)
         finalize(w, _tiles.pop, key, None)
     return _tiles[key]
 
@@ -252,7 +257,7 @@ def _moved(w: Tiles, device: str) -> Tiles:
     return replace(w, words=words, scale=scale, shift=shift)
 
 
-def _repack(w: QuantTensor, target: str) -> Tiles:
+def _repack(w: QuantTensor, target: str, as_is: bool) -> Tiles:
     codes, n, k = w.codes, *w.shape
     if not isinstance(codes, Packed) or codes.dtype.bits > 8:
         got = str(codes.dtype) if isinstance(codes, Packed) else type(codes).__name__
@@ -267,13 +272,13 @@ def _repack(w: QuantTensor, target: str) -> Tiles:
     if group % 16:
         raise TargetError(f"`mpgemm` has no kernel for groups of {group} columns on a GPU", needs="a multiple of 16",
                           got=str(group), try_="another group, or x on the CPU")
-    rank, step, offset = ranks(dt)
+    rank, step, offset = ranks(dt) if not as_is else (None, 1.0, 0.0)
     if rank is not None:
         stored, dt = rank[stored], tile.dtype(f"u{dt.bits}")
-    elif dt.exponent_bits > 5 or not representable(dt)[np.unique(stored)].all():
+    elif not as_is and (dt.exponent_bits > 5 or not representable(dt)[np.unique(stored)].all()):
         raise TargetError(f"f16 has no numbers for codes of {dt}", needs="finite numbers in the range of f16",
                           got=str(dt), try_="quantise to numbers that are finite in f16, or put x on the CPU")
-    made = blocks(target, dt, group)
+    made = blocks(target, dt, group, dt if as_is else tile.f16)
     values = [p.expand(w.shape)[:, order if order is not None else slice(None)][:, ::group].T.astype(np.float64)
               if p is not None else np.full((-(-k // group), n), fill)
               for p, fill in ((w.scale, 1.0), (w.zero, 0.0), (w.minimum, 0.0))]
@@ -281,18 +286,23 @@ def _repack(w: QuantTensor, target: str) -> Tiles:
     permutation = w.permutation if order is None else order if w.permutation is None else \
         np.asarray(w.permutation)[order]
     scale, shift = (v.astype(np.float32, order="C") for v in (values[0] * step, shift))
-    return Tiles(_words(stored, dt, made), scale, shift if shift.any() else None, dt, made, group // made.bk, (n, k),
-                 permutation)
+    words = _words(stored, made, pairs(dt).pack if not as_is else _bytes)
+    return Tiles(words, scale, shift if shift.any() else None, dt, made, group // made.bk, (n, k),
+                 permutation, dt if as_is else tile.f16)
 
 
-def _words(codes: Any, dt: tile.DType, made: Blocks) -> Any:
-    """The words of codes [N, K]; beyond them they are zero."""
+def _bytes(codes: Any) -> Any:
+    return np.ascontiguousarray(codes).view(np.uint32)
+
+
+def _words(codes: Any, made: Blocks, pack: Callable[[Any], Any]) -> Any:
+    """The words of codes [N, K]; beyond them they are zero. `pack` makes those of a lane."""
     (n, k), (bn, bk) = codes.shape, made.codes.shape
     whole = np.zeros((-(-n // bn) * bn, -(-k // bk) * bk), np.uint8)
     whole[:n, :k] = codes
     each = whole.reshape(len(whole) // bn, bn, -1, bk).transpose(2, 0, 1, 3)
     at = made.codes.table()
-    held = pairs(dt).pack(each[:, :, at[..., 0], at[..., 1]])  # [K blocks, N blocks, lanes, words of a lane]
+    held = pack(each[:, :, at[..., 0], at[..., 1]])  # [K blocks, N blocks, lanes, words of a lane]
     out = np.empty((*held.shape[:2], made.words.shape[1]), np.uint32)
     out[:, :, made.words.table()[..., 1]] = held
     return out
@@ -310,7 +320,7 @@ def product(x: Any, w: Tiles, y: Any, bias: Any = None, residual: Any = None, ac
     low = xscale = sums = None
     if x_dtype is not None or dtype_of(x) is not tile.f16:
         q, xscale, sums = (empty_like(x, shape, dt) for shape, dt in (
-            (x.shape, tile.f16), ((kt, m), tile.f32), ((kt, m), tile.f32)))
+            (x.shape, w.multiplied), ((kt, m), tile.f32), ((kt, m), tile.f32)))
         low = empty_like(x, x.shape, tile.f16) if x_dtype is None and dtype_of(x) is tile.f32 else None
         activations_kernel(x, q, xscale, sums, low, BM=16, BK=bk, GROUP=w.group, TOKEN=token,
                            DTYPE=None if x_dtype is None else tile.dtype(x_dtype))

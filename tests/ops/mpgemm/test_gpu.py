@@ -1,6 +1,7 @@
 """Products with quantised weights by the text emitted for GPUs, against the f64 meaning of the weight."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,12 @@ import pytest
 import torch
 
 import tilelang as tile
+from benchmarks import sass
+from benchmarks.static_weights import made_on_the_way, nvidia
 from tests.ops.mpgemm.test_api import named, quantised, weight
 from tilelang import ops
+from tilelang.args import empty_like
+from tilelang.backends.cuda import nvrtc
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.pairs import pairs
@@ -161,6 +166,46 @@ def test_weights_go_into_products_as_they_lie(target: str, zeros: bool) -> None:
     assert loads and {op.attrs["lanes"] for op in loads} == {4}
 
 
+def blocks_of_f8(rng: np.random.Generator, name: str, n: int, k: int) -> QuantTensor:
+    """Weights with a scale for 128 x 128, as DeepSeek-V3 has them."""
+    finite = np.flatnonzero(np.isfinite(codec.values_of(tile.dtype(name))))
+    return QuantTensor(tile.Packed.from_codes(rng.choice(finite, (n, k)), tile.dtype(name)),
+                       Parameter(rng.uniform(0.5, 2, (-(-n // 128), -(-k // 128))).astype(np.float32), (128, 128)))
+
+
+@pytest.mark.parametrize(("target", "name", "m"), [("cuda:sm_90a", "f8e4m3", 21), ("cuda:sm_90a", "f8e4m3", 3),
+                                                   ("cuda:sm_89", "f8e5m2", 3), ("hip:gfx950", "f8e4m3", 21)])
+def test_f8_with_scales_of_blocks(target: str, name: str, m: int) -> None:
+    """1 x 128 of x, 128 x 128 of W; the emulator sums in f32."""
+    rng = np.random.default_rng(0)
+    w, x = blocks_of_f8(rng, name, 140, 600), rng.standard_normal((m, 600)).astype(np.float32)
+    with tile.target(f"emulate:{target}"):
+        y = ops.mpgemm(x, w, x_dtype=name, x_group="group", decomposition="f8_mma")
+    q, scale = quantised(x, w, name, False)
+    taken = (q * scale[..., None]).reshape(m, -1)[:, :600]
+    assert (np.abs(y - taken.astype(np.float64) @ w.dequantize().T) <= 2 * bound(taken, w)).all()
+
+
+@pytest.mark.skipif(nvrtc.find() is None or sass.find() is None, reason="NVRTC or nvdisasm is not installed")
+@pytest.mark.parametrize("f8", [False, True])
+def test_hopper_multiplies_weights_from_registers(f8: bool) -> None:
+    """In the main loop an `HGMMA` (`QGMMA`) has A in registers; u4 takes half an instruction for each weight, f8 none;
+    nothing is spilled, nothing exchanged."""
+    rng, target = np.random.default_rng(0), "cuda:sm_90a"
+    w = tiles(blocks_of_f8(rng, "f8e4m3", 128, 512) if f8 else weight(rng, "u4", 128, 512, 128), target, as_is=f8)
+    x = empty_like(np.zeros(1), (64, 512), w.multiplied)
+    code = product_kernel.lower(x, w.words, w.scale, np.zeros((64, 128), np.float32), DTYPE=w.dtype, BM=64,
+                                GROUP=w.group, STAGES=3, **w.blocks.below(WARPS), target=target)
+    assert code.report["spills"] == 0 and code.report["stack_bytes"] == 0
+    loop = sass.main_loop(code.assembly, code.rendered.name)
+    products = [i for i in loop if sass.opcode(i) in sass.PRODUCTS]
+    name = "QGMMA.64x64x32.F32.E4M3.E4M3" if f8 else "HGMMA.64x64x16.F32"
+    assert len(products) == (8 if f8 else 16)
+    assert all(re.match(re.escape(name) + r" R\d+, R\d+, gdesc", i) for i in products)
+    assert len(made_on_the_way([nvidia(i) for i in loop])) == (0 if f8 else 64)
+    assert not {"STS", "LDSM", "SHFL"} & sass.classes(loop).keys()
+
+
 def test_what_the_kernel_cannot_do_is_said() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 64)).astype(np.float16)
@@ -171,5 +216,9 @@ def test_what_the_kernel_cannot_do_is_said() -> None:
                           Parameter(np.ones((16, 1), np.float32), (1, 64)))
         with pytest.raises(TargetError, match="f8e4m3"):
             ops.mpgemm(x, nan)
+        with pytest.raises(TargetError, match="f8 by f8"):
+            ops.mpgemm(x, weight(rng, "u4", 16, 64, 32), x_dtype="f8e4m3", decomposition="f8_mma")
+        with pytest.raises(TargetError, match="no product of f8e4m3"):
+            ops.mpgemm(x, weight(rng, "f8e4m3", 16, 64, 32), x_dtype="f8e4m3", decomposition="f8_mma")
         with pytest.raises(TargetError, match="as f16"):
             ops.mpgemm(x, weight(rng, "u4", 16, 64, 32), x_dtype="s1")

@@ -21,18 +21,20 @@ from tilelang.ir.core import Function, TensorType
 from tilelang.jit import Bound, Kernel
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.matmul import matmul_kernel
+from tilelang.ops.mpgemm.gpu import product_kernel, tiles
 from tilelang.ops.norm import layer_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
 from tilelang.passes.meaning import difference, explained, noise
+from tilelang.quant import Parameter, QuantTensor
 
 pytestmark = needs_nvrtc
 
 
 def execute(fn: Function, code: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
-            strides: Sequence[Sequence[int]]) -> None:
+            strides: Sequence[Sequence[int]], arch: str = "compute_80") -> None:
     """What the emulator's function of this name does, by PTX."""
     programs = int(np.prod(interpreter.grid_extents(fn, arrays, shapes), dtype=np.int64))
-    run(ptx(code.text), code.name, arguments(fn, code, arrays, shapes, strides), programs=programs,
+    run(ptx(code.text, arch), code.name, arguments(fn, code, arrays, shapes, strides), programs=programs,
         threads=code.threads, shared_bytes=code.shared_bytes)
 
 
@@ -84,6 +86,23 @@ def test_kernel(name: str) -> None:
                 assert explained(want[i], got[i], [s[i] for s in samples], p.type.dtype).all()
     text = ptx(targets.lowered(fn, "cuda:sm_80").rendered.text)
     assert all(i in text for i in instructions)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90a"])
+def test_product_with_quantised_weights(target: str) -> None:
+    """W is the left operand, on sm_90a of `wgmma` from registers; whole numbers, so every bit is known."""
+    rng = np.random.default_rng(4)
+    codes, x = rng.integers(0, 16, (140, 256)), rng.integers(-8, 8, (16, 256)).astype(np.float16)
+    w = tiles(QuantTensor(tile.Packed.from_codes(codes, tile.u4), Parameter(np.ones((140, 2), np.float32), (1, 128))),
+              target)
+    y = np.zeros((16, 140), np.float32)
+    given = {"x": x, "words": w.words, "scale": w.scale, "y": y, "DTYPE": w.dtype, "BM": 16, "GROUP": 1, "STAGES": 3,
+             **w.blocks.below(4)}
+    bound = Bound(product_kernel, (), given)
+    fn = bound.kernel.trace(bound.types(aligned=True), bound.consts)
+    emulated(fn, target, lambda *of: execute(*of, arch=f"compute_{target[8:]}"))([x, w.words, w.scale, y])
+    np.testing.assert_array_equal(y, x.astype(np.float64) @ codes.T)
+    assert ("tl::wgmma" in targets.lowered(fn, target).rendered.text) == (target == "cuda:sm_90a")
 
 
 @pytest.mark.parametrize("key", [k for k in EXAMPLES if example(k).level == "tile"])
