@@ -48,7 +48,7 @@ def int8_dot(operations: float) -> tuple[str, Callable[[], None]]:
         total = b.add(total, acc.incomings[1][0])
     b.store(total, fn.args[1], align=4)
     b.ret_void()
-    code = Loaded(object_code(str(module), target))
+    code = Loaded(object_code(str(module), target), "peak")
     call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)(code.address("peak"))
     threads = tilelang.get_num_threads()
     rounds = int(operations / threads / (2 * row.group * block.lanes * len(accumulators)))

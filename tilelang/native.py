@@ -51,5 +51,5 @@ def load(tile: Function) -> Any:
     """The machine code of a TILE function as a callable."""
     from tilelang.backends.cpu.machine import Loaded
     ffi = _ffi()
-    loaded = Loaded(object_code(tile)[1])
+    loaded = Loaded(object_code(tile)[1], "tl_entry")
     return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)

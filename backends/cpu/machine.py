@@ -1,6 +1,7 @@
 """The host processor, and machine code for it: LLVM IR to object code to callable addresses."""
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -128,25 +129,37 @@ def assembly(text: str, target: CpuTarget) -> str:
 
 
 class Loaded:
-    """Object code in memory; keeps it alive."""
+    """Object code in memory; keeps it alive. `functions` are those that will be asked for.
 
-    def __init__(self, code: bytes) -> None:
+    LLVM's JITLink puts code and constants into one block. MCJIT maps each section by itself, and ends the process
+    where two come to lie 2 GB apart, with CUDA's libraries between them, say."""
+
+    _count = itertools.count()
+
+    def __init__(self, code: bytes, *functions: str) -> None:
         with _lock:
-            _initialise()
-            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine_for_loading())
-            self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
-            self._engine.finalize_object()
+            builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+            for name, address in _defined.items():
+                builder.import_symbol(name, address)
+            for name in functions:
+                builder.export_symbol(name)
+            self._linked = builder.link(_linker(), f"tilelang-{next(self._count)}")
 
-    def address(self, name: str) -> int:
-        """Address of a function."""
-        return int(self._engine.get_function_address(name))
+    def address(self, function: str) -> int:
+        """Address of one of the `functions`."""
+        return int(self._linked[function])
+
+
+_defined: dict[str, int] = {}
 
 
 def define(name: str, address: int) -> None:
     """Makes an address known to code that is loaded from now on."""
-    with _lock:
-        llvm.add_symbol(name, address)
+    _defined[name] = address
 
 
-def _machine_for_loading() -> Any:
-    return llvm.Target.from_default_triple().create_target_machine(jit=True)
+@cache
+def _linker() -> Any:
+    _initialise()
+    return llvm.create_lljit_compiler(llvm.Target.from_default_triple().create_target_machine(jit=True),
+                                      use_jit_link=True)

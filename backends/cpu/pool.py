@@ -373,7 +373,8 @@ class Pool:
     """The process's worker threads."""
 
     def __init__(self) -> None:
-        self._code = machine.Loaded(object_code(machine.host()))
+        self._code = machine.Loaded(object_code(machine.host()), "tl_parallel", "tl_serial", "tl_pool_workers",
+                                    "tl_pool_init", "tl_pool_size", "tl_pool_worker")
         for name, own in ("tl_parallel",) * 2, ("tl_serial",) * 2, ("tl_workers", "tl_pool_workers"):
             machine.define(name, self._code.address(own))
         self._init = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_init"))

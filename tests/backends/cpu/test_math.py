@@ -64,7 +64,7 @@ def compiled(name: str, dtype: str, lanes: int | None, arity: int = 1) -> Callab
     b.cbranch(b.icmp_signed("<", following, fn.args[0]), loop, done)
     b.position_at_end(done)
     b.ret_void()
-    loaded = machine.Loaded(machine.object_code(str(module), target))
+    loaded = machine.Loaded(machine.object_code(str(module), target), "run")
     call = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * (arity + 1))(loaded.address("run"))
 
     def run(*args: Array, _keep: Any = loaded) -> Array:
