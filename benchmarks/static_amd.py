@@ -17,6 +17,7 @@ from benchmarks.static import Goal, conversions, counted
 from tests.backends.simt import kernels
 from tilelang.backends.hip import clang, products
 from tilelang.backends.hip.compile import Lowered
+from tilelang.ops.attention.forward import forward_kernel
 
 ARCHS = ("gfx942", "gfx950")
 
@@ -45,14 +46,13 @@ def _bf16(*shape: int) -> Any:
 def cases() -> dict[str, Case]:
     """Every case by its name."""
     block = {arch: {"BM": 256, "BN": 256, "BK": 64, "STAGES": 2} for arch in ARCHS}
-    keys = {"gfx942": {"BM": 64, "BN": 64, "BD": 128, "STAGES": 1},
-            "gfx950": {"BM": 256, "BN": 64, "BD": 128, "STAGES": 2}}
-    a, q = _bf16(256, 256), _bf16(256, 128)
+    keys = {arch: {"BM": rows, "BN": 64, "BD": 128, "BE": 128, "ROUND": 1}
+            for arch, rows in (("gfx942", 128), ("gfx950", 256))}
+    a, q, lse = _bf16(256, 256), _bf16(1, 1, 256, 128), np.empty((1, 1, 256), np.float32)
     return {
         "GEMM bf16 256x256x64, b transposed": Case(kernels.matmul_t, (a, a, np.empty_like(a)), block, "gemm"),
         "GEMM bf16 256x256x64": Case(kernels.matmul, (a, a, np.empty((256, 256), np.float32)), block, "gemm"),
-        "attention bf16 d=128": Case(kernels.attention, (q, q, q, np.empty((256, 128), np.float32)), keys,
-                                     "attention"),
+        "attention bf16 d=128": Case(forward_kernel, (q, q, q, np.empty_like(q), 0.1, lse), keys, "attention"),
     }
 
 

@@ -152,6 +152,9 @@ class _Renderer:
         if not op.result.shape:
             self.define(op.result, unary_or_infix(op, [self.scalar(v) for v in op.operands]))
             return
+        if self.target.two_f32 and op.result.dtype.name == "f32" and op.name in ("add", "sub", "mul", "fma"):
+            self.define(op.result, f"tl::{op.name}({', '.join(map(self.vector, op.operands))})")
+            return
         name = self.declare(op.result)
         value = unary_or_infix(op, [self.lane(v, "i") for v in op.operands])
         self.each(op.result.shape[0], f"{name}[i] = {value};")

@@ -39,10 +39,10 @@ def _scaled(m: int, a: str, b: str) -> MmaRow:
                   (column_spatial(m, parts), spatial(parts, m)))
 
 
-# The first row that holds both operands exactly and is not deeper than the product is taken: deep ones stand first,
-# and larger ones after those that fit more tiles and are as fast. Rows of which a processor has only a part are
-# several instructions of it, one after the other along the registers: k may be in any order, if it is the same in A
-# and in B, and lanes read 16 bytes at a time from shared memory.
+# Of each size the first row that holds both operands exactly and is not deeper than the product may be taken, so deep
+# ones stand first; layout inference chooses the size. Rows of which a processor has only a part are several
+# instructions of it, one after the other along the registers: k may be in any order, if it is the same in A and in B,
+# and lanes read 16 bytes at a time from shared memory.
 ROWS = (
     *(_scaled(m, a, b) for m in (16, 32) for a in SMALL for b in SMALL),
     *(_row(m, each, a + kind, b + kind, "f32", archs)
@@ -51,7 +51,7 @@ ROWS = (
       for m, each in ((16, 16), (16, 8), (32, 8))),
     *(_row(m, each, t, t, "f32", archs)
       for t in ("f16", "bf16")
-      for m, each, archs in ((16, 8, (CDNA2, _EVER)), (16, 4, (CDNA2, _EVER)), (32, 8, (CDNA4, _EVER)),
+      for m, each, archs in ((16, 8, (CDNA2, _EVER)), (16, 4, (CDNA2, _EVER)), (32, 8, (CDNA2, _EVER)),
                              (32, 4, (CDNA2, _EVER)))),
     *(_row(m, 2, "tf32", "tf32", "f32", (CDNA3, CDNA3)) for m in (16, 32)),  # "xf32": gfx950 has it no more
     *(_row(m, each, "f32", "f32", "f32", (CDNA2, _EVER)) for m, each in ((16, 4), (16, 1), (32, 1))),

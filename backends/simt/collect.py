@@ -8,7 +8,10 @@ are marked as empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from math import prod
+
+import numpy as np
 
 from tilelang.backends.simt.access import join
 from tilelang.backends.simt.exchange import Exchange
@@ -79,7 +82,8 @@ class Collect:
         modes = [i for i in range(len(layout.extents)) if self._dim_of(layout, i) == axis]
         local = list(layout.local)
         if op.attrs["kind"] != "custom":  # order does not matter: registers first, to shuffle less
-            modes.sort(key=lambda m: m in local)
+            values = self._registers(layout, modes, values, combine, 3 if op.attrs["kind"] in ("max", "min") else 2)
+            modes = [m for m in modes if m not in local]
         for m in reversed(modes):
             if m in local:
                 values = self._fold(layout, local, m, values, combine)
@@ -112,6 +116,29 @@ class Collect:
             joined = [combine(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
             parts = joined + parts[len(parts) & ~1:]
         return parts[0]
+
+    def _registers(self, layout: RegisterLayout, modes: Sequence[int], values: Values, combine: Combine,
+                   ways: int) -> Values:
+        """Combines all registers that differ in local digits of the axis only, in any order: runs of neighbours,
+        `ways` at once, for which some machines have one instruction."""
+        inside = [m for m in modes if m in layout.local]
+        sets: dict[tuple[int, ...], list[int]] = {}
+        for register, digits in enumerate(np.ndindex(*(layout.extents[m] for m in layout.local))):
+            at = dict(zip(layout.local, digits, strict=True))
+            sets.setdefault(tuple(at[m] for m in inside), []).append(register)
+        n, each = len(sets), layout.local_size // len(sets)
+
+        def run(first: int, count: int) -> Values:
+            lanes = tuple(range(first * each, (first + count) * each))
+            return [self.b.pure(simt.Take, v, lanes=lanes) for v in values]
+        values = [self.b.pure(simt.Take, v, lanes=tuple(i for lanes in sets.values() for i in lanes)) for v in values]
+        while n > 1:
+            parts = min(ways, n)
+            count, left = divmod(n, parts)
+            joined = reduce(combine, [run(i * count, count) for i in range(parts)])
+            values = [join(self.b, pair) for pair in zip(joined, run(n - left, left), strict=True)] if left else joined
+            n = count + left
+        return values
 
     def _across(self, layout: RegisterLayout, mode: int, values: Values, combine: Combine, ordered: bool) -> Values:
         """Combines over one digit of the thread number; `ordered` where a combination may not commute."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
+from operator import itemgetter
 
 import numpy as np
 
@@ -34,13 +35,15 @@ def itself(index: tuple[Index, ...]) -> tuple[Index, ...]:
 
 @lru_cache(maxsize=1024)
 def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Ports, store: bool) -> int:
-    """Cycles by which the accesses of one warp exceed the fewest possible."""
+    """Cycles by which the accesses of one warp exceed the fewest possible, and one for each access more that a swizzle
+    inside of vectors makes of them."""
     _, width = vector_width(layout, place, size)
+    _, widest = vector_width(layout, place.with_swizzle(None), size)
     nbytes = width * size
     banks = ports.of(nbytes, store)
     table = layout.table()[:sum(map(len, banks.phases))]
     phases = [[lane for lane in phase if lane < len(table)] for phase in banks.phases]
-    extra = 0
+    extra = layout.local_size // width - layout.local_size // widest
     for i in range(0, layout.local_size, width):
         address = place.offset(tuple(np.minimum(table[:, i, d], place.shape[d] - 1) for d in range(layout.rank)))
         address = np.broadcast_to(address, (len(table),)) * size
@@ -52,28 +55,35 @@ def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Po
 
 @lru_cache(maxsize=1024)
 def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: tuple[RegisterLayout, ...],
-            ports: Ports, column: bool = False) -> SharedLayout:
+            ports: Ports, column: bool = False, whole: bool = True) -> SharedLayout:
     """A row-major (column-major) layout of a staging buffer that is written and read with the fewest bank conflicts.
-    Swizzles move whole vectors, once or twice; where that leaves some, one more bit is changed."""
+    Swizzles move whole vectors, once or twice; where that leaves some, one more bit is changed; and where vectors need
+    not stay `whole`, their halves are exchanged by one bit."""
     users = [(stored, True), *((f, False) for f in loaded)]
-
-    def cost_of(place: SharedLayout) -> int:
-        return sum(wavefronts(u, place, size, ports, store) for u, store in users)
     plain = shared(shape, strides=(1, shape[0])) if column else shared(shape)
-    best, cost = plain, cost_of(plain)
     base = max(vector_width(u, plain, size)[1] for u, _ in users).bit_length() - 1
     top = (prod(shape) - 1).bit_length()
-    for starts, longest in (*[(range(base, base + 1), 5)] * 2, (range(base, top), 1)):
-        first = best.swizzle
+
+    def better(best: tuple[SharedLayout, int], starts: Sequence[int], longest: int,
+               first: Swizzle | None) -> tuple[SharedLayout, int]:
+        """`best`, or what beats it with one more term than `first`; with what it costs."""
         for start in starts:
             for bits in range(1, longest + 1):
                 for shift in range(bits, top - start - bits + 1):
-                    if cost == 0:
+                    if best[1] == 0:
                         return best
-                    candidate = plain.with_swizzle(Swizzle(bits, start, shift, first))
-                    if (found := cost_of(candidate)) < cost:
-                        best, cost = candidate, found
-    return best
+                    best = min(best, costed(plain.with_swizzle(Swizzle(bits, start, shift, first))), key=itemgetter(1))
+        return best
+
+    def costed(place: SharedLayout) -> tuple[SharedLayout, int]:
+        return place, sum(wavefronts(u, place, size, ports, store) for u, store in users)
+    best = costed(plain)
+    for starts, longest in ([base], 5), ([base], 5), (range(base, top), 1):
+        best = better(best, starts, longest, best[0].swizzle)
+    if not whole and base:
+        for shift in range(1, top - base + 1):
+            best = better(best, [base], 5, Swizzle(1, base - 1, shift))
+    return best[0]
 
 
 class Exchange:
@@ -186,7 +196,8 @@ class Exchange:
         size = dt.storage.itemsize
         stored = as_rows(src, shape, dt) if self.target.stmatrix and not last else src
         loaded = as_rows(dst, shape, dt) if self.target.ldmatrix else dst
-        place = staging(shape, size, stored, (loaded,), self.target.ports)
+        matrices = self.target.ldmatrix or self.target.stmatrix
+        place = staging(shape, size, stored, (loaded,), self.target.ports, whole=matrices)
         memory = self.alloc(dt, place.size)
         self.begin()
         self.write(value, dt, src, shape, memory, place, last=last)

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.group_products import choose_group, group_plans
-from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_row
+from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_row, sizes
 from tilelang.backends.simt.matrix import fragments
 from tilelang.backends.simt.registers import repeated, thread_digits, vector_width
 from tilelang.backends.simt.stage import Staged, slices
@@ -84,11 +84,13 @@ class Edge:
 @dataclass(eq=False)
 class DotSite:
     """A `dot` by matrix instructions; `plans` maps each accumulator layout to the ways to get there, the simplest
-    first; `objection` says why none is by an instruction of several warps that has its types."""
+    first; `work` says what the instructions cost, where they differ in size; `objection` why none is by an instruction
+    of several warps that has its types."""
 
     op: Op
     acc: Group
     plans: dict[RegisterLayout, list[DotPlan]]
+    work: dict[RegisterLayout, int]
     objection: str
 
 
@@ -318,26 +320,32 @@ class Inference:
         row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], op.attrs["instruction"])
         if row is not None:
             ways, objection = self._group_plans(op, self.threads // self.target.warp)
-            self._site(op, row, [a, b], weight, ways, objection)
+            rows = [row] if op.attrs["instruction"] else sizes(self.target.mma, row, a.shape[-1])
+            self._site(op, rows, [a, b], weight, ways, objection)
 
     def _survey_dot_scaled(self, op: Op, weight: int) -> None:
         a, b, a_scale, _ = operands = op.operands[:4]
         row = scaled_row(self.target.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // a_scale.shape[-1])
         assert row is not None, "`decompose` keeps those that there is an instruction for"
-        self._site(op, row, operands, weight)
+        self._site(op, [row], operands, weight)
 
-    def _site(self, op: Op, row: MmaRow, operands: Sequence[Value], weight: int,
+    def _site(self, op: Op, rows: Sequence[MmaRow], operands: Sequence[Value], weight: int,
               ways: Sequence[DotPlan] = (), objection: str = "") -> None:
-        """A product by `row`, or in one of the `ways` by groups of warps."""
+        """A product by one of `rows`, or in one of the `ways` by groups of warps."""
         *batch, m, k = operands[0].shape
         warps = self.threads // self.target.warp
         found: dict[RegisterLayout, list[DotPlan]] = {}
         for p in ways:
             found.setdefault(p.acc, []).append(p)
-        if not ways or op.attrs["instruction"] != ways[0].row.name:
+        work: dict[RegisterLayout, int] = {}
+        named = ways and op.attrs["instruction"] == ways[0].row.name
+        for row in [] if named else rows:
             for p in plans(row, m, op.result.shape[-1], k, warps, tuple(batch), len(operands) > 2):
                 found.setdefault(p.acc, []).append(p)
-        self.dots.append(DotSite(op, self.group(op.result), found, objection))
+                if len(rows) > 1:
+                    count = warps * (p.acc.local_size // row.acc_atom.local_size) * -(-k // row.k)
+                    work[p.acc] = weight * count * row.cost
+        self.dots.append(DotSite(op, self.group(op.result), found, work, objection))
         for side, operand in enumerate(operands):
             def want(f: RegisterLayout, side: int = side) -> list[Wanted]:
                 return [p.operands[side] for p in found.get(f, [])]
@@ -402,8 +410,9 @@ class Inference:
             if src is not None and dst is not None:
                 total += min(conversion_cost(e.have(src), want, e.shape, e.bytes, self.target.warp, e.weight)
                              for want in e.wanted(dst))
-        if any(site.acc is g and layout not in site.plans for site in self.dots):
-            total += 1 << 40  # the instruction needs its accumulator
+        for site in self.dots:
+            if site.acc is g:  # the instruction needs its accumulator
+                total += site.work.get(layout, 0) if layout in site.plans else 1 << 40
         return total
 
     def _descend(self, backward: bool) -> int:

@@ -43,6 +43,13 @@ class MmaRow:
     def k(self) -> int:
         return self.a_atom.shape[1]
 
+    @property
+    def cost(self) -> int:
+        """In bytes of shared memory that could be moved, beside other instructions of the same types: the cycle in
+        which one of four vector units issues it, of 128 bytes, and its products of numbers, 2048 a cycle (gfx950,
+        f16)."""
+        return 128 + self.m * self.n * self.k // 16
+
 
 @dataclass(frozen=True)
 class GroupRow:
@@ -179,6 +186,15 @@ def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, n
     named = [row for row in exact if row.name == name]
     least = sorted(exact, key=lambda row: row.k * dtype(row.a).bits)
     return next(iter([*named, *(row for row in exact if row.k <= k), *least]), None)
+
+
+def sizes(rows: Sequence[MmaRow], row: MmaRow, k: int) -> list[MmaRow]:
+    """`row`, and of each other size the first of the same types whose `k` is not more than the product's."""
+    found = {(row.m, row.n): row}
+    for other in rows:
+        if (other.a, other.b, other.acc) == (row.a, row.b, row.acc) and other.k <= k:
+            found.setdefault((other.m, other.n), other)
+    return list(found.values())
 
 
 def scaled_row(rows: Sequence[MmaRow], a: DType, b: DType, k: int, block: int) -> MmaRow | None:

@@ -17,18 +17,21 @@ share of the products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Value
+from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, conversion
 
 LEAST = 3
 """Blocks in the ring: with two, copies would be waited for as soon as they are started."""
-PRODUCTS = 16
-"""Matrix instructions of a warp that are worth two meetings: HipKittens' parts have so many."""
+PRODUCTS, PRODUCT = 16, 16 * 16 * 512
+"""Matrix instructions of a warp that are worth two meetings, and what one of them multiplies, by the bits of a number:
+HipKittens' parts have so many of 16 x 16 x 32 numbers of 16 bits."""
 
 
 def schedule_of(loop: Op, body: Sequence[Op], rings: set[Value], stages: int, target: SimtTarget,
@@ -83,13 +86,13 @@ def _moves(op: Op, rings: set[Value], target: SimtTarget) -> bool:
 
 
 def _products(body: Sequence[Op], target: SimtTarget, threads: int) -> float:
-    """Matrix instructions of a warp."""
+    """What a warp multiplies, by such instructions."""
     rows = {row.name: row for row in target.mma}
     total = 0.0
     for op in body:
         if op.name == "dot":
-            row, (m, k), n = rows[op.attrs["instruction"]], op.operands[0].shape[-2:], op.operands[1].shape[-1]
-            total += m * n * k / (row.m * row.n * row.k) * target.warp / threads
+            bits = dtype(rows[op.attrs["instruction"]].a).bits
+            total += prod(op.result.shape[-2:]) * op.operands[0].shape[-1] * bits / PRODUCT * target.warp / threads
     return total
 
 

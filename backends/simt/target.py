@@ -17,7 +17,8 @@ class SimtTarget:
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
     and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
-    while the other moves data (`schedule.py`), 0 where there are no such schedules."""
+    while the other moves data (`schedule.py`), 0 where there are no such schedules. Where `two_f32`, one instruction
+    adds or multiplies two f32."""
 
     name: str
     arch: int
@@ -36,6 +37,7 @@ class SimtTarget:
     dies: tuple[int, int] = (1, 1)
     word_operands: bool = False
     turns: int = 0
+    two_f32: bool = False
     group_mma: tuple[GroupRow, ...] = ()
 
     def performs(self, op: Op) -> bool:

@@ -46,3 +46,14 @@ def test_the_loop_of_a_matmul(name: str, arch: str) -> None:
     assert len(loop) / gcn.products(loop) <= 1.3 * gcn.PATTERNS["gemm", arch].share
     if "transposed" in name:
         assert gcn.classes(loop)["ds_read"] == gcn.PATTERNS["gemm", "gfx950"].counts["ds_read"]
+
+
+@compiles
+def test_the_loop_of_attention() -> None:
+    """As for matmul; exponentials are one instruction each, sums and products of f32 two at once."""
+    code = static_amd.cases()["attention bf16 d=128"].lower("gfx950")
+    loop = static_amd.main_loop(code)
+    assert code.report["spills"] == code.report["stack_bytes"] == 0 and gcn.products(loop) == 64
+    assert len(loop) / gcn.products(loop) <= 1.3 * gcn.PATTERNS["attention", "gfx950"].share
+    assert sum(i.startswith("v_exp_f32") for i in loop) == 64 * 32 / 64 + 1
+    assert sum(i.startswith("v_mfma_f32_32x32x16_bf16") for i in loop) == 32

@@ -139,8 +139,8 @@ TL_FN float bf16_to_f32(u16 h) { return bits<float>(u32(h) << 16); }
 
 TL_FN u16 f32_to_bf16_soft(float x) {
   const u32 u = bits<u32>(x);
-  if ((u & 0x7fffffff) > 0x7f800000) return u16(u >> 16 | 0x40);
-  return u16((u + 0x7fff + (u >> 16 & 1)) >> 16);
+  const u32 rounded = u + 0x7fff + (u >> 16 & 1);
+  return u16((x != x ? u | 0x400000 : rounded) >> 16);  // no branch
 }
 
 }  // namespace tl

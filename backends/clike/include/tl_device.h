@@ -21,7 +21,9 @@ TL_FN sptr<T> block(sptr<T> s, int off) { return s + off; }
 // ---- loads and stores: one instruction for each access. Offsets keep their type: those into shared memory are int.
 
 template <int BYTES> struct word_of { using type = as_unsigned<char[BYTES]>; };
+struct alignas(8) word8 { u32 low, high; };
 struct alignas(16) word16 { u64 low, high; };
+template <> struct word_of<8> { using type = word8; };
 template <> struct word_of<16> { using type = word16; };
 template <class T, int N> using word = typename word_of<N * int(sizeof(T))>::type;
 

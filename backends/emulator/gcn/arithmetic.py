@@ -179,7 +179,29 @@ def _below(mask: Array, base: int) -> Array:
     return ((LANE[:, None] > base + np.arange(32)) * bits).sum(1).astype(U32)
 
 
+def _power(a: Array) -> Array:
+    """2**a, 0 where that is below the normal numbers."""
+    with np.errstate(over="ignore"):
+        power = np.exp2(a.astype(F64)).astype(F32)
+    return np.where(power < np.finfo(F32).tiny, F32.type(0), power)
+
+
+def _legacy(a: Array, b: Array) -> Array:
+    return np.where((a == 0) | (b == 0), F32.type(0), a * b)
+
+
+def _fused(a: Array, b: Array, c: Array) -> Array:
+    return (a.astype(F64) * b.astype(F64) + c.astype(F64)).astype(F32)
+
+
+def _accumulated(w: Wave, i: Instruction) -> None:
+    w.write(i.operands[0], _fused(w.source(i, 1, F32), w.source(i, 2, F32), w.read(i.operands[0], F32)))
+
+
 RULES |= {
+    "v_exp_f32": _elementwise(1, _power, F32), "v_mul_legacy_f32": _elementwise(2, _legacy, F32),
+    **dict.fromkeys(("v_fma_f32", "v_fmamk_f32", "v_fmaak_f32"), _elementwise(3, _fused, F32)),
+    "v_fmac_f32": _accumulated,
     "v_mov_b32": _elementwise(1, lambda a: a, U32), "v_mov_b64": _elementwise(1, lambda a: a, U64),
     "v_accvgpr_read_b32": _elementwise(1, lambda a: a, U32), "v_accvgpr_write_b32": _elementwise(1, lambda a: a, U32),
     "v_not_b32": _elementwise(1, lambda a: ~a, U32), "v_bfrev_b32": _elementwise(1, _reversed, U32),

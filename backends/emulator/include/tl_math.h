@@ -25,6 +25,7 @@ EMU_MATH(trunc, trunc)
 }  // namespace tl
 
 #include "tl_derived.h"
+#include "tl_two.h"
 
 namespace tl {
 

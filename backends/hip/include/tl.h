@@ -160,14 +160,16 @@ TL_FN void priority(op) {
   __builtin_amdgcn_sched_barrier(0);
 }
 
-// The scheduler is to place a read of local memory, then its share of the matrix instructions, and so on.
+// The scheduler is to place a read of local memory, then its share of the matrix instructions, and so on; or some reads
+// and one instruction, where those are fewer.
 template <int READS, int PRODUCTS>
 TL_FN void spread(op o) {
   if constexpr (READS > 0 && PRODUCTS > 0) {
-    constexpr int LDS_READ = 0x100, MFMA = 8;
-    __builtin_amdgcn_sched_group_barrier(LDS_READ, 1, 0);
-    __builtin_amdgcn_sched_group_barrier(MFMA, PRODUCTS / READS, 0);
-    spread<READS - 1, PRODUCTS - PRODUCTS / READS>(o);
+    constexpr int LDS_READ = 0x100, MFMA = 8, reads = READS > PRODUCTS ? READS / PRODUCTS : 1;
+    constexpr int products = PRODUCTS > READS ? PRODUCTS / READS : 1;
+    __builtin_amdgcn_sched_group_barrier(LDS_READ, reads, 0);
+    __builtin_amdgcn_sched_group_barrier(MFMA, products, 0);
+    spread<READS - reads, PRODUCTS - products>(o);
   }
 }
 

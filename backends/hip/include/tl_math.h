@@ -16,11 +16,35 @@ TL_MATH(round, rint)
 TL_MATH(trunc, trunc)
 #undef TL_MATH
 
+namespace native {
+
+// `v_exp_f32`, which gives 0 for what is below 2**-126.
+TL_FN float exp2(float x) {
+#if __has_builtin(__builtin_amdgcn_exp2f)
+  return __builtin_amdgcn_exp2f(x);
+#else  // older compilers make the instruction of this
+  return __builtin_exp2f(x);
+#endif
+}
+
+// By the compiler's own name, as there is no builtin: 0 times anything is 0.
+__attribute__((device)) float mul_legacy(float, float) __asm("llvm.amdgcn.fmul.legacy");
+
+// 2**t for t = x log2(e), and what rounding, and keeping t below 128, took from the exponent: x - t log(2), which only a
+// result of 0 takes no notice of: for -inf it is no number. NaN becomes the largest t, and stays in what was taken.
+TL_FN float exp(float x) {
+  const float t = __builtin_fminf(x * 0x1.715476p+0f, 0x1.fffffep+6f), power = exp2(t);
+  const float rest = __builtin_fmaf(t, 0x1.05c610p-29f, __builtin_fmaf(-t, 0x1.62e430p-1f, x));
+  return power + mul_legacy(power, rest);
+}
+
+}  // namespace native
+
 #define TL_MATH(NAME, F32)                                  \
   TL_FN float NAME(float x) { return float(F32(x)); }       \
   TL_FN double NAME(double x) { return soft::NAME(x); }
-TL_MATH(exp, __builtin_expf)
-TL_MATH(exp2, __builtin_exp2f)
+TL_MATH(exp, native::exp)
+TL_MATH(exp2, native::exp2)
 TL_MATH(log, __builtin_logf)
 TL_MATH(log2, __builtin_log2f)
 TL_MATH(sin, soft::sin)
@@ -32,6 +56,7 @@ TL_MATH(erf, soft::erf)
 }  // namespace tl
 
 #include "tl_derived.h"
+#include "tl_two.h"
 
 namespace tl {
 

@@ -8,7 +8,6 @@ using half8 = _Float16 __attribute__((ext_vector_type(8)));
 using short4 = short __attribute__((ext_vector_type(4)));  // bf16, for instructions that are older than the type
 using int4 = int __attribute__((ext_vector_type(4)));
 using int16 = int __attribute__((ext_vector_type(16)));
-using float2 = float __attribute__((ext_vector_type(2)));
 using float4 = float __attribute__((ext_vector_type(4)));
 using float16 = float __attribute__((ext_vector_type(16)));
 using double4 = double __attribute__((ext_vector_type(4)));
@@ -85,6 +84,8 @@ TL_MFMA(32x32x16_bf16, float16, bfloat8, f32_32x32x16_bf16)
 #else
 TL_MFMA_TWICE(16x16x32_f16, 16x16x16_f16, 4)
 TL_MFMA_TWICE(16x16x32_bf16, 16x16x16_bf16, 4)
+TL_MFMA_TWICE(32x32x16_f16, 32x32x8_f16, 4)
+TL_MFMA_TWICE(32x32x16_bf16, 32x32x8_bf16, 4)
 #endif
 
 #ifdef __gfx90a__

@@ -82,13 +82,13 @@ def test_every_wrapper_links(arch: str) -> None:
 @compiles
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_matmul_in_machine_code(arch: str) -> None:
-    """Every product is a matrix instruction, in the loop without masks and in that with them; local memory is accessed
-    as such, 16 bytes at a time, nothing spills."""
+    """Every product is a matrix instruction, of the size that takes the fewest, in the loop without masks and in that
+    with them; local memory is accessed as such, 16 bytes at a time, nothing spills."""
     lowered = matmul(arch)
     report = lowered.report
-    threads, k = report["threads"], 32 if arch == "gfx950" else 16
-    found = re.findall(r"v_mfma_f32_16x16x(\d+)_?f16", lowered.assembly)
-    assert found == [str(k)] * (2 * 128 * 128 * 32 // (16 * 16 * k) // (threads // 64))
+    threads, k = report["threads"], 16 if arch == "gfx950" else 8
+    found = re.findall(r"v_mfma_f32_32x32x(\d+)_?f16", lowered.assembly)
+    assert found == [str(k)] * (2 * 128 * 128 * 32 // (32 * 32 * k) // (threads // 64))
     assert not re.search(r"^\s+(flat|scratch)_", lowered.assembly, re.MULTILINE)
     assert (" lds\n" if arch == "gfx950" else "ds_write_b") in lowered.assembly and "ds_read_b128" in lowered.assembly
     assert lowered.code_object[:4] == b"\x7fELF"
@@ -132,8 +132,8 @@ def test_what_a_library_would_hold_is_named() -> None:
 
 @compiles
 def test_an_instruction_of_a_later_processor_is_named() -> None:
-    row = next(r for r in target("hip:gfx950").mma if r.name == "mfma_32x32x16_f16")
-    with pytest.raises(TargetError, match="gfx942(.|\n)*no member named 'mfma_32x32x16_f16'"):
+    row = next(r for r in target("hip:gfx950").mma if r.name == "mfma_32x32x32_i8")
+    with pytest.raises(TargetError, match="gfx942(.|\n)*no member named 'mfma_32x32x32_i8'"):
         clang.compile(including(product(row)), "gfx942")
 
 

@@ -148,7 +148,7 @@ def test_machine_code_of_turns() -> None:
     names = [n for n in loop(lowered()) if n.startswith(("v_mfma", "ds_", "s_barrier", "s_setprio", "buffer"))]
     start = names.index("s_setprio")
     inside = names[start + 1:names.index("s_setprio", start + 1)]
-    assert inside and set(inside) == {"v_mfma_f32_16x16x32_f16"} and names.count("s_barrier") == 2
+    assert inside and set(inside) == {"v_mfma_f32_32x32x16_f16"} and names.count("s_barrier") == 2
     assert not any(n.startswith("v_mfma") for n in names[:start]) and lowered().report["spills"] == 0
 
 
