@@ -76,7 +76,7 @@ def check_command(options: argparse.Namespace) -> int:
     for found in done.found:
         print("\n".join([*found.render(), ""]))
     print(f"{len(done.found) or 'no'} finding{'s' * (len(done.found) > 1)} in `{kernel.name}` for {options.target}, "
-          "run with\n" + "\n".join(f"  {case}" for case in done.cases))
+          "run with\n" + "\n".join(f"  {case}" for case in dict.fromkeys(done.cases)))
     if done.found:
         return 1
     print(_table(done.counters, done.cases[0]))

@@ -44,6 +44,7 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield "\ncosts by line"
     for place, c in sorted(facts.counters.items()):
         yield f"  {place_text(place)}  {cost(c)}"
-    yield "\nlayouts"
+    if facts.pictures:
+        yield "\nlayouts"
     for p in facts.pictures:
         yield f"  {list(p.shape)} in {p.kind}: {p.layout}\n      {', '.join(p.values[:6])}"
