@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 RECORD = Path(__file__).parent.parent / "benchmarks" / "README.md"
-LABELS, WIDTH, STEP = 370, 240, 22
-"""Sizes in a chart: of the labels, of the bars, and of a row."""
+LETTER, WIDTH, STEP = 7.5, 240, 22
+"""Sizes in a chart: of a letter, the width of the bars, and the height of a row."""
 
 
 class Bar(NamedTuple):
@@ -42,11 +42,12 @@ def bars(table: str) -> list[Bar]:
 def chart(rows: list[Bar]) -> str:
     """Bars on a logarithmic scale, from 1 to the ratio; a tick where the goal is."""
     values = [value for bar in rows for value in (bar.ratio, bar.goal) if value]
+    left = math.ceil(LETTER * max(len(bar.label) for bar in rows))
     low, high = math.floor(math.log2(min([*values, 0.5]))), math.ceil(math.log2(max([*values, 2])))
 
     def x(value: float) -> float:
-        return round(LABELS + WIDTH * (math.log2(value) - low) / (high - low), 1)
-    width, height = LABELS + WIDTH + 60, STEP * len(rows) + 34
+        return round(left + WIDTH * (math.log2(value) - low) / (high - low), 1)
+    width, height = left + WIDTH + 60, STEP * len(rows) + 34
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
            f'font-size="14">', f'<rect width="{width}" height="{height}" fill="white"/>']
     for power in range(low, high + 1):
@@ -54,11 +55,11 @@ def chart(rows: list[Bar]) -> str:
         out.append(f'<path d="M{at} 22V{height - 6}" stroke="{"#555" if power == 0 else "#ddd"}"/>'
                    f'<text x="{at}" y="15" text-anchor="middle" fill="#555">{text}</text>')
     for i, bar in enumerate(rows):
-        top, (left, right) = 26 + i * STEP, sorted((x(1), x(bar.ratio)))
-        out.append(f'<text x="{LABELS - 8}" y="{top + 11}" text-anchor="end">{escape(bar.label)}</text>'
-                   f'<rect x="{left}" y="{top}" width="{max(right - left, 1):.1f}" height="{STEP - 6}" '
+        top, (begin, end) = 26 + i * STEP, sorted((x(1), x(bar.ratio)))
+        out.append(f'<text x="{left - 8}" y="{top + 11}" text-anchor="end">{escape(bar.label)}</text>'
+                   f'<rect x="{begin}" y="{top}" width="{max(end - begin, 1):.1f}" height="{STEP - 6}" '
                    f'fill="{"#c8553d" if bar.missed else "#3d7fb8"}"/>'
-                   f'<text x="{right + 5}" y="{top + 11}" fill="#333">{bar.ratio:g}</text>')
+                   f'<text x="{end + 5}" y="{top + 11}" fill="#333">{bar.ratio:g}</text>')
         if bar.goal:
             out.append(f'<path d="M{x(bar.goal)} {top - 2}v{STEP - 2}" stroke="#111" stroke-width="2"/>')
     return "\n".join([*out, "</svg>", ""])

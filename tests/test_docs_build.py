@@ -1,6 +1,7 @@
 """The pages that are made when the site is built, and docs/numbers.md: they show what is there."""
 from __future__ import annotations
 
+import math
 import re
 import runpy
 import types
@@ -49,7 +50,7 @@ def test_charts_have_the_rows_of_their_tables() -> None:
     assert build["bars"](TABLE.replace("ratio", "share")) == []
     drawn = build["chart"](bars)
     assert "a &amp; b" in drawn
-    left, unit = build["LABELS"], build["WIDTH"] / 2  # the scale goes from 1/2 to 2
+    left, unit = math.ceil(build["LETTER"] * len("a & b, 1 thread")), build["WIDTH"] / 2  # a scale from 1/2 to 2
     places = [tuple(map(float, place)) for place in re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn)]
     assert places == [(left + unit, unit), (left, unit), (left + unit, 1)]
 
