@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import tilelang as tile
-from tilelang.errors import TileError
+from tilelang.errors import TargetError, TileError
 from tilelang.ir.dtypes import dtype
 from tilelang.jit import Bound
 from tilelang.lang import promote
@@ -175,6 +175,8 @@ OTHERS = {"i1": "i1", "f16": "f16", "bf16": "bf16", "f32": "f32", "f64": "f64",
 """The types that `taken` tries, and what the page calls them."""
 TYPES = ("i1 i2 i8 i32 i64 u1 u4 u8 u32 s1 s2 ternary f4e2m1 f6e3m2 f6e2m3 f8e4m3 f8e5m2 f8e4m3fnuz e8m0 f16 bf16 f32 "
          "f64").split()
+TARGETS = "cpu", "cuda:sm_75", "cuda:sm_80", "cuda:sm_90a", "hip:gfx90a", "hip:gfx950"
+"""The targets that every example is compiled for; the page names those that refuse one."""
 INTRODUCTION = '''\
 # The language
 
@@ -247,6 +249,18 @@ def taken(examples: dict[str, str]) -> dict[str, str]:
     return {name: _joined(dts) for name, dts in accepted.items()}
 
 
+def refused(examples: dict[str, tile.Kernel]) -> dict[str, list[str]]:
+    """The targets that an example is not compiled for."""
+    out: dict[str, list[str]] = {}
+    for name, kernel in examples.items():
+        for target in TARGETS:
+            try:
+                kernel.lower(**{key: array.copy() for key, array in ARGUMENTS.items()}, target=target).source
+            except TargetError:
+                out.setdefault(name, []).append(target)
+    return out
+
+
 def _joined(dts: list[str]) -> str:
     if len(dts) == len(INTEGERS) + len(OTHERS):
         return "any dtype"
@@ -265,14 +279,18 @@ def page() -> str:
     """The whole of docs/language.md."""
     examples = {name: text for section in EXAMPLES.values() for name, text in section.items()}
     made, dtypes = kernels(examples), taken(examples)
+    without = refused(made)
     out = [INTRODUCTION, "## Mixed dtypes\n", str(promote.__doc__).partition("\n\n")[2],
            "## Number types\n\nA few of them; `tile.codebook(bits, values)` makes one from a table. Those without "
            "arithmetic are converted first, by `x.to`.\n", "| dtype | bits | least | greatest | arithmetic |",
            "|---|---|---|---|---|"]
     out += [f"| `{d}` | {d.bits} | {d.min:.6g} | {d.max:.6g} | {'yes' if d.arithmetic else ''} |"
             for d in map(dtype, TYPES)]
-    out += ["\n## The functions\n\nThe examples are statements of a kernel with these arguments, followed by what "
-            "they print, or leave in `Y`:\n\n```python\nimport numpy as np", "import tilelang as tile\n",
+    out += ["\n## The functions\n\nAll are compiled for every target, but where it says otherwise ("
+            f"{', '.join(map('`{}`'.format, TARGETS))} are tried here; [Targets](targets.md) says what these are). "
+            "Only AMD's devices do not print.\n\n"
+            "The examples are statements of a kernel with these arguments, followed by what they print, or leave in "
+            "`Y`:\n\n```python\nimport numpy as np", "import tilelang as tile\n",
             *(f"{name} = np.array({array.tolist()}, np.{array.dtype})" for name, array in ARGUMENTS.items()), "",
             KERNEL.format(name="example", body="tile.print(x + 1)"), "example(X, I, M, Y)\n```\n",
             f"```text\n{printed(kernels({'plus_one': 'tile.print(x + 1)'})['plus_one'], 'cpu')}```\n"]
@@ -281,6 +299,8 @@ def page() -> str:
         for name, example in section.items():
             result = "".join(f"# {line}\n" for line in printed(made[name], "reference").splitlines())
             first = f" Takes {dtypes[name]}." if name in dtypes else ""
+            if name in without:
+                first += f" Not for {', '.join(without[name])}."
             out.append(f"#### {name}\n\n`tile.{signature(name)}`{' ·' if name in METHODS else ''}\n\n"
                        f"{inspect.cleandoc(str(PUBLIC[name].__doc__))}{first}\n\n```\n{example}\n{result}```\n")
     return "\n".join(out)

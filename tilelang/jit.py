@@ -62,8 +62,8 @@ def on_gpu(*tensors: Any) -> bool:
     """Whether a call with these tensors runs on a GPU, or in the emulator of one: what a wrapper chooses blocks by."""
     name = _target.get() or config().target
     if name and name != targets.SHAPES:
-        return "cuda" in name or "hip" in name
-    return any(str(getattr(t, "device", "cpu")).startswith(("cuda", "hip")) for t in tensors)
+        return targets.on_device(name.removeprefix(targets.EMULATE))
+    return any(str(getattr(t, "device", "cpu")).startswith(targets.GPUS) for t in tensors)
 
 
 def architecture(*tensors: Any) -> str:
