@@ -1,6 +1,7 @@
 """The compile cache: atomic, private, capped, and never the reason for a failure."""
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -94,3 +95,15 @@ def test_bad_environment_variables_are_named() -> None:
     with pytest.raises(ValueError, match="TILELANG_THREADS needs a number, got 'many'"):
         read({"TILELANG_THREADS": "many"})
     assert read({"TILELANG_THREADS": "3"}).threads == 3
+
+
+def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                  caplog: pytest.LogCaptureFixture) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    store = Cache(tmp_path / "c", 1 << 20)
+    for name in ("aa", "bb", "cc"):
+        store.put(name, b"x")
+    assert len(caplog.records) == 1 and "keeps nothing new: [Errno 28]" in caplog.text
+    assert not list(store.entries())

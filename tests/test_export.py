@@ -140,6 +140,25 @@ def test_a_tuned_kernel_is_exported_as_it_would_run(tmp_path: Path) -> None:
     assert (c == 4).all()
 
 
+@tile.kernel
+def odd(int: tile.Tensor[tile.f32, "N"], tl_result: tile.Out[tile.f32, "N"], double: tile.f32, größe: tile.i32):
+    tile.store(tl_result, 0, tile.load(int, 0, 8) * double + größe.to(tile.f32))
+
+
+def test_names_that_are_none_in_c(tmp_path: Path) -> None:
+    x = np.ones(8, np.float32)
+    for target in ("cpu", "cuda:sm_80") if nvrtc.find() else ("cpu",):
+        odd.export(tmp_path, x, x, 2.0, 1, target=target)
+        (tmp_path / "main.c").write_text('#include "odd.h"\nint (*f)(DLTensor*, DLTensor*, double, int64_t) = odd;\n')
+        subprocess.run([*compiler(), "-x", "c++", "-fsyntax-only", "-Werror", str(tmp_path / "main.c"),
+                        f"-I{tmp_path}", *(f"-I{p}" for p in tvm_ffi.libinfo.include_paths())], check=True)
+    kernel = odd.lower(x, x, 2.0, 1, target="hip:gfx942").source.partition("TL_KERNEL(")[2].partition("{")[0]
+    assert kernel.isascii() and "gruf6udfe" in kernel
+    for name in ("int", "größe", 3):
+        with pytest.raises(errors.ArgumentCount, match="cannot name a function of C"):
+            odd.export(tmp_path, x, x, 2.0, 1, name=name)
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     @tile.kernel
     def prints(x: tile.Tensor[tile.f32, "N"]):

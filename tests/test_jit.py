@@ -1,6 +1,8 @@
 """Calling kernels: what is accepted, what is refused and with which words."""
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -340,3 +342,12 @@ def test_masked_arrays_are_refused() -> None:
         for call in (lambda m: scale(m, by=2.0), lambda m: scale(m, y, 2.0), lambda m: scale.reference(m, by=2.0)):
             with pytest.raises(errors.ArgumentLayout, match="`x` is a masked array"):
                 call(masked)
+
+
+def test_kernels_are_copied_and_pickled_as_functions_are() -> None:
+    scale(np.ones((4, 4), np.float32), by=2.0)  # what is compiled could not be copied
+    assert copy.deepcopy(scale) is scale and pickle.loads(pickle.dumps(scale)) is scale
+    bound = scale.bind(BM=2)
+    assert copy.deepcopy(bound) is bound and bound.params != scale.params
+    with pytest.raises(pickle.PicklingError, match="not the same object"):
+        pickle.dumps(bound)

@@ -48,6 +48,7 @@ class Cache:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory, self.max_bytes = directory, max_bytes
         self._usable: bool | None = None
+        self._warned: set[int | None] = set()
 
     def usable(self) -> bool:
         """Whether the directory belongs to this user alone."""
@@ -106,7 +107,9 @@ class Cache:
                 os.unlink(temporary)
                 raise
         except OSError as error:
-            _log.warning("cache entry %s was not stored: %s", path, error)
+            if error.errno not in self._warned:  # once: where one entry fails the next will, too
+                self._warned.add(error.errno)
+                _log.warning("cache %s keeps nothing new: %s", self.directory, error)
             return
         self.prune(self.max_bytes)
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import linecache
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,24 +33,31 @@ class _Given(NamedTuple):
 
 
 def _given(options: argparse.Namespace) -> _Given:
-    from tilelang.ir.dtypes import dtype
     from tilelang.jit import Kernel
+    from tilelang.tuning.tuned import Tuned
     file, _, name = options.kernel.partition(":")
     kernel = _load(file, name)
+    if isinstance(kernel, Tuned):  # its constants are those of the kernel, or the first it would choose among
+        lacking = {p.name for p in kernel.kernel.params if p.kind == "const" and p.required}
+        kernel = kernel.kernel.bind(**{k: v for k, v in kernel.configs[0].items() if k in lacking})
     if not isinstance(kernel, Kernel):
         raise SystemExit(_fail(f"{options.kernel} is no kernel", "FILE:KERNEL with a function marked @tile.kernel"))
+    for item in options.set:
+        if "=" not in item:
+            raise SystemExit(_fail(f"--set {item} gives no value", "--set NAME=VALUE"))
     texts: dict[str, str] = dict(item.partition("=")[::2] for item in options.set)
     given = _Given(kernel, {}, {}, {})
     for p in kernel.params:
         if p.kind == "const":
             if p.name not in texts and p.required:
                 raise SystemExit(_fail(f"`{p.name}` has no default", f"--set {p.name}=VALUE"))
-            given.consts[p.name] = _value(texts.pop(p.name)) if p.name in texts else p.default
+            given.consts[p.name] = _value(p.name, texts.pop(p.name)) if p.name in texts else p.default
     for p in kernel.params:
         if p.kind == "tensor":
-            given.extents.update({d: int(texts[d]) for d in p.tensor.dims if isinstance(d, str) and d in texts})
-            if isinstance(p.tensor.dtype, str):
-                given.dtypes[p.tensor.dtype] = dtype(texts.get(p.tensor.dtype, "f32"))
+            given.extents.update({d: _extent(d, texts[d]) for d in p.tensor.dims
+                                  if isinstance(d, str) and d in texts})
+            if isinstance(v := p.tensor.dtype, str):
+                given.dtypes[v] = _dtype(v, texts.get(v, "f32"))
     if unknown := texts.keys() - given.dtypes.keys() - given.extents.keys():
         raise SystemExit(_fail(f"`{name}` has nothing named {min(unknown)}",
                                ", ".join([*given.consts, *given.dtypes]) or "a kernel with constants"))
@@ -70,8 +79,11 @@ def compile_command(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     """Runs a kernel under the emulator's checks and prints what they find, or what its lines cost."""
+    from tilelang import targets
     from tilelang.checking import check
     kernel, consts, dtypes, extents = _given(options)
+    if not targets.on_device(targets.check(options.target, runs=False).removeprefix(targets.EMULATE)):
+        return _fail(f"{options.target} has no text that the emulator runs", "cuda:sm_80, hip:gfx942 or another GPU")
     done = check(kernel, options.target, consts, dtypes, extents)
     for found in done.found:
         print("\n".join([*found.render(), ""]))
@@ -116,24 +128,48 @@ def _table(counters: dict[tuple[str, int], Any], case: str) -> str:
         for text, *numbers in rows)])
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     import ast
-
-    from tilelang.ir.dtypes import dtype
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        return _dtype(name, text)
+
+
+def _dtype(name: str, text: str) -> DType:
+    from tilelang.ir.dtypes import dtype
+    try:
         return dtype(text)
+    except ValueError as error:
+        raise SystemExit(_fail(f"--set {name}={text}: {error}", "a number, a text in quotes or a dtype")) from None
+
+
+def _extent(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise SystemExit(_fail(f"--set {name}={text}", "an extent: a number from 0 on"))
+    return int(text)
 
 
 def _load(file: str, name: str) -> Any:
+    """A name of a Python file, which runs as it would where it is imported from its own folder."""
     path = Path(file)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
+    stem = path.stem if path.stem not in sys.modules else f"{path.stem} of tilelang"
+    spec = importlib.util.spec_from_file_location(stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
         raise SystemExit(_fail(f"{file} cannot be read", "a Python file"))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[stem] = module
+    sys.path.append(str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except TileError:
+        raise
+    except Exception as error:  # a mistake in the file: its own lines are all that there is to show
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename != spec.origin:
+            trace = trace.tb_next
+        print("".join(traceback.format_exception(type(error), error, trace)), file=sys.stderr, end="")
+        raise SystemExit(_fail(f"{file} cannot be imported", "a Python file without mistakes")) from None
     return getattr(module, name, None)
 
 
@@ -147,6 +183,8 @@ def cache_command(options: argparse.Namespace) -> int:
     from tilelang import cache
     from tilelang.config import config
     store = cache.default()
+    if options.action != "path" and not store.usable():
+        return _fail(f"the cache {store.directory} cannot be used", "a directory of your own: TILELANG_CACHE_DIR")
     entries = sorted(store.entries(), key=lambda e: -e.used)
     if options.action == "list":
         for e in entries:
@@ -170,6 +208,8 @@ def tuning_command(options: argparse.Namespace) -> int:
     store = default()
     if options.action == "path":
         print(store.path)
+    elif why := store.problem(writing=options.action == "clear"):
+        return _fail(f"{store.path} cannot be used: {why}", "a file of results, or none yet: TILELANG_TUNING_FILE")
     elif options.action == "export":
         if options.file is None:
             return _fail("`tuning export` without a file", "python -m tilelang tuning export FILE")
@@ -186,7 +226,11 @@ def tuning_command(options: argparse.Namespace) -> int:
 
 def reduce_command(options: argparse.Namespace) -> int:
     """Makes a reproducer smaller."""
-    from tilelang.reproduce import reduce_file
+    from tilelang.reproduce import load, reduce_file
+    try:
+        load(options.file)
+    except ValueError as error:
+        return _fail(str(error), "a reproducer, which an error of the compiler names")
     return reduce_file(Path(options.file))
 
 
@@ -238,10 +282,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="find out what works on this machine, and what is missing")
     doctor.set_defaults(run=doctor_command)
     options = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # terminals that have not all letters
     try:
         return int(options.run(options))
-    except (TileError, SystemExit) as error:
-        if isinstance(error, SystemExit):
-            return int(error.code or 0) if isinstance(error.code, int) else 2
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
+    except (TileError, OSError) as error:  # of the kernel, or of files that cannot be read or written
         print(f"tilelang: {error}", file=sys.stderr)
         return 2

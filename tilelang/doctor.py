@@ -84,12 +84,18 @@ def _cache() -> str:
     store = cache.default()
     if not store.usable():
         raise RuntimeError(f"{store.directory} cannot be used")
+    probe = cache.key("doctor")
+    store.put(probe, b"probe")
+    if store.get(probe) != b"probe":
+        raise RuntimeError(f"{store.directory} cannot be written")
     entries = list(store.entries())
     return f"{store.directory}: {len(entries)} entries, {sum(e.size for e in entries)} of {store.max_bytes} bytes"
 
 
 def _tuning() -> str:
     from tilelang.tuning.store import default
+    if why := default().problem(writing=True):
+        raise RuntimeError(f"{default().path} cannot be used: {why}")
     return f"{default().path}: {len(default().results())} results"
 
 
@@ -154,7 +160,7 @@ _CHECKS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("package", _package, "pip uninstall tilelang; pip install --force-reinstall tilelang-compiler"),
     ("CPU kernels", _cpu, "pip install --force-reinstall tilelang-compiler"),
     ("compile cache", _cache, "set TILELANG_CACHE_DIR to a directory of your own, or chmod 700 it"),
-    ("results of tuning", _tuning, "set TILELANG_TUNING_FILE to a file of your own"),
+    ("results of tuning", _tuning, "remove that file, or set TILELANG_TUNING_FILE to a file of your own"),
     ("PyTorch", _torch, "pip install 'tilelang-compiler[torch]'"),
     ("progress of tuning", _progress, "pip install 'tilelang-compiler[progress]'"),
     ("emulator", _emulator, "install g++ with the system's package manager, or pip install ziglang"),

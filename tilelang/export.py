@@ -30,15 +30,16 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
     It runs on Linux: for "cpu" on processors that have what this one has, for GPUs on those of the architecture (no
     device is needed here). Raises TargetError for other targets, for kernels that print on the CPU, and where there is
     no C++ compiler or none for the GPU; ArgumentCount for a name that C does not allow; and what compiling raises."""
+    from tilelang.backends.clike.expressions import RESERVED
     from tilelang.backends.cpu.launch import Failures
     machine = targets.check(target, runs=False)
     if machine != "cpu" and not targets.on_device(machine):
         raise TargetError(f"kernels are exported for the CPU and GPUs, not for {target}",
                           needs="cpu, cuda, hip, cuda:sm_… or hip:gfx…", got=target, try_='target="cpu"')
     name = kernel.name if name is None else name
-    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-        raise ArgumentCount(f"{name!r} cannot name a function of C", needs="a letter, then letters, digits and _",
-                            got=repr(name), try_='name="kernel"')
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in RESERVED:
+        raise ArgumentCount(f"{name!r} cannot name a function of C", needs="a letter, then letters, digits and _; no "
+                            "word of C's own", got=repr(name), try_='name="kernel"')
     lowered = kernel.lower(*args, target=target, **kwargs)
     params = lowered.tile.params
     directory = Path(directory)
@@ -101,26 +102,30 @@ def _entry(p: Value) -> dict[str, Any]:
 
 
 def _header(name: str, params: Sequence[Value], where: str) -> str:
+    from tilelang.backends.clike.expressions import RESERVED
+    from tilelang.backends.clike.rendered import c_name
     declared, filled, count = [], [], 0
 
     def put(kind: str, field: str, value: str) -> None:
         nonlocal count
-        filled.append(f"  args[{count}].type_index = {kind};\n  args[{count}].{field} = {value};")
+        filled.append(f"  tl_args[{count}].type_index = {kind};\n  tl_args[{count}].{field} = {value};")
         count += 1
     for p in params:
+        known = c_name(p.name)
+        known += "_" * (known in RESERVED or known.startswith("tl_"))
         if isinstance(p.type, TileType):
             real = p.type.dtype.kind == "float"
-            declared.append(f"{'double' if real else 'int64_t'} {p.name}")
-            put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", p.name)
+            declared.append(f"{'double' if real else 'int64_t'} {known}")
+            put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", known)
             continue
         assert isinstance(p.type, TensorType)
-        declared.append(f"DLTensor* {p.name}")
-        put("kTVMFFIDLTensorPtr", "v_ptr", p.name)
+        declared.append(f"DLTensor* {known}")
+        put("kTVMFFIDLTensorPtr", "v_ptr", known)
         if p.type.dtype.packed:
             for what in ("shape", "strides"):
-                declared.append(f"const int64_t* {p.name}_{what}")
+                declared.append(f"const int64_t* {known}_{what}")
                 for axis in range(p.type.rank):
-                    put("kTVMFFIInt", "v_int64", f"{p.name}_{what}[{axis}]")
+                    put("kTVMFFIInt", "v_int64", f"{known}_{what}[{axis}]")
     about = "".join(f" *   {_wanted(p)}{_note(p)}\n" for p in params)
     return f"""/* {name}, made by tilelang {__version__}. Link with {name}.so and libtvm_ffi.so.
  *
@@ -138,11 +143,11 @@ extern "C" {{
 int __tvm_ffi_{name}(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
 
 static inline int {name}({', '.join(declared)}) {{
-  TVMFFIAny args[{max(count, 1)}], result;
-  memset(args, 0, sizeof args);
-  memset(&result, 0, sizeof result);
+  TVMFFIAny tl_args[{max(count, 1)}], tl_result;
+  memset(tl_args, 0, sizeof tl_args);
+  memset(&tl_result, 0, sizeof tl_result);
 {chr(10).join(filled)}
-  return __tvm_ffi_{name}(0, args, {count}, &result);
+  return __tvm_ffi_{name}(0, tl_args, {count}, &tl_result);
 }}
 #ifdef __cplusplus
 }}

@@ -1,7 +1,6 @@
 """Calling a kernel: specialise on the arguments, compile or take from the cache, run."""
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,7 +243,16 @@ class Bound:
         return outs[0] if len(outs) == 1 else outs if outs else None
 
 
-class Kernel(KernelDef):
+class ByName:
+    """Copied and pickled as functions are: as the name they have in their module."""
+
+    __qualname__: str
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+
+class Kernel(ByName, KernelDef):
     """A function marked `@tile.kernel`. Call it with tensors; see also `lower`, `reference` and `trace`.
 
     `kernel(a, b)` allocates and gives the outputs; `kernel(a, b, c=out)` writes into `out`. Arguments are torch
@@ -261,6 +269,7 @@ class Kernel(KernelDef):
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__(fn)
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
+        self.__module__, self.__qualname__ = fn.__module__, fn.__qualname__
         self._variants: dict[frozenset[str], Kernel] = {}
         self._prepare()
 
@@ -293,8 +302,8 @@ class Kernel(KernelDef):
         return self._variants[absent], given, {n: x for n, x in kwargs.items() if n not in absent}
 
     def _with(self, params: list[Param]) -> Kernel:
-        variant = copy.copy(self)
-        variant.params, variant._variants = params, {}
+        variant = object.__new__(type(self))
+        variant.__dict__.update(self.__dict__, params=params, _variants={})
         variant._prepare()
         return variant
 

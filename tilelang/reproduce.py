@@ -78,8 +78,13 @@ def reproducible(tile: Function, target: str) -> Iterator[None]:
 
 # -- reducing ---------------------------------------------------------------------------------------------------------
 def load(path: str | Path) -> tuple[str, str]:
-    """(text, target) of a reproducer. Raises ValueError for another file."""
-    names = runpy.run_path(os.fspath(path), run_name="reproducer")
+    """(text, target) of a reproducer. Raises ValueError for another file, OSError for none."""
+    try:
+        names = runpy.run_path(os.fspath(path), run_name="reproducer")
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is no reproducer: {type(error).__name__}: {error}") from error
     if not {"TEXT", "TARGET"} <= names.keys():
         raise ValueError(f"{path} is no reproducer: it needs TEXT and TARGET")
     return names["TEXT"], names["TARGET"]

@@ -30,7 +30,7 @@ _last: dict[tuple[str, int], Any] = {}
 
 def check(name: str, runs: bool = True) -> str:
     """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
-    if name in ("cpu", "reference") or (name == SHAPES and runs):
+    if name == "cpu" or (name in ("reference", SHAPES) and runs):
         return name
     bare = name.removeprefix(EMULATE)
     if name in GPUS:
@@ -39,9 +39,10 @@ def check(name: str, runs: bool = True) -> str:
     if bare.startswith(tuple(f"{gpu}:" for gpu in GPUS)):
         _part(bare, "target").target(bare)
         return name if name.startswith(EMULATE) or not runs else machine(name)
-    raise TargetError(f"unknown target {name!r}",
-                      needs="cpu, reference, cuda, hip, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
-                      got=name, try_='tile.target("cpu")')
+    known = "cpu, reference, cuda" if runs else "cpu, cuda"
+    raise TargetError(f"unknown target {name!r}" if runs else f"nothing is compiled for {name!r}",
+                      needs=f"{known}, hip, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
+                      got=name, try_='tile.target("cpu")' if runs else 'target="cpu"')
 
 
 def _part(name: str, part: str) -> Any:

@@ -6,7 +6,6 @@ touches memory or other threads carries its number, `tl::op(n)`; `Rendered.ops` 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from tilelang.backends.clike.expressions import (
     unary_or_infix,
     wrap,
 )
-from tilelang.backends.clike.rendered import Rendered, parameters
+from tilelang.backends.clike.rendered import Rendered, c_name, parameters
 from tilelang.backends.simt.asynchronous import continuing
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
@@ -48,7 +47,7 @@ class _Renderer:
     # -- names --------------------------------------------------------------------------------------------------------
     def name(self, v: Value) -> str:
         if v not in self.names:
-            base = re.sub(r"\W", "_", v.name) if v.name else ""
+            base = c_name(v.name or "")
             self.names[v] = self.fresh(base if base and not base[0].isdigit() else f"x{len(self.names)}")
         return self.names[v]
 
@@ -112,7 +111,7 @@ class _Renderer:
                 args.append(f"{c_type(v.dtype)} {name}")
             else:
                 args.append(f"tl::i64 {name}_{'n' if p.kind == 'shape' else 's'}{p.axis}")
-        name = f"{self.fn.name}_kernel"
+        name = f"{c_name(self.fn.name)}_kernel"
         self.region(self.fn.body)
         groups = ["#define TL_GROUPS"] if any(op.name == "group_mma" for op in self.fn.walk()) else []
         head = [f"// {title}", f"#define TL_WARP {self.target.warp}", *groups, '#include "tl.h"', "",

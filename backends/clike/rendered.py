@@ -30,6 +30,12 @@ class Rendered:
     ports: Ports
 
 
+def c_name(name: str) -> str:
+    """A name of Python's or the IR's as one of C's: letters of other alphabets are their codes."""
+    return "".join(x if x.isascii() and (x.isalnum() or x == "_") else "_" if x.isascii() else f"u{ord(x):x}"
+                   for x in name)
+
+
 def parameters(fn: Function) -> tuple[Parameter, ...]:
     """Every parameter a kernel takes, whether it uses it or not: callers need not look at the code."""
     out: list[Parameter] = []

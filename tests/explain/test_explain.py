@@ -71,6 +71,18 @@ def test_the_page_is_whole(target: str, tmp_path: Path) -> None:
     assert "&lt;" not in found[1] and all(0 <= heat <= 1 for heat in data["heat"].values())
 
 
+@tile.kernel
+def marked_up(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+    # <!-- <script> </script> <img src=x>
+    tile.store(y, 0, tile.load(x, 0, 8))  # <!-- <script> </script> <img src=x>
+
+
+def test_sources_are_no_part_of_the_page() -> None:
+    page = marked_up.explain(np.ones(8, np.float32), target="cuda:sm_80").html
+    assert "<img" not in page and "<!--" not in page
+    assert page.count("<script") == page.count("</script>") == 2
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kernel = f"{ROOT / 'examples' / '03_matmul.py'}:matmul"
     assert main(["explain", kernel, "--target", "cuda:sm_80", "--set", "T=f16", "--set", "M=256", "-o",

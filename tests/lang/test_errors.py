@@ -1,6 +1,7 @@
 """The full text of what a user reads for each mistake."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,16 @@ only plain functions can be kernels or tile functions
   needs: def
   got:   {f"{type(what).__name__} {what!r}"[:80]}
   try:   write `def name(...)` under one decorator of tile's"""
+
+
+def test_text_that_is_another_one(tmp_path: Path) -> None:
+    """Of code that says it is from a file whose lines are others by now."""
+    (tmp_path / "changed.py").write_text("import os\n\n\nimport sys\n")
+    names: dict[str, Any] = {"tile": tile}
+    text = "@tile.kernel\ndef k(x: tile.Tensor[tile.f32, 'N']):\n    tile.load(x, 0, 4)\n"
+    exec(compile(text, str(tmp_path / "changed.py"), "exec"), names)
+    with pytest.raises(errors.MissingSource, match="got:   other text in line 1 of .*changed.py"):
+        names["k"](np.ones(4, np.float32))
 
 
 def test_an_annotation_of_unknown_names() -> None:

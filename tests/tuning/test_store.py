@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import tilelang as tile
-from tilelang.tuning.store import Best, Key, Store, Trial, from_json, to_json
+from tilelang.tuning.store import Best, Key, Store, Trial, from_json, shipped, to_json
 
 KEY = Key("module.kernel", "cpu", "a processor", "1", ("x: f32",), "{}", (("N", 64),))
 
@@ -55,3 +57,29 @@ def test_damage_and_unusable_places_only_lose_time(tmp_path: Path, caplog: pytes
             assert store.best(KEY) is None and "cannot be used" in caplog.text
             caplog.clear()
     assert damaged.read_bytes() == b"no database" * 100
+
+
+def test_what_goes_wrong_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path)  # a directory
+    for _ in range(3):
+        store.put_best(KEY, Best({}, 1.0))
+    assert len(caplog.records) == 1 and "none will be kept" in caplog.text
+    assert "unable to open" in store.problem() and not Store(tmp_path / "t.sqlite").problem(writing=True)
+
+
+def test_a_file_of_an_older_version_is_used_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("CREATE TABLE trial (problem TEXT, config TEXT, status TEXT, why TEXT, ms REAL)")
+        older.execute("CREATE TABLE best (problem TEXT PRIMARY KEY, info TEXT, config TEXT, ms REAL, made REAL)")
+    store = Store(path)
+    store.put_trial(KEY, {"B": 2}, Trial("code", "timed", ms=0.5))
+    store.put_best(KEY, Best({"B": 2}, 0.5, "code"))
+    assert store.best(KEY) == Best({"B": 2}, 0.5, "code") and store.trials(KEY)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": 3}', "[{}]", "no json"])
+def test_shipped_files_that_are_something_else(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    assert shipped(path, KEY) is None and "cannot be read" in caplog.text

@@ -1,6 +1,7 @@
 """Kernels that choose their constants: what is searched, what is kept, and what happens where nothing can be timed."""
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import logging
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,3 +290,26 @@ def test_a_bar_on_terminals_where_rich_is_installed(there: bool, monkeypatch: py
     with search.progress("tuning f") as show:
         show("timing", 1, 2)
     assert ("timing" in "".join(written)) == there
+
+
+def test_a_budget_that_ends_too_early_is_no_error(results: store.Store, caplog: pytest.LogCaptureFixture) -> None:
+    class Never(Inline):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return Future()
+    x = np.ones((4, 16), np.float32)
+    late = tile.autotune(BM=[1, 4], BN=[16, 64], budget=0.1, compile_on=Never())(scaled)
+    assert (late(x) == 2).all() and "was timed within 0.1 s" in caplog.text
+    assert not results.results() and late.choice(x).source == "model"
+
+
+@pytest.mark.parametrize("choices", [{"BM": 4}, {"BM": "48"}, {"BM": [4], "key": "M"}])
+def test_choices_are_lists(choices: dict[str, Any]) -> None:
+    with pytest.raises(errors.TuningError, match="is no list"):
+        tile.autotune(scaled, **choices)
+
+
+TUNED = tile.autotune(BM=[1, 4])(scaled)
+
+
+def test_tuned_kernels_are_copied_as_functions_are() -> None:
+    assert copy.deepcopy(TUNED) is TUNED

@@ -19,7 +19,7 @@ def page(facts: Facts) -> str:
     for file, lines in facts.sources:
         for number, _ in lines:
             places[file, number] = len(places)
-    data = json.dumps(_data(facts, places), separators=(",", ":")).replace("</", "<\\/")
+    data = json.dumps(_data(facts, places), separators=(",", ":")).replace("<", "\\u003c")
     body = "\n".join([*_head(facts), *_sections(facts)])
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',

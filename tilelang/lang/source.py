@@ -36,19 +36,26 @@ class Source:
         try:
             return textwrap.dedent(inspect.getsource(self.fn))
         except (OSError, TypeError):
-            raise MissingSource(f"the source of `{self.name}` cannot be read", needs="a function defined in a file",
-                                got=f"a function from {self.file}",
-                                why="the compiler reads the kernel's source text, not its bytecode",
-                                try_="put the kernel in a .py file (or a notebook cell)") from None
+            raise self._missing(f"a function from {self.file}") from None
 
     @cached_property
     def tree(self) -> ast.FunctionDef:
-        node = ast.parse(self.text).body[0]
-        if not isinstance(node, ast.FunctionDef):
+        try:
+            node: ast.AST | None = ast.parse(self.text).body[0]
+        except (SyntaxError, IndexError):
+            node = None
+        if isinstance(node, ast.Assign | ast.Expr | ast.Return | ast.AsyncFunctionDef):
             raise UnsupportedSyntax("only plain functions can be kernels", loc=self.loc, needs="def",
                                     got=type(node).__name__, try_="write `def name(...)` under the decorator")
+        if not isinstance(node, ast.FunctionDef) or node.name != self.fn.__code__.co_name:
+            raise self._missing(f"other text in line {self.first_line} of {self.file}")
         ast.increment_lineno(node, self.first_line - 1)
         return node
+
+    def _missing(self, got: str) -> MissingSource:
+        return MissingSource(f"the source of `{self.name}` cannot be read", needs="a function defined in a file",
+                             got=got, why="the compiler reads the kernel's source text, not its bytecode",
+                             try_="put the kernel in a .py file (or a notebook cell)")
 
     @cached_property
     def indent(self) -> int:

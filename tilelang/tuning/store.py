@@ -19,10 +19,11 @@ from tilelang.ir.dtypes import DType, dtype
 
 _log = logging.getLogger("tilelang.tuning")
 _TABLES = """
-CREATE TABLE IF NOT EXISTS trial (problem TEXT, config TEXT, code TEXT, status TEXT, why TEXT, ms REAL,
+CREATE TABLE IF NOT EXISTS trial_2 (problem TEXT, config TEXT, code TEXT, status TEXT, why TEXT, ms REAL,
                                   PRIMARY KEY (problem, config));
-CREATE TABLE IF NOT EXISTS best (problem TEXT PRIMARY KEY, info TEXT, config TEXT, ms REAL, code TEXT, made REAL);
+CREATE TABLE IF NOT EXISTS best_2 (problem TEXT PRIMARY KEY, info TEXT, config TEXT, ms REAL, code TEXT, made REAL);
 """
+"""The names end with another number when columns change: versions of this package share the file."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned: set[str] = set()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -96,43 +98,57 @@ class Store:
             with self._open() as connection:
                 return connection.execute(sql, tuple(values)).fetchall()
         except (sqlite3.Error, OSError) as error:
-            _log.warning("results of tuning in %s cannot be used: %s", self.path, error)
+            if str(error) not in self._warned:  # once
+                self._warned.add(str(error))
+                _log.warning("results of tuning in %s cannot be used, and none will be kept: %s", self.path, error)
             return []
+
+    def problem(self, writing: bool = False) -> str:
+        """Why the file cannot be read, or written; "" where it can."""
+        try:
+            with self._open() as connection:
+                connection.execute("SELECT count(*) FROM best_2").fetchall()
+                if writing:
+                    connection.execute("INSERT INTO trial_2 (problem, config) VALUES ('', '')")
+                    connection.rollback()
+        except (sqlite3.Error, OSError) as error:
+            return str(error)
+        return ""
 
     def best(self, problem: Key) -> Best | None:
         """The result for a problem."""
-        rows = self._run("SELECT config, ms, code FROM best WHERE problem = ?", [problem.hash])
+        rows = self._run("SELECT config, ms, code FROM best_2 WHERE problem = ?", [problem.hash])
         return Best(from_json(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
 
     def put_best(self, problem: Key, best: Best) -> None:
         """Keeps a result in place of an earlier one."""
-        self._run("INSERT OR REPLACE INTO best VALUES (?, ?, ?, ?, ?, ?)", [
+        self._run("INSERT OR REPLACE INTO best_2 VALUES (?, ?, ?, ?, ?, ?)", [
             problem.hash, json.dumps(asdict(problem)), to_json(best.config), best.ms, best.code, time.time()])
 
     def trials(self, problem: Key) -> dict[str, Trial]:
         """What is known of a problem's configurations (as text)."""
-        rows = self._run("SELECT config, code, status, why, ms FROM trial WHERE problem = ?", [problem.hash])
+        rows = self._run("SELECT config, code, status, why, ms FROM trial_2 WHERE problem = ?", [problem.hash])
         return {config: Trial(*rest) for config, *rest in rows}
 
     def put_trial(self, problem: Key, config: Mapping[str, Any], trial: Trial) -> None:
         """Keeps what has been learnt of a configuration."""
-        self._run("INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?)",
+        self._run("INSERT OR REPLACE INTO trial_2 VALUES (?, ?, ?, ?, ?, ?)",
                   [problem.hash, to_json(config), trial.code, trial.status, trial.why, trial.ms])
 
     def forget(self, problem: Key) -> None:
         """Removes a problem's result and trials."""
-        for table in ("best", "trial"):
+        for table in ("best_2", "trial_2"):
             self._run(f"DELETE FROM {table} WHERE problem = ?", [problem.hash])
 
     def results(self) -> list[dict[str, Any]]:
         """All results: the fields of `Key`, and config, ms and when it was made (seconds since 1970)."""
         return [{**json.loads(info), "config": json.loads(config), "ms": ms, "made": made} for info, config, ms, made
-                in self._run("SELECT info, config, ms, made FROM best ORDER BY made")]
+                in self._run("SELECT info, config, ms, made FROM best_2 ORDER BY made")]
 
     def clear(self) -> int:
         """Removes everything; gives how many results there were."""
         count = len(self.results())
-        for table in ("best", "trial"):
+        for table in ("best_2", "trial_2"):
             self._run(f"DELETE FROM {table}")
         return count
 
@@ -155,7 +171,10 @@ def shipped(path: Path, problem: Key) -> Best | None:
 @lru_cache(maxsize=16)
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        return list(json.loads(path.read_text()))
+        rows = json.loads(path.read_text())
+        if not isinstance(rows, list) or not all(isinstance(r, dict) and {"config", "ms"} <= r.keys() for r in rows):
+            raise ValueError("it is no file that `python -m tilelang tuning export` writes")
+        return rows
     except (OSError, ValueError) as error:
         _log.warning("results of tuning in %s cannot be read: %s", path, error)
         return []

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tilelang import jit, targets
 from tilelang.config import config
 from tilelang.errors import TileError, TuningError
-from tilelang.jit import Bound, Kernel
+from tilelang.jit import Bound, ByName, Kernel
 from tilelang.tuning import store as stores
 from tilelang.tuning.jobs import Code
 from tilelang.tuning.problem import Problem, problem_of
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     ms: float | None = None
 
 
-class Tuned:
+class Tuned(ByName):
     """A kernel marked `@tile.autotune`. Calls are those of the kernel, without the constants that are chosen; one that
     is given all the same is used as it is."""
 
@@ -42,6 +42,11 @@ class Tuned:
                  compile_on: Executor | None, time_on: Executor | None) -> None:
         self.kernel, self.budget, self.results = kernel, budget, Path(results) if results is not None else None
         self.__name__, self.__doc__, self.__wrapped__ = kernel.name, kernel.__doc__, kernel.fn
+        self.__module__, self.__qualname__ = kernel.fn.__module__, kernel.fn.__qualname__
+        for what, given in (*choices.items(), *([] if key is None else [("key", key)])):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise TuningError(f"`{what}` of `{kernel.name}` is no list", loc=kernel.source.loc,
+                                  needs="a list", got=repr(given), try_=f"{what}=[{given!r}]")
         self.choices = {k: list(v) for k, v in choices.items()} or derived(kernel)
         self.compile_on, self.time_on = compile_on, time_on
         kernel.bind(**dict.fromkeys(self.choices))  # raises for what is no constant
@@ -135,7 +140,7 @@ class Tuned:
             _log.info("`%s` is not tuned (%s): it runs with %s", self.kernel.name, why, choice.config)
             return choice
         best, _ = self._search(problem)
-        return Choice(best.config, "tuned", best.ms)
+        return Choice(best.config, "tuned", best.ms) if best is not None else self._model(problem)
 
     def _stored(self, problem: Problem) -> Choice | None:
         best, source = stores.default().best(problem.key), "stored"
@@ -162,15 +167,20 @@ class Tuned:
                 continue  # it is not valid for these arguments
         return Choice(problem.configs[min(ranked)[1] if ranked else 0], "model")
 
-    def _search(self, problem: Problem) -> tuple[Best, list[Candidate]]:
+    def _search(self, problem: Problem) -> tuple[Best | None, list[Candidate]]:
+        """The result, and every candidate; none where the budget ended before one was ready to be timed."""
         search = Search(problem, self.budget, self.compile_on, self.time_on)
         winner = search.run(stores.default())
+        if winner is None and any(c.status in ("waiting", "timeout") for c in search.candidates):
+            _log.warning("no configuration of `%s` was timed within %g s: it runs with one that a model chooses; "
+                         "another process will search again", self.kernel.name, self.budget)
+            return None, search.candidates
         if winner is None:
             reasons = {c.why: c for c in search.candidates if c.why}
             raise TuningError(f"no configuration of `{self.kernel.name}` works", loc=self.kernel.source.loc,
                               needs="one that compiles and computes what the interpreter does",
-                              got="; ".join(f"{c.config}: {why}" for why, c in list(reasons.items())[:3]) or
-                              "none was timed before the budget ended", try_="other choices, or a larger budget")
+                              got="; ".join(f"{c.config}: {why}" for why, c in list(reasons.items())[:3]),
+                              try_="other choices")
         best = Best(winner.config, winner.ms, winner.code.hash)
         stores.default().put_best(problem.key, best)
         return best, search.candidates
