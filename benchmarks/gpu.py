@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import tilelang as tile
 from benchmarks.latency import add, matmul, microseconds
 from tilelang import ops, targets
 from tilelang.errors import TileError
+from tilelang.ops.mpgemm.gpu import Tiles, blocks, product
 from tilelang.ops.softmax import softmax_kernel
 
 TESTS = ("tests/gpu", "tests/ops", "tests/examples", "tests/test_testing.py")
@@ -82,13 +84,39 @@ def cases() -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any], float, 
                lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v), 4 * 4 * 16 * 2048**2 * d, "FLOP/s")
 
 
+def random_tiles(target: str, dt: tile.DType, n: int, k: int, device: str) -> Tiles:
+    """Weights of an unsigned type in groups of 128, drawn as they are packed: quantising some takes minutes."""
+    made = blocks(target, dt, 128)
+    shape = (-(-k // made.bk), -(-n // made.codes.shape[0]), made.words.shape[1])
+    words = torch.randint(-1 << 31, 1 << 31, shape, dtype=torch.int32, device=device).view(torch.uint32)
+    scale = torch.rand(-(-k // 128), n, device=device)
+    return Tiles(words, scale, None, dt, made, 128 // made.bk, (n, k), None, tile.f16)
+
+
+def quantised() -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any], float, str]]:
+    """Products with quantised weights beside those of f16; the shapes of Tilus (arXiv 2504.12984), whose speed-ups on
+    an L40S, all shapes together, were 2.27 (u8), 4.09 (u4), 6.39 (u2) and 7.16 (u1) at M = 1."""
+    target = targets.machine(KIND)
+    for n, k in ((8192, 8192), (57344, 8192), (8192, 28672)):
+        dense = torch.randn(n, k, device="cuda").half()
+        for m in (1, 16, 64, 4096):
+            x = torch.randn(m, k, device="cuda").half()
+            y, z = (torch.empty(m, n, device="cuda", dtype=torch.float16) for _ in range(2))
+            for name in ("u8", "u4", "u2", "u1"):
+                w = random_tiles(target, tile.dtype(name), n, k, "cuda")
+                work, unit = (w.words.nbytes, "B/s of weights") if m < 1024 else (2.0 * m * n * k, "FLOP/s")
+                yield (f"{name} weights, M={m} N={n} K={k}",
+                       lambda x=x, w=w, y=y: product(x, w, y),  # type: ignore[misc]
+                       lambda x=x, z=z, dense=dense: torch.mm(x, dense.T, out=z), work, unit)  # type: ignore[misc]
+
+
 def table() -> Iterator[str]:
     """The benchmarks. A kernel that the target refuses is a row of its own."""
     a, b, c = (torch.zeros(64, device="cuda") for _ in range(3))
     yield f"Call of an empty-sized kernel: {microseconds(lambda: add(a, b, c)):.2f} us, torch.add(out=) "
     yield f"{microseconds(lambda: torch.add(a, b, out=c)):.2f} us (the host's clock, launches queueing)."
     yield "\n| case | ours | torch | ratio | rate |\n|---|---|---|---|---|"
-    for name, ours, theirs, work, unit in cases():
+    for name, ours, theirs, work, unit in chain(cases(), quantised()):
         try:
             mine, other = seconds(ours), seconds(theirs)
         except TileError as error:

@@ -30,6 +30,24 @@ def softplus(x):
     return tile.maximum(x, 0.0) + tile.where(sum == 1.0, e, tile.log(sum) * (e / (sum - 1.0)))
 
 
+@tile.function
+def finished(acc, bias, residual, added, m, n, ACT, ROWS, COLUMNS):
+    """act(acc + added + bias) + residual of the block [ROWS, COLUMNS] at (m, n), in f32; None is absent."""
+    if added is not None:
+        acc = acc + tile.load(added, (m, n), (ROWS, COLUMNS))
+    if bias is not None:
+        acc = acc + tile.load(bias, (n,), (COLUMNS,)).to(tile.f32)
+    if ACT == "gelu":
+        acc = gelu_exact(acc)
+    elif ACT == "relu":
+        acc = tile.maximum(acc, 0.0)
+    elif ACT == "silu":
+        acc = silu(acc)
+    if residual is not None:
+        acc = acc + tile.load(residual, (m, n), (ROWS, COLUMNS)).to(tile.f32)
+    return acc
+
+
 @tile.kernel
 def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], BN: tile.Const = 8192):
     """Works in f32."""

@@ -8,18 +8,45 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.common import block, dtype_of
+from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS, finish_kernel, share, slot
+
+FLOPS = 5000.0
+"""Of f16, of one processor in a nanosecond."""
+LEAST = 8
+"""Steps of a program that shares blocks with others."""
 
 
 @tile.kernel
 def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.U, "M N"],
-                  BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const):
-    """c = a @ b, one block of c for each program."""
+                  BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const,
+              parts: tile.Out[tile.f32, "P H W"] = None):
+    """c = a @ b, one block of c for each program; with `parts` the programs share the steps of all blocks evenly
+    (`ops.streamk`)."""
     (M, K), N = a.shape, b.shape[1]
-    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN), group=8)
+    wide, high, deep = tile.cdiv(M, BM), tile.cdiv(N, BN), tile.cdiv(K, BK)
+    if parts is None:
+        m, n = tile.grid(wide, high, group=8)
+        tile.store(c, (m * BM, n * BN), of_steps(a, b, m, n, 0, deep, BM, BN, BK, ACC).to(c.dtype))
+    else:
+        p = tile.grid(parts.shape[0])
+        start, end = share(p, parts.shape[0], wide * high * deep)
+        for t in tile.range(start // deep, tile.cdiv(end, deep)):
+            m, n = t % wide, t // wide
+            first, last = tile.maximum(start - t * deep, 0), tile.minimum(end - t * deep, deep)
+            acc = of_steps(a, b, m, n, first, last, BM, BN, BK, ACC)
+            if last - first == deep:
+                tile.store(c, (m * BM, n * BN), acc.to(c.dtype))
+            else:
+                tile.store(parts, (p, slot(t, start, deep) * BM, 0), acc)
+
+
+@tile.function
+def of_steps(a, b, m, n, first, last, BM, BN, BK, ACC):
+    """The sum over blocks of k from `first` to `last`."""
     acc = tile.zeros((BM, BN), ACC)
-    for k in tile.range(0, K, BK, stages=3):
+    for k in tile.range(first * BK, tile.minimum(last * BK, a.shape[1]), BK, stages=3):
         acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))
-    tile.store(c, (m * BM, n * BN), acc.to(c.dtype))
+    return acc
 
 
 def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> tuple[int, int, int]:
@@ -61,7 +88,27 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
     else:
         result = out
     bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1], dt.is_integer and dt.max <= 127, tile.on_gpu(a, b))
-    return matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc)
+    programs = 0
+    if tile.on_gpu(a, b) and acc is tile.f32:
+        programs = shared_by(a.shape[0], b.shape[1], a.shape[1], bm, bn, bk)
+    if not programs:
+        return matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc)
+    parts = empty_like(a, (programs, 2 * bm, bn), tile.f32)
+    matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc, parts=parts)
+    finish_kernel(parts, result, -(-a.shape[1] // bk), BM=bm, BN=bn)
+    return result
+
+
+def shared_by(m: int, n: int, k: int, bm: int, bn: int, bk: int) -> int:
+    """How many programs are to share the steps of a product on a GPU, 0 where that gains less than a tenth by a model
+    of time: the processors do blocks in turns, and sharing asks for another kernel and for memory."""
+    tiles, deep, step = -(-m // bm) * -(-n // bn), -(-k // bk), 2 * bm * bn * bk / FLOPS
+    programs = min(PROCESSORS, tiles * deep // LEAST)
+    if programs < 2 or not tiles:
+        return 0
+    alone = -(-tiles // PROCESSORS) * deep * step
+    parts = 2 * min(2 * programs, programs + tiles) * bm * bn * 4 / BANDWIDTH
+    return programs if -(-tiles * deep // programs) * step + parts + LAUNCH < 0.9 * alone else 0
 
 
 def reference(a: Any, b: Any) -> Any:

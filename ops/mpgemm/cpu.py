@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.activation import gelu_exact, silu
+from tilelang.ops.activation import finished
 from tilelang.ops.mpgemm.pack import FIELDS
 
 
@@ -96,24 +96,6 @@ def value_at(words, i, j, BITS, DTYPE):
         return (v >> 32 - BITS if 8 * j + s + BITS == 32 else v & ((1 << BITS) - 1) << 8 * j + s).to(tile.f32)
     v = v >> (8 * j + s) if 8 * j + s else v
     return (v & ((1 << BITS) - 1)).to(tile.dtype(f"u{BITS}")).bitcast(DTYPE).to(tile.f32)
-
-
-@tile.function
-def finished(acc, bias, residual, added, m, n, ACT, ROWS, COLUMNS):
-    """act(acc + added + bias) + residual of the block [ROWS, COLUMNS] at (m, n)."""
-    if added is not None:
-        acc = acc + tile.load(added, (m, n), (ROWS, COLUMNS))
-    if bias is not None:
-        acc = acc + tile.load(bias, (n,), (COLUMNS,)).to(tile.f32)
-    if ACT == "gelu":
-        acc = gelu_exact(acc)
-    elif ACT == "relu":
-        acc = tile.maximum(acc, 0.0)
-    elif ACT == "silu":
-        acc = silu(acc)
-    if residual is not None:
-        acc = acc + tile.load(residual, (m, n), (ROWS, COLUMNS)).to(tile.f32)
-    return acc
 
 
 @tile.function

@@ -9,7 +9,7 @@ f32 and a multiplication and addition for every row: more than matrix instructio
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.mpgemm.cpu import finished
+from tilelang.ops.activation import finished
 
 
 @tile.function

@@ -24,11 +24,12 @@ from tilelang.errors import TargetError
 from tilelang.ir.packed import Packed
 from tilelang.ir.pairs import pairs, representable
 from tilelang.layouts import RegisterLayout
+from tilelang.ops.activation import finished
 from tilelang.ops.common import dtype_of
-from tilelang.ops.mpgemm.cpu import finished
 from tilelang.ops.mpgemm.gemv import gemv_kernel, operand
 from tilelang.ops.mpgemm.gpu_plan import GpuPlan, Shape, plan
 from tilelang.ops.mpgemm.pack import grouping, ranks
+from tilelang.ops.streamk import finish_kernel, share, slot
 from tilelang.quant import QuantTensor
 
 EACH = 128
@@ -102,8 +103,8 @@ def product_kernel(
 ):
     """A block of y: (x + 2**-11 low) xscale @ (scale * codes).T + sums @ shift.T, parameters for each GROUP blocks of
     columns; what is absent is 0, or 1 of scales. With `parts` [programs, 2 BM, BN] there are so many programs that do
-    the same number of steps each, one block after the other (stream-K, arXiv 2301.03598): sums over a part of a
-    block's columns, at most the first and the last of a program, go there, and `finish_kernel` adds them up."""
+    the same number of steps each (`ops.streamk`): sums over a part of a block's columns go there, and `finish_kernel`
+    adds them up."""
     BN, BK = LAYOUT.shape
     wide, high, deep = tile.cdiv(y.shape[0], BM), tile.cdiv(words.shape[1], SOURCE.shape[0]), words.shape[0]
     if parts is None:
@@ -114,8 +115,7 @@ def product_kernel(
         tile.store(y, (m * BM, n * BN), out.to(y.dtype))
     else:
         p = tile.grid(parts.shape[0])
-        each = tile.cdiv(wide * high * deep, parts.shape[0])
-        start, end = p * each, tile.minimum(p * each + each, wide * high * deep)
+        start, end = share(p, parts.shape[0], wide * high * deep)
         for t in tile.range(start // deep, tile.cdiv(end, deep)):
             m, n = t % wide, t // wide
             first, last = tile.maximum(start - t * deep, 0), tile.minimum(end - t * deep, deep)
@@ -125,7 +125,7 @@ def product_kernel(
                 out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
                 tile.store(y, (m * BM, n * BN), out.to(y.dtype))
             else:
-                tile.store(parts, (p, tile.minimum(t - start // deep, 1) * BM, 0), acc)
+                tile.store(parts, (p, slot(t, start, deep) * BM, 0), acc)
 
 
 @tile.function
@@ -146,26 +146,6 @@ def of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift,
         if shift is not None:
             acc += tile.load(sums, (k, m * BM), (BM,)) * tile.load(shift, (k // GROUP, n * BN), (BN,))[:, None]
     return acc.T
-
-
-@tile.kernel
-def finish_kernel(
-    parts: tile.Tensor[tile.f32, "P H W"], y: tile.Out[tile.Y, "M N"], deep: tile.i32, BM: tile.Const,
-    BN: tile.Const, ACT: tile.Const = None, bias: tile.Tensor[tile.C, "N"] = None,
-    residual: tile.Tensor[tile.R, "M N"] = None, added: tile.Tensor[tile.f32, "M N"] = None,
-):
-    """The blocks of y that several programs of `product_kernel` have parts of, added up in the order of the columns;
-    `deep` steps make up a block."""
-    wide, high = tile.cdiv(y.shape[0], BM), tile.cdiv(y.shape[1], BN)
-    m, n = tile.grid(wide, high)
-    t, each = n * wide + m, tile.cdiv(wide * high * deep, parts.shape[0])
-    first, last = t * deep // each, (t * deep + deep - 1) // each
-    if first < last:
-        acc = tile.zeros((BM, BN), tile.f32)
-        for p in tile.range(first, last + 1):
-            acc += tile.load(parts, (p, tile.minimum(t - p * each // deep, 1) * BM, 0), (BM, BN))
-        out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
-        tile.store(y, (m * BM, n * BN), out.to(y.dtype))
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tilelang.errors import TargetError
+from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS
 
 WARPS = 4
 """Of a program of `dequant_mma`."""
-PROCESSORS = 132
-"""Multiprocessors of an H100 or H200; an MI300X has 304 of half the throughput."""
-BANDWIDTH = 4000.0
-"""Bytes a nanosecond that they read from memory."""
 OF_ONE = 60.0
-"""Bytes a nanosecond that one of them can ask for."""
+"""Bytes a nanosecond that one processor can ask for."""
 ISSUE = 6.5
-"""Instructions of warps that one of them starts in a nanosecond."""
-LAUNCH = 2000.0
-"""Nanoseconds between a kernel and one that needs its results."""
+"""Instructions of warps that it starts in one."""
 BLOCK, COLUMNS = 200.0, 32.0
 """Instructions of a warp for a block of 4096 weights, and for every eight rows of x that they are multiplied by."""
 SHARED = 32768
