@@ -191,7 +191,7 @@ A kernel is a Python function marked `@tile.kernel`. It is called with arrays or
 | `y: tile.Out[tile.f32, "M"]` | an output: allocated and returned by the call unless the caller passes it |
 | `z: tile.InOut[tile.f32, "M"]` | a tensor that is read and written |
 | `s: tile.f32` | a number |
-| `B: tile.Const = 64` | a constant: the kernel is compiled once for each value |
+| `B: tile.Const = 64` | a constant: the kernel is compiled for each value; one named as a dimension is its extent |
 | `tile.Tensor[tile.T, "N"]` | any dtype; one capital letter is one dtype in a call |
 
 **Statements** are assignments, `for` over `tile.range` or `tile.persistent` (loops that run in the kernel) or over

@@ -1,326 +1,425 @@
-"""Random TILE functions over the op and dtype tables, with ragged blocks: what the differential fuzzer runs."""
+"""Random TILE functions over the whole op and dtype tables, with ragged blocks and grids: what the differential fuzzer
+runs. `EXCLUDED` says what is never drawn; tests/test_strategies.py fails where anything else is not."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from math import lcm
 from typing import Any
 
 from hypothesis import strategies as st
 
-from tilelang.ir import control, memory, reduction, shape
-from tilelang.ir.core import Builder, Function, Op, Region, TensorType, Value
+from tests.growing import EXTENTS, I32, NAMED, Grower, by_kind, dtypes
+from tests.views import layouts
+from tilelang.ir import control, elementwise, memory, reduction
+from tilelang.ir.core import Function, Op, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
-EXTENTS = (1, 2, 3, 5, 8, 16, 17, 33)
-STORED = [
-    dtype(n)
-    for n in "i1 u3 i4 u4 i8 u8 i16 i32 u32 i64 s2 ternary f4e2m1 f6e3m2 f8e4m3 f8e5m2 e8m0 f16 bf16 f32 f64".split()
-]
-COMPUTED = [d for d in STORED if d.arithmetic and d.kind != "bool"]
-UNARY_FLOAT = (
-    "exp",
-    "exp2",
-    "log",
-    "log2",
-    "sqrt",
-    "rsqrt",
-    "sin",
-    "cos",
-    "tanh",
-    "erf",
-    "sigmoid",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-)
-BINARY = ("add", "sub", "mul", "min", "max")
-BINARY_INTEGER = ("and", "or", "xor", "shl", "shr", "floordiv", "mod")
-ATOMIC = ("i32", "u32", "i64", "u64")
+EXCLUDED: dict[str, str] = {}
+"""Operations of level TILE that are never drawn, each with the reason."""
+
+LARGEST = 4096
+"""Elements of a tile that is used any further."""
+ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elementwise) and c is not elementwise.Dot4]
+"""What is defined by `arity` and `domain` alone."""
+ATOMIC = ("i32", "u32", "i64", "u64", "f32", "f64")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
-I32 = dtype("i32")
+MOVES = frozenset("const const_tile broadcast reshape permute concat slice load gather where view bitcast "
+                  "lookup".split())
+"""Operations that keep the bits of every element."""
+I1, U32 = dtype("i1"), dtype("u32")
 
 
-@dataclass
-class Maker:
-    """Grows one function; `values` are the tiles made so far. `old_values`: what atomics give may be used, though it
-    depends on the order in which equal indices are served."""
-
-    draw: Any
-    old_values: bool = True
-    body: Region = field(default_factory=Region)
-    params: list[Value] = field(default_factory=list)
-    values: list[Value] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.b = Builder(self.body)
-
-    def emit(self, name: str, *operands: Value, **attrs: Any) -> Value:
-        return self.b.emit(Op.registry[name], *operands, **attrs)
-
-    def pick(self, *kinds: str) -> Value:
-        """A tile of one of the kinds; where there is none, a cast of any."""
-        good = [v for v in self.values if v.dtype.kind in kinds and v.dtype.arithmetic]
-        if good:
-            return self.draw(st.sampled_from(good))
-        target = "f32" if "float" in kinds else "i32" if "int" in kinds else "i1"
-        return self.emit("cast", self.draw(st.sampled_from(self.values)), dtype=dtype(target))
-
-    def like(self, v: Value) -> Value:
-        """Another tile of the same shape and dtype: an existing one, or a constant."""
-        good = [w for w in self.values if w.type == v.type]
-        if self.draw(st.booleans()):
-            return self.draw(st.sampled_from(good)) if good else v
-        value = self.draw(st.integers(0, 3))
-        return self.emit("broadcast", self.emit("const", value=value, dtype=v.dtype), shape=v.shape)
+class Maker(Grower):
+    """The steps by which a function grows: each gives the tiles it has made."""
 
     # -- steps --------------------------------------------------------------------------------------------------------
-    def unary(self) -> Value:
-        return self.emit(self.draw(st.sampled_from(UNARY_FLOAT)), self.pick("float"))
-
-    def sign(self) -> Value:
-        return self.emit(self.draw(st.sampled_from(("neg", "abs"))), self.pick("float", "int"))
-
-    def binary(self) -> Value:
-        v = self.pick("float", "int", "uint")
-        return self.emit(self.draw(st.sampled_from(BINARY)), v, self.like(v))
-
-    def integer(self) -> Value:
-        v = self.pick("int", "uint")
-        return self.emit(self.draw(st.sampled_from(BINARY_INTEGER)), v, self.like(v))
-
-    def bits(self) -> Value:
-        return self.emit(self.draw(st.sampled_from(("not", "popcount"))), self.pick("int", "uint"))
+    def elementwise(self) -> Value:
+        cls = self.one_of(ELEMENTWISE)
+        v = self.pick(*elementwise.DOMAINS[cls.domain][0])
+        return self.b.emit(cls, v, *(self.like(v) for _ in range(cls.arity - 1)))
 
     def select(self) -> Value:
-        v = self.pick("float", "int", "uint")
-        test = self.emit(self.draw(st.sampled_from(COMPARE)), v, self.like(v))
+        v = self.any()
+        masks = [w for w in self.values if w.dtype is I1 and w.shape == v.shape]
+        if masks and self.flag():
+            return self.emit("where", self.one_of(masks), v, self.like(v))
+        number = v if by_kind(v.dtype, ("float", "int", "uint", "bool")) else self.emit("cast", v, dtype=I32)
+        test = self.emit(self.one_of(COMPARE), number, self.like(number))
         return self.emit("where", test, v, self.like(v))
 
     def cast(self) -> Value:
-        v = self.draw(st.sampled_from(self.values))
-        return self.emit("cast", v, dtype=self.draw(st.sampled_from(STORED)))
+        return self.emit("cast", self.any(), dtype=self.draw(dtypes()))
 
-    def reduce(self) -> Value:
-        v = self.pick("float", "int", "uint")
-        if not v.shape or v.dtype.bits < 32:
-            return self.sign()
-        kind = self.draw(st.sampled_from(("sum", "max", "min")))
-        axis = self.draw(st.integers(0, len(v.shape) - 1))
-        out = self.emit("reduce", v, kind=kind, axis=axis)
+    def bitcast(self) -> Value:
+        """Of what was moved only: which NaN an operation gives, and how it rounds, is not defined."""
+        v = self.any()
+        if v.dtype.kind in ("float", "scale") and not moved(v):
+            v = self.emit("cast", v, dtype=I32)
+        def same(dt: DType) -> bool:  # the low bits of tf32 are no part of its value
+            return dt.bits == v.dtype.bits and dt.name != "tf32"
+        return self.emit("bitcast", v, dtype=self.draw(dtypes(same)))
+
+    def dot4(self) -> Value:
+        v = self.emit("cast", self.pick("int", "uint"), dtype=self.one_of((I32, U32)))
+        w = self.emit("cast", self.like(v), dtype=self.one_of((I32, U32)))
+        return self.emit("dot4", v, w, self.emit("cast", self.like(v), dtype=I32))
+
+    def philox(self) -> Sequence[Value]:
+        seed = self.scalar("u64") if self.flag() else self.const(self.number(0, 2**64 - 1), dtype("u64"))
+        counter = self.emit("cast", self.pick("int", "uint"), dtype=U32)
+        return self.b.add(elementwise.Philox, seed, counter).results
+
+    def table(self) -> Value:
+        """Constants of any type."""
+        dt = self.draw(dtypes())
+        values = tuple(self.draw(st.lists(st.integers(max(int(dt.min), -9), min(int(dt.max), 9)), min_size=1,
+                                          max_size=17)))
+        return self.emit("const_tile", values=values, dtype=dt)
+
+    def view(self) -> Value:
+        """A load, its bits as another type in another layout."""
+        src, dst = (self.draw(dtypes(lambda dt: dt.bits <= 32 and dt.name != "tf32")) for _ in range(2))
+        threads, bits = self.one_of((1, 2, 4, 8, 32)), lcm(src.bits, dst.bits) * self.number(1, 2)
+        source, layout = (layouts(self.draw, threads, bits // dt.bits, copies=True) for dt in (src, dst))
+        return self.emit("view", self.load(src, source.shape), dtype=dst, source=source, layout=layout)
+
+    # -- combining elements -------------------------------------------------------------------------------------------
+    def combined(self, cls: type[Op], **attrs: Any) -> Sequence[Value]:
+        """A reduction or scan: named, or by a region that is associative, though not commutative."""
+        v = self.ranked(self.pick("float", "int", "uint", "bool"))
+        if self.number(0, 3) == 0:
+            v = self.emit(self.one_of(COMPARE), v, self.like(v))
+        attrs["axis"] = self.axis(v)
+        if self.flag():
+            kinds = ("any", "all", "max", "min") if v.dtype is I1 else ("sum", "prod", "max", "min")
+            return self.b.add(cls, v, kind=self.one_of(kinds), **attrs).results
+        pair = v.dtype.kind in ("int", "uint") and self.flag()
+        operands = [v, self.like(v)] if pair else [v]
+        args = [Value(TileType((), v.dtype)) for _ in range(2 * len(operands))]
+        with self.inside(args) as region:
+            self.b.add(control.Yield, *self.combination(*args))
+        return self.b.add(cls, *operands, kind="custom", regions=[region], **attrs).results
+
+    def combination(self, *args: Value) -> Sequence[Value]:
+        if len(args) == 2:
+            ops = {"float": ["min", "max"], "bool": ["and", "or", "xor"]}.get(
+                args[0].dtype.kind, ["add", "mul", "min", "max", "and", "or", "xor"])
+            return [self.emit(self.one_of(ops), *args)] if self.number(0, 3) else args[1:]
+        a, b, c, d = args
+        if self.flag():  # the function x -> a x + b, then x -> c x + d
+            return [self.emit("mul", a, c), self.emit("fma", b, c, d)]
+        less = self.emit("lt", a, c)  # the largest, and what belongs to it
+        return [self.emit("where", less, c, a), self.emit("where", less, d, b)]
+
+    def reduce(self) -> Sequence[Value]:
+        return self.combined(reduction.Reduce)
+
+    def normalise(self) -> Value:
+        """A reduction, and an operation with each element it was made of."""
+        v = self.ranked(self.pick("float", "int", "uint"))
+        axis = self.axis(v)
+        out = self.emit("reduce", v, kind=self.one_of(("sum", "max", "min")), axis=axis)
         kept = self.emit("reshape", out, shape=tuple(1 if i == axis else e for i, e in enumerate(v.shape)))
-        return self.emit("broadcast", kept, shape=v.shape)
+        return self.emit(self.one_of(("sub", "max")), v, self.emit("broadcast", kept, shape=v.shape))
+
+    def scan(self) -> Sequence[Value]:
+        return self.combined(reduction.Scan, reverse=self.flag())
 
     def position(self) -> Value:
-        v = self.pick("float", "int", "uint")
-        if not v.shape:
-            return v
-        axis = self.draw(st.integers(0, len(v.shape) - 1))
-        return self.emit("arg_reduce", v, kind=self.draw(st.sampled_from(("max", "min"))), axis=axis)
+        v = self.ranked(self.pick("float", "int", "uint"))
+        return self.emit("arg_reduce", v, kind=self.one_of(("max", "min")), axis=self.axis(v))
 
-    def scan(self) -> Value:
-        v = self.pick("float", "int")
-        if not v.shape or v.dtype.bits < 32:
-            return v
-        return self.emit("scan", v, kind=self.draw(st.sampled_from(("sum", "max"))),
-                         axis=self.draw(st.integers(0, len(v.shape) - 1)), reverse=self.draw(st.booleans()))
+    def sort(self) -> Sequence[Value]:
+        v = self.ranked(self.pick("float", "int", "uint", "bool"))
+        if max(v.shape) > 17:  # n^2 comparisons
+            v = self.emit("slice", v, starts=(0,) * len(v.shape), shape=tuple(min(e, 8) for e in v.shape),
+                          steps=(1,) * len(v.shape))
+        return self.b.add(reduction.Sort, v, axis=self.axis(v), descending=self.flag()).results
 
     def rearrange(self) -> Value:
-        v = self.draw(st.sampled_from(self.values))
-        if not v.shape:
-            return v
-        match self.draw(st.integers(0, 3)):
+        v = self.ranked(self.any())
+        match self.number(0, 4):
             case 0:
                 return self.emit("permute", v, order=tuple(self.draw(st.permutations(range(len(v.shape))))))
             case 1:
-                return self.emit("reshape", v, shape=(v.tile.size,))
+                size = v.tile.size
+                halves = [(n, size // n) for n in (2, 3, 8) if size % n == 0]
+                return self.emit("reshape", v, shape=self.one_of([(size,), (1, *v.shape), *halves]))
             case 2:
-                starts = tuple(self.draw(st.integers(0, e - 1)) for e in v.shape)
-                sizes = tuple(self.draw(st.integers(1, e - s)) for e, s in zip(v.shape, starts, strict=True))
-                return self.emit("slice", v, starts=starts, shape=sizes, steps=(1,) * len(sizes))
-            case _:
-                return self.emit("concat", v, v, axis=self.draw(st.integers(0, len(v.shape) - 1)))
-
-    def sort(self) -> Value:
-        v = self.pick("float", "int", "uint")
-        if not v.shape or max(v.shape) > 17:
-            return v
-        op = self.b.add(reduction.Sort, v, axis=self.draw(st.integers(0, len(v.shape) - 1)),
-                        descending=self.draw(st.booleans()))
-        return op.results[self.draw(st.integers(0, 1))]
+                starts = tuple(self.number(0, e - 1) for e in v.shape)
+                steps = tuple(self.one_of((1, 1, 2, -1, -2)) for _ in v.shape)
+                sizes = tuple(self.number(1, (e - 1 - s) // d + 1 if d > 0 else s // -d + 1)
+                              for e, s, d in zip(v.shape, starts, steps, strict=True))
+                return self.emit("slice", v, starts=starts, shape=sizes, steps=steps)
+            case 3:
+                return self.emit("broadcast", v, shape=(self.number(1, 3), *v.shape))
+        return self.emit("concat", v, *(self.like(v) for _ in range(self.number(1, 2))), axis=self.axis(v))
 
     def dot(self) -> Value:
-        a = self.draw(st.sampled_from([v for v in self.values if len(v.shape) == 2] or self.values))
-        if len(a.shape) != 2 or a.dtype.kind in ("codebook", "scale") or a.dtype.name in ("f64", "i64", "u32"):
-            return a
-        same = [v for v in self.values if len(v.shape) == 2 and v.dtype.kind not in ("codebook", "scale")
-                and v.dtype.name not in ("f64", "i64", "u32") and v.shape[0] == a.shape[1]]
-        other = self.draw(st.sampled_from(same)) if same else self.emit("permute", a, order=(1, 0))
-        return self.emit("dot", a, other, dtype=dtype(reduction.dot_dtype(a.dtype, other.dtype)))
+        matrices = [v for v in self.values if len(v.shape) >= 2]
+        a = self.one_of(matrices) if matrices else self.load(self.draw(dtypes()), (self.one_of(EXTENTS),) * 2)
+        fits = [v for v in matrices if v.shape[:-2] == a.shape[:-2] and v.shape[-2] == a.shape[-1]]
+        if fits and self.flag():
+            other = self.one_of(fits)
+        elif self.flag():
+            other = self.load(self.draw(dtypes()), (*a.shape[:-2], a.shape[-1], self.one_of(EXTENTS)))
+        else:
+            other = self.emit("permute", a, order=(*range(len(a.shape) - 2), len(a.shape) - 1, len(a.shape) - 2))
+        acc = dtype(reduction.dot_dtype(a.dtype, other.dtype))
+        if self.number(0, 3) == 0:
+            acc = dtype({"i32": "i64", "f32": "f64"}.get(acc.name, acc.name))
+        total = Value(TileType((*a.shape[:-1], other.shape[-1]), acc))
+        return self.emit("dot", a, other, *([self.like(total)] if self.flag() else []), dtype=acc) \
+            if any(w.type == total.type for w in self.values) else self.emit("dot", a, other, dtype=acc)
+
+    def scaled(self) -> Value:
+        """A product of blocks of numbers, each with a scale."""
+        m, n, run, runs = self.number(1, 17), self.number(1, 17), self.one_of((1, 3, 16, 32)), self.number(1, 3)
+
+        def small(dt: DType) -> bool:
+            return dt.kind in ("int", "uint", "float") and dt.bits <= 8
+        a, c = (self.load(self.draw(dtypes(small)), s) for s in ((m, run * runs), (run * runs, n)))
+        scales = [dtype("e8m0")] * 2
+        for i, v in enumerate((a, c)):  # an exponent alone, or what the significands leave room for
+            fits = [dt for dt in NAMED if dt.bits == 8 and dt.kind == "float"
+                    and reduction.significand(dt) + reduction.significand(v.dtype) <= 8]
+            if fits and self.flag():
+                scales[i] = self.one_of(fits)
+        extents = (m, runs), (runs, n)  # filled with 1: the least number of e8m0 may make products that are subnormal
+        return self.emit("dot_scaled", a, c, *(self.load(dt, e, 1) for dt, e in zip(scales, extents, strict=True)))
 
     def product(self) -> Value:
         """A matrix product over blocks of k: loads that feed a dot alone, in a loop of some stages, maybe under a
         condition, maybe transposed."""
-        dt = dtype(self.draw(st.sampled_from(("f16", "bf16", "i8", "f32", "u8"))))
-        m, n, k = (self.draw(st.sampled_from((8, 16, 33))) for _ in range(3))
-        turned, halved = self.draw(st.booleans()), self.draw(st.booleans())
-        a = self.tensor(f"a{len(self.params)}", dt, 2, "in")
-        c = self.tensor(f"b{len(self.params)}", dt, 2, "in")
-        acc = dtype(reduction.dot_dtype(dt, dt))
-        zero, step, two = (self.emit("const", value=x, dtype=I32) for x in (0, k, 2))
-        start = self.emit("broadcast", self.emit("const", value=0, dtype=acc), shape=(m, n))
+        dt = dtype(self.one_of(("f16", "bf16", "i8", "f32", "u8")))
+        other = dt if self.number(0, 3) else self.draw(dtypes())
+        m, n, k = (self.one_of((8, 16, 33)) for _ in range(3))
+        turned, halved = self.flag(), self.flag()
+        a, c = self.tensor("a", dt, 2, "in"), self.tensor("b", other, 2, "in")
+        acc = dtype(reduction.dot_dtype(dt, other))
+        zero, step = self.const(0), self.const(k)
+        start = self.emit("broadcast", self.const(0, acc), shape=(m, n))
         end = self.emit("dim", a, axis=1)
         i, total = Value(zero.type), Value(start.type)
-        body = Builder(Region([i, total]))
 
-        def multiply(b: Builder) -> Value:
-            x = b.emit(memory.Load, a, zero, i, shape=(m, k), axes=(0, 1))
-            y = b.emit(memory.Load, c, *((zero, i) if turned else (i, zero)), shape=(n, k) if turned else (k, n),
-                       axes=(0, 1))
-            return b.emit(reduction.Dot, x, b.emit(shape.Permute, y, order=(1, 0)) if turned else y, total, dtype=acc)
-        if halved:
-            then, other = Builder(Region()), Builder(Region())
-            then.add(control.Yield, multiply(then))
-            other.add(control.Yield, total)
-            odd = body.emit(Op.registry["mod"], body.emit(Op.registry["floordiv"], i, step), two)
-            new = body.add(control.If, body.emit(Op.registry["eq"], odd, zero),
-                           regions=[then.region, other.region]).result
-        else:
-            new = multiply(body)
-        body.add(control.Yield, new)
-        return self.b.add(control.For, zero, end, step, start, regions=[body.region],
-                          stages=self.draw(st.integers(1, 3))).result
+        def multiply() -> Value:
+            x = self.emit("load", a, zero, i, shape=(m, k), axes=(0, 1))
+            y = self.emit("load", c, *((zero, i) if turned else (i, zero)), shape=(n, k) if turned else (k, n),
+                          axes=(0, 1))
+            return self.emit("dot", x, self.emit("permute", y, order=(1, 0)) if turned else y, total, dtype=acc)
+        with self.inside([i, total]) as body:
+            if halved:
+                odd = self.emit("mod", self.emit("floordiv", i, step), self.const(2))
+                with self.inside() as then:
+                    self.b.add(control.Yield, multiply())
+                with self.inside() as otherwise:
+                    self.b.add(control.Yield, total)
+                new = self.b.add(control.If, self.emit("eq", odd, zero), regions=[then, otherwise]).result
+            else:
+                new = multiply()
+            self.b.add(control.Yield, new)
+        return self.b.add(control.For, zero, end, step, start, regions=[body], stages=self.number(1, 3)).result
+
+    # -- control ------------------------------------------------------------------------------------------------------
+    def changed(self, v: Value) -> Value:
+        """`v` after a few elementwise operations, of its type."""
+        ops = [c for c in ELEMENTWISE if by_kind(v.dtype, elementwise.DOMAINS[c.domain][0]) and not c.predicate]
+        new = v
+        for _ in range(self.number(1, 3)):
+            cls = self.one_of(ops)
+            new = self.b.emit(cls, new, *(self.like(v) for _ in range(cls.arity - 1)))
+        return new
 
     def loop(self) -> Value:
         """A few turns of x = f(x), with the original read inside."""
         v = self.pick("float", "int", "uint")
-        i, x = Value(self.emit("const", value=0, dtype=I32).type), Value(v.type)
-        inner = Builder(Region([i, x]))
-        op = self.draw(st.sampled_from(("add", "min", "max")))
-        inner.add(control.Yield, inner.emit(Op.registry[op], x, v))
-        bounds = [self.emit("const", value=n, dtype=I32) for n in (0, self.draw(st.integers(0, 3)), 1)]
-        return self.b.add(control.For, *bounds, v, regions=[inner.region]).result
+        bounds = [self.const(n) for n in (0, self.number(0, 3), self.number(1, 2))]
+        i, x = Value(bounds[0].type), Value(v.type)
+        with self.inside([i, x]) as body:
+            self.b.add(control.Yield, self.changed(x))
+        return self.b.add(control.For, *bounds, v, regions=[body]).result
+
+    def branch(self) -> Value:
+        """One of two tiles, by what a reduction or a scalar says."""
+        v = self.pick("float", "int", "uint")
+        test = self.pick("int", "uint")
+        if test.shape:
+            flat = self.emit("reshape", test, shape=(test.tile.size,))
+            test = self.emit("reduce", flat, kind=self.one_of(("max", "min", "sum")), axis=0)
+        test = self.emit(self.one_of(COMPARE), test, self.const(self.number(0, 5), test))
+        with self.inside() as then:
+            self.b.add(control.Yield, self.changed(v))
+        with self.inside() as otherwise:
+            self.b.add(control.Yield, self.changed(v) if self.flag() else v)
+        return self.b.add(control.If, test, regions=[then, otherwise]).result
 
     def until(self) -> Value:
         """x = f(x) while a counter is small and, for integers, some element is."""
         v = self.pick("float", "int", "uint")
-        i, one, limit = (self.emit("const", value=n, dtype=I32) for n in (0, 1, self.draw(st.integers(0, 3))))
-        small = self.emit("broadcast", self.emit("const", value=5, dtype=v.dtype), shape=v.shape)
-        test, body = (Builder(Region([Value(i.type), Value(v.type)])) for _ in range(2))
-        (count, x), (j, y) = test.region.args, body.region.args
-        more = test.emit(Op.registry["lt"], count, limit)
-        if v.dtype.kind != "float" and v.shape and self.draw(st.booleans()):
-            flat = test.emit(shape.Reshape, test.emit(Op.registry["lt"], x, small), shape=(v.tile.size,))
-            more = test.emit(Op.registry["and"], more, test.emit(reduction.Reduce, flat, kind="any", axis=0))
-        test.add(control.Yield, more)
-        step = body.emit(Op.registry[self.draw(st.sampled_from(("add", "min", "max")))], y, self.like(v))
-        body.add(control.Yield, body.emit(Op.registry["add"], j, one), step)
-        return self.b.add(control.While, i, v, regions=[test.region, body.region]).results[1]
+        i, one, limit = (self.const(n) for n in (0, 1, self.number(0, 3)))
+        small = self.const(min(5, v.dtype.max), v)
+        tested, stepped = ([Value(i.type), Value(v.type)] for _ in range(2))
+        with self.inside(tested) as test:
+            more = self.emit("lt", tested[0], limit)
+            if v.dtype.kind != "float" and v.shape and self.flag():
+                flat = self.emit("reshape", self.emit("lt", tested[1], small), shape=(v.tile.size,))
+                more = self.emit("and", more, self.emit("reduce", flat, kind="any", axis=0))
+            self.b.add(control.Yield, more)
+        with self.inside(stepped) as body:
+            self.b.add(control.Yield, self.emit("add", stepped[0], one), self.changed(stepped[1]))
+        return self.b.add(control.While, i, v, regions=[test, body]).results[1]
+
+    def output(self) -> Sequence[Value]:
+        """Prints a few integers: how floats are written, and how many lines they take, depends on their rounding."""
+        v = self.ranked(self.pick("int", "uint"))
+        few = self.emit("slice", v, starts=(0,) * len(v.shape), shape=(1,) * len(v.shape), steps=(1,) * len(v.shape))
+        self.b.add(control.Print, few, text=self.one_of(("", "x =")))
+        return ()
+
+    def asserted(self) -> Sequence[Value]:
+        v = self.pick("int", "uint")
+        odd = self.emit("and", v, self.const(1, v)) if v.dtype.bits > 1 else v
+        self.b.add(control.Assert, self.emit("le", odd, self.const(v.dtype.max, v)), message="a bit is a bit")
+        return ()
 
     # -- elements anywhere --------------------------------------------------------------------------------------------
     def index(self, like: Value | None = None) -> Value:
         """An i32 tile whose elements mostly lie in a small tensor."""
         v = self.emit("cast", self.pick("int", "uint"), dtype=I32)
         if like is not None and like.shape != v.shape:
-            v = self.emit("broadcast", self.emit("const", value=self.draw(st.integers(-1, 3)), dtype=I32),
-                          shape=like.shape)
-        if self.draw(st.booleans()):
-            limit = self.emit("const", value=self.draw(st.integers(1, 9)), dtype=I32)
-            v = self.emit("mod", v, self.emit("broadcast", limit, shape=v.shape))
-        return v
+            v = self.const(self.number(-1, 3), like)
+        return self.emit("mod", v, self.const(self.number(1, 9), v)) if self.flag() else v
 
     def mask(self, like: Value) -> list[Value]:
         """No mask, or one for the elements of `like`, an integer tile."""
-        if self.draw(st.booleans()):
-            return []
-        return [self.emit(self.draw(st.sampled_from(COMPARE)), like, self.like(like))]
+        return [self.emit(self.one_of(COMPARE), like, self.like(like))] if self.flag() else []
 
     def lookup(self) -> Value:
-        table = self.draw(st.sampled_from([v for v in self.values if v.shape]))
+        table = self.ranked(self.any())
         if len(table.shape) > 1:
             table = self.emit("reshape", table, shape=(table.tile.size,))
         return self.emit("lookup", table, self.index())
 
+    def lookup4(self) -> Value:
+        table = self.load(dtype(self.one_of(("i8", "u8"))), (self.one_of((16, 32, 64)),))
+        return self.emit("lookup4", table, self.emit("cast", self.pick("int", "uint"), dtype=U32))
+
     def gather(self) -> Value:
-        source = self.draw(st.sampled_from([p for p in self.params if p.type.mode == "in"]))
+        source = self.one_of([p for p in self.params if isinstance(p.type, TensorType) and p.type.mode == "in"])
         first = self.index()
         indices = [first, *(self.index(first) for _ in range(source.type.rank - 1))]
         mask = self.mask(first)
-        return self.emit("gather", source, *indices, *mask, masked=bool(mask), fill=self.draw(st.integers(0, 1)))
+        return self.emit("gather", source, *indices, *mask, masked=bool(mask), fill=self.number(0, 1))
 
     def scatter(self) -> Value:
         """Different elements go to different places, or what is written depends on the place only."""
-        v = self.draw(st.sampled_from(self.values))
-        if not v.shape:
-            return v
-        if self.draw(st.booleans()):
+        v = self.ranked(self.any())
+        if self.flag():
             at = self.index()
-            indices, v = [at], self.emit("cast", at, dtype=self.draw(st.sampled_from(STORED)))
+            indices, v = [at], self.emit("cast", at, dtype=self.draw(dtypes()))
         else:
             indices = [self.ramp(v.shape, d) for d in self.draw(st.permutations(range(len(v.shape))))]
         mask = self.mask(indices[0])
-        target = self.tensor(f"s{len(self.params)}", v.dtype, len(indices), "inout")
+        target = self.tensor("s", v.dtype, len(indices), "inout")
         self.b.add(memory.Scatter, target, *indices, v, *mask, masked=bool(mask))
         return self.back(target)
 
     def atomic(self) -> Value:
-        at = self.index()
-        good = [v for v in self.values if v.shape == at.shape and v.dtype.name in ATOMIC]
-        v = self.draw(st.sampled_from(good)) if good else self.emit("cast", at, dtype=dtype("i64"))
-        target = self.tensor(f"t{len(self.params)}", v.dtype, 1, "inout")
-        mask = self.mask(at)
-        old = self.emit("atomic", target, at, v, *mask, kind=self.draw(st.sampled_from(("add", "max", "min"))),
-                        masked=bool(mask))
-        return old if self.old_values and self.draw(st.booleans()) else self.back(target)
+        """Equal indices only where the order in which they are served shows in old values alone."""
+        good = [v for v in self.values if v.dtype.name in ATOMIC and v.shape]
+        v = self.one_of(good) if good and self.flag() else \
+            self.emit("cast", self.ranked(self.pick("int", "uint")), dtype=dtype(self.one_of(ATOMIC)))
+        kind = self.one_of(("add", "max", "min", "cas"))
+        others = [self.like(v), v] if kind == "cas" else [v]
+        apart = kind == "cas" or v.dtype.kind == "float" or self.flag()
+        indices = [self.ramp(v.shape, d) for d in range(len(v.shape))] if apart else [self.index(v)]
+        target = self.tensor("t", v.dtype, len(indices), "inout")
+        mask = self.mask(indices[0])
+        old = self.emit("atomic", target, *indices, *others, *mask, kind=kind, masked=bool(mask))
+        return old if (apart or self.old_values) and self.flag() else self.back(target)
 
     def ramp(self, extents: tuple[int, ...], dim: int) -> Value:
         """The index along `dim`, upwards or downwards, perhaps beyond an edge."""
-        n, lo = extents[dim], self.draw(st.integers(-1, 1))
+        n, lo = extents[dim], self.number(-1, 1)
         line = self.emit("arange", start=lo, size=n)
-        if self.draw(st.booleans()):
-            top = self.emit("broadcast", self.emit("const", value=n + 1, dtype=I32), shape=(n,))
-            line = self.emit("sub", top, line)
+        if self.flag():
+            line = self.emit("sub", self.const(n + 1, line), line)
         kept = self.emit("reshape", line, shape=tuple(n if d == dim else 1 for d in range(len(extents))))
         return self.emit("broadcast", kept, shape=extents)
 
     def back(self, target: Value) -> Value:
         """A block of a tensor that was written before."""
         rank = target.type.rank
-        return self.emit("load", target, *self.zeros(rank), shape=(self.draw(st.sampled_from(EXTENTS)),) * rank,
-                         axes=tuple(range(rank)))
+        return self.emit("load", target, *[self.const(0)] * rank, shape=(self.one_of(EXTENTS[:6 if rank > 2 else 8]),)
+                         * rank, axes=tuple(range(rank)))
 
-    STEPS = ("unary", "sign", "binary", "integer", "bits", "select", "cast", "reduce", "position", "scan", "rearrange",
-             "sort", "dot", "product", "loop", "until", "lookup", "gather", "scatter", "atomic")
+    def shared(self) -> Value:
+        """A tile that goes through the program's own memory: written there, or copied from a tensor."""
+        copied = self.flag()
+        dt = self.draw(dtypes(lambda dt: not dt.packed)) if copied else self.any().dtype
+        v = self.ranked(self.one_of([v for v in self.values if v.dtype is dt] or [self.any()]))
+        extents = tuple(self.one_of(EXTENTS) for _ in range(self.number(1, 2))) if copied else v.shape
+        buffer = self.emit("alloc", dtype=dt if copied else v.dtype, shape=extents)
+        zeros = [self.const(0)] * len(extents)
+        if copied:
+            source = self.tensor("c", dt, len(extents), "in")
+            self.b.add(memory.CopyAsync, source, *(self.const(self.number(-1, 3)) for _ in extents), buffer,
+                       axes=tuple(range(len(extents))))
+            self.b.add(memory.Commit)
+            self.b.add(memory.Wait)
+        else:
+            self.b.add(memory.Store, buffer, *zeros, v, axes=tuple(range(len(extents))))
+        self.b.add(memory.Barrier)
+        at = [self.const(self.number(0, 1)) for _ in extents]
+        return self.emit("load", buffer, *at, shape=extents, axes=tuple(range(len(extents))))
 
-    # -- ends ---------------------------------------------------------------------------------------------------------
-    def tensor(self, name: str, dt: DType, rank: int, mode: str) -> Value:
-        dims = tuple(f"{name}{d}" for d in range(rank))
-        unit = (False,) * (rank - 1) + (dt.packed or self.draw(st.booleans()),)
-        param = Value(TensorType(dt, dims, mode, unit), name)
-        self.params.append(param)
-        return param
+    PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot4", "philox",
+            "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange", "dot", "dot",
+            "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "shared", "output",
+            "asserted")
+    WRITES = ("scatter", "atomic")
+    """Steps whose memory programs would share."""
 
-    def zeros(self, rank: int) -> list[Value]:
-        return [self.emit("const", value=0, dtype=I32)] * rank
+    def extend(self, count: int, steps: Sequence[str]) -> None:
+        """Loads, computes, and stores up to three results."""
+        for _ in range(self.number(1, 2)):
+            rank = self.one_of((1, 2, 2, 3))
+            block = tuple(self.one_of(EXTENTS[:5 if rank > 2 else 8]) for _ in range(rank))
+            self.values.append(self.load(self.draw(dtypes()), block))
+        for _ in range(self.number(1, count)):
+            made = getattr(self, self.one_of(steps or self.PURE + (() if self.ids else self.WRITES)))()
+            for v in [made] if isinstance(made, Value) else made:
+                if v.tile.size <= LARGEST and v not in self.values:
+                    self.values.append(v)
+        results = [v for v in self.values if v.shape]
+        for i in range(self.number(1, 3)):
+            self.store(results[-1 - i % len(results)])
+
+
+def moved(v: Value) -> bool:
+    """Whether the bits of a tile come from memory, or from integers, unchanged."""
+    if v.owner is None or v.dtype.kind not in ("float", "scale"):
+        return v.owner is not None
+    return v.owner.name in MOVES and all(moved(w) for w in v.owner.operands if isinstance(w.type, TileType))
 
 
 @st.composite
-def functions(draw: Any, steps: int = 8, old_values: bool = True) -> Function:
-    """A function that loads one or two tiles, computes, and stores up to three results."""
+def functions(draw: Any, count: int = 8, old_values: bool = True, steps: Sequence[str] = ()) -> Function:
+    """A function of up to `count` steps, any or some of `steps`, in one program, in a grid, or in a persistent grid,
+    whose programs each do some of the blocks."""
     m = Maker(draw, old_values)
-    for i in range(draw(st.integers(1, 2))):
-        block = tuple(draw(st.lists(st.sampled_from(EXTENTS), min_size=1, max_size=2)))
-        source = m.tensor(f"x{i}", draw(st.sampled_from(STORED)), len(block), "in")
-        m.values.append(m.b.emit(memory.Load, source, *m.zeros(len(block)), shape=block,
-                                 axes=tuple(range(len(block)))))
-    for _ in range(draw(st.integers(1, steps))):
-        v = getattr(m, draw(st.sampled_from(Maker.STEPS)))()
-        if v.tile.size <= 4096 and v not in m.values:
-            m.values.append(v)
-    results = [v for v in m.values if v.shape]
-    for i in range(draw(st.integers(1, 3))):
-        v = results[-1 - i % len(results)]
-        out = m.tensor(f"y{i}", v.dtype, len(v.shape), "out")
-        m.b.add(memory.Store, out, *m.zeros(len(v.shape)), v, axes=tuple(range(len(v.shape))))
+    rank = m.one_of((0, 0, 1, 2))
+    if rank == 2 or rank and m.flag():
+        m.ids = list(m.b.add(control.Grid, *(m.const(m.number(1, 3)) for _ in range(rank)),
+                             group=m.number(1, 3) if rank > 1 else 1).results)
+        m.extend(count, steps)
+    elif rank:
+        workers = m.emit("num_workers")
+        first = m.b.add(control.Grid, workers).result
+        m.ids = [Value(first.type)]
+        with m.inside(m.ids) as body:
+            m.extend(count, steps)
+        m.b.add(control.For, first, m.const(m.number(1, 4)), workers, regions=[body])
+    else:
+        m.extend(count, steps)
     return Function("fuzzed", m.params, m.body)
-
-

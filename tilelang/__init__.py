@@ -14,7 +14,7 @@ from tilelang.targets import last_counters
 from tilelang.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from tilelang import quant
+    from tilelang import quant, testing
     from tilelang.profiling import bench
     from tilelang.quant import QuantTensor, quantize
     from tilelang.torch_ops import torch_op
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 _LATE = {"autotune": "tilelang.tuning", "bench": "tilelang.profiling", "QuantTensor": "tilelang.quant",
          "quantize": "tilelang.quant", "torch_op": "tilelang.torch_ops"}
-"""Names whose modules are imported on first use; so is `quant`."""
+"""Names whose modules are imported on first use; so are the modules `quant` and `testing`."""
 
 
 def __getattr__(name: str) -> Any:
     """The functions of the language, the number types of `tilelang.ir.dtypes`, and type variables T, U, …, by name."""
-    if name == "quant":
-        return import_module("tilelang.quant")
+    if name in ("quant", "testing"):
+        return import_module(f"tilelang.{name}")
     if name in _LATE:
         return getattr(import_module(_LATE[name]), name)
     if name in _PUBLIC:
@@ -48,4 +48,4 @@ def function(fn: Any) -> Any:
 
 __all__ = ["Const", "DType", "InOut", "Kernel", "Out", "Packed", "QuantTensor", "Tensor", "autotune", "bench",
            "codebook", "dtype", "function", "get_num_threads", "kernel", "last_counters", "on_gpu", "quant",
-           "quantize", "set_num_threads", "target", "torch_op"]
+           "quantize", "set_num_threads", "target", "testing", "torch_op"]

@@ -132,7 +132,7 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
     """Looks at a tensor argument. Raises ArgumentDType, ArgumentDevice or ArgumentLayout."""
     if isinstance(x, Packed):
         where = _torch_device(name, x.buffer, loc) if is_torch(x.buffer) else "cpu"
-        if x.dtype.bits % 8 == 0:
+        if not x.dtype.packed:
             return _whole_bytes(name, x, where, loc)
         return Argument(name, x, x.dtype, x.shape, x.strides, "packed", where)
     if is_torch(x):

@@ -89,7 +89,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
     name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
     dtypes = dtypes or {}
     out, rng, known = Checked(), np.random.default_rng(0), dict[Any, Found]()
-    for number, shape in enumerate(sizes(kernel, extents or {})):
+    for number, shape in enumerate(sizes(kernel, {**kernel.sized(consts or {}), **(extents or {})})):
         bound, scalars = drawn(kernel, rng, shape, dtypes, consts or {}, gaps=number == 1)
         code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"

@@ -58,6 +58,7 @@ def _given(options: argparse.Namespace) -> _Given:
                                   if isinstance(d, str) and d in texts})
             if isinstance(v := p.tensor.dtype, str):
                 given.dtypes[v] = _dtype(v, texts.get(v, "f32"))
+    given.extents.update(kernel.sized(given.consts))
     if unknown := texts.keys() - given.dtypes.keys() - given.extents.keys():
         raise SystemExit(_fail(f"`{name}` has nothing named {min(unknown)}",
                                ", ".join([*given.consts, *given.dtypes]) or "a kernel with constants"))

@@ -84,11 +84,11 @@ class Bound:
         self.kernel = kernel
         loc = kernel.source.loc
         values = self._match(args, kwargs)
-        self.consts = {p.name: v.item() if isinstance(v := values[p.name], np.generic) else v
-                       for p in kernel.params if p.kind == "const"}
+        known = {p.name: v.item() if isinstance(v := values[p.name], np.generic) else v
+                 for p in kernel.params if p.kind == "const" and p.name in values}
         self.scalars = {p.name: values[p.name] for p in kernel.params if p.kind == "scalar"}
         self.dtypes: dict[str, DType] = {}
-        self.dims: dict[str, tuple[int, str]] = {}
+        self.dims: dict[str, tuple[Any, str]] = {n: (v, "the constant") for n, v in known.items() if n in kernel.dims}
         self.tensors: dict[str, Argument] = {}
         self.model: Any = next(
             (values[p.name] for p in kernel.params if p.kind == "tensor" and p.name in values), None
@@ -98,6 +98,8 @@ class Bound:
                 self._tensor(p, describe(p.name, values[p.name], loc))
             elif p.kind == "scalar" and not shapes:
                 self._scalar(p, values[p.name])
+        self.consts: dict[str, Any] = {p.name: known[p.name] if p.name in known else self.dims[p.name][0]
+                                       for p in kernel.params if p.kind == "const"}
         self.allocated = [p.name for p in kernel.params if p.kind == "tensor" and p.name not in values]
         for p in kernel.params:
             if p.name in self.allocated:
@@ -121,7 +123,9 @@ class Bound:
                                     got=f"{p.name} by position and by name", try_="drop one")
             values[p.name] = value
         values.update(kwargs)
-        missing = [p.name for p in params if p.required and p.name not in values]
+        told = {d for p in params if p.kind == "tensor" and values.get(p.name) is not None for d in p.tensor.dims}
+        missing = [p.name for p in params if p.required and p.name not in values
+                   and not (p.kind == "const" and p.name in told)]
         if missing:
             given = ", ".join([*(p.name for p, _ in zip(params, args, strict=False)), *kwargs])
             raise ArgumentCount(f"`{name}` lacks an argument", loc=loc, needs=", ".join(missing),

@@ -49,7 +49,8 @@ class Plan:
         where = {dim: (i, axis) for i, p in reversed(list(enumerate(params))) if p.kind == "tensor" and
                  i not in self.outs for axis, dim in enumerate(p.tensor.dims)}
         for i in self.outs:
-            out, dims = bound.tensors[params[i].name], params[i].tensor.dims
+            out = bound.tensors[params[i].name]
+            dims = [bound.consts.get(d, d) if isinstance(d, str) else d for d in params[i].tensor.dims]
             if out.kind == model.kind != "cuda" and all(isinstance(d, int) or d in where for d in dims):
                 empty: Any = np.empty if out.kind == "numpy" else sys.modules["torch"].empty
                 if out.device != "cpu":

@@ -17,6 +17,8 @@ from tilelang.lang.kernel import Param
 from tilelang.passes.meaning import beyond_rounding, noise, same_bits
 
 SPECIAL = (0.0, -0.0, 1.0, np.inf, -np.inf, np.nan)
+SIZES = (0, 1, 2, 3, 7, 16, 33, 100)
+"""Extents of dimensions; those that are constants of the kernel are not 0."""
 
 
 def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, Sequence[Any]] | None = None,
@@ -41,11 +43,13 @@ def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, 
         types = {p.tensor.dtype: data.draw(st.sampled_from(list((dtypes or {}).get(p.tensor.dtype, [dtype("f32")]))),
                                            label=f"dtype {p.tensor.dtype}")
                  for p in kernel.params if p.kind == "tensor" and isinstance(p.tensor.dtype, str)}
-        sizes = {d: data.draw(st.sampled_from(list((extents or {}).get(d, (0, 1, 2, 3, 7, 16, 33, 100)))), label=d)
-                 for d in dict.fromkeys(d for p in kernel.params if p.kind == "tensor" for d in p.tensor.dims
-                                        if isinstance(d, str))}
         chosen = {p.name: data.draw(st.sampled_from(list((consts or {})[p.name])), label=p.name)
                   for p in kernel.params if p.kind == "const" and p.name in (consts or {})}
+        fixed, known = kernel.sized(chosen), {p.name for p in kernel.params if p.kind == "const"}
+        sizes = {d: fixed[d] if d in fixed else
+                 data.draw(st.sampled_from(list((extents or {}).get(d, SIZES[d in known:]))), label=d)
+                 for d in dict.fromkeys(d for p in kernel.params if p.kind == "tensor" for d in p.tensor.dims
+                                        if isinstance(d, str))}
         seed = data.draw(st.integers(0, 2**16), label="seed")
         gaps = data.draw(st.booleans(), label="gaps")
         rng = np.random.default_rng(seed)

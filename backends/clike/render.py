@@ -291,7 +291,8 @@ class _Renderer:
         if isinstance(memory.type, TensorType) and dt.packed:
             for i in range(n):
                 at = self.scalar(offset) + (f" + {i * dt.bits}" if i else "")
-                self.line(f"tl::st_bits<{dt.bits}>({self.name(memory)}, {at}, (tl::u32){self.lane(value, str(i))}"
+                code = f"(tl::code<{dt.bits}>){self.lane(value, str(i))}"
+                self.line(f"tl::st_bits<{dt.bits}>({self.name(memory)}, {at}, {code}"
                           f"{extra or ', true'}, {self.number(op)});")
             return
         items = ", ".join(f"({t}){self.lane(value, str(i))}" if dt.kind == "bool" else self.lane(value, str(i))

@@ -1,7 +1,8 @@
 """LLVM code for memory access: vectors, masks, gathers, bit streams of sub-byte elements, atomics, dots."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -136,10 +137,7 @@ class Access:
     def scatter(self, dt: DType, packed: bool, base: ir.Value, offsets: ir.Value, value: ir.Value,
                 mask: ir.Value | None) -> None:
         if packed:
-            for lane in range(value.type.count):
-                i = I32(lane)
-                self._store_bits(dt, base, self.b.extract_element(offsets, i), self.b.extract_element(value, i),
-                                 self.b.extract_element(mask, i) if mask is not None else None)
+            self._write_codes(dt, base, self._held(offsets), value, mask)
             return
         value = self._to_memory(value, dt)
         every = mask if mask is not None else constant(ir.VectorType(I1, value.type.count), 1)
@@ -149,62 +147,119 @@ class Access:
     # -- bit streams --------------------------------------------------------------------------------------------------
     def _load_bits(self, dt: DType, base: ir.Value, offset: ir.Value, lanes: int | None,
                    mask: ir.Value | None) -> ir.Value:
-        count = lanes or 1
-        step = self.b.mul(ir.Constant(ir.VectorType(I64, count), list(range(count))),
-                          constant(ir.VectorType(I64, count), dt.bits))
-        offsets = self.b.add(self._splat(offset, count), step)
-        if mask is not None and lanes is None:
-            mask = self.b.insert_element(ir.Constant(ir.VectorType(I1, 1), ir.Undefined), mask, I32(0))
-        value = self._gather_bits(dt, base, offsets, mask)
-        return value if lanes is not None else self.b.extract_element(value, I32(0))
+        if lanes is None:
+            return self._from_code(self._code(dt.bits, base, offset, mask), dt)
+        return self._codes(dt, base, lambda lane: self.b.add(offset, self.b.mul(lane, I64(dt.bits))), lanes, mask)
 
     def _gather_bits(self, dt: DType, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:
-        """Elements at bit offsets, read byte by byte so that nothing past the last byte is touched."""
-        b, lanes = self.b, offsets.type.count
-        first = b.lshr(offsets, full_like(offsets, 3))
-        shift = b.and_(offsets, full_like(offsets, 7))
-        every = mask if mask is not None else constant(ir.VectorType(I1, lanes), 1)
-        word: ir.Value = constant(ir.VectorType(I64, lanes), 0)
-        for byte in range((dt.bits + 14) // 8):
-            needed = b.icmp_unsigned(">", b.add(shift, full_like(shift, dt.bits)), full_like(shift, 8 * byte))
-            at = self._pointers(base, b.add(first, full_like(first, byte)), I8)
-            t = ir.VectorType(I8, lanes)
-            value = self._intrinsic(f"llvm.masked.gather.{type_name(t)}.v{lanes}p0", t,
-                                    [at, I32(1), b.and_(every, needed), constant(t, 0)])
-            word = b.or_(word, b.shl(b.zext(value, word.type), full_like(word, 8 * byte)))
-        code = b.and_(b.lshr(word, shift), full_like(word, (1 << dt.bits) - 1))
-        t = storage_type(dt)
-        if isinstance(t, ir.IntType) and t.width == 1:
+        """Elements at bit offsets."""
+        return self._codes(dt, base, self._held(offsets), offsets.type.count, mask)
+
+    def _codes(self, dt: DType, base: ir.Value, offset: Callable[[ir.Value], ir.Value], lanes: int,
+               mask: ir.Value | None) -> ir.Value:
+        """A vector of elements, in a loop: code for each lane would be long."""
+        t = ir.VectorType(I64, lanes)
+        made, inside = self._stack(t), self._held(mask) if mask is not None else None
+        with self._each(lanes) as lane:
+            code = self._code(dt.bits, base, offset(lane), inside(lane) if inside is not None else None)
+            self.b.store(code, self.b.gep(made, [lane], source_etype=I64))
+        return self._from_code(self.b.load(made, typ=t), dt)
+
+    def _from_code(self, code: ir.Value, dt: DType) -> ir.Value:
+        b, t = self.b, storage_type(dt)
+        if t.width == 1:
             return b.icmp_unsigned("!=", code, full_like(code, 0))
-        narrow = b.trunc(code, ir.VectorType(t, lanes)) if t.width < 64 else code
+        lanes = code.type.count if isinstance(code.type, ir.VectorType) else None
+        narrow = b.trunc(code, ir.VectorType(t, lanes) if lanes else t) if t.width < 64 else code
         return Numbers(b).wrap(narrow, dt)
 
-    def _store_bits(self, dt: DType, base: ir.Value, offset: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
-        """Writes elements into a bit stream byte by byte, atomically: neighbours in a byte may belong to others."""
-        b = self.b
-        lanes = value.type.count if isinstance(value.type, ir.VectorType) else None
-        for lane in range(lanes or 1):
-            x = value if lanes is None else b.extract_element(value, I32(lane))
-            on = mask if mask is None or lanes is None else b.extract_element(mask, I32(lane))
-            at = b.add(offset, I64(lane * dt.bits))
-            code = b.zext(x, I64) if x.type.width < 64 else x
-            code = b.and_(code, I64((1 << dt.bits) - 1))
+    def _code(self, bits: int, base: ir.Value, at: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """The bits of one element, read byte by byte so that nothing past the last byte is touched; 0 where the mask
+        does not hold."""
+        b, place = self.b, self._stack(I64)
+        b.store(I64(0), place)
 
-            def write(code: ir.Value = code, at: ir.Value = at) -> None:
-                first, shift = b.lshr(at, I64(3)), b.and_(at, I64(7))
-                ones = b.shl(I64((1 << dt.bits) - 1), shift)
-                bits = b.shl(code, shift)
-                for byte in range((dt.bits + 14) // 8):
-                    keep = b.trunc(b.lshr(ones, I64(8 * byte)), I8)
-                    with b.if_then(b.icmp_unsigned("!=", keep, I8(0))):
-                        place = b.gep(base, [b.add(first, I64(byte))], source_etype=I8)
-                        b.atomic_rmw("and", place, b.not_(keep), "monotonic")
-                        b.atomic_rmw("or", place, b.trunc(b.lshr(bits, I64(8 * byte)), I8), "monotonic")
-            if on is None:
+        def read() -> None:
+            first, shift = b.lshr(at, I64(3)), b.and_(at, I64(7))
+            for byte in range((bits + 14) // 8):
+                with b.if_then(b.icmp_unsigned(">", b.add(shift, I64(bits)), I64(8 * byte))):
+                    found = b.load(b.gep(base, [b.add(first, I64(byte))], source_etype=I8), typ=I8, align=1)
+                    b.store(b.or_(b.load(place, typ=I64), self._from_byte(b.zext(found, I64), byte, shift)), place)
+        if mask is None:
+            read()
+        else:
+            with b.if_then(mask):
+                read()
+        return b.and_(b.load(place, typ=I64), I64((1 << bits) - 1))
+
+    def _from_byte(self, x: ir.Value, byte: int, shift: ir.Value) -> ir.Value:
+        """Byte `byte` of a code that begins at bit `shift` of byte 0, at its place in the code."""
+        if byte == 0:
+            return self.b.lshr(x, shift)
+        return self.b.shl(x, self.b.sub(I64(8 * byte), shift))
+
+    def _store_bits(self, dt: DType, base: ir.Value, offset: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
+        if not isinstance(value.type, ir.VectorType):
+            return self._write_code(dt.bits, base, offset, value, mask)
+        self._write_codes(dt, base, lambda lane: self.b.add(offset, self.b.mul(lane, I64(dt.bits))), value, mask)
+
+    def _write_codes(self, dt: DType, base: ir.Value, offset: Callable[[ir.Value], ir.Value], value: ir.Value,
+                     mask: ir.Value | None) -> None:
+        held, inside = self._held(value), self._held(mask) if mask is not None else None
+        with self._each(value.type.count) as lane:
+            self._write_code(dt.bits, base, offset(lane), held(lane), inside(lane) if inside is not None else None)
+
+    def _write_code(self, bits: int, base: ir.Value, at: ir.Value, value: ir.Value, mask: ir.Value | None) -> None:
+        """Writes one element byte by byte, atomically: neighbours in a byte may belong to others."""
+        b, every = self.b, I64((1 << bits) - 1)
+
+        def write() -> None:
+            code = b.and_(b.zext(value, I64) if value.type.width < 64 else value, every)
+            first, shift = b.lshr(at, I64(3)), b.and_(at, I64(7))
+            for byte in range((bits + 14) // 8):
+                with b.if_then(b.icmp_unsigned(">", b.add(shift, I64(bits)), I64(8 * byte))):
+                    keep, part = (self._to_byte(x, byte, shift) for x in (every, code))
+                    place = b.gep(base, [b.add(first, I64(byte))], source_etype=I8)
+                    b.atomic_rmw("and", place, b.not_(keep), "monotonic")
+                    b.atomic_rmw("or", place, part, "monotonic")
+        if mask is None:
+            write()
+        else:
+            with b.if_then(mask):
                 write()
-            else:
-                with b.if_then(on):
-                    write()
+
+    def _to_byte(self, code: ir.Value, byte: int, shift: ir.Value) -> ir.Value:
+        """The inverse of `_from_byte`."""
+        if byte == 0:
+            return self.b.trunc(self.b.shl(code, shift), I8)
+        by = self.b.sub(I64(8 * byte), shift)
+        return self.b.trunc(self.b.lshr(code, by), I8)
+
+    def _stack(self, t: ir.Type) -> ir.Value:
+        with self.b.goto_entry_block():
+            place = self.b.alloca(t)
+        place.type = PTR
+        return place
+
+    def _held(self, x: ir.Value) -> Callable[[ir.Value], ir.Value]:
+        """The lanes of a vector by a run-time number."""
+        return lambda lane: self.b.extract_element(x, lane)
+
+    @contextmanager
+    def _each(self, lanes: int) -> Iterator[ir.Value]:
+        """A loop over lanes."""
+        b = self.b
+        before, loop = b.block, b.append_basic_block("lane")
+        b.branch(loop)
+        b.position_at_end(loop)
+        lane = b.phi(I64)
+        lane.add_incoming(I64(0), before)
+        yield lane
+        following = b.add(lane, I64(1))
+        lane.add_incoming(following, b.block)
+        after = b.append_basic_block("lanes")
+        b.cbranch(b.icmp_unsigned("<", following, I64(lanes)), loop, after)
+        b.position_at_end(after)
 
     # -- atomics ------------------------------------------------------------------------------------------------------
     def atomic(self, dt: DType, kind: str, base: ir.Value, offset: ir.Value, args: Sequence[ir.Value]) -> ir.Value:

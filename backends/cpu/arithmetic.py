@@ -47,6 +47,16 @@ class Arithmetic:
             return quotient if name == "floordiv" else b.fsub(args[0], b.fmul(args[1], quotient))
         return math.emit(b, name, args)
 
+    def wraps(self, op: Op, args: list[ir.Value], result: ir.Value) -> ir.Value:
+        """Whether an operation on integers (add, sub, mul, neg or a cast) has wrapped: twice as many bits hold the
+        exact result."""
+        types = [v.dtype for v in (*op.operands, *op.results)]
+        wide = ir.IntType(2 * max(8 * dt.storage.itemsize for dt in types))
+        *exact, given = (self.b.sext(x, wide) if dt.kind == "int" else self.b.zext(x, wide)
+                         for x, dt in zip((*args, result), types, strict=True))
+        made = exact[0] if op.name == "cast" else getattr(self.b, op.name)(*exact)
+        return self.b.icmp_signed("!=", made, given)
+
     def _integer(self, op: Op, args: list[ir.Value], dt: DType) -> ir.Value:
         b, name, signed = self.b, op.name, dt.kind == "int"
         if name in _ARITHMETIC:

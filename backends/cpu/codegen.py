@@ -11,6 +11,7 @@ from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
 from tilelang.backends.cpu.numbers import (
     F32,
+    I1,
     I8,
     I32,
     I64,
@@ -21,7 +22,7 @@ from tilelang.backends.cpu.numbers import (
     text_constant,
 )
 from tilelang.errors import TargetError
-from tilelang.ir.control import MAX_PROGRAMS, Yield
+from tilelang.ir.control import MAX_PROGRAMS, Grid, Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.elementwise import Cast
@@ -132,7 +133,10 @@ class _Generator(Arithmetic):
         return self.b.bitcast(narrow, t)
 
     def count(self) -> None:
+        """Gives more than `MAX_PROGRAMS` for a grid of more, and where the arithmetic of an extent wraps."""
         self._load_context()
+        checked = {step for op in self.fn.body.ops if isinstance(op, Grid) for step in op.wrapping()}
+        wrapped: ir.Value = I1(0)
         for op in self.fn.body.ops:
             if op.name == "grid":
                 total: ir.Value = I64(1)
@@ -144,12 +148,15 @@ class _Generator(Arithmetic):
                     many = self.b.icmp_unsigned(">", total, I64(MAX_PROGRAMS))
                     many = self.b.or_(many, self.b.extract_value(product, 1))
                     total = self.b.select(many, I64(MAX_PROGRAMS + 1), total)
-                self.b.ret(total)
+                self.b.ret(self.b.select(wrapped, I64(MAX_PROGRAMS + 1), total))
                 return
             if op.effects or op.regions:
                 break
             if op.name != "alloc":
                 self.op(op)
+            if op in checked:
+                args = [self.values[v] for v in op.operands]
+                wrapped = self.b.or_(wrapped, self.wraps(op, args, self.values[op.result]))
         self.b.ret(I64(1))
 
     def body(self) -> None:

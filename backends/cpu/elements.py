@@ -9,6 +9,7 @@ from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
+from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
 
@@ -142,7 +143,7 @@ class Elements:
 
     def _filled(self, op: Op, value: Value, mask: Value | None, lanes: int | None) -> Value:
         fill = op.attrs["fill"]
-        if mask is None or (fill == 0 and value.dtype.kind in ("int", "uint", "float", "bool")):
+        if mask is None or fill == 0 and blank_is_zero(value.dtype):
             return value
         return self.b.pure(ew.Where, mask, value, self.b.full(fill, value.dtype, lanes))
 

@@ -84,6 +84,8 @@ def _accumulates(body: Region, arg: Value) -> Op | None:
 def _finish(op: Op, nest: th.Nest, uses: Counter[Value]) -> Finish | None:
     """How a nest takes accumulators out of registers: it is the only reader of one result of the dot or loop before it
     and stores each element where it stands, after little else, because the code is repeated for every accumulator."""
+    if op.name not in ("dot", "for"):
+        return None
     region = nest.regions[0]
     mine = [r for r in op.results if r in used_values(region)]
     if len(mine) != 1 or uses[mine[0]] != 1 or nest.results or nest.attrs["shape"] != mine[0].shape or \
@@ -92,8 +94,6 @@ def _finish(op: Op, nest: th.Nest, uses: Counter[Value]) -> Finish | None:
         return None
     if op.name == "dot":
         return Finish(op, nest, mine[0])
-    if op.name != "for":
-        return None
     body, stored = op.regions[0], {o.operands[0] for o in region.ops if o.name == "store"}
     dot = body.yields[op.results.index(mine[0])].owner
     if dot is None or dot not in body.ops or dot.name != "dot" or uses[dot.result] != 1 or \

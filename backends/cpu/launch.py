@@ -38,7 +38,7 @@ def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
         return (2,), dt.bits
     if dt.kind in ("int", "uint") and dt.native:
         return ((0,) if dt.kind == "int" else (1,)), dt.bits
-    return (1,), 8 * dt.storage.itemsize if dt.bits % 8 == 0 else 8
+    return (1,), 8 if dt.packed else dt.bits
 
 
 @dataclass(frozen=True)

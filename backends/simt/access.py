@@ -15,6 +15,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir import thread as th
+from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked, shared
@@ -86,7 +87,7 @@ class Access:
         if memory in self.windows and layout is not None:
             at_block = [b.to_index(self.of.get(v, v)) for v in offsets]
             window, ends = open_window(b, self.facts, memory, offsets, at_block, strides, axes, shape,
-                                       store or op.attrs.get("fill", 0) == 0)
+                                       store or op.attrs.get("fill", 0) == 0 and blank_is_zero(memory.dtype))
         for a in range(rank):
             start: Index = b.to_index(self.of.get(offsets[a], offsets[a])) if window is memory else 0
             if a in axes and layout is not None:
@@ -169,7 +170,7 @@ class Access:
             lanes = width if result.shape else None
             value = b.effect(th.Ld, memory, b.index(offset), *([mask] if mask is not None else []),
                              lanes=lanes if width > 1 else None, phase=phase).result
-            if mask is not None and not (fill == 0 and value.dtype.kind in ("int", "uint", "float", "bool")):
+            if mask is not None and not (fill == 0 and blank_is_zero(value.dtype)):
                 lanes = width if width > 1 else None
                 value = b.pure(ew.Where, b.splat(mask, lanes), value, b.full(fill, value.dtype, lanes))
             parts.append(value)
@@ -222,7 +223,9 @@ class Access:
             here = [b.pure(ew.Lt, b.index(at), b.index(shape[d])) for d, at in enumerate(index)
                     if layout.shape[d] > shape[d]] + ([leader] if leader is not None else [])
             own, constant = b.split(address(b, place, index))
-            by_unit = self.target.async_copy and not self.target.dma and width * size in (4, 8, 16) and not here
+            blank = mask is None or blank_is_zero(t.dtype)
+            by_unit = self.target.async_copy and not self.target.dma and width * size in (4, 8, 16) and blank \
+                and not here
             target = b.pure(simt.Block, self.of[buffer], b.index(own), kept=by_unit)
             where = b.index(b.add(start, constant))
             if by_unit:
@@ -230,7 +233,10 @@ class Access:
                          *([mask] if mask is not None else []), lanes=width, phase=phase)
                 continue
             masks = [mask] if mask is not None else []
-            value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=width if width > 1 else None).result
+            lanes = width if width > 1 else None
+            value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=lanes).result
+            if mask is not None and not blank:
+                value = b.pure(ew.Where, b.splat(mask, lanes), value, b.full(0, t.dtype, lanes))
             b.effect(th.St, target, where, value, *([b.all_of(here)] if here else []), phase=phase)
 
     def _copy_in_order(self, op: Op, lead: Sequence[Index]) -> None:
@@ -306,7 +312,7 @@ class Access:
             if op.name == "gather":
                 value = b.effect(th.Ld, target, where, mask, lanes=None, phase=phase).result
                 fill = op.attrs["fill"]
-                if not (fill == 0 and value.dtype.kind in ("int", "uint", "float", "bool")):
+                if not (fill == 0 and blank_is_zero(value.dtype)):
                     value = b.pure(ew.Where, mask, value, b.full(fill, value.dtype, None))
                 out.append(value)
             elif op.name == "scatter":

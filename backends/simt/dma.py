@@ -13,6 +13,7 @@ from typing import Any
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
+from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.layouts import SharedLayout, Swizzle, shared
 
@@ -30,7 +31,7 @@ def copies_in_order(copy: Op, facts: Facts, bytes_each: int, threads: int, windo
     t, memory, axes = tensor.type, buffer.type, copy.attrs["axes"]
     assert isinstance(t, TensorType) and isinstance(memory, BufferType)
     size = t.dtype.storage.itemsize
-    if not bytes_each or tensor not in windows or bytes_each % size:
+    if not bytes_each or tensor not in windows or bytes_each % size or not blank_is_zero(t.dtype):
         return False
     each, lead = bytes_each // size, len(copy.operands) - at - 1
     shape, place = memory.shape[lead:], memory.layout or shared(memory.shape)

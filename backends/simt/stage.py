@@ -11,6 +11,7 @@ from tilelang.backends.simt.matrix import as_rows, matrix_rows
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import turned_layouts
 from tilelang.backends.simt.transposed import reader as transposed_reader
+from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Function, Op, TensorType, Value
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
@@ -51,7 +52,7 @@ def staged_loads(fn: Function, target: SimtTarget) -> dict[Op, Staged]:
     for op in fn.walk():
         t = op.operands[0].type if op.operands else None
         if op.name != "load" or not isinstance(t, TensorType) or t.dtype.packed or t.dtype.kind == "bool" \
-                or op.attrs["fill"] != 0 or op.operands[0] in written:
+                or op.attrs["fill"] != 0 or not blank_is_zero(t.dtype) or op.operands[0] in written:
             continue
         if op in ahead and [user.name for user in users.get(op.result, [])] == ["view"]:
             out[op] = Staged(op, (Use(users[op.result][0], 0, tuple(range(op.result.tile.rank))),))

@@ -103,3 +103,25 @@ def overflow(x: X, y: Y):
 def two_grids(x: X, y: Y):
     m = tile.grid(2)
     n = tile.grid(3)
+
+
+@tile.kernel
+def unknown_keyword(x: X, y: Y):
+    for k in tile.range(0, 8, stage=2):
+        pass
+
+
+@tile.kernel
+def unknown_to_a_method(x: X, y: Y):
+    a = tile.load(x, (0,), (8,)).sum(0, keep=True)
+
+
+@tile.kernel
+def too_many(x: X, y: Y):
+    a = tile.exp(tile.load(x, (0,), (8,)), 2)
+
+
+@tile.kernel
+def slope_of_integers(x: X, y: Y):
+    a = tile.arange(8)
+    b = tile.derivative(a * a, a)

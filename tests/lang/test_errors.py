@@ -150,6 +150,39 @@ a second grid
   needs: one tile.grid or tile.persistent in a kernel
   got:   another one
   try:   one grid of all extents: m, n = tile.grid(M, N)"""),
+    "unknown_keyword": (errors.ArgumentCount, """\
+`range` has no argument `stage`
+  --> FILE:110 in unknown_keyword
+  110 | for k in tile.range(0, 8, stage=2):
+      |          ^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: lo, hi=None, step=1, stages=1, schedule=''
+  got:   0, 8, stage=2
+  try:   stages=2"""),
+    "unknown_to_a_method": (errors.ArgumentCount, """\
+`sum` has no argument `keep`
+  --> FILE:116 in unknown_to_a_method
+  116 | a = tile.load(x, (0,), (8,)).sum(0, keep=True)
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: axis=None, keepdims=False
+  got:   0, keep=True
+  try:   keepdims=True"""),
+    "too_many": (errors.ArgumentCount, """\
+`exp`: too many positional arguments
+  --> FILE:121 in too_many
+  121 | a = tile.exp(tile.load(x, (0,), (8,)), 2)
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: x
+  got:   f32[8], 2
+  try:   pass what it needs"""),
+    "slope_of_integers": (errors.DTypeMismatch, """\
+`derivative` where y is i32
+  --> FILE:127 in slope_of_integers
+  127 | b = tile.derivative(a * a, a)
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: f16, bf16, f32 or f64
+  got:   i32[8]
+  why:   integers have no slope
+  try:   convert it first: y.to(tile.f32)"""),
 }
 
 

@@ -137,8 +137,32 @@ def test_a_persistent_grid_visits_each_block_once() -> None:
 def test_a_persistent_grid_that_wraps_is_refused() -> None:
     """65536 x 65536 blocks once were none."""
     counts = np.zeros((5, 7), np.int32)
-    with pytest.raises(errors.AssertFailed, match="tile.persistent needs fewer than"):
+    with pytest.raises(errors.TargetError, match="an extent of the grid of `walked` does not fit i32"):
         walked(counts, 1 << 16, 1 << 16)
+
+
+@tile.kernel
+def flattened(x: tile.Tensor[tile.u8, "M"], z: tile.Tensor[tile.u8, "N"], y: tile.InOut[tile.i32, "1"], n: tile.i64):
+    tile.grid(x.shape[0] * z.shape[0], 1 - (n * 3).to(tile.i32))
+    tile.atomic_add(y, (0,), 1)
+
+
+@pytest.mark.parametrize("target", ["cpu", "reference", "emulate:cuda:sm_80", "emulate:hip:gfx942"])
+def test_extents_of_a_grid_that_wrap_are_refused(target: str) -> None:
+    """65536 * 65537 is 65536 in 32 bits: most blocks would be left out silently."""
+    y = np.zeros(1, np.int32)
+    x, z = (np.zeros(n, np.uint8) for n in (1 << 16, (1 << 16) + 1))
+    with tile.target(target):
+        flattened(x[:3], z[:2], y, -1)
+        assert y[0] == 24
+        for args, got in (((x, z, y, 0), "mul of 65536 and 65537: 4295032832"),
+                          ((x[:3], z[:2], y, 1 << 32), "cast of 12884901888: 12884901888"),
+                          ((x[:3], z[:2], y, -(1 << 62)), "mul of -4611686018427387904 and 3: -13835058055282163712")):
+            for _ in range(2):  # the second call goes the short way
+                with pytest.raises(errors.TargetError, match="an extent of the grid of `flattened`") as caught:
+                    flattened(*args)
+                assert caught.value.got == got
+        assert y[0] == 24
 
 
 @tile.kernel

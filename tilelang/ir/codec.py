@@ -134,6 +134,13 @@ def _encode(values: Any, dt: DType) -> Any:
     return _encode_float(real, dt)
 
 
+@cache
+def blank_is_zero(dt: DType) -> bool:
+    """Whether the bits of 0, or of what 0 becomes, are all zero: what memory reads and copies leave where they are
+    masked. Not so for bipolar, ternary and some codebooks."""
+    return not to_bits(encode(0.0, dt), dt).any()
+
+
 def _float_to_int(values: Any, dt: DType) -> Any:
     real = np.nan_to_num(np.trunc(values.astype(np.float64)), nan=0.0, posinf=np.inf, neginf=-np.inf)
     high, low = real >= float(dt.max), real <= float(dt.min)

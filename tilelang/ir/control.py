@@ -41,6 +41,19 @@ class Grid(Op):
     def eval(self, frame: Any, *args: Any) -> Any:
         return tuple(np.asarray(i, np.int32) for i in frame.program_ids([int(a) for a in args]))
 
+    def wrapping(self) -> list[Op]:
+        """The operations on integers by which the extents are computed and that may wrap: a grid of a number that did
+        would leave out blocks, so whoever evaluates the extents refuses it."""
+        found: dict[Op, None] = {}
+        pending = [v.owner for v in self.operands]
+        while pending:
+            op = pending.pop()
+            if op is not None and op not in found:
+                found[op] = None
+                pending += [v.owner for v in op.operands]
+        return [op for op in found if op.name in ("add", "sub", "mul", "neg", "cast")
+                and all(v.type.dtype.kind in ("int", "uint") for v in (*op.operands, *op.results))]
+
 
 class NumWorkers(Op):
     """How many programs run at once (worker threads, multiprocessors): the natural size of a persistent grid."""

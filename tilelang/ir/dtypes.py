@@ -66,8 +66,9 @@ class DType:
 
     @property
     def packed(self) -> bool:
-        """Whether tensors of the type are bit streams; i1 is stored by bytes, as NumPy and torch do."""
-        return self.bits % 8 != 0 and self.kind != "bool"
+        """Whether tensors of the type are bit streams: of every width that NumPy's numbers lack, 24 bits for instance.
+        i1 is stored by bytes, as NumPy and torch do."""
+        return self.bits != 8 * self.storage.itemsize and self.kind != "bool"
 
     @property
     def native(self) -> bool:

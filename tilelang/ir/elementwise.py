@@ -24,7 +24,7 @@ I1 = dtype("i1")
 ALL_LEVELS = frozenset({"tile", "placed", "thread"})
 
 _NUMBER = ("int", "uint", "float")
-_DOMAINS: dict[str, tuple[tuple[str, ...], str]] = {
+DOMAINS: dict[str, tuple[tuple[str, ...], str]] = {
     "number": (_NUMBER, "an integer, f16, bf16, f32 or f64"),
     "integer": (("int", "uint", "bool"), "an integer or i1"),
     "ordered": ((*_NUMBER, "bool"), "an integer, i1, f16, bf16, f32 or f64"),
@@ -72,7 +72,7 @@ class Elementwise(Op):
                 raise DTypeMismatch(f"`{self.name}` of tiles of different dtypes", loc=self.loc,
                                     needs=f"both {first.dtype}", got=str(other.dtype),
                                     try_=f"cast one of them: x.to(tile.{first.dtype})")
-        kinds, wanted = _DOMAINS[self.domain]
+        kinds, wanted = DOMAINS[self.domain]
         dt = first.dtype
         if dt.kind not in kinds or (dt.kind == "float" and not dt.arithmetic):
             suitable = "i32" if self.domain == "integer" else "f32"

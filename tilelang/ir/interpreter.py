@@ -5,22 +5,23 @@ It defines what a kernel means. Compiled backends are compared with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tilelang.errors import CheckError, TargetError
-from tilelang.ir.control import MAX_PROGRAMS
+from tilelang.ir.control import MAX_PROGRAMS, Grid
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.dtypes import DType
+from tilelang.ir.elementwise import Elementwise
 
 
 class _GridFound(Exception):
     """Unwinds the first run of a function once the extents of its grid are known."""
 
-    def __init__(self, extents: list[int]) -> None:
-        self.extents = extents
+    def __init__(self, extents: list[int], values: dict[Value, Any]) -> None:
+        self.extents, self.values = extents, values
 
 
 class Frame:
@@ -45,7 +46,7 @@ class Frame:
 
     def program_ids(self, extents: list[int]) -> Sequence[int]:
         if self.ids is None:
-            raise _GridFound(extents)
+            raise _GridFound(extents, self.values)
         return self.ids
 
     # -- memory of the program ---------------------------------------------------------------------------------------
@@ -95,13 +96,15 @@ def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callabl
         try:
             execute(None)
         except _GridFound as found:
+            _refuse_wrapped(fn, found.values)
             for linear in order(count_programs(fn, found.extents)):
                 execute([int(i) for i in np.unravel_index(linear, found.extents)])
 
 
 def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]],
                  num_workers: int = 1) -> list[int]:
-    """The extents of the grid of `fn` for these arguments; [1] where it has none. Only the shapes of tensors count."""
+    """The extents of the grid of `fn` for these arguments; [1] where it has none. Only the shapes of tensors count.
+    Raises TargetError where the arithmetic of an extent wraps."""
     if not any(op.name == "grid" for op in fn.body.ops):
         return [1]
     frame = Frame(None, num_workers, print)
@@ -115,8 +118,24 @@ def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[in
                 results = results if isinstance(results, tuple) else (results,)
                 frame.values.update(zip(op.results, results, strict=True))
     except _GridFound as found:
+        _refuse_wrapped(fn, found.values)
         return [max(n, 0) for n in found.extents]
     raise AssertionError("the verifier makes sure that the extents can be evaluated")
+
+
+def _refuse_wrapped(fn: Function, values: Mapping[Value, Any]) -> None:
+    """Raises TargetError where an operation that leads to an extent of the grid has wrapped."""
+    checked = next(op for op in fn.body.ops if isinstance(op, Grid)).wrapping()
+    for op in (op for op in fn.body.ops if op in checked):
+        operands = [int(values[v]) for v in op.operands]
+        exact = operands[0]
+        if isinstance(op, Elementwise):
+            exact = int(type(op).fn(*(np.asarray(x, object) for x in operands)))
+        if exact != int(values[op.result]):
+            dt = op.result.dtype
+            raise TargetError(f"an extent of the grid of `{fn.name}` does not fit {dt}", loc=op.loc,
+                              needs=f"{dt.min} to {dt.max}", got=f"{op.name} of {' and '.join(map(str, operands))}: "
+                              f"{exact}", try_="an extent for each factor, tile.grid(M, N), or larger blocks")
 
 
 def count_programs(fn: Function, extents: Sequence[int]) -> int:

@@ -251,7 +251,8 @@ class Alloc(Op):
 class CopyAsync(Op):
     """Starts copying a block of a tensor into a buffer: operands (tensor, offsets…, buffer, index…). The block is the
     whole of the buffer, or of its last dimensions at the index of the first ones; nothing is copied where that is
-    outside. Elements outside the tensor are 0. The data is there after the `wait` that covers its group."""
+    outside. Elements outside the tensor are 0, as those of a `load`. The data is there after the `wait` that covers
+    its group."""
     name, effects, attributes = "copy_async", "write", {"axes": ...}
 
     def infer(self) -> Sequence[Type]:
@@ -269,8 +270,8 @@ class CopyAsync(Op):
         if not all(0 <= i < n for i, n in zip(where, buffer.shape, strict=False)):
             return ()
         index, inside = _window(array, args[1:self.buffer], buffer[where].shape, list(self.attrs["axes"]))
-        zero = np.zeros((), buffer.dtype)
-        data = np.where(inside, array[index], zero) if array.size else np.full(buffer[where].shape, zero)
+        zero = codec.encode(0.0, self.operands[0].dtype)
+        data = np.where(inside, array[index], zero) if array.size else np.full(buffer[where].shape, zero, buffer.dtype)
         frame.start_copy(self, buffer, where, data)
         return ()
 

@@ -248,7 +248,7 @@ class Dot(Op):
         return from_compute(out, dt)
 
 
-def _significand(dt: DType) -> int:
+def significand(dt: DType) -> int:
     """How many bits the significand of a number may have; those of powers of two (e8m0) add none to a product."""
     return dt.mantissa_bits + 1 if dt.kind == "float" else 0 if dt.kind == "scale" else dt.bits
 
@@ -275,7 +275,7 @@ class DotScaled(Op):
                                 try_="transpose an operand and its scale with .T, or check the block sizes")
         for x, scale in ((a.dtype, sa.dtype), (b.dtype, sb.dtype)):
             if x.kind not in ("int", "uint", "float") or scale.kind not in ("float", "scale") \
-                    or max(x.bits, scale.bits) > 8 or _significand(x) + _significand(scale) > 8:
+                    or max(x.bits, scale.bits) > 8 or significand(x) + significand(scale) > 8:
                 raise DTypeMismatch(f"`dot_scaled` of {x} by {scale}", loc=self.loc,
                                     needs="numbers of at most 8 bits, and scales (tile.e8m0, or floats of 8 bits), "
                                     "with significands of at most 8 bits together", got=f"{x} and {scale}",

@@ -22,7 +22,9 @@ class TensorSpec:
 
 
 class ConstSpec:
-    """A compile-time parameter: a number, string, dtype, tuple or tile function that the kernel is specialised for."""
+    """A compile-time parameter: a number, string, dtype, tuple or tile function that the kernel is specialised for.
+    One with the name of a dimension is its extent: a call need not give it, and raises DimMismatch where tensors
+    disagree."""
 
     def __class_getitem__(cls, item: Any) -> type[ConstSpec]:
         return cls

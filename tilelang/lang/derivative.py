@@ -5,7 +5,7 @@ import math as pymath
 from collections.abc import Callable
 from typing import Any
 
-from tilelang.errors import UnsupportedSyntax
+from tilelang.errors import DTypeMismatch, UnsupportedSyntax
 from tilelang.ir.core import Op, TileType, used_values
 from tilelang.lang import math
 from tilelang.lang.emitter import here
@@ -45,7 +45,12 @@ _STEPS = ("floor", "ceil", "round", "trunc")
 def derivative(y: Any, x: Tile) -> Tile:
     """dy/dx, element by element, where y is computed from x by elementwise floating-point operations (conditions of
     `where` count as constants, as do indices). Of the shape and dtype of x. Raises UnsupportedSyntax where another
-    operation lies between."""
+    operation lies between, DTypeMismatch where x or y are no floats."""
+    for name, tile in (("y", y), ("x", x)):
+        if isinstance(tile, Tile) and tile.dtype.kind != "float":
+            raise DTypeMismatch(f"`derivative` where {name} is {tile.dtype}", loc=here(),
+                                needs="f16, bf16, f32 or f64", got=str(tile.value.type),
+                                why="integers have no slope", try_=f"convert it first: {name}.to(tile.f32)")
     known: dict[int, Any] = {id(x.value): 1.0}
 
     def of(tile: Any) -> Any:

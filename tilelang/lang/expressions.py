@@ -3,16 +3,18 @@ from __future__ import annotations
 
 import ast
 import builtins
+import difflib
+import inspect
 import math as pymath
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from tilelang.errors import Loc, RecursionRefused, TileError, UndefinedTile, UnsupportedSyntax
+from tilelang.errors import ArgumentCount, Loc, RecursionRefused, TileError, UndefinedTile, UnsupportedSyntax
 from tilelang.lang import math, memory, shaping
 from tilelang.lang.builtins import PUBLIC
 from tilelang.lang.emitter import Emitter
@@ -98,6 +100,8 @@ class Expressions:
             KeyError,
             OverflowError,
         ) as error:
+            if isinstance(error, TypeError):
+                self.check_arguments(node, fn, args, kwargs)
             raise UnsupportedSyntax(
                 f"this expression cannot be evaluated: {error}",
                 loc=self.at(node),
@@ -105,6 +109,28 @@ class Expressions:
                 got=", ".join(describe(a) for a in args) or "nothing",
                 try_="check the arguments",
             ) from error
+
+    def check_arguments(self, node: ast.AST, fn: Callable[..., Any], args: Sequence[Any],
+                        kwargs: dict[str, Any]) -> None:
+        """Raises ArgumentCount where `fn` cannot take these arguments."""
+        try:
+            signature = inspect.signature(fn)
+        except (TypeError, ValueError):  # a builtin without one
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            known = [str(p).partition(":")[0] + ("" if p.default is p.empty else f"={p.default!r}")
+                     for p in signature.parameters.values()]
+            unknown = next((k for k in kwargs if k not in signature.parameters), "")
+            near = difflib.get_close_matches(unknown, list(signature.parameters), 1)
+            name = getattr(fn, "__name__", repr(fn))
+            raise ArgumentCount(f"`{name}` has no argument `{unknown}`" if unknown else f"`{name}`: {error}",
+                                loc=self.at(node), needs=", ".join(known) or "no arguments",
+                                got=", ".join([*map(describe, args), *(f"{k}={describe(v)}" for k, v in
+                                                                       kwargs.items())]) or "none",
+                                try_=f"{near[0]}={describe(kwargs[unknown])}" if near else
+                                f"leave out `{unknown}`" if unknown else "pass what it needs") from error
 
     # -- leaves ------------------------------------------------------------------------------------------------------
     def eval_Constant(self, node: ast.Constant) -> Any:

@@ -5,12 +5,12 @@ import inspect
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tilelang.errors import TileError, UnsupportedSyntax
+from tilelang.ir.core import Dim, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.core import Function as IRFunction
-from tilelang.ir.core import Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.elementwise import Add
 from tilelang.ir.reduction import Dot
@@ -102,9 +102,19 @@ class KernelDef:
                 out[p.name] = TileType((), p.spec)
         return out
 
+    @property
+    def dims(self) -> set[Dim]:
+        """The dimensions of all tensors. A constant of the same name is that dimension's extent."""
+        return {d for p in self.params if p.kind == "tensor" for d in p.tensor.dims}
+
+    def sized(self, consts: Mapping[str, Any]) -> dict[str, int]:
+        """The extents of the dimensions whose names are constants with a value, in `consts` or by default."""
+        known = {p.name: p.default for p in self.params if p.kind == "const"} | dict(consts)
+        return {d: known[d] for d in self.dims if isinstance(d, str) and type(known.get(d)) is int}
+
     def trace(self, types: Mapping[str, Type], consts: Mapping[str, Any]) -> IRFunction:
         """The TILE function for these parameter types and constants. Raises the errors of `tilelang.errors`."""
-        values = [Value(types[p.name], p.name) for p in self.params if p.kind != "const"]
+        values = [Value(_sized(types[p.name], consts), p.name) for p in self.params if p.kind != "const"]
         body = Region()
         emitter, env = Emitter(body), dict(consts)
         for v in values:
@@ -123,6 +133,14 @@ class KernelDef:
         _accumulate(fn)
         self.captured = {**emitter.captured, **self.captured}  # the oldest: nothing was compiled before it
         return fn
+
+
+def _sized(t: Type, consts: Mapping[str, Any]) -> Type:
+    """A parameter's type in which dimensions named as constants have their extents."""
+    if not isinstance(t, TensorType):
+        return t
+    return replace(t, dims=tuple(n if type(n := consts.get(d, d) if isinstance(d, str) else d) is int else d
+                                 for d in t.dims))
 
 
 def _accumulate(fn: IRFunction) -> None:

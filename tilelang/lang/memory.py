@@ -8,7 +8,7 @@ from tilelang.errors import ShapeMismatch, UnsupportedSyntax
 from tilelang.ir import control
 from tilelang.ir import memory as mem
 from tilelang.ir.core import BufferType, Value
-from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.dtypes import DType
 from tilelang.lang.emitter import emit, here
 from tilelang.lang.math import maximum, minimum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extents, offset
@@ -60,7 +60,8 @@ def grid(*counts: Any, group: int = 1) -> Any:
     """This program's position in a grid of that many programs: one i32 scalar, or a tuple of them.
 
     Programs may run in any order, and what a kernel computes does not depend on it. Which run at once decides what
-    they share in caches: on a GPU `group` rows (of the last two extents) at a time are walked column by column."""
+    they share in caches: on a GPU `group` rows (of the last two extents) at a time are walked column by column. A call
+    in which the arithmetic of an extent (M * N, say) wraps raises TargetError."""
     ids = emit(control.Grid, *(offset(c) for c in counts), group=group).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
@@ -72,16 +73,11 @@ def num_workers() -> Tile:
 
 def persistent(*counts: Any) -> Loop:
     """`for m, n in tile.persistent(M, N)`: one program per worker walks its share of an M x N grid. A call whose grid
-    has 2**31 blocks or more raises AssertFailed."""
+    has 2**31 blocks or more raises TargetError."""
     total: Any = 1
     for c in counts:
         total = as_tile(c) * total
     pid = grid(minimum(num_workers(), maximum(as_tile(total), 1)))
-    if len(counts) > 1:
-        exact: Any = 1.0
-        for c in counts:
-            exact = as_tile(c).to(dtype("f32")) * exact
-        assert_(exact < 2.0 ** 31, "tile.persistent needs fewer than 2**31 blocks")
     return Loop(pid, total, num_workers(), unravel=tuple(counts))
 
 

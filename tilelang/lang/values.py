@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from tilelang.errors import (
@@ -208,7 +209,11 @@ class Tile:
         fn = builtins.METHODS.get(name)
         if fn is None:
             raise AttributeError(f"a tile has no attribute {name!r}")
-        return lambda *args, **kwargs: fn(self, *args, **kwargs)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return fn(self, *args, **kwargs)
+        method.__name__, method.__wrapped__ = name, partial(fn, self)  # type: ignore[attr-defined]
+        return method
 
 
 class Memory:

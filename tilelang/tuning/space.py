@@ -23,7 +23,8 @@ def derived(kernel: Kernel) -> dict[str, list[Any]]:
     Numbers of stages and other small ones vary by one."""
     out: dict[str, list[Any]] = {}
     for p in kernel.params:
-        if p.kind == "const" and (p.required or (type(p.default) is int and p.default > 0)):
+        number = p.required or (type(p.default) is int and p.default > 0)
+        if p.kind == "const" and number and p.name not in kernel.dims:
             out[p.name] = list(_SIZES) if p.required else _around(p)
     return out
 

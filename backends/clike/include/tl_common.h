@@ -66,6 +66,22 @@ template <> struct unsigned_of<4> { using type = u32; };
 template <> struct unsigned_of<8> { using type = u64; };
 template <class T> using as_unsigned = typename unsigned_of<sizeof(T)>::type;
 
+// A code of W bits in a stream of bytes, the lowest bit first: its byte i is there where shift + W > 8 * i, `shift`
+// being the bit of byte 0 at which it begins.
+template <int W> using code = typename unsigned_of<(W <= 32 ? 4 : 8)>::type;
+template <int W> constexpr code<W> all_ones = code<W>(~code<W>(0)) >> (8 * sizeof(code<W>) - W);
+
+template <int W>
+TL_FN code<W> read_code(const u8* q, int shift) {
+  code<W> x = code<W>(q[0]) >> shift;
+  TL_UNROLL for (int i = 1; i < (W + 14) / 8; ++i)
+    if (shift + W > 8 * i) x |= code<W>(q[i]) << (8 * i - shift);
+  return x & all_ones<W>;
+}
+
+template <int W>
+TL_FN u8 byte_of(code<W> x, int i, int shift) { return u8(i ? x >> (8 * i - shift) : x << shift); }
+
 template <class T> constexpr bool is_signed = T(-1) < T(0);
 template <class T> constexpr T highest = is_signed<T> ? T((as_unsigned<T>(1) << (8 * sizeof(T) - 1)) - 1) : T(~T(0));
 template <class T> constexpr T lowest = T(~highest<T>);

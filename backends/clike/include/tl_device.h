@@ -57,14 +57,9 @@ TL_FN void st(T* p, I off, const vec<T, N>& v, bool mask, op o) {
 
 // A code of W bits at any bit; the lowest bit of a byte comes first.
 template <int W>
-TL_FN u32 ld_bits(const u8* p, i64 bit, bool mask, op) {
-  static_assert(W >= 1 && W <= 8, "a code is 1 to 8 bits");
+TL_FN code<W> ld_bits(const u8* p, i64 bit, bool mask, op) {
   if (!mask) return 0;
-  const u8* q = p + (bit >> 3);
-  const int shift = int(bit & 7);
-  u32 w = q[0];
-  if (shift + W > 8) w |= u32(q[1]) << 8;
-  return w >> shift & ((1u << W) - 1);
+  return read_code<W>(p + (bit >> 3), int(bit & 7));
 }
 
 // Clears and sets the bits of a field, in the aligned word around them. Where that word reaches past the buffer it
@@ -77,18 +72,12 @@ TL_FN void merge_bits(u8* p, u32 field, u32 value) {
 }
 
 template <int W>
-TL_FN void st_bits(u8* p, i64 bit, u32 code, bool mask, op) {
-  static_assert(W >= 1 && W <= 8, "a code is 1 to 8 bits");
+TL_FN void st_bits(u8* p, i64 bit, code<W> x, bool mask, op) {
   if (!mask) return;
-  u8* q = p + (bit >> 3);
   const int shift = int(bit & 7);
-  if (W == 8 && shift == 0) {
-    *q = u8(code);
-    return;
-  }
-  const u32 field = ((1u << W) - 1) << shift, value = code << shift & field;
-  merge_bits(q, field & 255, value & 255);
-  if (shift + W > 8) merge_bits(q + 1, field >> 8, value >> 8);
+  TL_UNROLL for (int i = 0; i < (W + 14) / 8; ++i)
+    if (shift + W > 8 * i)
+      merge_bits(p + (bit >> 3) + i, byte_of<W>(all_ones<W>, i, shift), byte_of<W>(x & all_ones<W>, i, shift));
 }
 
 // ---- atomics

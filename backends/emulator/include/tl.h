@@ -127,28 +127,22 @@ TL_FN void st(window<T> w, int off, const vec<T, N>& v, op o) { st<N>(w, off, v,
 
 // A code of W bits at any bit; the lowest bit of a byte comes first.
 template <int W>
-TL_FN u32 ld_bits(gptr<const u8> p, i64 bit, bool mask, op o) {
-  static_assert(W >= 1 && W <= 8, "a code is 1 to 8 bits");
+TL_FN code<W> ld_bits(gptr<const u8> p, i64 bit, bool mask, op o) {
   if (!mask) {
     emu_idle(0, emu::LOAD_BITS, o.id);
     return 0;
   }
-  const u8* q = (const u8*)emu_bits(p.buffer, p.p, bit, W, emu::LOAD_BITS, o.id);
-  const int shift = int(bit & 7);
-  u32 word = q[0];
-  if (shift + W > 8) word |= u32(q[1]) << 8;
-  return word >> shift & ((1u << W) - 1);
+  return read_code<W>((const u8*)emu_bits(p.buffer, p.p, bit, W, emu::LOAD_BITS, o.id), int(bit & 7));
 }
 
 template <int W>
-TL_FN void st_bits(gptr<u8> p, i64 bit, u32 code, bool mask, op o) {
-  static_assert(W >= 1 && W <= 8, "a code is 1 to 8 bits");
+TL_FN void st_bits(gptr<u8> p, i64 bit, code<W> x, bool mask, op o) {
   if (!mask) return emu_idle(0, emu::STORE_BITS, o.id);
   u8* q = (u8*)emu_bits(p.buffer, p.p, bit, W, emu::STORE_BITS, o.id);
   const int shift = int(bit & 7);
-  const u32 field = ((1u << W) - 1) << shift, value = code << shift & field;
-  q[0] = u8((q[0] & ~field) | value);
-  if (shift + W > 8) q[1] = u8((q[1] & ~(field >> 8)) | value >> 8);
+  for (int i = 0; i < (W + 14) / 8; ++i)
+    if (shift + W > 8 * i)
+      q[i] = u8((q[i] & ~byte_of<W>(all_ones<W>, i, shift)) | byte_of<W>(x & all_ones<W>, i, shift));
 }
 
 template <int N, class T, class G>

@@ -118,16 +118,17 @@ def test_bits() -> None:
     np.testing.assert_array_equal(_map("tl::bits<float>(x)", "tl::u32", "float", x), x.view(np.float32))
 
 
-@pytest.mark.parametrize("width", range(1, 9))
+@pytest.mark.parametrize("width", [*range(1, 9), 12, 31, 33, 57, 58, 63])
 def test_bit_streams(width: int) -> None:
     """Copies codes from one place of a stream to another; what lies around them stays."""
     rng = np.random.default_rng(width)
     n, source, target = 50, 3, 5
-    x, before = (rng.integers(0, 256, 64).astype(np.uint8) for _ in range(2))
+    x, before = (rng.integers(0, 256, 8 * width + 64).astype(np.uint8) for _ in range(2))
     out = Buffer(before.copy())
     result = run(kernel("tl::gptr<const tl::u8> x, tl::gptr<tl::u8> o", f"""
-  tl::u32 code = tl::ld_bits<{width}>(x, {source} + t * {width}, t < {n}, tl::op(1));
-  tl::st_bits<{width}>(o, {target} + t * {width}, code | 256, t < {n}, tl::op(2));"""), [Buffer(x), out])
+  const auto code = tl::ld_bits<{width}>(x, {source} + t * {width}, t < {n}, tl::op(1));
+  tl::st_bits<{width}>(o, {target} + t * {width}, code | ~tl::all_ones<{width}>, t < {n}, tl::op(2));"""),
+                 [Buffer(x), out])
     assert not result.findings
     bits, expected = np.unpackbits(x, bitorder="little"), np.unpackbits(before, bitorder="little")
     expected[target:target + n * width] = bits[source:source + n * width]

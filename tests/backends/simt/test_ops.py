@@ -64,6 +64,32 @@ func @fuzzed(%x: tensor<in i32, M:1>, %t: tensor<inout i64, N:1>, %y: tensor<out
   store %y, %0, %6 {axes=(0,)}
 }
 """,
+    "elements of more than 8 bits that are no number of NumPy's": """\
+func @fuzzed(%x: tensor<in i41, M, N:1>, %z: tensor<in u12, M, N:1>, %y: tensor<out i59, K, L:1>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0, %0 {shape=(8, 5), axes=(0, 1), fill=0} : i41[8, 5]
+  %2 = load %z, %0, %0 {shape=(8, 5), axes=(0, 1), fill=0} : u12[8, 5]
+  %3 = cast %1 {dtype=i59} : i59[8, 5]
+  %4 = cast %2 {dtype=i59} : i59[8, 5]
+  %5 = mul %3, %4 : i59[8, 5]
+  store %y, %0, %0, %5 {axes=(0, 1)}
+}
+""",
+    "what is outside of a tensor is 1 where a number cannot be 0": """\
+func @fuzzed(%x: tensor<in s8, M, N:1>, %y: tensor<out s8, K, L:1>, %z: tensor<out s8, A, B:1>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = const {value=1, dtype=i32} : i32
+  %2 = alloc {dtype=s8, shape=(8, 16), space='shared'} : buffer<shared s8, 8, 16>
+  copy_async %x, %1, %1, %2 {axes=(0, 1)}
+  commit
+  wait
+  barrier
+  %3 = load %2, %0, %0 {shape=(8, 16), axes=(0, 1), fill=0} : s8[8, 16]
+  %4 = load %x, %1, %0 {shape=(8, 16), axes=(0, 1), fill=0} : s8[8, 16]
+  store %y, %0, %0, %3 {axes=(0, 1)}
+  store %z, %0, %0, %4 {axes=(0, 1)}
+}
+""",
 }
 
 
@@ -82,7 +108,7 @@ def test_found_before(text: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(fn=functions(old_values=False))
 def test_random_functions(target: str, fn: Function) -> None:
     assert difference(fn, emulated(fn, target), np.random.default_rng(0), trials=1) == ""
