@@ -1,7 +1,7 @@
 """LLVM code for arithmetic on scalars and vectors: elementwise operations and the folding of a vector."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -10,7 +10,7 @@ from tilelang.backends.cpu import math
 from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.numbers import I32, full_like, intrinsic
 from tilelang.errors import TargetError
-from tilelang.ir.core import Op
+from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import DType
 
 _ARITHMETIC = {"add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv")}
@@ -47,13 +47,12 @@ class Arithmetic:
             return quotient if name == "floordiv" else b.fsub(args[0], b.fmul(args[1], quotient))
         return math.emit(b, name, args)
 
-    def wraps(self, op: Op, args: list[ir.Value], result: ir.Value) -> ir.Value:
+    def wraps(self, op: Op, values: Mapping[Value, ir.Value]) -> ir.Value:
         """Whether an operation on integers (add, sub, mul, neg or a cast) has wrapped: twice as many bits hold the
         exact result."""
-        types = [v.dtype for v in (*op.operands, *op.results)]
-        wide = ir.IntType(2 * max(8 * dt.storage.itemsize for dt in types))
-        *exact, given = (self.b.sext(x, wide) if dt.kind == "int" else self.b.zext(x, wide)
-                         for x, dt in zip((*args, result), types, strict=True))
+        tiles = [*op.operands, *op.results]
+        wide = ir.IntType(2 * max(8 * v.dtype.storage.itemsize for v in tiles))
+        *exact, given = ((self.b.sext if v.dtype.kind == "int" else self.b.zext)(values[v], wide) for v in tiles)
         made = exact[0] if op.name == "cast" else getattr(self.b, op.name)(*exact)
         return self.b.icmp_signed("!=", made, given)
 

@@ -145,18 +145,16 @@ class _Generator(Arithmetic):
                     negative = self.b.icmp_signed("<", n, I64(0))
                     product = self.b.umul_with_overflow(total, self.b.select(negative, I64(0), n))
                     total = self.b.extract_value(product, 0)
-                    many = self.b.icmp_unsigned(">", total, I64(MAX_PROGRAMS))
+                    many = self.b.or_(wrapped, self.b.icmp_unsigned(">", total, I64(MAX_PROGRAMS)))
                     many = self.b.or_(many, self.b.extract_value(product, 1))
                     total = self.b.select(many, I64(MAX_PROGRAMS + 1), total)
-                self.b.ret(self.b.select(wrapped, I64(MAX_PROGRAMS + 1), total))
+                self.b.ret(total)
                 return
             if op.effects or op.regions:
                 break
             if op.name != "alloc":
                 self.op(op)
-            if op in checked:
-                args = [self.values[v] for v in op.operands]
-                wrapped = self.b.or_(wrapped, self.wraps(op, args, self.values[op.result]))
+            wrapped = self.b.or_(wrapped, self.wraps(op, self.values)) if op in checked else wrapped
         self.b.ret(I64(1))
 
     def body(self) -> None:
