@@ -23,9 +23,9 @@ from tilelang.ir.text import print_function
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.pipeline import TILE_PASSES
 
-MOST, WIDEST, RUN = 40, 116, {"+": 27, "-": 10, " ": 1}
-"""Lines of a comparison that are shown, characters of a line, and lines one after the other that were all added, all
-removed, or neither."""
+MOST, WIDEST, RUN = 40, 116, {"+": 27, "-": 10}
+"""Lines of a comparison that are shown, characters of a line, and lines one after the other that were all added, or
+all removed."""
 
 
 @tile.kernel
@@ -110,7 +110,7 @@ def comparison(before: str, after: str) -> str:
     lines: list[str] = []
     for sign, run in itertools.groupby(changed, lambda line: line[0]):
         some = ["  …"] if sign == "@" else list(map(_short, run))
-        most = RUN.get(sign, 1)
+        most = RUN.get(sign, 2)
         lines += some if len(some) <= most + 1 else [*some[:most], f"{sign} … {len(some) - most} more"]
     numbers: dict[str, str] = {}
     text = "\n".join([*lines[:MOST], *(["  …"] if len(lines) > MOST else [])])
