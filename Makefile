@@ -32,6 +32,7 @@ bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static_amd
 	$(BIN)/python -m benchmarks.static_attention
+	$(BIN)/python -m benchmarks.static_calls
 	$(BIN)/python -m benchmarks.static_weights
 	$(BIN)/python -m benchmarks.order
 

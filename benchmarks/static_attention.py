@@ -74,7 +74,7 @@ class Measured:
     sectors: float
     wavefronts: float
     exchanges: int
-    per_product: float
+    per_product: float | None
 
 
 COLUMNS = {**SHARED_COLUMNS, "exchanges": Goal("conversions", str, lambda v: v == 0)}
@@ -93,9 +93,14 @@ def exchanges(code: Lowered) -> int:
 def measure(case: Case) -> Measured:
     """Lowers, compiles and emulates a case."""
     code = case.lower()
+    return measured(code, *counted(case.arguments(), code)[:2])
+
+
+def measured(code: Lowered, sectors: float, wavefronts: float) -> Measured:
+    """What the compilers make of a kernel, beside what the emulator counted."""
     text = code.rendered
-    if case.target.startswith("cuda"):
-        compiled = nvrtc.compile(text.text, case.target.removeprefix("cuda:"))
+    if code.target.name.startswith("cuda"):
+        compiled = nvrtc.compile(text.text, code.target.name.removeprefix("cuda:"))
         used = compiled.report[text.name]
         spilled = used["spill_bytes"]
         loop = sass.main_loop(sass.disassemble(compiled.cubin), text.name)
@@ -105,8 +110,8 @@ def measure(case: Case) -> Measured:
         spilled = used["spills"] + used["stack_bytes"]
         loop = gcn.main_loop(code.assembly, text.name)  # type: ignore[attr-defined]
         products = gcn.products(loop)
-    return Measured(used["registers"], spilled, text.shared_bytes, text.threads, *counted(case.arguments(), code)[:2],
-                    exchanges(code), len(loop) / products)
+    return Measured(used["registers"], spilled, text.shared_bytes, text.threads, sectors, wavefronts,
+                    exchanges(code), len(loop) / products if products else None)
 
 
 def missed(row: Measured) -> Iterator[str]:
@@ -115,6 +120,12 @@ def missed(row: Measured) -> Iterator[str]:
         goal, value = COLUMNS[f.name], getattr(row, f.name)
         if goal.holds and not goal.holds(value):
             yield f"{goal.name} {goal.show(value)}"
+
+
+def shown(row: Measured) -> str:
+    """The cells of a row."""
+    values = ((COLUMNS[f.name], getattr(row, f.name)) for f in fields(row))
+    return " | ".join("-" if value is None else goal.show(value) for goal, value in values)
 
 
 def main(pattern: str = "") -> None:
@@ -129,8 +140,7 @@ def main(pattern: str = "") -> None:
         if pattern not in f"{title} {case.target}":
             continue
         row = measure(case)
-        print(f"| {title} | {case.target.split(':')[1]} | "
-              f"{' | '.join(COLUMNS[n].show(getattr(row, n)) for n in names)} |", flush=True)
+        print(f"| {title} | {case.target.split(':')[1]} | {shown(row)} |", flush=True)
         misses += [f"{title} on {case.target.split(':')[1]}: {m}" for m in missed(row)]
     print("\nGoals missed: " + ("; ".join(misses) or "none"))
 

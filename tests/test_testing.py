@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import tilelang as tile
+from tests.backends.simt.kernels import matmul
+from tilelang import targets
+from tilelang.args import numpy_dtype
+from tilelang.ir import codec
+from tilelang.ir.interpreter import run
+from tilelang.jit import Bound
 from tilelang.ops.softmax import reference, softmax_kernel
+from tilelang.passes.meaning import explained, noise
 from tilelang.testing import fuzz
 
 
@@ -47,3 +54,43 @@ def test_a_dropped_tail_is_found_and_shrunk() -> None:
     assert run.returncode == 0, (program, run.stderr)
     numbers = [float(x) for x in run.stdout.strip("[]\n").split()]
     assert len(numbers) == 33 and all(numbers[:16]) and not any(numbers[16:])  # the smallest extent that fails
+
+
+def tensor_core(a: Any, b: Any, fraction: int) -> Any:
+    """a @ b as tensor cores are understood to sum up: 32 products at a time and the sum so far, all cut to as many
+    bits behind the point as the largest of them keeps."""
+    total = np.zeros((len(a), b.shape[1]))
+    for k in range(0, a.shape[1], 32):
+        terms = np.concatenate([total[:, None], a[:, k:k + 32, None] * b[None, k:k + 32]], 1)
+        step = 2.0 ** (np.floor(np.log2(np.abs(terms).max(1))) - fraction)
+        total = np.trunc(terms / step[:, None]).sum(1) * step
+    return total.astype(np.float32)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_89", "cuda:sm_90a"])
+def test_bounds_on_a_gpu_know_how_it_sums_f8(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of 13 bits of fraction are explained by the bound for the machine, and not by that of f32."""
+    monkeypatch.setattr(targets, "machine", lambda name, ordinal=0: name)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((16, 512)) for _ in range(2))
+    x, y = (codec.encode(v, tile.f8e4m3) for v in (a, b.T))
+    arguments = {"a": x.view(numpy_dtype(tile.f8e4m3)), "b": y.view(numpy_dtype(tile.f8e4m3))}
+    bound = Bound(matmul, (), {**arguments, "BM": 16, "BN": 16, "BK": 32})
+    fn = matmul.trace(bound.types(), bound.consts)
+    before = [bound.tensors[p.name].storage().copy() for p in matmul.params if p.kind == "tensor"]
+    centre = [v.copy() for v in before]
+    run(fn, centre)
+    got = tensor_core(codec.decode(x, tile.f8e4m3).astype(float), codec.decode(y, tile.f8e4m3).astype(float), 13)
+    for fraction, right in ((targets.fraction(target), True), (targets.fraction("emulate:" + target), False)):
+        samples = [s[-1] for s in noise(fn, before, rng, fraction)]
+        assert explained(centre[-1], got, samples, tile.f32).all() == right
+
+
+def test_other_sums_keep_the_bits_of_their_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "machine", lambda name, ordinal=0: name)
+    for target, dt in (("cuda:sm_90a", tile.f16), ("cuda:sm_80", tile.f8e4m3), ("hip:gfx950", tile.f8e4m3)):
+        a = np.zeros((16, 32), dt.storage).view(numpy_dtype(dt))
+        bound = Bound(matmul, (), {"a": a, "b": a.T.copy(), "BM": 16, "BN": 16, "BK": 32})
+        fraction = targets.fraction(target)
+        assert fraction is not None
+        assert [fraction(op) for op in matmul.trace(bound.types(), bound.consts).walk() if op.name == "dot"] == [23]

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,15 @@ def machine(name: str, ordinal: int = 0) -> str:
         raise TargetError(f"the device cannot run {name!r}", needs=device.target, got=name,
                           try_=f'tile.target("{name.partition(":")[0]}")')
     return device.target if name in GPUS else name
+
+
+def fraction(name: str) -> Callable[[Op], int] | None:
+    """How many bits behind the point the instructions of a GPU keep in the sums of a `dot`; None for targets, the
+    emulator too, that keep those of the dtype they sum up in."""
+    if not on_device(name):
+        return None
+    found: Callable[[Op], int] = _part(name, "target").target(machine(name) if name in GPUS else name).fraction
+    return found
 
 
 def lowered(tile: Function, name: str) -> Any:

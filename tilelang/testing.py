@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from tilelang import targets
 from tilelang.args import numpy_dtype
 from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.interpreter import run
 from tilelang.ir.packed import Packed
-from tilelang.jit import Bound, Kernel
+from tilelang.jit import Bound, Kernel, target_of
 from tilelang.lang.kernel import Param
 from tilelang.passes.meaning import beyond_rounding, noise, same_bits
 
@@ -127,8 +128,8 @@ def _compare(kernel: Kernel, reference: Callable[..., Any], inputs: dict[str, An
             fn = kernel.trace(bound.types(), bound.consts)
             centre = [a.copy() if isinstance(a, np.ndarray) else a for a in before]
             run(fn, centre)
-            bad = beyond_rounding(bad, i, wanted, got, dt, samples, partial(noise, fn, before, rng),
-                                  centre[i])
+            draw = partial(noise, fn, before, rng, targets.fraction(target_of(bound)))
+            bad = beyond_rounding(bad, i, wanted, got, dt, samples, draw, centre[i])
         if bad.any():
             at = tuple(int(x) for x in np.argwhere(bad)[0])
             raise AssertionError(

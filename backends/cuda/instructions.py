@@ -22,8 +22,12 @@ def _b(halves: int, group: int) -> RegisterLayout:
     return RegisterLayout(((halves, 4, group), (8,)), (3, 1), (0, 2))
 
 
+def _fraction(a: str) -> int | None:
+    return F8_FRACTION if a.startswith("f8") else None
+
+
 def _row(name: str, a: str, b: str, acc: str, halves: int, group: int, archs: tuple[int, int]) -> MmaRow:
-    return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs)
+    return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs, fraction=_fraction(a))
 
 
 def _small(name: str, a: str, b: str, group: int) -> MmaRow:
@@ -32,6 +36,9 @@ def _small(name: str, a: str, b: str, group: int) -> MmaRow:
                   spatial(8, 4) * local(1, 2), (75, 79))
 
 
+F8_FRACTION = 13
+"""Sums of f8 keep about 14 bits on Hopper (DeepSeek-V3 Technical Report, arXiv:2412.19437, section 3.3.2), of them 13
+of fraction, as on Ada (SageAttention2, arXiv:2411.10958)."""
 _SIGNS = (("s", "i", "i"), ("u", "u", "u"), ("su", "i", "u"), ("us", "u", "i"))
 # The first row that holds both operands exactly is taken: narrow types stand first.
 ROWS = (
@@ -58,7 +65,7 @@ ROWS = (
 def _group(name: str, a: str, b: str, acc: str, per: int, transposes: bool = False) -> GroupRow:
     """m64 of four warps with 32 bytes of k; each warp holds 16 rows as `mma.sync` does."""
     return GroupRow(name, a, b, acc, spatial(4, 1) * _a(2, per), spatial(4, 1) * _ACC,
-                    (8, 16, 32, 64, 96, 128, 192, 256), transposes, 4, (90, 90))
+                    (8, 16, 32, 64, 96, 128, 192, 256), transposes, 4, (90, 90), _fraction(a))
 
 
 GROUP_ROWS = (

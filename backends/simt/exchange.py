@@ -57,8 +57,8 @@ def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Po
 def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: tuple[RegisterLayout, ...],
             ports: Ports, column: bool = False, whole: bool = True) -> SharedLayout:
     """A row-major (column-major) layout of a staging buffer that is written and read with the fewest bank conflicts.
-    Swizzles move whole vectors, once or twice; where that leaves some, one more bit is changed; and where vectors need
-    not stay `whole`, their halves are exchanged by one bit."""
+    Swizzles move whole vectors, or two at once, once or twice; where that leaves some, one more bit is changed; and
+    where vectors need not stay `whole`, their halves are exchanged by one bit."""
     users = [(stored, True), *((f, False) for f in loaded)]
     plain = shared(shape, strides=(1, shape[0])) if column else shared(shape)
     base = max(vector_width(u, plain, size)[1] for u, _ in users).bit_length() - 1
@@ -78,7 +78,7 @@ def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: t
     def costed(place: SharedLayout) -> tuple[SharedLayout, int]:
         return place, sum(wavefronts(u, place, size, ports, store) for u, store in users)
     best = costed(plain)
-    for starts, longest in ([base], 5), ([base], 5), (range(base, top), 1):
+    for starts, longest in ([base, base + 1], 5), ([base], 5), (range(base, top), 1):
         best = better(best, starts, longest, best[0].swizzle)
     if not whole and base:
         for shift in range(1, top - base + 1):

@@ -18,7 +18,8 @@ class MmaRow:
     `name` spells it in the prelude; `a`, `b`, `acc` are dtypes in registers and `a_atom`, `b_atom`, `acc_atom` say
     which lane holds which element in which register: the row is read by inference, selection and printing. `archs`
     bounds the architectures that have it. `scales` are the same of the powers of two, one for each run of neighbours
-    along k, by which the instruction multiplies a and b where it is asked to.
+    along k, by which the instruction multiplies a and b where it is asked to. Sums keep `fraction` bits behind the
+    point, where they are fewer than acc has; no emulator knows of it, but bounds of errors do.
     """
 
     name: str
@@ -30,6 +31,7 @@ class MmaRow:
     acc_atom: RegisterLayout
     archs: tuple[int, int]
     scales: tuple[RegisterLayout, RegisterLayout] | None = None
+    fraction: int | None = None
 
     @property
     def m(self) -> int:
@@ -55,9 +57,9 @@ class MmaRow:
 class GroupRow:
     """One instruction of a group of warps that reads `b` from shared memory, and `a` from there or from registers.
 
-    `name` calls it in the prelude; `a`, `b`, `acc` and `a_atom` are as in `MmaRow`; `acc_atom` is that of the fewest
-    columns, of which an instruction has one of `columns`. Operands in shared memory have runs of 128, 64 or 32 bytes
-    along k or, where it `transposes`, along the other dimension.
+    `name` calls it in the prelude; `a`, `b`, `acc`, `a_atom` and `fraction` are as in `MmaRow`; `acc_atom` is that of
+    the fewest columns, of which an instruction has one of `columns`. Operands in shared memory have runs of 128, 64 or
+    32 bytes along k or, where it `transposes`, along the other dimension.
     """
 
     name: str
@@ -70,6 +72,7 @@ class GroupRow:
     transposes: bool
     warps: int
     archs: tuple[int, int]
+    fraction: int | None = None
 
     @property
     def m(self) -> int:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilelang.backends.simt.instructions import GroupRow, MmaRow, scaled_row
+from tilelang.backends.simt.group_products import choose_group
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, choose, scaled_row
 from tilelang.ir.core import Op
 from tilelang.layouts import Ports
 
@@ -39,6 +40,12 @@ class SimtTarget:
     turns: int = 0
     two_f32: bool = False
     group_mma: tuple[GroupRow, ...] = ()
+
+    def fraction(self, op: Op) -> int:
+        """How many bits behind the point sums of a `dot` keep, by the instruction that keeps the fewest."""
+        a, b, acc = (v.dtype for v in (*op.operands[:2], op.result))
+        rows = choose(self.mma, a, b, acc), choose_group(self.group_mma, a, b, acc)
+        return min([row.fraction for row in rows if row and row.fraction], default=acc.mantissa_bits)
 
     def performs(self, op: Op) -> bool:
         """Whether there is an instruction for an operation that `decompose` would expand."""

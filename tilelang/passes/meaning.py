@@ -143,16 +143,20 @@ def _copied(a: Any) -> Any:
     return np.ndarray(a.shape, a.dtype, root.copy(), offset, a.strides)
 
 
-def _disturbed(fn: Function, rng: np.random.Generator) -> Function:
+Fraction = Callable[[Op], int]
+"""How many bits behind the point a machine keeps in the sums of a `dot`."""
+
+
+def _disturbed(fn: Function, rng: np.random.Generator, fraction: Fraction | None = None) -> Function:
     """A copy of `fn` whose rounded operations are off by as much as an implementation may be."""
     fn = fn.clone()
     for op in fn.walk():
-        if (size := _error_of(op)) is not None:
+        if (size := _error_of(op, fraction)) is not None:
             setattr(op, "eval", partial(_disturbed_eval, op, size, rng))  # noqa: B010 (an instance's own method)
     return fn
 
 
-def _error_of(op: Op) -> Callable[..., Any] | None:
+def _error_of(op: Op, fraction: Fraction | None = None) -> Callable[..., Any] | None:
     """How large the error of one evaluation may be, as a function of result and operands; None: it is exact."""
     if not op.results or op.results[0].type.dtype.kind != "float":
         return None
@@ -164,6 +168,7 @@ def _error_of(op: Op) -> Callable[..., Any] | None:
     if isinstance(op, ew.Cast):
         return lambda out, a: ulp * np.abs(out) * (a != out)
     if op.name == "dot":
+        sum_ulp = 2.0 ** -fraction(op) if fraction else sum_ulp
         return lambda out, a, b, *acc: sum_ulp * a.shape[-1] * (np.abs(a) @ np.abs(b) + sum(map(np.abs, acc)))
     if op.name == "dot_scaled":
         return _error_of_scaled
@@ -193,9 +198,11 @@ def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, 
     return np.asarray(codec.encode(np.where(np.isfinite(real), moved, real), dt))
 
 
-def noise(fn: Function, args: list[Any], rng: np.random.Generator) -> list[list[Any]]:
-    """Arguments after several disturbed runs of `fn`: how far rounding may move its results."""
-    return [_run(_disturbed(fn, rng), args).tensors for _ in range(_SAMPLES)]
+def noise(fn: Function, args: list[Any], rng: np.random.Generator,
+          fraction: Fraction | None = None) -> list[list[Any]]:
+    """Arguments after several disturbed runs of `fn`: how far rounding may move its results. Sums of a `dot` are
+    rounded to `fraction(op)` bits behind the point, or to those of the dtype they are summed up in."""
+    return [_run(_disturbed(fn, rng, fraction), args).tensors for _ in range(_SAMPLES)]
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,11 @@ import numpy as np
 
 from tilelang import targets
 from tilelang.backends.emulator.execute import execute
+from tilelang.backends.hip.target import PORTS_CDNA4
+from tilelang.backends.simt.exchange import staging, wavefronts
+from tilelang.backends.simt.transposed import reader
 from tilelang.ir.parser import parse
+from tilelang.layouts import RegisterLayout, blocked, column_local, column_spatial, local, replicated, spatial
 
 TEXT = """\
 func @turn(%x: tensor<in f32, 4, 8:1>, %y: tensor<out f32, 4, 8:1>) placed {{
@@ -29,3 +33,25 @@ def test_a_conversion_within_warps_shuffles() -> None:
         y = np.zeros_like(x)
         execute(fn, code.rendered, [x, y], [x.shape] * 2, [(8, 1)] * 2)
         assert np.array_equal(x, y)
+
+
+def test_a_block_read_by_rows_and_transposed_has_no_conflicts() -> None:
+    """Backward kernels of attention read queries both ways."""
+    rows = local(4, 4) * replicated(4, 2) * column_spatial(16, 4) * local(1, 8)
+    columns = reader(column_local(4, 8) * replicated(4, 2) * spatial(4, 16) * local(4, 1), 2)
+    assert columns is not None
+    written = blocked((64, 128), 256, (1, 0), 8)
+    place = staging((64, 128), 2, written, (rows, columns), PORTS_CDNA4)
+    assert not any(wavefronts(f, place, 2, PORTS_CDNA4, f is written) for f in (written, rows, columns))
+
+
+def test_halves_of_vectors_are_exchanged_where_whole_ones_would_meet() -> None:
+    """Sums of 32 x 32 lie as 8 bytes of 32 rows in a wave; what is stored is read by 16 bytes of a row."""
+    sums = local(1, 16) * column_spatial(32, 2) * local(1, 4)
+    stored = blocked((32, 128), 64, (1, 0), 8)
+
+    def cycles(whole: bool) -> int:
+        place = staging((32, 128), 2, sums, (stored,), PORTS_CDNA4, whole=whole)
+        users: tuple[RegisterLayout, ...] = (sums, stored)
+        return sum(wavefronts(f, place, 2, PORTS_CDNA4, f is sums) for f in users)
+    assert cycles(False) == stored.local_size // 8 < cycles(True)  # one access more for each vector, no conflict
