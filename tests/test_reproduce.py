@@ -26,6 +26,14 @@ def roots(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Con
     tile.store(y, (n * B,), tile.sqrt(tile.abs(tile.load(x, (n * B,), (B,)))) + 1.0)
 
 
+@tile.kernel
+def unsynchronised(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+    n = tile.grid(tile.cdiv(x.shape[0], 256)) * 256
+    s = tile.shared((256,), tile.f32)
+    tile.store(s, 0, tile.load(x, n, 256))
+    tile.store(y, n, tile.gather(s, (255 - tile.arange(256),)))
+
+
 def test_a_mistake_inside_the_compiler_leaves_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Lowered) -> bytes:
         raise KeyError("something inside")
@@ -43,6 +51,16 @@ def test_mistakes_of_the_user_leave_none() -> None:
     with pytest.raises(errors.TargetError) as error, reproduce.reproducible(parse(TEXT), "cpu"):
         raise errors.TargetError("too much shared memory")
     assert not hasattr(error.value, "__notes__")
+
+
+def test_findings_of_the_checkers_leave_a_file() -> None:
+    x = np.ones(512, np.float32)
+    with pytest.raises(errors.CheckError) as error, tile.target("emulate:cuda:sm_80"):
+        unsynchronised(x)
+    (note,) = error.value.__notes__
+    text, target = reproduce.load(note.removeprefix("What shows it again was written to "))
+    assert target == "emulate:cuda:sm_80" and "alloc" in text
+    assert reproduce.kind(reproduce.failure(text, target)) == "CheckError"
 
 
 def test_the_file_shows_what_it_is_about(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tilelang.errors import Loc
 from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType
 from tilelang.jit import Bound, Kernel
+from tilelang.reproduce import kept
 from tilelang.testing import numbers, tensors
 
 RAGGED = (149, 77, 101, 59, 131)
@@ -47,10 +49,11 @@ class Found:
 
 @dataclass
 class Checked:
-    """What `check` found, and the counters by (file, line) of its first case."""
+    """What `check` found, with a file that shows it again, and the counters by (file, line) of its first case."""
 
     cases: list[str] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
+    file: Path | None = None
     counters: dict[tuple[str, int], Any] = field(default_factory=dict)
 
 
@@ -104,6 +107,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
                     known[key].count += 1
                 else:
                     known[key] = Found(f.kind, places, f.message, f"{case}, threads in {policy} order")
+                    out.file = out.file or kept(code.tile, targets.EMULATE + name, f"{f.kind}: {f.message}")
             if not number:
                 counters = targets.by_line(result.counters, code.rendered.ops)
         out.counters = out.counters or counters

@@ -91,6 +91,7 @@ def check_command(options: argparse.Namespace) -> int:
     print(f"{len(done.found) or 'no'} finding{'s' * (len(done.found) > 1)} in `{kernel.name}` for {options.target}, "
           "run with\n" + "\n".join(f"  {case}" for case in dict.fromkeys(done.cases)))
     if done.found:
+        print(f"what shows it again was written to {done.file}")
         return 1
     print(_table(done.counters, done.cases[0]))
     return 0

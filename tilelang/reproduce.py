@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tilelang import cache
-from tilelang.errors import TileError, VerifyError
+from tilelang.errors import CheckError, TileError, VerifyError
 from tilelang.ir.core import Function, Op, Region, TileType, Value
 from tilelang.ir.parser import parse
 from tilelang.ir.shape import Broadcast, Const
@@ -61,19 +61,27 @@ def write(tile: Function, target: str, what: str, path: Path | None = None) -> P
 
 @contextmanager
 def reproducible(tile: Function, target: str) -> Iterator[None]:
-    """Where the compiler itself fails inside, the error says where a reproducer lies. Mistakes of the user's are left
-    alone, and so is what the machine lacks."""
+    """Where the compiler itself fails inside, or a checker finds something, the error says where a reproducer lies.
+    Other mistakes of the user's are left alone, and so is what the machine lacks."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, TileError) or isinstance(error, VerifyError):
-            try:
-                path = write(tile, target, f"{type(error).__name__}: {error}")
-                error.add_note(f"This is a mistake of the compiler's. What shows it again was written to {path}; "
-                               "please report it.")
-            except OSError as other:
-                _log.warning("no reproducer could be written: %s", other)
+        ours = not isinstance(error, TileError) or isinstance(error, VerifyError)
+        if ours or isinstance(error, CheckError):
+            path = kept(tile, target, f"{type(error).__name__}: {error}")
+            told = f"What shows it again was written to {path}"
+            if path is not None:
+                error.add_note(f"This is a mistake of the compiler's. {told}; please report it." if ours else told)
         raise
+
+
+def kept(tile: Function, target: str, what: str) -> Path | None:
+    """As `write`, beside the compile cache; None where nothing can be written there."""
+    try:
+        return write(tile, target, what)
+    except OSError as error:
+        _log.warning("no reproducer could be written: %s", error)
+        return None
 
 
 # -- reducing ---------------------------------------------------------------------------------------------------------

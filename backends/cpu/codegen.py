@@ -9,6 +9,7 @@ from llvmlite import ir
 from tilelang.backends.cpu import printing
 from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
+from tilelang.backends.cpu.debug import Lines
 from tilelang.backends.cpu.numbers import (
     F32,
     I1,
@@ -48,14 +49,15 @@ def slots(params: Sequence[Value]) -> dict[Any, int]:
     return out
 
 
-def generate(fn: Function, target: Any) -> ir.Module:
+def generate(fn: Function, target: Any, lines: bool = False) -> ir.Module:
     """The module of a THREAD function: `tl_count`, and `tl_body(ctx, begin, end, scratch) -> i32`, which runs a range
-    of its programs."""
+    of its programs; its instructions name the user's `lines` where asked for."""
     module = counting(fn, target)
     body = ir.Function(module, ir.FunctionType(I32, [PTR, I64, I64, PTR]), "tl_body")
     for argument in (0, 3):
         body.args[argument].add_attribute("noalias")
-    _Generator(fn, _begin(body), target).body()
+    debug = Lines(module, body, fn.loc) if lines and fn.loc else None
+    _Generator(fn, _begin(body), target, debug).body()
     return module
 
 
@@ -101,8 +103,8 @@ def evaluate(op: Op) -> Any:
 
 
 class _Generator(Arithmetic):
-    def __init__(self, fn: Function, builder: ir.IRBuilder, target: Any) -> None:
-        self.fn, self.b, self.function, self.target = fn, builder, builder.function, target
+    def __init__(self, fn: Function, builder: ir.IRBuilder, target: Any, lines: Lines | None = None) -> None:
+        self.fn, self.b, self.function, self.target, self.lines = fn, builder, builder.function, target, lines
         self.slots = slots(fn.params)
         self.values: dict[Value, ir.Value] = {}
         self.params = {v: i for i, v in enumerate(fn.params)}
@@ -191,6 +193,8 @@ class _Generator(Arithmetic):
         return []
 
     def op(self, op: Op) -> None:
+        if self.lines and op.loc:
+            self.b.debug_metadata = self.lines.at(op.loc)
         rule: Callable[[Op], Any] | None = getattr(self, f"op_{op.name}", None)
         if rule is None:
             rule = self._elementwise

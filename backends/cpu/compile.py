@@ -42,9 +42,9 @@ class Lowered:
         are the interpreter's."""
         return any(op.name == "print" for op in self.thread.walk())
 
-    def module(self, entry: str, failures: Failures) -> str:
-        """LLVM IR with an entry of this name."""
-        module = generate(self.thread, self.target)
+    def module(self, entry: str, failures: Failures, lines: bool = False) -> str:
+        """LLVM IR with an entry of this name, and with the lines of the user's source where asked for."""
+        module = generate(self.thread, self.target, lines)
         emit_entry(module, entry, self.thread.params, scratch_bytes(self.thread), self.target, self.prints, failures)
         return str(module)
 
@@ -54,9 +54,19 @@ class Lowered:
         return self.module("tl_entry", Failures())
 
     @cached_property
+    def linked_source(self) -> str:
+        """LLVM IR whose instructions name the lines they come from."""
+        return self.module("tl_entry", Failures(), lines=True)
+
+    @cached_property
     def assembly(self) -> str:
         """Assembly of the target."""
         return machine.assembly(self.source, self.target)
+
+    @cached_property
+    def linked_assembly(self) -> str:
+        """The assembly with directives `.loc` that name the lines it comes from."""
+        return machine.assembly(self.linked_source, self.target)
 
     @cached_property
     def object_code(self) -> bytes:

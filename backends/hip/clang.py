@@ -48,10 +48,11 @@ def _run(arguments: list[str], arch: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def assembly(text: str, arch: str, includes: tuple[Path, ...] = (INCLUDE, COMMON)) -> str:
-    """The instructions of emitted text for a processor such as `gfx942`. Raises TargetError."""
-    return _run(["clang", *FLAGS, f"--offload-arch={arch}", *(f"-I{d}" for d in includes), "-w", "-S", "-", "-o", "-"],
-                arch, text)
+def assembly(text: str, arch: str, includes: tuple[Path, ...] = (INCLUDE, COMMON), lines: bool = False) -> str:
+    """The instructions of emitted text for a processor such as `gfx942`; with `lines` behind directives `.loc` that
+    name the lines they come from, the text's as those of `<stdin>`. Raises TargetError."""
+    return _run(["clang", *FLAGS, f"--offload-arch={arch}", *(f"-I{d}" for d in includes), "-w", "-S",
+                 *(["-gline-tables-only"] if lines else []), "-", "-o", "-"], arch, text)
 
 
 def compile(text: str, arch: str) -> Compiled:

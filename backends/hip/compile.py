@@ -41,6 +41,11 @@ class Lowered(simt.Lowered):
         installed."""
         return clang.assembly(self.source, self.arch)
 
+    @cached_property
+    def linked_assembly(self) -> str:
+        """The assembly with the lines of `source` it comes from, as clang writes them. Raises TargetError."""
+        return clang.assembly(self.source, self.arch, lines=True)
+
     @property
     def report(self) -> dict[str, int | float | str]:
         """What a block uses (vector registers of a thread and how many of them only accumulate, scalar registers of a

@@ -26,15 +26,34 @@ def explained(target: str, run: bool = False) -> Explanation:
     return matmul_kernel.explain(a, a, a.copy(), **CONSTS, target=target, run=run)
 
 
-def test_lines_of_every_level_lead_to_the_source() -> None:
-    facts = explained("cuda:sm_80").facts
+@pytest.mark.parametrize(("target", "texts"), [
+    ("cuda:sm_80", ("dot ", "mma_m16n8k16_f16", "mma ", "tl::mma", "HMMA")),
+    ("hip:gfx942", ("dot ", "instruction='mfma_", "mma ", "tl::mfma_", "v_mfma_"))])
+def test_lines_of_every_level_lead_to_the_source(target: str, texts: tuple[str, ...]) -> None:
+    facts = explained(target).facts
     (file, lines), = facts.sources
     dot = next(n for n, text in lines if "tile.dot" in text)
-    for level, text in (("TILE", "dot "), ("PLACED", "mma_m16n8k16_f16"), ("THREAD", "mma "), ("C++", "tl::mma"),
-                        ("assembly", "HMMA")):
+    for level, text in zip(("TILE", "PLACED", "THREAD", "C++", "assembly"), texts, strict=True):
         found = [x for x in next(x for x in facts.levels if x.title == level).lines if text in x.text]
         assert found and all(x.place == (file, dot) for x in found), level
     assert lines[0][1].startswith("@tile.kernel") and Path(file).name == "matmul.py"
+
+
+def test_lines_of_the_cpu_lead_to_the_source() -> None:
+    """And to say where they come from changes no instruction."""
+    a = np.ones((64, 64), np.float32)
+    lowered = matmul_kernel.lower(a, a, a.copy(), **CONSTS)
+    facts = matmul_kernel.explain(a, a, a.copy(), **CONSTS).facts
+    (file, lines), = facts.sources
+    dot = next(n for n, text in lines if "tile.dot" in text)
+    by_title = {level.title: level.lines for level in facts.levels}
+    products = [x for x in by_title["LLVM"] if "call" in x.text and "llvm.fma" in x.text]
+    assert products and all(x.place == (file, dot) for x in products)
+    placed = [x.place for x in by_title["assembly"] if x.place]
+    assert (file, dot) in placed and len(placed) > 0.5 * len(by_title["assembly"])
+    instructions = [[line for line in text.splitlines() if re.match(r"\t[a-z]", line)]
+                    for text in (lowered.assembly, "\n".join(x.text for x in by_title["assembly"]))]
+    assert instructions[0] == instructions[1] and not any("!dbg" in x.text for x in by_title["LLVM"])
 
 
 def test_what_was_chosen() -> None:

@@ -5,6 +5,7 @@ import linecache
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from tilelang import targets
@@ -142,16 +143,14 @@ def _levels(lowered: Any, target: str) -> tuple[list[Level], list[str]]:
     out = [Level(title, _ir(fn)) for title, fn in (("TILE", lowered.tile), ("PLACED", lowered.placed),
                                                    ("THREAD", lowered.thread))]
     if target == "cpu":
-        out.append(Level("LLVM", [Line(text) for text in lowered.source.splitlines()]))
-        out.append(Level("assembly", [Line(text) for text in lowered.assembly.splitlines()]))
+        out.append(Level("LLVM", _llvm(lowered.linked_source)))
+        out.append(Level("assembly", _listing(lowered.linked_assembly)))
         return out, missing
     text = _emitted(lowered.source, _files(lowered.thread))
     out.append(Level("C++", text))
     try:
-        if hasattr(type(lowered), "linked_assembly"):
-            out.append(Level("assembly", _machine(lowered.linked_assembly, text)))
-        else:
-            out.append(Level("assembly", [Line(x) for x in lowered.assembly.splitlines()]))
+        read = _nvdisasm if target.startswith("cuda") else _clang
+        out.append(Level("assembly", read(lowered.linked_assembly, text)))
     except TargetError as error:
         missing.append(str(error))
     return out, missing
@@ -184,7 +183,7 @@ def _emitted(text: str, files: Mapping[str, str]) -> list[Line]:
     return out
 
 
-def _machine(text: str, emitted: Sequence[Line]) -> list[Line]:
+def _nvdisasm(text: str, emitted: Sequence[Line]) -> list[Line]:
     """nvdisasm's text: comments name the lines of the emitted text, innermost function first."""
     out: list[Line] = []
     place: Place | None = None
@@ -197,6 +196,56 @@ def _machine(text: str, emitted: Sequence[Line]) -> list[Line]:
             out.append(Line(found[1], place))
         elif re.match(r"\.L_\w+:", line):
             out.append(Line(line.strip()))
+    return out
+
+
+def _clang(text: str, emitted: Sequence[Line]) -> list[Line]:
+    """The kernel in clang's assembly: directives name the lines of the emitted text, innermost function first."""
+    out: list[Line] = []
+    place: Place | None = None
+    for line in text.partition(".Lfunc_end")[0].splitlines():
+        if re.match(r"\s*\.loc\s", line):
+            numbers = re.findall(r"<stdin>:(\d+)", line)
+            if numbers and int(numbers[-1]) <= len(emitted):
+                place = emitted[int(numbers[-1]) - 1].place
+        elif found := re.match(r"\s+([a-z]\w*.*?)\s*(?:;.*)?$", line):
+            out.append(Line(found[1], place))
+        elif found := re.match(r"(\.LBB\w+:|[A-Za-z]\w*:)", line):
+            out.append(Line(found[1]))
+    return out
+
+
+def _llvm(text: str) -> list[Line]:
+    """LLVM IR without the debug information that tells where its lines come from."""
+    known = dict(re.findall(r"^(!\d+) = (?:distinct )?!(.*)", text, re.M))
+
+    def entry(number: str, name: str) -> str:
+        found = re.search(rf'\b{name}: (?:"([^"]*)"|([^,)]+))', known[number])
+        assert found is not None
+        return found[1] if found[1] is not None else found[2]
+
+    def place(number: str) -> Place:
+        file = entry(entry(number, "scope"), "file")
+        return str(PurePath(entry(file, "directory"), entry(file, "filename"))), int(entry(number, "line"))
+    out = []
+    for line in text.splitlines():
+        body, *numbers = re.split(r"\s*,?\s*!dbg (!\d+)", line)
+        if not line.startswith("!"):
+            out.append(Line(body + "".join(numbers[1:]), place(numbers[0]) if numbers and body[0] == " " else None))
+    return out
+
+
+def _listing(text: str) -> list[Line]:
+    """LLVM's assembly, of which directives tell the lines of the source."""
+    files = {number: str(PurePath(folder, name)) for number, folder, name in
+             re.findall(r'^\s*\.file\s+(\d+) "([^"]*)" "([^"]*)"', text, re.M)}
+    out: list[Line] = []
+    place: Place | None = None
+    for line in re.split(r"^\s*\.section\s+\.debug_", text, maxsplit=1, flags=re.M)[0].splitlines():
+        if found := re.match(r"\s*\.loc\s+(\d+) (\d+)", line):
+            place = (files[found[1]], int(found[2])) if found[2] != "0" else None
+        elif not re.match(r"\s*\.(file|loc|cfi_)|\.Ltmp|\.Lfunc", line):
+            out.append(Line(line, place if re.match(r"\s+[a-z]", line) else None))
     return out
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from tilelang.args import Argument
 from tilelang.errors import TileError
+from tilelang.ir.parser import parse
+from tilelang.reproduce import kept
 from tilelang.tuning import jobs
 from tilelang.tuning.jobs import Code
 from tilelang.tuning.problem import Problem
@@ -162,8 +164,9 @@ class Search:
             if wrong:
                 c.status, c.why = "wrong", wrong.splitlines()[0]
                 self._keep(c)
-                _log.error("tuning %s: %s computes something else than the interpreter: %s", self.kernel.name,
-                           c.config, wrong)
+                path = kept(parse(c.code.text), c.code.target, wrong)
+                _log.error("tuning %s: %s computes something else than the interpreter: %s; what shows it again was "
+                           "written to %s", self.kernel.name, c.config, wrong, path)
         return c.correct
 
     def _time(self, executor: Executor, c: Candidate, args: Sequence[Any], runs: int, enough: float) -> None:
