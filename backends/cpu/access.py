@@ -7,6 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from tilelang.backends.cpu.dots import DotRow
 from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.cpu.numbers import I1, I8, I32, I64, Numbers, constant, full_like, storage_type, type_name
 from tilelang.ir.dtypes import DType
@@ -290,31 +291,17 @@ class Access:
         return old
 
     # -- dot instructions ---------------------------------------------------------------------------------------------
-    def dot_groups(self, acc: ir.Value, x: ir.Value, y: ir.Value, a: DType, b_type: DType) -> ir.Value:
-        """acc + grouped products by the machine's instruction for these types (see `dots.ROWS`)."""
-        lanes = acc.type.count
-        full = self.target.vector_bytes // 4
-        if lanes < full:  # the instruction works on whole registers
-            group = x.type.count // lanes
-            wide = self.dot_groups(self._resize(acc, full), self._resize(x, full * group),
-                                   self._resize(y, full * group), a, b_type)
-            return self._resize(wide, lanes)
-        bits = 8 * self.target.vector_bytes
-        if a.bits == 8:
-            return self.dot_bytes(acc, x, y)
-        name = "llvm.x86.avx512.pmaddw.d.512" if bits == 512 else "llvm.x86.avx2.pmadd.wd"
-        return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
-
-    def dot_bytes(self, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-        """acc + products of unsigned bytes of `x` and signed ones of `y`, four to a lane of at most a register."""
+    def dot_groups(self, acc: ir.Value, x: ir.Value, y: ir.Value, row: DotRow) -> ir.Value:
+        """acc + grouped products by a row's instruction, of at most a register of sums."""
         lanes, full = acc.type.count, self.target.vector_bytes // 4
-        if lanes < full:
-            group = x.type.count // lanes
-            x, y = (self._resize(v, full * group) for v in (x, y))
-            return self._resize(self.dot_bytes(self._resize(acc, full), x, y), lanes)
-        t = ir.VectorType(I8, 4 * full)
-        return self._intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * full}", acc.type,
-                               [acc, self.b.bitcast(x, t), self.b.bitcast(y, t)])
+        if lanes < full:  # the instruction works on whole registers
+            wide = self.dot_groups(self._resize(acc, full), self._resize(x, full * row.group),
+                                   self._resize(y, full * row.group), row)
+            return self._resize(wide, lanes)
+        name = row.spelling[self.target.vector_bytes == 64]
+        if row.adds:
+            return self._intrinsic(name, acc.type, [acc, x, y])
+        return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
 
     def table_entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
         """The entry of a table, cut into registers, for each lane of at most a register (AVX-512)."""

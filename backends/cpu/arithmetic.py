@@ -8,7 +8,8 @@ from llvmlite import ir
 
 from tilelang.backends.cpu import math
 from tilelang.backends.cpu.access import Access
-from tilelang.backends.cpu.numbers import I32, full_like, intrinsic
+from tilelang.backends.cpu.dots import of_groups
+from tilelang.backends.cpu.numbers import I8, I32, full_like, intrinsic
 from tilelang.errors import TargetError
 from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import DType
@@ -28,10 +29,11 @@ def _all_below(x: ir.Constant, limit: int) -> bool:
 
 
 class Arithmetic:
-    """Needs a builder `b` and a `target`."""
+    """Needs a builder `b`, a `target`, and the `values` that operations have."""
 
     b: ir.IRBuilder
     target: Any
+    values: dict[Value, ir.Value]
 
     def _float(self, op: Op, args: list[ir.Value]) -> ir.Value:
         b, name = self.b, op.name
@@ -157,12 +159,20 @@ class Arithmetic:
             return b.select(compare("<" if integer == "min" else ">", x, y), x, y)
         return {"add": b.add, "mul": b.mul, "or": b.or_, "and": b.and_}[integer](x, y)
 
+    def op_dot_groups(self, op: Op) -> ir.Value:
+        (acc, x, y), (_, a, b) = (self.values[v] for v in op.operands), (v.dtype.name for v in op.operands)
+        row = of_groups(a, b, self.target.features)
+        assert row is not None, "`lower` takes what the same host has"
+        return Access(self.b, self.target).dot_groups(acc, x, y, row)
+
     def dot4(self, acc: ir.Value, x: ir.Value, y: ir.Value, x_signed: bool, y_signed: bool) -> ir.Value:
         """acc + the four products of bytes, in every lane; by the instruction where it takes these signs."""
-        if isinstance(acc.type, ir.VectorType) and x_signed != y_signed and "vnni" in self.target.features:
-            pair = (y, x) if x_signed else (x, y)
-            return self._by_registers([acc, *pair], Access(self.b, self.target).dot_bytes)
-        b = self.b
+        b, row = self.b, of_groups("u8", "i8", self.target.features)
+        if isinstance(acc.type, ir.VectorType) and x_signed != y_signed and row is not None:
+            def multiply(acc: ir.Value, *words: ir.Value) -> ir.Value:
+                x, y = (b.bitcast(w, ir.VectorType(I8, 4 * w.type.count)) for w in words)
+                return Access(b, self.target).dot_groups(acc, x, y, row)
+            return self._by_registers([acc, y, x] if x_signed else [acc, x, y], multiply)
         for shift in (24, 16, 8, 0):
             u, v = ((b.ashr if signed else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
                     for w, signed in ((x, x_signed), (y, y_signed)))

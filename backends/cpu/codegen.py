@@ -333,10 +333,6 @@ class _Generator(Arithmetic):
         out = self._fold(x, kind, dt.kind)
         return Numbers(self.b).wrap(out, dt) if dt.kind in ("int", "uint") else out
 
-    def op_dot_groups(self, op: Op) -> ir.Value:
-        acc, x, y = self.args(op)
-        return Access(self.b, self.target).dot_groups(acc, x, y, op.operands[1].dtype, op.operands[2].dtype)
-
     def op_table_entry(self, op: Op) -> ir.Value:
         (index,), values = self.args(op), op.attrs["values"]
         full = self.target.vector_bytes // 4

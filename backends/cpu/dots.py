@@ -13,7 +13,9 @@ class DotRow:
     """acc[n] += sum over a group of `group` consecutive k of a[k] * b[k, n].
 
     `a`, `b`, `acc` are dtypes in scratch memory; `feature` is what the host must have; `bias` is added to every
-    element of `a` beforehand (the instruction takes unsigned bytes) and taken off the accumulator again.
+    element of `a` beforehand (the instruction takes unsigned bytes) and taken off the accumulator again. `spelling` is
+    what LLVM calls an instruction of groups on registers of 32 and of 64 bytes; unless it `adds`, acc is added to
+    what it gives.
     """
 
     name: str
@@ -23,14 +25,17 @@ class DotRow:
     group: int = 1
     feature: str = ""
     bias: int = 0
+    spelling: tuple[str, str] = ("", "")
+    adds: bool = False
 
 
+_VPDPBUSD = "llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.512"
 ROWS = (
     DotRow("fma f32", "f32", "f32", "f32"),
     DotRow("fma f64", "f64", "f64", "f64"),
-    DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni"),
-    DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni", bias=128),
-    DotRow("vpmaddwd", "i16", "i16", "i32", 2, "avx2"),
+    DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni", 0, _VPDPBUSD, adds=True),
+    DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni", 128, _VPDPBUSD, adds=True),
+    DotRow("vpmaddwd", "i16", "i16", "i32", 2, "avx2", 0, ("llvm.x86.avx2.pmadd.wd", "llvm.x86.avx512.pmaddw.d.512")),
     DotRow("mul i32", "i32", "i32", "i32"),
     DotRow("mul i64", "i64", "i64", "i64"),
 )
@@ -51,6 +56,11 @@ def choose(a: DType, b: DType, acc: DType, k: int, features: frozenset[str]) -> 
         if _holds(dtype(row.a), a, row.bias) and _holds(dtype(row.b), b, 0):
             return row
     raise AssertionError("the last rows take everything")
+
+
+def of_groups(a: str, b: str, features: frozenset[str]) -> DotRow | None:
+    """The first row whose instruction multiplies groups of these operands on such a host."""
+    return next((row for row in ROWS if row.group > 1 and (row.a, row.b) == (a, b) and row.feature in features), None)
 
 
 @dataclass(frozen=True)
