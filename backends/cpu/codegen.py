@@ -9,6 +9,7 @@ from llvmlite import ir
 from tilelang.backends.cpu import printing
 from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
+from tilelang.backends.cpu.control import Control
 from tilelang.backends.cpu.debug import Lines
 from tilelang.backends.cpu.numbers import (
     F32,
@@ -102,7 +103,7 @@ def evaluate(op: Op) -> Any:
     return op.eval(Frame((), 1, print))
 
 
-class _Generator(Arithmetic):
+class _Generator(Arithmetic, Control):
     def __init__(self, fn: Function, builder: ir.IRBuilder, target: Any, lines: Lines | None = None) -> None:
         self.fn, self.b, self.function, self.target, self.lines = fn, builder, builder.function, target, lines
         self.slots = slots(fn.params)
@@ -417,69 +418,6 @@ class _Generator(Arithmetic):
 
     def op_num_workers(self, op: Op) -> ir.Value:
         return self.b.trunc(self.context["workers"], I32)
-
-    def op_for(self, op: Op) -> list[ir.Value]:
-        lo, hi, step, *inits = self.args(op)
-        signed = op.operands[0].dtype.kind == "int"
-        compare = self.b.icmp_signed if signed else self.b.icmp_unsigned
-        head, body, done = (self.function.append_basic_block(n) for n in ("for", "body", "end"))
-        entry = self.b.block
-        self.b.branch(head)
-        self.b.position_at_end(head)
-        phis = [self.b.phi(v.type) for v in (lo, *inits)]
-        for phi, init in zip(phis, (lo, *inits), strict=True):
-            phi.add_incoming(init, entry)
-        self.b.cbranch(compare("<", phis[0], hi), body, done)
-        self.b.position_at_end(body)
-        region = op.regions[0]
-        self.values.update(zip(region.args, phis, strict=True))
-        nexts = self.run(region)
-        following = self.b.add(phis[0], step, flags=("nsw",) if signed and phis[0].type.width == 64 else ())
-        for phi, value in zip(phis, (following, *nexts), strict=True):
-            phi.add_incoming(value, self.b.block)
-        self.b.branch(head)
-        self.b.position_at_end(done)
-        return list(phis[1:])
-
-    def op_while(self, op: Op) -> list[ir.Value]:
-        inits = self.args(op)
-        head, body, done = (self.function.append_basic_block(n) for n in ("while", "body", "end"))
-        entry = self.b.block
-        self.b.branch(head)
-        self.b.position_at_end(head)
-        phis = [self.b.phi(v.type) for v in inits]
-        for phi, init in zip(phis, inits, strict=True):
-            phi.add_incoming(init, entry)
-        self.values.update(zip(op.regions[0].args, phis, strict=True))
-        (test,) = self.run(op.regions[0])
-        self.b.cbranch(test, body, done)
-        self.b.position_at_end(body)
-        self.values.update(zip(op.regions[1].args, phis, strict=True))
-        for phi, value in zip(phis, self.run(op.regions[1]), strict=True):
-            phi.add_incoming(value, self.b.block)
-        self.b.branch(head)
-        self.b.position_at_end(done)
-        return list(phis)
-
-    def op_if(self, op: Op) -> list[ir.Value]:
-        (test,) = self.args(op)
-        sides = [self.function.append_basic_block(n) for n in ("then", "else")]
-        done = self.function.append_basic_block("end")
-        self.b.cbranch(test, *sides)
-        outs = []
-        for side, region in zip(sides, op.regions, strict=True):
-            self.b.position_at_end(side)
-            values = self.run(region)
-            outs.append((values, self.b.block))
-            self.b.branch(done)
-        self.b.position_at_end(done)
-        phis = []
-        for i, r in enumerate(op.results):
-            phi = self.b.phi(self.type_of(r.type))
-            for values, block in outs:
-                phi.add_incoming(values[i], block)
-            phis.append(phi)
-        return phis
 
     def op_print(self, op: Op) -> None:
         module = self.function.module
