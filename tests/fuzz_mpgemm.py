@@ -6,20 +6,22 @@ from __future__ import annotations
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 import tilelang as tile
-from tests.ops.mpgemm import test_gpu
+from tests.ops.mpgemm import test_blocks, test_gpu
 from tests.ops.mpgemm.test_api import EVERY, bound, exact, quantised, table_bound, weight
 from tilelang import ops
 from tilelang.errors import TargetError
-from tilelang.ops.mpgemm import gpu_plan
+from tilelang.ops.mpgemm import gpu_plan, gradient
 from tilelang.ops.mpgemm.api import WHOLE
-from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED, plan
+from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, plan
+from tilelang.quant import QuantTensor
 
-TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name)
+TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name,
+         *(f"vectors {d} {axis} {stages}" for d, axis in ((1, 1), (2, 0), (4, 1), (6, 0)) for stages in (1, 2)))
 ACTIVATIONS = (None, None, None, *QUANTISED, "f8e4m3", "f8e5m2", "f6e3m2", "f4e2m1")
 EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")  # seconds each, so drawn seldom
 
@@ -54,10 +56,20 @@ def draw(rng: random.Random) -> Case:
                 rng.choice(EMULATED) if emulated else rng.choice(("cpu", "reference")), rng.randrange(1 << 16))
 
 
+def made(case: Case, rng: np.random.Generator) -> QuantTensor:
+    """The weight; vectors of so many weights along an axis, in so many stages, have the parameters of u4."""
+    scalar = weight(rng, "u4" if case.dtype.startswith("vectors") else case.dtype, case.n, case.k, case.group,
+                    case.zeros, case.minimum)
+    if not case.dtype.startswith("vectors"):
+        return scalar
+    d, axis, stages = map(int, case.dtype.split()[1:])
+    return replace(scalar, codes=test_blocks.vectors(rng, case.n, case.k, d, axis, stages))
+
+
 def check(case: Case) -> str | None:
     """What is wrong; None where the decomposition rightly refuses, "" where all is well."""
     rng = np.random.default_rng(case.seed)
-    w = weight(rng, case.dtype, case.n, case.k, case.group, case.zeros, case.minimum)
+    w = made(case, rng)
     x = np.round(rng.standard_normal((case.m, case.k)) * 64) / 64  # few bits: means of |x| are the same in any order
     if case.how not in FUSED or case.seed % 2:
         x = (x * 2.0 ** rng.integers(-20, 20, (case.m, 1))).astype(np.float32)
@@ -73,14 +85,25 @@ def check(case: Case) -> str | None:
         return None
     if case.x_dtype in QUANTISED and case.how in WHOLE:
         return verdict(np.abs(got - exact(x, w, case.x_dtype, case.token)), np.float32(0))
-    taken, times, limit = x, 1, test_gpu.bound if case.how in FUSED else bound
+    taken, times, limit = x, 1, test_gpu.bound if case.how in FUSED else in_blocks if case.how == BLOCKS else bound
     if case.x_dtype:
         q, scale = quantised(x.astype(np.float32), w, case.x_dtype, case.token)
         taken, times = (q * scale[..., None]).reshape(case.m, -1)[:, :case.k], 2
     slack = times * limit(taken, w)
     if case.how == "lut_act_i8":
         slack = 2 * slack + table_bound(taken, w)
-    return verdict(np.abs(got - taken.astype(np.float64) @ w.dequantize().T), slack)
+    found = verdict(np.abs(got - taken.astype(np.float64) @ w.dequantize().T), slack)
+    if found or case.how != BLOCKS:
+        return found
+    dz = rng.standard_normal((case.m, case.n)).astype(np.float32)
+    with tile.target(case.target):
+        dx = gradient.by_x(dz, w)
+    return verdict(np.abs(dx - dz.astype(np.float64) @ w.dequantize()), test_blocks.slack(dz, test_blocks.size(w)))
+
+
+def in_blocks(x: np.ndarray, w: QuantTensor) -> np.ndarray:
+    """The bound of products that make blocks of the weight."""
+    return test_blocks.slack(x, test_blocks.size(w).T)
 
 
 def verdict(error: np.ndarray, slack: np.ndarray) -> str:

@@ -79,7 +79,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 class QuantLinear(nn.Module):
-    """x [..., K] @ weight [N, K].T + bias [N] with a quantised weight, by `ops.mpgemm`; not trained.
+    """x [..., K] @ weight [N, K].T + bias [N] with a quantised weight, by `ops.mpgemm`; x has a gradient, the weight
+    and the bias are not trained.
 
     The weight's arrays are buffers (`weight_codes`, `weight_scale`, ...), and what they mean, as text in bytes, is
     one more (`weight_description`): a state dict holds tensors only, and one of another composition is refused. Moving

@@ -261,6 +261,7 @@ class TorchOp:
             ctx.names = [n for n in wanted if isinstance(known.get(n), torch.Tensor)]
             ctx.save_for_backward(*[known[n] for n in ctx.names])
             ctx.rest = {n: known[n] for n in wanted if n in known and n not in ctx.names}
+            ctx.lists = {n: len(x) for n, x in known.items() if isinstance(x, list)}
 
         def back(ctx: Any, *grads: Any) -> Any:
             known = {**dict(zip(ctx.names, ctx.saved_tensors, strict=True)), **ctx.rest,
@@ -269,7 +270,8 @@ class TorchOp:
             out = backward._op(*on_one_mesh([known[n] if n in known else backward.signature.defaults[n]
                                              for n in wanted]))
             found = dict(zip(results, out if isinstance(out, tuple) else (out,), strict=True))
-            return tuple(found[f"d{wrt[n]}"] if n in wrt and need else None
+            return tuple([None] * ctx.lists[n] if n in ctx.lists else
+                         found[f"d{wrt[n]}"] if n in wrt and need else None
                          for n, need in zip(inputs, ctx.needs_input_grad, strict=False))
 
         definition.register_autograd(back, setup_context=setup_context)

@@ -12,7 +12,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.jit import architecture
 from tilelang.ops.common import rows
-from tilelang.ops.mpgemm import gpu_plan
+from tilelang.ops.mpgemm import blocks, gpu_plan
 from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
 from tilelang.ops.mpgemm.cpu import (
@@ -32,8 +32,8 @@ from tilelang.ops.mpgemm.lut import (
     nibbles_kernel,
     tables_kernel,
 )
-from tilelang.ops.mpgemm.pack import LANES, Panels, panels
-from tilelang.ops.mpgemm.plan import Plan, plan
+from tilelang.ops.mpgemm.pack import LANES, Panels, depth_of, panels, repackable
+from tilelang.ops.mpgemm.plan import BLOCKS, Plan, plan
 from tilelang.quant import QuantTensor, RowParts
 
 ACTIVATIONS = (None, "gelu", "relu", "silu")
@@ -58,8 +58,13 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
     (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; decompositions
     are those of `tilelang.ops.mpgemm.gpu_plan` and, by its name only, "f8_mma": x and W of the same f8 are multiplied
-    as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such instructions have, groups in f32. The
-    first product with a weight repacks it; that is kept as long as `w` lives.
+    as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such instructions have, groups in f32.
+    "dequant_dot", everywhere and the only one for vectors of a codebook and codes of more than 8 bits, multiplies in
+    f32, on a GPU in f16 or bf16 where x is of that type. The first product with a weight repacks it, but for
+    "dequant_dot"; that is kept as long as `w` lives.
+
+    Under autograd x, bias and residual have gradients: dx = dz @ w in the same blocks as "dequant_dot", where
+    quantised x counts as x itself. The weight has none.
 
     Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
     check(x, w.shape, bias, residual, activation, x_group)
@@ -73,7 +78,7 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     y = empty_like(x, (flat.shape[0], n), out)
     if residual is not None:
         residual = rows(residual)
-    if tile.on_gpu(x) and decomposition in (None, *GPU):
+    if tile.on_gpu(x) and (decomposition in GPU or decomposition is None and repackable(w)):
         as_is = decomposition == "f8_mma"
         if as_is:
             _both_f8(x_dtype, w)
@@ -84,11 +89,17 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
                     token=x_group == "token", added=added(flat, w) if w.corrections else None,
                     decomposition=None if as_is else decomposition)
         return y.reshape(*x.shape[:-1], n)
-    if device != "cpu":
-        raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join(GPU),
+    if device != "cpu" and decomposition not in (None, BLOCKS):
+        raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join((*GPU, BLOCKS)),
                           got=str(decomposition), try_="leave it out, or put x on the CPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
-    if flat.shape[0]:
+    if flat.shape[0] and chosen.decomposition == BLOCKS:
+        stored = flat if w.permutation is None else flat[:, w.permutation]
+        if x_dtype is not None:
+            stored = _rounded(stored, w, tile.dtype(x_dtype), x_group == "token")
+        blocks.product(stored, w, y, ACT=activation, bias=bias, residual=residual,
+                       added=added(flat, w) if w.corrections else None)
+    elif flat.shape[0]:
         _run(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", bias=bias,
              residual=residual, added=added(flat, w) if w.corrections else None)
     return y.reshape(*x.shape[:-1], n)
@@ -145,6 +156,21 @@ def _parts(x: Any, w: QuantTensor, bias: Any, residual: Any, y_dtype: Any, **how
                             how["decomposition"])
         start += part.shape[0]
     return y
+
+
+def _rounded(x: Any, w: QuantTensor, dt: tile.DType, token: bool) -> Any:
+    """x [M, K] in f32 as values of `dt` times the scales of tokens, or of the groups of columns that `w` has."""
+    (m, k), group = x.shape, blocks.source(w, str(getattr(x, "device", "cpu"))).group
+    group = k if token or not group else min(group, k)
+    groups, depth = -(-k // group), depth_of(group)
+    spread = empty_like(x, (m, -(-groups * depth // 32), 32), tile.f32)
+    q = empty_like(x, (m, groups, depth), tile.f32 if dt.kind == "float" else tile.i8)
+    scale, sums = (empty_like(x, (m, groups), tile.f32) for _ in range(2))
+    spread[...] = 0
+    spread_kernel(x, spread, sums, GROUP=group, DEPTH=depth, BITS=0)
+    spread = spread.reshape(m, -1)[:, :groups * depth].reshape(m, groups, depth)
+    quantize_kernel(spread, q, scale, sums, G=groups, D=depth, GROUP=group, K=k, DTYPE=dt, TOKEN=token)
+    return (q * scale[..., None])[:, :, :group].reshape(m, -1)[:, :k]
 
 
 def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtype: str | None, token: bool,

@@ -53,12 +53,13 @@ def _prepared(w: QuantTensor) -> list[tuple[Any, ...]]:
     return _ready[id(w)]
 
 
-def added(x: Any, w: QuantTensor) -> Any:
-    """x [M, K], floats, times the corrections of `w`, transposed: f32 [M, N], where x is."""
+def added(x: Any, w: QuantTensor, transposed: bool = False) -> Any:
+    """x [M, K], floats, times the corrections of `w`, transposed: f32 [M, N], where x is; with `transposed` those of
+    the transposed weight: x is [M, N] and the result [M, K]."""
     x = x.float().contiguous() if is_torch(x) else np.ascontiguousarray(x, np.float32)
-    y = empty_like(x, (x.shape[0], w.shape[0]), tile.f32)
+    y = empty_like(x, (x.shape[0], w.shape[1 if transposed else 0]), tile.f32)
     y[...] = 0
-    for part in _prepared(w):
+    for part in (_turned(c, w.shape[1]) for c in _prepared(w)) if transposed else _prepared(w):
         arrays = [_moved(a, x) for a in part] if is_torch(x) else part
         if len(part) == 3:
             sparse_kernel(x, *arrays, y)
@@ -66,6 +67,16 @@ def added(x: Any, w: QuantTensor) -> Any:
             a, b = arrays
             y += matmul.fn(matmul.fn(x, b.T), a.T)
     return y
+
+
+def _turned(part: tuple[Any, ...], k: int) -> tuple[Any, ...]:
+    """The same of the transposed correction, of k rows."""
+    if len(part) == 2:
+        return part[1].T, part[0].T
+    starts, columns, values = part
+    order = np.argsort(columns, kind="stable")
+    rows = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
+    return np.searchsorted(columns[order], np.arange(k + 1)).astype(np.int32), rows[order], values[order]
 
 
 def _moved(array: Any, x: Any) -> Any:

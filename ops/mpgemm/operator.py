@@ -6,10 +6,15 @@ from weakref import finalize
 
 import tilelang as tile
 from tilelang.args import empty_like, is_torch
-from tilelang.ops.mpgemm import api
+from tilelang.jit import current_target
+from tilelang.ops.common import dtype_of
+from tilelang.ops.common import rows as flattened
+from tilelang.ops.mpgemm import api, gradient
+from tilelang.ops.reduction import sum_rows
 from tilelang.quant import QuantTensor
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
+from tilelang.targets import SHAPES
 
 _weights: dict[int, tuple[Any, QuantTensor]] = {}  # by the first tensor's identity
 
@@ -42,7 +47,31 @@ def _fake(x: Any, memory: list[Any], description: str, rows: int, out_dtype: str
     return empty_like(x, (*x.shape[:-1], rows), api.dtype_named(out_dtype or x.dtype))
 
 
-@tile.torch_op("tilelang::mpgemm", outputs="y", dims="... K, N, ... N -> ... N", autocast="lower", fake=_fake)
+def product_backward(x: Any, memory: list[Any], description: str, rows: int, dy: Any, bias: Any = None,
+                     residual: Any = None, activation: str | None = None, x_dtype: str | None = None,
+                     x_group: str = "token", decomposition: str | None = None, needs_x: bool = True,
+                     needs_bias: bool = True) -> tuple[Any, Any, Any]:
+    """Gradients of `product` by x, bias and residual; those of absent tensors are empty. Rounded x has the gradient of
+    x itself (straight through, arXiv 1308.3432); the weight has none."""
+    dx, dbias, dresidual = (empty_like(dy, (0,) if t is None else t.shape, dtype_of(dy if t is None else t))
+                            for t in (x, bias, residual))
+    if current_target() == SHAPES:
+        return dx, dbias, dresidual
+    dz = flattened(dy)
+    if (needs_x or needs_bias) and activation is not None:
+        z = api.mpgemm(x, _weight(description, memory), bias, None, None, "f32", x_dtype, x_group, decomposition)
+        dz = gradient.through(activation, flattened(z), dz)
+    if needs_x:
+        dx[...] = gradient.by_x(dz, _weight(description, memory)).reshape(x.shape)
+    if needs_bias and bias is not None:
+        dbias = sum_rows(dz, bias)
+    if residual is not None:
+        dresidual[...] = dy
+    return dx, dbias, dresidual
+
+
+@tile.torch_op("tilelang::mpgemm", backward=product_backward, outputs="y", dims="... K, N, ... N -> ... N",
+               autocast="lower", fake=_fake)
 def product(x: Any, memory: list[Any], description: str, rows: int, bias: Any = None, residual: Any = None,
             activation: str | None = None, out_dtype: str | None = None, x_dtype: str | None = None,
             x_group: str = "token", decomposition: str | None = None) -> Any:

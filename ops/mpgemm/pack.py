@@ -95,14 +95,16 @@ def panels(w: QuantTensor) -> Panels:
     return _packed[id(w)]
 
 
+def repackable(w: QuantTensor) -> bool:
+    """Whether every weight has a code of its own, of at most 8 bits."""
+    return isinstance(w.codes, Packed) and w.codes.dtype.bits <= 8
+
+
 def _repack(w: QuantTensor) -> Panels:
-    if not isinstance(w.codes, Packed):
-        raise TargetError("`mpgemm` cannot repack these codes", needs="tile.Packed codes",
-                          got=type(w.codes).__name__, try_="multiply the parts of RowParts one by one")
+    if not isinstance(w.codes, Packed) or w.codes.dtype.bits > 8:
+        raise TargetError("`mpgemm` cannot repack these codes", needs="tile.Packed codes of at most 8 bits",
+                          got=str(w.codes), try_='decomposition="dequant_dot", or one product for each of RowParts')
     dt = w.codes.dtype
-    if dt.bits > 8:
-        raise TargetError("`mpgemm` cannot repack these codes", needs="codes of at most 8 bits", got=str(dt),
-                          try_="quantise to 8 bits or fewer, or use ops.matmul")
     n, k = w.shape
     codes = w.codes.codes().astype(np.uint8)
     group, order = grouping(w)
@@ -117,7 +119,7 @@ def _repack(w: QuantTensor) -> Panels:
     scale = np.ones((n, groups)) if values[0] is None else values[0]
     zero = np.zeros((n, groups)) if values[1] is None else values[1]
     zero = zero / step + offset
-    depth = 16 if group <= 16 else -(-group // BLOCK) * BLOCK
+    depth = depth_of(group)
     spread = np.zeros((n, groups * group), np.uint8)
     spread[:, :k] = codes
     blocks = np.zeros((-(-n // LANES) * LANES, -(-groups * depth // BLOCK) * BLOCK), np.uint8)
@@ -128,6 +130,11 @@ def _repack(w: QuantTensor) -> Panels:
     return Panels(_words(blocks, dt.bits), _parameter(scale * step, even), _plain(zero, even),
                   None if values[2] is None else _parameter(values[2], even), dt if rank is None else
                   None, 0 if rank is None else int(rank.max(initial=0)), dt.bits, (n, k), group, depth, permutation)
+
+
+def depth_of(group: int) -> int:
+    """Columns that a group takes in blocks."""
+    return 16 if group <= 16 else -(-group // BLOCK) * BLOCK
 
 
 def ranks(dt: DType) -> tuple[Any, float, float]:

@@ -10,6 +10,7 @@ far that reaches.
 | lut_weight | sums of four codes, chosen by bits of x | as int_dot | i32 over a group | as int_dot |
 | bucket_sum | x of each code, times its value | every type, no NaN | f32 | every addition |
 | bitplane_popc | bits set in both, or that differ where x is bipolar | as int_dot | i32 over a group | as int_dot |
+| dequant_dot | x * value, in blocks by `dot` | every type, vectors of codebooks | f32 | every addition |
 | int_dot | q * code, by fours | evenly spaced values, x whole numbers | i32 over a group | a group's sum, to f32 |
 """
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ops.mpgemm.pack import FIELDS, Panels, panels
-from tilelang.quant import QuantTensor
+from tilelang.ops.mpgemm.pack import FIELDS, Panels, panels, repackable
+from tilelang.quant import QuantTensor, VectorCodes
 
 BANDWIDTH = 32.0
 """Bytes a nanosecond that one core reads from memory (Zen 5; see benchmarks/README.md)."""
@@ -57,13 +58,25 @@ def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None
     x = dtype(x_dtype) if isinstance(x_dtype, str) else x_dtype
     if x.name not in (*QUANTISED, "f32", "f16", "bf16") and not (x.kind == "float" and x.bits <= 8):
         raise ValueError(f"x must be f32, f16, bf16, a float of at most 8 bits, {', '.join(QUANTISED)}; got {x}")
-    if decomposition is not None and decomposition not in _MAKE:
-        raise ValueError(f"decomposition must be one of {', '.join(_MAKE)}, got {decomposition!r}")
+    if decomposition is not None and decomposition not in DECOMPOSITIONS:
+        raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition!r}")
+    if decomposition == BLOCKS or not repackable(w):
+        return _in_blocks(w, m, decomposition)
     packed = panels(w)
     key = x, m, decomposition
     if key not in packed.plans:
         packed.plans[key] = _cheapest(x, packed, m, decomposition)
     return packed.plans[key]
+
+
+def _in_blocks(w: QuantTensor, m: int, wanted: str | None) -> Plan:
+    """The plan for what is read as it is stored, element by element: the only one for vectors and for long codes."""
+    if wanted not in (None, BLOCKS):
+        raise TargetError(f"{wanted} cannot compute this product", needs="one code of at most 8 bits for each weight",
+                          got=str(w.codes), try_=f'leave decomposition="{BLOCKS}"')
+    looked_up = len(w.codes.stages) if isinstance(w.codes, VectorCodes) else 0
+    time = w.shape[0] * w.shape[1] * (0.6 + 3.0 * looked_up + m / 64 * 0.65)
+    return Plan(BLOCKS, dtype("f32"), w.shape[1], 0, 0, max(m, 1), time)
 
 
 def _cheapest(x: DType, w: Panels, m: int, wanted: str | None) -> Plan:
@@ -162,7 +175,8 @@ def _rows(m: int, most: int = 5) -> int:
 
 _MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "dequant_fma": _dequant_fma, "lut_act": _lut_act,
          "lut_act_i8": _lut_act_i8, "lut_weight": _lut_weight, "bucket_sum": _bucket_sum}
-DECOMPOSITIONS = tuple(_MAKE)
+BLOCKS = "dequant_dot"
+DECOMPOSITIONS = (*_MAKE, BLOCKS)
 """Of equally cheap ones the first is taken."""
 
 

@@ -14,7 +14,8 @@ import tilelang as tile
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ir import codec
-from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks
+from tilelang.ops.mpgemm.blocks import source
+from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
 from tilelang.ops.mpgemm.plan import plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
 
@@ -114,7 +115,8 @@ def test_any_shape(m: int, n: int, k: int, group: int, zeros: bool, minimum: boo
 def quantised(x: Any, w: QuantTensor, name: str, token: bool) -> tuple[Any, Any]:
     """(q [M, groups, columns], scale f32 [M, groups]) of activations, operation by operation in f32; beyond K q is
     0."""
-    dt, group, k = tile.dtype(name), panels(w).group, w.shape[1]
+    dt, k = tile.dtype(name), w.shape[1]
+    group = panels(w).group if repackable(w) else min(source(w).group, k)
     groups = -(-k // group)
     padded = np.zeros((len(x), groups * group), np.float32)
     padded[:, :k] = x
