@@ -96,6 +96,14 @@ def marked_up(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
     tile.store(y, 0, tile.load(x, 0, 8))  # <!-- <script> </script> <img src=x>
 
 
+def test_the_roofline() -> None:
+    """Of a product of two 64 x 64 matrices of f16 into a third: 2 * 64**3 operations, 3 * 64**2 * 2 bytes."""
+    page = explained("cuda:sm_80").html
+    low = 2 * 64 ** 3 / (3 * 64 ** 2 * 2)
+    assert f"{low:.3g} operations by byte, at most {low * 2.039:.3g} TFLOP/s" in page
+    assert "roofline" not in explained("cpu").html
+
+
 def test_sources_are_no_part_of_the_page() -> None:
     page = marked_up.explain(np.ones(8, np.float32), target="cuda:sm_80").html
     assert "<img" not in page and "<!--" not in page

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from tilelang.explain.facts import Facts, Place
-from tilelang.explain.terms import chips, cost, floors, place_text
+from tilelang.explain.terms import PEAKS, chips, cost, floors, place_text
+from tilelang.passes.work import Work
 
 _HERE = Path(__file__).parent
 
@@ -67,6 +69,8 @@ def _sections(facts: Facts) -> Iterable[str]:
     if facts.work is not None:
         yield "<h2>What must be done, and what is done</h2>"
         yield from _table(("", ""), floors(facts))
+        if facts.target in PEAKS and facts.work.products:
+            yield f'<div class="scroll">{_roofline(facts, facts.work)}</div>'
     if facts.counters:
         yield "<h2>What each line costs</h2>"
         yield ('<p class="soft">Counted by the emulator for the shapes above: exact, but no times. Sectors have 32 '
@@ -144,6 +148,39 @@ def _memory(facts: Facts) -> str:
     out.append(f'<text class="soft" x="80" y="{height + 20}">first operation</text><text class="soft" '
                f'x="{width + 80}" y="{height + 20}" text-anchor="end">last</text></svg>')
     return "".join(out)
+
+
+def _roofline(facts: Facts, work: Work) -> str:
+    """What a device of the architecture could reach for so many operations of products by byte (Williams, Waterman and
+    Patterson, 2009), with the kernel where each argument moves once, and where caches serve nothing."""
+    name, bandwidth, tera = PEAKS[facts.target]
+    width, height, low, high = 620, 200, -2, 14  # powers of two of operations by byte
+    ridge = math.log2(1e3 * tera / bandwidth)
+
+    def x(power: float) -> float:
+        return 60 + width * (min(max(power, low), high) - low) / (high - low)
+
+    def y(power: float) -> float:  # the roof over a place: half a step down for each power of two below the ridge
+        return 30 + height * (ridge - min(power, ridge)) / (high - low)
+    base = height + 50
+    out = [f'<svg viewBox="0 0 {width + 90} {base + 40}" width="{width + 90}" height="{base + 40}" role="img" '
+           f'aria-label="roofline of {escape(name)}"><path class="axis" fill="none" stroke-width="2" '
+           f'd="M{x(low):.1f} {y(low):.1f} L{x(ridge):.1f} {y(ridge):.1f} L{x(high):.1f} {y(high):.1f}"/>'
+           f'<text x="{x(high):.1f}" y="{y(high) - 8:.1f}" text-anchor="end">{escape(name)}: {tera} TFLOP/s f16</text>'
+           f'<text x="{x(low) + 6:.1f}" y="{y(low) + 18:.1f}">{bandwidth} GB/s</text>']
+    for tick in range(low, high + 1, 4):
+        out.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="30" y2="{base}"/><text class="soft" '
+                   f'x="{x(tick):.1f}" y="{base + 16}" text-anchor="middle">{2.0 ** tick:g}</text>')
+    out.append(f'<text class="soft" x="{x(low):.1f}" y="{base + 32}">operations of products by byte</text>')
+    for row, (label, size) in enumerate((("each byte once", facts.least_bytes),
+                                         ("no caches", work.loaded + work.stored))):
+        power = math.log2(work.products / max(size, 1))
+        reach = min(tera, bandwidth / 1e3 * 2.0 ** power)
+        out.append(f'<circle cx="{x(power):.1f}" cy="{y(power):.1f}" r="5" fill="hsl(20 80% 50%)"><title>{label}: '
+                   f'{2.0 ** power:.3g} operations by byte, at most {reach:.3g} TFLOP/s</title></circle>'
+                   f'<text x="{x(power) + 8:.1f}" y="{y(power) + 14 + 16 * row:.1f}">{label}: {reach:.3g} TFLOP/s'
+                   "</text>")
+    return "".join([*out, "</svg>"])
 
 
 def _timeline(ahead: int, turns: int = 6) -> str:
