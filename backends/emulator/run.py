@@ -22,12 +22,12 @@ Policy = Literal["forward", "reverse", "random"]
 POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
 KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "product-pending",
          "missing-fence", "uninitialised-shared", "uninitialised-global", "uninitialised-register", "bounds-shared",
-         "bounds-global", "bounds-register", "misaligned", "divergent-barrier", "divergent-collective", "deadlock",
-         "assertion")
+         "bounds-global", "bounds-register", "misaligned", "divergent-barrier", "divergent-collective", "mbarrier",
+         "transaction", "deadlock", "assertion")
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
-           "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "shared_load", "shared_store",
-           "shared_atomic")
+           "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "mbarrier", "bulk", "shared_load",
+           "shared_store", "shared_atomic")
 Output = Callable[[int, bytes], None]
 """Takes the number of an operation that prints, and the bytes of its operands one after the other."""
 _lock = threading.Lock()  # the runtime holds one launch at a time
@@ -39,6 +39,18 @@ class Buffer:
 
     array: np.ndarray[Any, Any]
     initialised: bool = True
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How boxes of argument number `argument`, a `Buffer`, are copied: its extents, strides in bytes, and those of a box,
+    the dimension of neighbours first. Rows of `swizzle` bytes in shared memory have their pieces permuted."""
+
+    argument: int
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+    boxes: tuple[int, ...]
+    swizzle: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,12 @@ class Result:
 
 class _Pointer(ctypes.Structure):
     _fields_ = (("p", ctypes.c_void_p), ("buffer", ctypes.c_void_p))
+
+
+class _TensorMap(ctypes.Structure):
+    _fields_ = (("p", ctypes.c_void_p), ("buffer", ctypes.c_void_p), ("extents", ctypes.c_int64 * 5),
+                ("strides", ctypes.c_int64 * 5), ("boxes", ctypes.c_int * 5), ("rank", ctypes.c_int),
+                ("size", ctypes.c_int), ("swizzle", ctypes.c_int))
 
 
 class _Finding(ctypes.Structure):
@@ -197,14 +215,15 @@ class Program:
         if count != len(args):
             raise TargetError(f"kernel `{name}` takes {count} arguments", got=str(len(args)))
         for i, (value, size) in enumerate(zip(args, sizes, strict=False)):
-            given = ctypes.sizeof(_Pointer) if isinstance(value, Buffer) else scalar(value).nbytes
+            given = ctypes.sizeof(_Pointer) if isinstance(value, Buffer) else \
+                ctypes.sizeof(_TensorMap) if isinstance(value, TensorMap) else scalar(value).nbytes
             if given != size:
                 raise TargetError(f"argument {i} of kernel `{name}` has the wrong size", needs=f"{size} bytes",
                                   got=f"{given} bytes ({type(value).__name__})")
 
     def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
                 policy: Policy, seed: int, machine: _Machine, output: Output | None) -> Result:
-        runtime, buffers, keep = self._runtime, [], []
+        runtime, buffers, keep = self._runtime, dict[int, int](), list[Any]()
         errors: list[BaseException] = []
 
         def handed(op: int, data: int, size: int) -> None:
@@ -217,8 +236,13 @@ class Program:
         try:
             for i, value in enumerate(args):
                 if isinstance(value, Buffer):
-                    buffers.append(runtime.emu_buffer(*extent(value.array), i, value.initialised))
-                    holder: Any = _Pointer(value.array.ctypes.data, buffers[-1])
+                    buffers[i] = runtime.emu_buffer(*extent(value.array), i, value.initialised)
+                    holder: Any = _Pointer(value.array.ctypes.data, buffers[i])
+                    pointers[i] = ctypes.addressof(holder)
+                elif isinstance(value, TensorMap):
+                    array = args[value.argument].array
+                    holder = _TensorMap(array.ctypes.data, buffers[value.argument], value.extents, value.strides,
+                                        value.boxes, len(value.extents), array.itemsize, value.swizzle)
                     pointers[i] = ctypes.addressof(holder)
                 else:
                     holder = np.atleast_1d(scalar(value))
@@ -231,7 +255,7 @@ class Program:
                 raise errors[0]
             return Result(self._findings(), self._counters(), not abandoned)
         finally:
-            for buffer in buffers:
+            for buffer in buffers.values():
                 runtime.emu_free(buffer)
 
     def _findings(self) -> list[Finding]:

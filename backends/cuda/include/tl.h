@@ -153,6 +153,9 @@ TL_FN void print(op, const char* text, const P&... parts) {
 #ifdef TL_GROUPS  // it is long
 #include "tl_wgmma.h"
 #endif
+#ifdef TL_BULK
+#include "tl_bulk.h"
+#endif
 
 #ifdef TL_ALONE
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, 1)

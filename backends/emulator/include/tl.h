@@ -404,6 +404,27 @@ template <class T, int N> TL_FN void arrived(vec<T, N>& v, op o) { emu_arrived(&
 TL_FN void fence_registers(op o) { emu_fence_registers(o.id); }
 TL_FN void fence_memory(op o) { emu_fence_memory(o.id); }
 
+// ---- barriers in shared memory, and copies of blocks that they wait for
+
+using tensor_map = emu::TensorMap;
+
+TL_FN void mbarrier_init(sptr<u64> b, int i, int arrivals, op o) {
+  emu_mbarrier_init(b.base, b.limit, i, arrivals, o.id);
+}
+TL_FN void mbarrier_drop(sptr<u64> b, int i, op o) { emu_mbarrier_drop(b.base, b.limit, i, o.id); }
+TL_FN void mbarrier_expect(sptr<u64> b, int i, int bytes, op o) {
+  emu_mbarrier_expect(b.base, b.limit, i, bytes, o.id);
+}
+TL_FN void mbarrier_arrive(sptr<u64> b, int i, op o) { emu_mbarrier_arrive(b.base, b.limit, i, o.id); }
+TL_FN void mbarrier_wait(sptr<u64> b, int i, int parity, op o) {
+  emu_mbarrier_wait(b.base, b.limit, i, parity, o.id);
+}
+
+template <int N, class T>
+TL_FN void tensor_load(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at, sptr<u64> b, int i, op o) {
+  emu_tensor_load(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, b.base, b.limit, i, o.id);
+}
+
 }  // namespace tl
 
 // ---- kernels
@@ -430,6 +451,7 @@ int signature(void (*)(A...), int* sizes) {
 }
 }  // namespace emu
 
+#define TL_TENSOR_MAP const tl::tensor_map
 #undef TL_UNROLL
 #define TL_UNROLL
 #define TL_KERNEL(name, THREADS)    \

@@ -8,7 +8,7 @@ struct Buffer;  // the memory behind a global pointer, with its shadow
 
 // How an access uses memory; also the class its instruction is counted under.
 enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, LD_TRANSPOSED, MMA, SHUFFLE,
-           SYNCWARP, BARRIER, DMA, USES };
+           SYNCWARP, BARRIER, DMA, MBARRIER, BULK, USES };
 
 // NVIDIA's products: name, rows, type of the accumulator, elements in a register of A and of B, bytes a lane holds of A,
 // what two elements add to a sum, their formats.
@@ -102,6 +102,15 @@ struct GroupProduct {
 
 enum ShuffleKind { XOR, INDEX, UP, DOWN };
 
+// How a tensor lies in memory, and the boxes that are copied of it: dimensions with neighbours first, strides in
+// bytes. Rows of `swizzle` bytes (0: any) have their pieces of 16 bytes permuted.
+struct TensorMap {
+  const void* start;
+  Buffer* buffer;
+  long long extents[5], strides[5];
+  int boxes[5], rank, size, swizzle;
+};
+
 // One lane's part in an instruction of the whole warp. `detail` is the ShuffleKind, the Shape, the number of matrices
 // (negative: transposed), or the size of elements that are transposed; lanes must agree on it.
 struct Collective {
@@ -141,6 +150,14 @@ void emu_group_wait(int pending, int op);
 void emu_arrived(const void* registers, int bytes, int op);
 void emu_fence_registers(int op);
 void emu_fence_memory(int op);
+// Barriers in shared memory are named by their byte there.
+void emu_mbarrier_init(long long base, long long limit, long long offset, int arrivals, int op);
+void emu_mbarrier_drop(long long base, long long limit, long long offset, int op);
+void emu_mbarrier_arrive(long long base, long long limit, long long offset, int op);  // with the rest of the warp
+void emu_mbarrier_expect(long long base, long long limit, long long offset, int bytes, int op);
+void emu_mbarrier_wait(long long base, long long limit, long long offset, int parity, int op);
+void emu_tensor_load(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
+                     long long bar_base, long long bar_limit, long long bar_offset, int op);
 void emu_check_failed(int op);
 void emu_print_part(long long base, long long limit, long long count, int size, int op);
 void emu_print(int op);  // hands over the parts so far

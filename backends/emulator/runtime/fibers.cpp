@@ -84,10 +84,12 @@ static void stop_ready() {  // the running thread cannot go on for now
   int group_op = -1;
   const int in_groups = waiting_groups(&group_op);
   op = op < 0 ? group_op : op;
-  const int barrier = run.at_barrier ? run.barrier_op : -1;
+  std::string why;
+  int barrier = run.at_barrier ? run.barrier_op : -1;
+  const int in_bulk = waiting_bulk(&op, &barrier, &why);
   fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
-       "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d have exited",
-       waiting, in_groups, run.at_barrier, run.done);
+       "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d in shared memory"
+       "%s, %d have exited", waiting, in_groups, run.at_barrier, in_bulk, why.c_str(), run.done);
 }
 
 // Lets the lanes with long logs go on, when all others have come as far as they can.
@@ -107,6 +109,7 @@ static void suspend() {
   run.streak = 0;
   Thread* t = next();
   if (!t && drain()) t = next();
+  while (!t && land_next()) t = next();
   if (!t) deadlock();
   resume(t);
 }
@@ -143,7 +146,10 @@ static void enter() {
   if (run.at_barrier)
     fail("divergent-barrier", run.barrier_op, -1, "exits while %d threads wait at a barrier", run.at_barrier);
   stop_ready();
-  if (run.done == run.threads) leave();
+  if (run.done == run.threads) {
+    check_bulk_done();
+    leave();
+  }
   suspend();
   __builtin_unreachable();
 }
@@ -155,10 +161,12 @@ static void start_block(i64 block) {
   run.ready_warps = 0;
   run.atomics = run.streak = 0;
   start_groups();
+  start_bulk();
   memset(shared_memory, 0xff, run.shared_bytes);  // NaN in every float format
   for (int w = 0; w < run.warps; w++) {
     const int left = run.threads - w * run.lanes;
     warps[w] = Warp{};
+    warps[w].time = 1;
     warps[w].all = ~Lanes(0) >> (MAX_LANES - (left < run.lanes ? left : run.lanes));
     set_ready(w, warps[w].all);
   }
@@ -167,6 +175,7 @@ static void start_block(i64 block) {
     t.id = i, t.lane = i % run.lanes, t.warp = i / run.lanes;
     t.group = t.fences = t.fences_seen = 0;
     t.fenced = false;
+    t.known = Known{};
     t.copies.clear();
     t.log.clear();
     // Stacks at one distance would share the sets of the first cache: shift each.
@@ -227,6 +236,7 @@ extern "C" void emu_barrier(int op, int meet) {
   run.atomics = 0;
   run.epoch++;
   for (int i = 0; i < run.threads; i++) threads[i].fences_seen = threads[i].fences;
+  know_bulk();
   for (int w = 0; w < run.warps; w++) {
     flush(w, warps[w].all);
     warps[w].clock = 0;

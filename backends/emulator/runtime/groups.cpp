@@ -80,7 +80,7 @@ struct Operand {
 };
 
 // Reads an operand as rows of 32 bytes along k.
-static void read_operand(const Pending& p, u64 bits, bool transposed, int rows, int size, bool check, u8* out,
+static void read_operand(const Pending& p, u64 bits, bool transposed, int rows, int size, const Known* check, u8* out,
                          std::vector<std::pair<u32, u32>>* read) {
   const Operand o(bits);
   const int lines = transposed ? ROW / size : rows, bytes = transposed ? rows * size : ROW;
@@ -90,7 +90,7 @@ static void read_operand(const Pending& p, u64 bits, bool transposed, int rows, 
       if (check) {
         if (at + 16 > run.shared_bytes)
           fail("bounds-shared", p.call.op, -1, "a product reads shared byte %u", at);
-        check_shared(at, 16, MMA, p.call.op, *current);
+        check_shared(at, 16, MMA, p.call.op, *current, *check);
         read->push_back({at, 16});
         continue;
       }
@@ -121,8 +121,8 @@ static void compute(Pending& p) {
   p.done = true;
   std::vector<u8> a(64 * ROW), b(size_t(p.call.columns) * ROW);
   if (p.call.a) a = p.a;
-  else read_operand(p, p.call.memory_a, p.call.transposed_a, 64, bytes_of(p.call.form_a), false, a.data(), nullptr);
-  read_operand(p, p.call.memory_b, p.call.transposed_b, p.call.columns, bytes_of(p.call.form_b), false, b.data(),
+  else read_operand(p, p.call.memory_a, p.call.transposed_a, 64, bytes_of(p.call.form_a), nullptr, a.data(), nullptr);
+  read_operand(p, p.call.memory_b, p.call.transposed_b, p.call.columns, bytes_of(p.call.form_b), nullptr, b.data(),
                nullptr);
   multiply_group(p.call, a.data(), b.data(), p.sums->values.data());
 }
@@ -153,7 +153,9 @@ static Sums* sums_of(Group& g) {
 
 static void start_product(Group& g, int group) {
   const GroupProduct& first = *g.calls[0];
+  Known known = current->known;  // what all of its threads know
   for (int t = 0; t < GROUP; t++) {
+    known.meet(threads[group * GROUP + t].known);
     const GroupProduct& c = *g.calls[t];
     Thread& thread = threads[group * GROUP + t];
     if (c.memory_a != first.memory_a || c.memory_b != first.memory_b)
@@ -171,9 +173,9 @@ static void start_product(Group& g, int group) {
     p.a.resize(64 * ROW);
     for (int t = 0; t < GROUP; t++) spread_a((const u8*)g.calls[t]->a, t, p.a.data());
   } else {
-    read_operand(p, first.memory_a, first.transposed_a, 64, bytes_of(first.form_a), true, nullptr, &p.read);
+    read_operand(p, first.memory_a, first.transposed_a, 64, bytes_of(first.form_a), &known, nullptr, &p.read);
   }
-  read_operand(p, first.memory_b, first.transposed_b, first.columns, bytes_of(first.form_b), true, nullptr, &p.read);
+  read_operand(p, first.memory_b, first.transposed_b, first.columns, bytes_of(first.form_b), &known, nullptr, &p.read);
   // It may be done at any time until the wait: eager and late runs show kernels that count on one of them.
   if (run.policy == REVERSE || (run.policy == RANDOM && draw(2)))
     for (Pending& each : g.pending) compute(each);  // they follow one another

@@ -5,6 +5,7 @@
 #include "warp.cpp"
 #include "matrix.cpp"
 #include "groups.cpp"
+#include "bulk.cpp"
 #include "reports.cpp"
 
 static i64 block_at(i64 i, i64 programs, std::vector<i64>& shuffled) {

@@ -27,11 +27,13 @@ struct Cells {
 
 // ---- shared memory
 
-// When and by whom. `lane` MANY stands for several lanes of one warp, `warp` MANY for several warps.
+// When and by whom. `lane` MANY stands for several lanes of one warp, `warp` MANY for several warps; from MAX_WARPS on
+// it is a barrier in shared memory that tells of a copy, and `time` the phase at whose end it does.
 struct Stamp {
   u32 epoch;
   u16 clock;
   u8 warp, lane;
+  u32 time;
 };
 constexpr u8 MANY = 0xff;
 
@@ -41,18 +43,42 @@ struct SharedCell {
   u16 writer;     // thread that wrote last
   u16 products;   // reading it, under way
   u32 fences;     // of memory that the writer had made
-  bool atomic, pending;
+  bool atomic, pending, bulk;  // bulk: written by a copy of a block
 };
 
 static Cells<SharedCell> shared_cells;
+// For each cell and warp, where there are barriers in shared memory: how far it had come when it read last, 0 where it
+// did not since the last barrier of the block.
+static std::vector<u32> readers;
 
-static Stamp stamp(const Thread& t) { return {run.epoch, u16(warps[t.warp].clock), u8(t.warp), u8(t.lane)}; }
+static Stamp stamp(const Thread& t) {
+  return {run.epoch, u16(warps[t.warp].clock), u8(t.warp), u8(t.lane), warps[t.warp].time};
+}
 
-// Whether something comes before what `now` does. Barriers order all threads, syncwarp orders the lanes of a warp.
-static bool ordered(const Stamp& before, const Stamp& now) {
-  if (before.epoch != now.epoch) return true;
-  if (before.warp != now.warp) return false;
-  return before.clock != now.clock || (before.lane == now.lane && now.lane != MANY);
+// Whether something comes before what `now` does, of which `known` tells what else comes before it. Barriers order all
+// threads, syncwarp orders the lanes of a warp; only its own barrier tells of a copy.
+static bool ordered(const Stamp& before, const Stamp& now, const Known& known) {
+  if (before.epoch < run.block_epoch) return true;
+  const bool copy = before.warp >= MAX_WARPS && before.warp != MANY;
+  if (!copy && before.epoch != now.epoch) return true;
+  if (before.warp != MANY && known.until[before.warp] >= before.time) return true;
+  return !copy && before.warp == now.warp && before.warp != MANY &&
+         (before.clock != now.clock || (before.lane == now.lane && now.lane != MANY));
+}
+
+static void note_read(size_t cell, int warp) {
+  if (readers.empty()) return;
+  u32* row = &readers[cell * run.warps];
+  if (shared_cells.cells[cell].read.epoch != run.epoch) memset(row, 0, run.warps * sizeof(u32));
+  row[warp] = warps[warp].time;
+}
+
+static bool reads_ordered(size_t cell, const Stamp& now, const Known& known) {
+  const Stamp& read = shared_cells.cells[cell].read;
+  if (read.warp != MANY || readers.empty() || read.epoch != now.epoch) return ordered(read, now, known);
+  for (int w = 0; w < run.warps; w++)
+    if (readers[cell * run.warps + w] > known.until[w]) return false;
+  return true;
 }
 
 static Stamp join(const Stamp& a, Stamp b) {
@@ -68,14 +94,25 @@ static std::string name(const Stamp& s) {
   return "thread " + std::to_string(s.warp * run.lanes + s.lane);
 }
 
-static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by) {
-  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED || use == MMA;
+static void refine_shared(u32 bytes) {
+  const size_t before = shared_cells.cells.size();
+  shared_cells.refine(bytes);
+  if (readers.empty() || shared_cells.cells.size() == before) return;
+  std::vector<u32> fine(shared_cells.cells.size() * run.warps);
+  const size_t parts = shared_cells.cells.size() / before;
+  for (size_t i = 0; i < shared_cells.cells.size(); i++)
+    memcpy(&fine[i * run.warps], &readers[i / parts * run.warps], run.warps * sizeof(u32));
+  readers.swap(fine);
+}
+
+static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by, const Known& known) {
+  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED || use == MMA || use == MBARRIER;
   const bool writes = !loads, reads = loads || use == ATOMIC;
   Stamp now = stamp(by);
   if (use == MMA) now.warp = MANY;  // any warp of the group may read it
   // What a lane names is handed to, or comes from, several lanes.
   if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED || use == MMA) now.lane = MANY;
-  shared_cells.refine(bytes);
+  refine_shared(bytes);
   const u32 end = (offset + bytes) / shared_cells.granule;
   for (u32 i = offset / shared_cells.granule; i < end; i++) {
     SharedCell& c = shared_cells.cells[i];
@@ -84,21 +121,25 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
     if (c.pending && run.block_epoch <= c.wrote.epoch)
       report("async-pending", op, c.copy_op, "%s shared byte %u while the async copy of %s is under way",
              writes ? "writes" : "reads", at, name(c.wrote).c_str());
-    else if (written && !atomics && !ordered(c.wrote, now))
+    else if (written && c.bulk && !ordered(c.wrote, now, known))
+      report("async-pending", op, c.copy_op,
+             "%s shared byte %u while a copy of a block to it may be under way: nobody waited for its phase",
+             writes ? "writes" : "reads", at);
+    else if (written && !atomics && !ordered(c.wrote, now, known))
       report(reads ? "race-raw" : "race-waw", op, c.write_op,
              "%s shared byte %u, which %s wrote with no barrier between", reads ? "reads" : "writes", at,
              name(c.wrote).c_str());
     else if (reads && !written)
       report("uninitialised-shared", op, -1, "reads shared byte %u, which holds no value", at);
-    else if (use == MMA && threads[c.writer].fences_seen <= c.fences)
+    else if ((use == MMA || use == BULK) && written && !c.bulk && threads[c.writer].fences_seen <= c.fences)
       report("missing-fence", op, c.write_op,
-             "a product reads shared byte %u, after whose write thread %d made no fence of memory before a barrier",
-             at, c.writer);
+             "a %s shared byte %u, after whose write thread %d made no fence of memory before a barrier",
+             use == MMA ? "product reads" : "copy of a block writes", at, c.writer);
     if (use == MMA) c.products++, c.product_op = op;
     if (writes) {
       if (c.products)
         report("product-pending", op, c.product_op, "writes shared byte %u, which a product under way reads", at);
-      else if (!atomics && !ordered(c.read, now))
+      else if (!atomics && !reads_ordered(i, now, known))
         report("race-war", op, c.read_op, "writes shared byte %u, which %s read with no barrier between", at,
                name(c.read).c_str());
       c.wrote = atomics ? join(c.wrote, now) : now;
@@ -106,21 +147,28 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
       c.writer = u16(by.id), c.fences = by.fences;
       c.atomic = use == ATOMIC;
       c.pending = use == COPY_ASYNC;
-      if (c.pending) c.copy_op = op;
+      c.bulk = use == BULK;
+      if (c.pending || c.bulk) c.copy_op = op;
     } else {
+      note_read(i, by.warp);
       c.read = join(c.read, now);
       c.read_op = op;
     }
   }
 }
 
-// A product no longer reads these bytes.
+static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by) {
+  check_shared(offset, bytes, use, op, by, by.known);
+}
+
+// A product of this thread's group no longer reads these bytes.
 static void end_read(u32 offset, u32 bytes, int op) {
   Stamp now = stamp(*current);
   now.warp = now.lane = MANY;
   for (u32 i = offset / shared_cells.granule; i < (offset + bytes) / shared_cells.granule; i++) {
     SharedCell& c = shared_cells.cells[i];
     c.products--;
+    for (int w = 0; w < GROUP / 32; w++) note_read(i, current->id / GROUP * (GROUP / 32) + w);
     c.read = join(c.read, now);
     c.read_op = op;
   }
@@ -193,14 +241,14 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     if (c.writer && c.writer != me && !benign)
       report("race-global", op, c.write_op, "%s byte %lld of argument %d, which another block (%d) wrote",
              writes ? "writes" : "reads", (long long)byte, b.index, int(c.writer - 1));
-    else if (reads && !benign && !ordered(c.wrote, now))  // threads that store one value twice do no harm
+    else if (reads && !benign && !ordered(c.wrote, now, current->known))  // threads that store one value twice do no harm
       report("race-global", op, c.write_op, "reads byte %lld of argument %d, which %s wrote with no barrier between",
              (long long)byte, b.index, name(c.wrote).c_str());
     if (writes) {
       if (c.reader && c.reader != me && !(benign && c.writer))
         report("race-global", op, c.read_op, "writes byte %lld of argument %d, which another block (%d) read",
                (long long)byte, b.index, int(c.reader - 1));
-      else if (!benign && !ordered(c.read, now))
+      else if (!benign && !ordered(c.read, now, current->known))
         report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read with no barrier between",
                (long long)byte, b.index, name(c.read).c_str());
       c.writer = benign && c.writer && c.writer != me ? EVERY : me;

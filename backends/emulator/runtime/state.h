@@ -46,12 +46,28 @@ struct Copy {  // an asynchronous copy under way
   int op;
 };
 
+constexpr int MAX_MBARRIERS = 32, ACTORS = MAX_WARPS + MAX_MBARRIERS;
+
+// What of others a thread comes after, beyond what barriers of the block order: of each warp how far it had come when
+// it released what it did, of each barrier in shared memory how many phases it has ended.
+struct Known {
+  u32 until[ACTORS];
+
+  void join(const Known& other) {
+    for (int i = 0; i < ACTORS; i++) until[i] = until[i] > other.until[i] ? until[i] : other.until[i];
+  }
+  void meet(const Known& other) {
+    for (int i = 0; i < ACTORS; i++) until[i] = until[i] < other.until[i] ? until[i] : other.until[i];
+  }
+};
+
 struct Thread {
   int id, lane, warp;
   void* stack;
   u32 group;  // async copies committed so far
   u32 fences, fences_seen;  // of memory: made by this thread, and at the last barrier
   bool fenced;              // registers, since it last waited for products
+  Known known;
   std::vector<Copy> copies;
   std::vector<Record> log;
 };
@@ -60,6 +76,7 @@ struct Warp {
   Lanes all, ready, waiting, exited;
   Lanes full;  // those that wait because they logged much more than the others
   u32 clock;  // counts syncwarp since the last barrier
+  u32 time;   // counts what it released to others, from 1
   const Collective* calls[MAX_LANES];
 };
 
@@ -116,12 +133,23 @@ static void wait_for_others();
 // ---- counters.cpp
 static void flush(int warp, Lanes mask);
 // ---- shadow.cpp
+static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by, const Known& known);
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
 static void end_read(u32 offset, u32 bytes, int op);
+static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, int size, int bytes, int op);
+static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op);
 // ---- groups.cpp
 static void start_groups();
 static int waiting_groups(int* op);
 static void check_groups_done();
+// ---- bulk.cpp
+static void start_bulk();
+static bool land_next();
+static int waiting_bulk(int* op, int* other, std::string* why);
+static void check_bulk_done();
+static void know_bulk();
+static void release_warp(int warp);
+static void arrive(const Warp& w, int warp);
 // ---- matrix.cpp
 static int lanes_of(Shape shape);
 static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* sums);

@@ -88,7 +88,7 @@ static void perform(const Warp& w, int warp) {
   const Collective& first = *w.calls[0];
   const bool amd = first.use == LD_TRANSPOSED || first.use == DMA;
   const int needs = first.use == MMA ? lanes_of(Shape(first.detail)) : amd ? 64 : 32;
-  if (first.use != SHUFFLE && first.use != SYNCWARP && size(w.all) != needs)
+  if (first.use != SHUFFLE && first.use != SYNCWARP && first.use != MBARRIER && size(w.all) != needs)
     fail("divergent-collective", first.op, -1, "a matrix instruction needs %d lanes, its warp has %d", needs,
          size(w.all));
   if (first.use == LDMATRIX || first.use == STMATRIX) return matrices(w, warp);
@@ -96,7 +96,8 @@ static void perform(const Warp& w, int warp) {
   if (first.use == DMA) return in_order(w);
   for (int l = 0; l < run.lanes; l++)
     if (w.all >> l & 1) threads[warp * run.lanes + l].log.push_back({0, first.op, 0, u8(first.use), 0});
-  if (first.use == SYNCWARP) warps[warp].clock++;
+  if (first.use == SYNCWARP) release_warp(warp);
+  else if (first.use == MBARRIER) arrive(w, warp);
   else if (first.use == SHUFFLE) shuffle(w);
   else multiply(w.calls, Shape(first.detail));
 }

@@ -1,16 +1,13 @@
 """Every checker: a planted mistake is found under every policy with its ops; the kernel without it is silent."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 import pytest
 
-from tests.backends.emulator.texts import found, kernel, output, run, values
+from tests.backends.emulator import bulk
+from tests.backends.emulator.texts import Case, F, found, kernel, output, run, values
 from tilelang.backends.emulator.run import KINDS, Buffer
 
-F = "tl::gptr<const float> a, tl::gptr<float> o"
 SHARED = """  TL_SHARED(smem, 1024);
   const tl::sptr<float> s = tl::shared<float>(smem, 0, 64);
 """
@@ -29,22 +26,6 @@ PRODUCT = """  TL_SHARED(smem, 1024);
   tl::st<4>(o, t * 4, d, tl::op(9));
 """
 FENCE, START, DONE = "tl::fence_memory(tl::op(2));", "tl::fence_registers(tl::op(4));", "tl::group_wait<0>(tl::op(7));"
-
-
-@dataclass
-class Case:
-    """A kernel with a mistake and its repair: `body` holds a `$` where they differ."""
-
-    name: str
-    body: str
-    wrong: str
-    right: str
-    finds: tuple[str, int, int]
-    params: str = F
-    threads: int = 64
-    programs: int = 1
-    args: list[Any] = field(default_factory=lambda: [values(256), output(256)])
-    also: tuple[str, ...] = ()  # kinds that may follow from the mistake
 
 
 CASES = [
@@ -235,6 +216,7 @@ CASES = [
          "tl::st<1>(s, t, tl::vec<tl::u16, 1>{}, tl::op(10));" + DONE, DONE, ("product-pending", 10, 5),
          threads=128, args=[values(256), output(512)]),
     Case("a false assertion", "  tl::check(t < $, tl::op(1));", "63", "64", ("assertion", 1, -1)),
+    *bulk.CASES,
 ]
 
 
@@ -242,14 +224,14 @@ CASES = [
 def test_a_planted_mistake_is_found_and_its_repair_is_silent(case: Case) -> None:
     wrong, right = (kernel(case.params, case.body.replace("$", part), case.threads)
                     for part in (case.wrong, case.right))
-    for findings in found(wrong, case.args, case.threads, 1024, case.programs):
-        kinds = {kind for kind, _, _ in findings}
-        wanted = (case.finds[0], set(case.finds[1:]))
-        assert any((kind, {op, other}) == wanted for kind, op, other in findings), findings
-        assert kinds <= {case.finds[0], *case.also}
+    runs = found(wrong, case.args, case.threads, case.shared, case.programs)
+    wanted = (case.finds[0], set(case.finds[1:]))
+    met = [any((kind, {op, other}) == wanted for kind, op, other in findings) for findings in runs]
+    assert all(met) if case.always else any(met), runs
+    assert {kind for findings in runs for kind, _, _ in findings} <= {case.finds[0], *case.also}
     if case.wrong == case.right:
         return
-    assert found(right, case.args, case.threads, 1024, case.programs) == [set()] * 5
+    assert found(right, case.args, case.threads, case.shared, case.programs) == [set()] * 5
 
 
 def test_every_kind_is_planted() -> None:

@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tilelang.backends.emulator.run import POLICIES, Buffer, Policy, Result, load
+
+
+F = "tl::gptr<const float> a, tl::gptr<float> o"
 
 
 def kernel(params: str, body: str, threads: int = 64) -> str:
@@ -48,3 +52,21 @@ def values(n: int, dtype: Any = np.float32) -> Buffer:
 
 def output(n: int, dtype: Any = np.float32) -> Buffer:
     return Buffer(np.zeros(n, dtype), initialised=False)
+
+
+@dataclass
+class Case:
+    """A kernel with a mistake and its repair: `body` holds a `$` where they differ."""
+
+    name: str
+    body: str
+    wrong: str
+    right: str
+    finds: tuple[str, int, int]
+    params: str = F
+    threads: int = 64
+    programs: int = 1
+    args: list[Any] = field(default_factory=lambda: [values(256), output(256)])
+    also: tuple[str, ...] = ()  # kinds that may follow from the mistake
+    shared: int = 1024
+    always: bool = True  # whether every run finds it; else one of them does

@@ -1,0 +1,63 @@
+#pragma once
+// Copies of whole blocks by the tensor memory accelerator (PTX ISA 8.7, sections 9.7.9.25.5 and 9.7.13.15), and the
+// barriers in shared memory that tell when their bytes have arrived. For sm_90 and later.
+
+namespace tl {
+
+// How a tensor lies in memory, as the driver encodes it.
+struct alignas(64) tensor_map {
+  u64 opaque[16];
+};
+
+TL_FN void mbarrier_init(u64* b, int i, int arrivals, op) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b, i)), "r"(arrivals) : "memory");
+}
+
+// Its memory may hold something else from here on, another barrier too.
+TL_FN void mbarrier_drop(u64* b, int i, op) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(b, i)) : "memory");
+}
+
+// The arrival of one thread, after which so many bytes are to come.
+TL_FN void mbarrier_expect(u64* b, int i, int bytes, op) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b, i)), "r"(bytes)
+               : "memory");
+}
+
+// One arrival of a whole warp: after what its lanes did.
+TL_FN void mbarrier_arrive(u64* b, int i, op) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0)
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b, i)) : "memory");
+}
+
+// Until the phase of that parity is over.
+TL_FN void mbarrier_wait(u64* b, int i, int parity, op) {
+  const u32 at = shared_address(b, i);
+  u32 done;
+  do {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+        : "=r"(done) : "r"(at), "r"(parity) : "memory");
+  } while (!done);
+}
+
+// One thread starts the copy of a box of the tensor, the first element at `at`, the dimension of neighbours first.
+#define TL_TENSOR_LOAD(RANK, PLACE, ...)                                                                              \
+  if constexpr (N == RANK)                                                                                            \
+    asm volatile("cp.async.bulk.tensor." #RANK "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"           \
+                 " [%0], [%1, {" PLACE "}], [%2];" ::"r"(shared_address(s, off)), "l"(&map),                          \
+                 "r"(shared_address(b, i)), __VA_ARGS__ : "memory");
+template <int N, class T>
+TL_FN void tensor_load(T* s, int off, const tensor_map& map, vec<i32, N> at, u64* b, int i, op) {
+  TL_TENSOR_LOAD(1, "%3", "r"(at[0]))
+  TL_TENSOR_LOAD(2, "%3, %4", "r"(at[0]), "r"(at[1]))
+  TL_TENSOR_LOAD(3, "%3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]))
+  TL_TENSOR_LOAD(4, "%3, %4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
+  TL_TENSOR_LOAD(5, "%3, %4, %5, %6, %7", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
+}
+#undef TL_TENSOR_LOAD
+
+}  // namespace tl
+
+#define TL_TENSOR_MAP const __grid_constant__ tl::tensor_map
