@@ -43,8 +43,8 @@ class Buffer:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How boxes of argument number `argument`, a `Buffer`, are copied: its extents, strides in bytes, and those of a box,
-    the dimension of neighbours first. Rows of `swizzle` bytes in shared memory have their pieces permuted."""
+    """How boxes of argument number `argument`, a `Buffer`, are copied: its extents, strides in bytes, and those of a
+    box, the dimension of neighbours first. Rows of `swizzle` bytes in shared memory have their pieces permuted."""
 
     argument: int
     extents: tuple[int, ...]

@@ -85,6 +85,8 @@ TL_FN void cp_wait(op) {
 
 TL_FN void barrier(op) { __syncthreads(); }
 TL_FN void syncwarp(op) { __syncwarp(); }
+// Of sm_90 and later: what the thread wrote to shared memory comes before what copies and products do there.
+TL_FN void fence_memory(op) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Shuffles move 4 or 8 bytes: smaller values travel in 4.
 #define TL_SHUFFLE(NAME, BUILTIN)                                        \

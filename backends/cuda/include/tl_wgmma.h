@@ -22,7 +22,6 @@ TL_FN u64 from(matrix<T, TRANSPOSED> m, int off) {
 }
 
 TL_FN void fence_registers(op) { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-TL_FN void fence_memory(op) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 TL_FN void group_commit(op) { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 template <int PENDING>

@@ -26,8 +26,8 @@ from tilelang.backends.emulator.ptx.parse import (
     Vector,
 )
 
-SHARED, GLOBAL = 1024, 1 << 32
-"""Where the addresses of shared and global memory start."""
+SHARED, GLOBAL, ARGUMENTS = 1024, 1 << 32, 1 << 48
+"""Where the addresses of shared and global memory start, and those of parameters, which only name tensor maps."""
 POISON = 0xA5
 """The bytes of registers and shared memory that nothing has written."""
 
@@ -82,9 +82,8 @@ class Builder:
 
     def place(self, s: Symbol, size: int) -> int:
         """A variable's address."""
-        if s.space == "arguments":
-            raise PtxError("the address of a kernel's parameter is not covered by the PTX interpreter")
-        base = {"shared": SHARED, "dynamic": SHARED + self.dynamic, "global": GLOBAL, "local": 0}[s.space]
+        base = {"shared": SHARED, "dynamic": SHARED + self.dynamic, "global": GLOBAL, "local": 0,
+                "arguments": ARGUMENTS}[s.space]
         return self.constant(base + s.offset, size)
 
     def argument(self, offset: int, t: str) -> int:

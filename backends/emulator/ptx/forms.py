@@ -241,7 +241,7 @@ _TABLE: tuple[tuple[str, str, Callable[[Mnemonic], Function], str], ...] = (
     ("setp", "pp=tt", _compare, " ".join((*COMPARISONS, *_JOIN)) + " ftz"),
     ("cvt", "d=t", lambda m: lambda x: n.convert(x, m.types[1], m.types[0], m.mods),
      "rn rz rm rp rna rni rzi rmi rpi ftz sat"),
-    ("cvta", "t=t", _cvta, "to global shared local"),
+    ("cvta", "t=t", _cvta, "to global shared local param"),
     ("rcp", "t=t", lambda m: (_approximate if "approx" in m.mods else _native)(lambda x: 1 / x)(m), "approx rn ftz"),
     ("sqrt", "t=t", lambda m: (_approximate if "approx" in m.mods else _native)(np.sqrt)(m), "approx rn ftz"),
     ("rsqrt", "t=t", _approximate(lambda x: 1 / np.sqrt(x)), "approx ftz"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,18 @@ LANES = 32
 LIMIT = 20_000_000
 """Instructions after which a block is taken to hang."""
 GAP = 4096  # bytes between buffers, so that a small overrun lands in none
+
+
+class TensorMap(NamedTuple):
+    """How boxes of a tensor are copied: the address of its first element, the bytes of one; extents, strides in bytes
+    and extents of a box, the dimension of neighbours first; bytes of rows whose pieces are permuted."""
+
+    start: int
+    size: int
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+    boxes: tuple[int, ...]
+    swizzle: int
 
 
 class Space:
@@ -73,6 +86,29 @@ class Space:
         self.views[size][offsets >> size.bit_length() - 1] = values
 
 
+@dataclass
+class MBarrier:
+    """A barrier in shared memory: arrivals of a phase, those and the bytes still to come, phases that have ended, and
+    what the copies under way will write: (offsets, words)."""
+
+    arrivals: int
+    missing: int
+    bytes: int = 0
+    phase: int = 0
+    copies: list[tuple[Array, Array]] = field(default_factory=list)
+
+
+@dataclass
+class Bulk:
+    """Barriers in shared memory by address, tensor maps by the address of their parameter, the instructions that wait
+    for a barrier, and those of them at which parked threads are to look again."""
+
+    barriers: dict[int, MBarrier] = field(default_factory=dict)
+    maps: dict[int, TensorMap] = field(default_factory=dict)
+    waits: set[int] = field(default_factory=set)
+    again: set[int] = field(default_factory=set)
+
+
 Step = Callable[["Machine"], "list[tuple[int, Array]] | None"]
 """Runs one instruction for the active threads. Where they do not all go on to the next one: who goes where."""
 
@@ -88,6 +124,7 @@ class Machine:
         self.parked: dict[int, Array] = {}  # threads that wait for others, by instruction
         self.copies: list[tuple[Array, Array, Array, Array]] = []  # async: threads, groups, places, words
         self.group = np.zeros(self.width, np.int64)  # that an async copy of the thread belongs to
+        self.bulk = Bulk()
         self.activate(self.live)
 
     def activate(self, active: Array) -> None:
@@ -123,6 +160,10 @@ class Machine:
                 except PtxError as e:
                     e.why = e.why or f"in `{text(pc)}`"
                     raise
+                for at in self.bulk.again:
+                    ready[at] = ready[at] | self.parked.pop(at) if at in ready else self.parked.pop(at)
+                    stop = min(stop, at)
+                self.bulk.again.clear()
                 pc += 1
                 if out is None:
                     continue
@@ -142,3 +183,5 @@ class Machine:
                            why=f"in `{text(pc)}`")
         if self.copies:
             raise PtxError("async copies are under way when the kernel ends", needs="a wait for every group")
+        if any(b.copies for b in self.bulk.barriers.values()):
+            raise PtxError("a copy of a block is under way when the kernel ends", needs="a wait for its phase")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tilelang.backends.emulator.ptx import bulk
 from tilelang.backends.emulator.ptx.build import Builder, Rule
 from tilelang.backends.emulator.ptx.forms import WINDOWS, Mnemonic
 from tilelang.backends.emulator.ptx.machine import Machine, Space, Step
@@ -101,6 +102,8 @@ def _store(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
 # -- async copies -----------------------------------------------------------------------------------------------------
 def _async(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    if "bulk" in m.mods:
+        return bulk.load(c, i, m, at)
     _checked(m, "commit_group", "wait_group", "wait_all", "16")
     if "commit_group" in m.mods:
         return _commit

@@ -293,7 +293,7 @@ class _Parser:
         if text == "_":
             return None
         if text[0] in "{[":
-            if text[0] == "{":
+            if text[0] == "{" or "," in text:  # a place in a tensor is its map, then the coordinates
                 return Vector(tuple(self.operand(scope, t, statement) for t in _split(text[1:-1])))
             found = re.match(r"\[\s*([%\w$.]+)\s*(?:\+\s*(-?\w+))?\s*\]$", text)
             if found is None:

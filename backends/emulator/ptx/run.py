@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.backends.emulator.ptx import control, memory
-from tilelang.backends.emulator.ptx.build import GLOBAL, POISON, SHARED, Builder
+from tilelang.backends.emulator.ptx import bulk, control, machine, memory
+from tilelang.backends.emulator.ptx.build import ARGUMENTS, GLOBAL, POISON, SHARED, Builder
 from tilelang.backends.emulator.ptx.machine import Machine, Space, Step
 from tilelang.backends.emulator.ptx.numbers import UNSIGNED, Array
 from tilelang.backends.emulator.ptx.parse import TYPES, PtxError, kernel
-from tilelang.backends.emulator.run import Buffer, extent, scalar
+from tilelang.backends.emulator.run import Buffer, TensorMap, extent, scalar
 
-RULES = {**memory.RULES, **control.RULES}
+RULES = {**memory.RULES, **control.RULES, **bulk.RULES}
 
 
 @lru_cache(maxsize=64)
@@ -45,11 +45,19 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
     contents = [_bytes(low, size) for low, size, _ in extents]
     for i, old in enumerate(contents):
         world.region(i + 1)[:] = old
-    addresses = iter([world.starts[i + 1] + a.ctypes.data - low
-                      for i, (a, (low, _, _)) in enumerate(zip(buffers, extents, strict=True))])
-    values = b""
+    starts = iter([world.starts[i + 1] + a.ctypes.data - low
+                   for i, (a, (low, _, _)) in enumerate(zip(buffers, extents, strict=True))])
+    addresses = {i: next(starts) for i, a in enumerate(args) if isinstance(a, Buffer)}
+    values, maps = b"", dict[int, machine.TensorMap]()
     for i, (given, size) in enumerate(zip(args, k.params, strict=True)):
-        value = np.uint64(next(addresses)) if isinstance(given, Buffer) else scalar(given)
+        if isinstance(given, TensorMap):
+            values = values.ljust(-(-len(values) // 64) * 64, b"\0")
+            maps[ARGUMENTS + len(values)] = machine.TensorMap(
+                addresses[given.argument], args[given.argument].array.itemsize, given.extents, given.strides,
+                given.boxes, given.swizzle)
+            values += bytes(size)
+            continue
+        value = np.uint64(addresses[i]) if isinstance(given, Buffer) else scalar(given)
         if value.nbytes != size:
             raise PtxError(f"argument {i} of kernel `{name}` has the wrong size", needs=f"{size} bytes",
                            got=f"{value.nbytes} bytes ({type(given).__name__})")
@@ -68,7 +76,9 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
                     own[builder.slots[special]] = number
             spaces = {"global": world, "local": Space("local", 0, [(builder.local * builder.width, 0)], POISON),
                       "shared": Space("shared", SHARED, [(builder.dynamic + shared_bytes, 0)], POISON)}
-            Machine(threads, own, spaces).run(steps, lambda pc: k.code[pc].text if pc < len(k.code) else "its end")
+            block_machine = Machine(threads, own, spaces)
+            block_machine.bulk.maps = maps
+            block_machine.run(steps, lambda pc: k.code[pc].text if pc < len(k.code) else "its end")
     for i, old in enumerate(contents):
         new = world.region(i + 1)
         if not np.array_equal(old, new):

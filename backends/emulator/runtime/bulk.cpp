@@ -301,7 +301,10 @@ extern "C" void emu_tensor_load(long long base, long long limit, long long offse
   current->log.push_back({0, op, 0, BULK, 0});
   BulkCopy c{*map, {}, current->id, op, 0, 0, &mbarrier(place_of(bar_base, bar_limit, i, op), op)};
   memcpy(c.at, at, sizeof(int) * size_t(map->rank));
-  check_shared_bounds(base, limit, offset, 1, size_of_box(*map) & -16, op);
+  const i64 bytes = size_of_box(*map);
+  if (offset < 0 || offset + bytes > limit || base + offset + bytes > i64(run.shared_bytes))
+    fail("bounds-shared", op, -1, "a copy of %lld bytes to byte %lld of a shared buffer of %lld", (long long)bytes,
+         offset, limit);
   c.to = u32(base + offset);
   c.phase = c.barrier->phase;
   start_copy(c);

@@ -241,7 +241,7 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     if (c.writer && c.writer != me && !benign)
       report("race-global", op, c.write_op, "%s byte %lld of argument %d, which another block (%d) wrote",
              writes ? "writes" : "reads", (long long)byte, b.index, int(c.writer - 1));
-    else if (reads && !benign && !ordered(c.wrote, now, current->known))  // threads that store one value twice do no harm
+    else if (reads && !benign && !ordered(c.wrote, now, current->known))  // storing one value twice does no harm
       report("race-global", op, c.write_op, "reads byte %lld of argument %d, which %s wrote with no barrier between",
              (long long)byte, b.index, name(c.wrote).c_str());
     if (writes) {

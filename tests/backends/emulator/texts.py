@@ -9,7 +9,6 @@ import numpy as np
 
 from tilelang.backends.emulator.run import POLICIES, Buffer, Policy, Result, load
 
-
 F = "tl::gptr<const float> a, tl::gptr<float> o"
 
 

@@ -1,0 +1,129 @@
+"""Barriers in shared memory, and copies of boxes of tensors whose bytes they count: they land when somebody waits."""
+from __future__ import annotations
+
+import numpy as np
+
+from tilelang.backends.emulator.ptx.build import Builder, Rule
+from tilelang.backends.emulator.ptx.forms import Mnemonic
+from tilelang.backends.emulator.ptx.machine import Machine, MBarrier, Step, TensorMap
+from tilelang.backends.emulator.ptx.numbers import Array
+from tilelang.backends.emulator.ptx.parse import Instruction, PtxError, Vector
+
+
+def _barrier(m: Machine, address: int) -> MBarrier:
+    if address % 8 or address not in m.bulk.barriers:
+        raise PtxError("no barrier in shared memory was initialised at an address", got=f"{address:#x}")
+    return m.bulk.barriers[address]
+
+
+def _ended(m: Machine, b: MBarrier) -> None:
+    if not b.missing and not b.bytes:
+        b.phase, b.missing = b.phase + 1, b.arrivals
+        m.bulk.again.update(m.parked.keys() & m.bulk.waits)
+
+
+def _mbarrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    kind = m.mods[0]
+    if kind == "try_wait" and m.mods[:2] == ("try_wait", "parity"):
+        return _try_wait(c, i, at)
+    if kind not in ("init", "inval", "arrive"):
+        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+    operands = i.operands[1:] if kind == "arrive" else i.operands
+    where = c.address(operands[0])
+    count = c.read(operands[1], "u32") if len(operands) > 1 else None
+
+    def step(m: Machine) -> None:
+        counts = count(m)[m.index].astype(np.int64) if count is not None else None
+        for n, address in enumerate(where(m)):
+            if kind == "init":
+                assert counts is not None
+                m.spaces["shared"].check(np.asarray([address]), 8)
+                m.bulk.barriers[int(address)] = MBarrier(int(counts[n]), int(counts[n]))
+                continue
+            b = _barrier(m, int(address))
+            if kind == "inval":
+                del m.bulk.barriers[int(address)]
+                continue
+            if counts is not None:  # of bytes
+                b.bytes += int(counts[n])
+            if not b.missing:
+                raise PtxError("an arrival more than a phase of a barrier in shared memory has")
+            b.missing -= 1
+            _ended(m, b)
+    return step
+
+
+def _try_wait(c: Builder, i: Instruction, at: int) -> Step:
+    """Threads whose phase has not ended stay here until one does."""
+    put, where, parity = c.write(i.operands[0], "pred"), c.address(i.operands[1]), c.read(i.operands[2], "u32")
+
+    def step(m: Machine) -> list[tuple[int, Array]] | None:
+        threads, wanted = np.flatnonzero(m.active), parity(m)[m.index] & 1
+        through = np.zeros(m.width, bool)
+        for thread, address, phase in zip(threads, where(m), wanted, strict=True):
+            b = _barrier(m, int(address))
+            if b.phase & 1 == phase:
+                _land(m, b)
+            through[thread] = b.phase & 1 != phase
+        waiting = m.active & ~through
+        if not waiting.any():
+            put(m, through)
+            return None
+        m.bulk.waits.add(at)
+        m.parked[at] = m.parked[at] | waiting if at in m.parked else waiting
+        if not through.any():
+            return []
+        m.activate(through)
+        put(m, through)
+        return [(at + 1, through)]
+    return step
+
+
+def load(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """`cp.async.bulk.tensor` of a tile from a tensor to shared memory."""
+    to, place, barrier = i.operands
+    if "tensor" not in m.mods or "tile" not in m.mods or not isinstance(place, Vector) or len(place.items) != 2:
+        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+    source, coordinates = place.items
+    assert isinstance(coordinates, Vector)
+    target, bar, origin = c.address(to), c.address(barrier), c.read(source, "u64")
+    takes = [c.read(o, "s32") for o in coordinates.items]
+
+    def step(m: Machine) -> None:
+        starts, given = origin(m)[m.index], [take(m)[m.index] for take in takes]
+        for n, (address, name) in enumerate(zip(target(m), bar(m), strict=True)):
+            tensor = m.bulk.maps.get(int(starts[n]))
+            if tensor is None or len(tensor.extents) != len(takes):
+                raise PtxError("a copy of a block by what is no map of a tensor of as many dimensions")
+            _barrier(m, int(name)).copies.append(_box(m, tensor, [int(x[n]) for x in given], int(address)))
+    return step
+
+
+def _box(m: Machine, t: TensorMap, at: list[int], to: int) -> tuple[Array, Array]:
+    """Where the elements of a box go, and what they are."""
+    pattern = 8 * t.swizzle or 128
+    if to % pattern:
+        raise PtxError("a copy of a block to a misaligned place", needs=f"a multiple of {pattern}", got=f"{to:#x}")
+    index = np.indices(t.boxes[::-1]).reshape(len(t.boxes), -1)[::-1]  # neighbours first
+    where = index + np.asarray(at)[:, None]
+    inside = ((where >= 0) & (where < np.asarray(t.extents)[:, None])).all(0)
+    words = np.zeros(index.shape[1], f"u{t.size}")
+    source = t.start + (where * np.asarray(t.strides)[:, None]).sum(0)
+    world = m.spaces["global"]
+    words[inside] = world.load(world.check(source[inside], t.size), t.size)
+    place = to + np.arange(index.shape[1]) * t.size
+    if t.swizzle:
+        place ^= (place >> 7 & t.swizzle // 16 - 1) << 4
+    return m.spaces["shared"].check(place, t.size), words
+
+
+def _land(m: Machine, b: MBarrier) -> None:
+    for offsets, words in b.copies:
+        m.spaces["shared"].store(offsets, words)
+        b.bytes -= words.nbytes
+    arrived, b.copies = bool(b.copies), []
+    if arrived:
+        _ended(m, b)
+
+
+RULES: dict[str, Rule] = {"mbarrier": _mbarrier}
