@@ -71,6 +71,7 @@ def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[
 def _on_gpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
     """The same, and files of machine code: the second is for tensors that the first does not reach."""
     from tilelang.backends.simt.export import codes, link
+    lowered = lowered.without_maps  # the library's launcher makes none
     link(lowered, name, failures, library)
     files = []
     for code, suffix in zip(codes(lowered), ("", ".far"), strict=False):

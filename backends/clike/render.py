@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tilelang.backends.clike.bulk import Bulk
 from tilelang.backends.clike.expressions import (
     RESERVED,
     c_string,
@@ -19,7 +20,7 @@ from tilelang.backends.clike.expressions import (
     unary_or_infix,
     wrap,
 )
-from tilelang.backends.clike.rendered import Rendered, c_name, parameters
+from tilelang.backends.clike.rendered import Rendered, c_name, parameters, tensor_maps
 from tilelang.backends.simt.asynchronous import continuing
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
@@ -33,7 +34,7 @@ def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> R
     return _Renderer(fn, target).run(title, shared_bytes)
 
 
-class _Renderer:
+class _Renderer(Bulk):
     def __init__(self, fn: Function, target: SimtTarget) -> None:
         self.fn, self.target = fn, target
         self.lines: list[str] = []
@@ -43,6 +44,7 @@ class _Renderer:
         self.ops: list[Op] = []
         self.loc: Loc | None = None
         self.continuing = continuing(fn)
+        self.maps = tensor_maps(fn)
 
     # -- names --------------------------------------------------------------------------------------------------------
     def name(self, v: Value) -> str:
@@ -97,9 +99,12 @@ class _Renderer:
     def run(self, title: str, shared_bytes: int) -> Rendered:
         threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
         args = []
-        for p in parameters(self.fn):
+        for p in parameters(self.fn, self.maps):
             if p.kind == "workers":
                 args.append("tl::i32 workers")
+                continue
+            if p.kind == "map":
+                args.append(f"TL_TENSOR_MAP {self.map_name(self.maps[p.index])}")
                 continue
             v = self.fn.params[p.index]
             name = self.name(v)
@@ -114,12 +119,14 @@ class _Renderer:
         name = f"{c_name(self.fn.name)}_kernel"
         self.region(self.fn.body)
         groups = ["#define TL_GROUPS"] if any(op.name == "group_mma" for op in self.fn.walk()) else []
+        groups += ["#define TL_BULK"] if self.maps else []
         head = [f"// {title}", f"#define TL_WARP {self.target.warp}", *groups, '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
-        return Rendered(text, name, threads, shared_bytes, parameters(self.fn), tuple(self.ops), self.target.ports)
+        return Rendered(text, name, threads, shared_bytes, parameters(self.fn, self.maps), tuple(self.ops),
+                        self.target.ports, self.maps)
 
     def region(self, region: Region) -> None:
         for op in region.ops:

@@ -1,6 +1,7 @@
 """What a kernel is as text, and what it takes."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilelang.ir.core import Function, Op, TensorType
@@ -9,8 +10,8 @@ from tilelang.layouts import Ports
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the C function: `kind` is "data", "shape", "stride", "value" or "workers"; `index` numbers the
-    kernel's parameter, `axis` its dimension."""
+    """One parameter of the C function: `kind` is "data", "shape", "stride", "value", "workers" or "map"; `index`
+    numbers the kernel's parameter, `axis` its dimension; of a map, the text's."""
 
     kind: str
     index: int = 0
@@ -18,8 +19,31 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """How boxes of tensor `index` of the kernel's parameters are copied: its dimensions with that of neighbours first,
+    the extents of a box in that order, and the bytes of rows whose pieces are permuted (0: none)."""
+
+    index: int
+    order: tuple[int, ...]
+    boxes: tuple[int, ...]
+    swizzle: int
+
+
+def map_of(load: Op, fn: Function) -> TensorMap:
+    """The map that a `tensor_load` needs."""
+    return TensorMap(fn.params.index(load.operands[4]), load.attrs["order"], load.attrs["boxes"],
+                     load.attrs["swizzle"])
+
+
+def tensor_maps(fn: Function) -> tuple[TensorMap, ...]:
+    """Those that a function's copies of blocks need, each once."""
+    return tuple(dict.fromkeys(map_of(op, fn) for op in fn.walk() if op.name == "tensor_load"))
+
+
+@dataclass(frozen=True)
 class Rendered:
-    """The text, its parameters, the operations it numbers, and what shared memory it is for."""
+    """The text, its parameters, the operations it numbers, what shared memory it is for, and the maps of tensors that
+    are its last parameters."""
 
     text: str
     name: str
@@ -28,6 +52,7 @@ class Rendered:
     parameters: tuple[Parameter, ...]
     ops: tuple[Op, ...]
     ports: Ports
+    maps: tuple[TensorMap, ...] = ()
 
 
 def c_name(name: str) -> str:
@@ -36,8 +61,8 @@ def c_name(name: str) -> str:
                    for x in name)
 
 
-def parameters(fn: Function) -> tuple[Parameter, ...]:
-    """Every parameter a kernel takes, whether it uses it or not: callers need not look at the code."""
+def parameters(fn: Function, maps: Sequence[TensorMap]) -> tuple[Parameter, ...]:
+    """Every parameter a kernel takes, whether it uses it or not: callers need not look at the code, but for maps."""
     out: list[Parameter] = []
     for i, p in enumerate(fn.params):
         if isinstance(p.type, TensorType):
@@ -46,4 +71,4 @@ def parameters(fn: Function) -> tuple[Parameter, ...]:
             out += [Parameter("stride", i, axis) for axis in range(p.type.rank)]
         else:
             out.append(Parameter("value", i))
-    return (*out, Parameter("workers"))
+    return (*out, Parameter("workers"), *(Parameter("map", i) for i in range(len(maps))))

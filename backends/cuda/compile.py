@@ -42,11 +42,12 @@ class Lowered(simt.Lowered):
     def report(self) -> dict[str, int | float | str]:
         """What a block uses (registers of a thread, bytes spilled by a thread, shared memory), how many blocks a
         multiprocessor holds at once, which share of its warps that is, what keeps more out, and by which instructions
-        matrices are multiplied."""
+        matrices are multiplied and blocks copied."""
         uses, threads = self.product.uses, self.rendered.threads
         shared = uses["shared_bytes"] + self.dynamic_shared
         blocks, limit = resident_blocks(self.target.arch, threads, uses["registers"], shared)
         return {"registers": uses["registers"], "spills": uses["spill_bytes"], "stack_bytes": uses["stack_bytes"],
                 "shared_bytes": shared, "threads": threads, "resident_blocks": blocks,
                 "occupancy": occupancy(self.target.arch, threads, blocks), "limited_by": limit,
-                **({"products": self.products} if self.products else {})}
+                **({"products": self.products} if self.products else {}),
+                **({"copies": self.copies} if self.copies else {})}

@@ -2,18 +2,23 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
 from tilelang.backends.cuda.target import for_device, runs
 from tilelang.backends.simt import driver as simt
+from tilelang.backends.simt.driver import MAP, MAP_ALIGN
 from tilelang.errors import TargetError
 
 LIBRARY = "libcuda.so.1"
 MAX_GRID_X = (1 << 31) - 1
 _MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
+_MAP_TYPES = {1: 0, 2: 1, 4: 2, 8: 4}  # CUtensorMapDataType: unsigned integers of so many bytes
+_PROMOTE_128 = 2  # CUtensorMapL2promotion
+_STRIDE = 16
+"""A stride of a dimension of one element, which may be anything that a map can say."""
 _FREE_SHARED = 48 << 10
 """Dynamic shared memory a kernel may have without asking for it."""
 EXPORTED = simt.Exported(2, [LIBRARY], _MULTIPROCESSORS, {
@@ -88,6 +93,18 @@ class Device(simt.Device):
             yield
         finally:
             self.driver.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
+                   boxes: Sequence[int], swizzle: int) -> bytes:
+        rank, wide = len(extents), ctypes.c_uint64
+        narrow = ctypes.c_uint32 * rank
+        room = ctypes.create_string_buffer(2 * MAP)
+        at = -ctypes.addressof(room) % MAP_ALIGN
+        steps = [stride if n > 1 else _STRIDE for n, stride in zip(extents, strides, strict=True)][1:]
+        self.driver.call("cuTensorMapEncodeTiled", ctypes.byref(room, at), _MAP_TYPES[size], rank, wide(address),
+                         (wide * rank)(*extents), (wide * max(rank - 1, 1))(*steps), narrow(*boxes),
+                         narrow(*[1] * rank), 0, swizzle.bit_length() - 5 if swizzle else 0, _PROMOTE_128, 0)
+        return room.raw[at:at + MAP]
 
     def widest(self, threads: int) -> int:
         return MAX_GRID_X

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from tilelang.backends.clike.rendered import Rendered
-from tilelang.backends.emulator.run import POLICIES, Buffer, Counter, Finding, Output, Policy, Result, load
+from tilelang.backends.emulator.run import (
+    POLICIES,
+    Buffer,
+    Counter,
+    Finding,
+    Output,
+    Policy,
+    Result,
+    TensorMap,
+    load,
+)
 from tilelang.errors import AssertFailed, CheckError
 from tilelang.ir.control import printed
 from tilelang.ir.core import BufferType, Function, Op, TensorType
@@ -74,6 +84,13 @@ def arguments(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: S
             t = fn.params[p.index].type
             assert isinstance(t, TensorType)
             args.append(Buffer(arrays[p.index], initialised=t.mode != "out" or t.dtype.packed))
+        elif p.kind == "map":
+            m = rendered.maps[p.index]
+            array = arrays[m.index]
+            at = next(i for i, q in enumerate(rendered.parameters) if q.kind == "data" and q.index == m.index)
+            args.append(TensorMap(at, tuple(shapes[m.index][d] for d in m.order),
+                                  tuple(strides[m.index][d] * array.itemsize for d in m.order), m.boxes,
+                                  m.swizzle))
         elif p.kind in ("shape", "stride"):
             args.append(np.int64((shapes if p.kind == "shape" else strides)[p.index][p.axis]))
         else:

@@ -2,8 +2,10 @@
 
 requires: THREAD with barriers
 ensures: before a `group_mma` stands a fence of registers, after it a `commit`; what threads wrote to memory that one
-reads is fenced before the barrier after which it does; sums are waited for as late as possible: before something else
-uses them, and, because others may then write over the operands, before a barrier
+reads, or that copies of blocks write or count their bytes in, is fenced before the barrier after which it does; sums
+are waited for as late as possible: before something else uses them, and, because others may then write over the
+operands, before a barrier; but where a warp gives back a block of a ring (`mbarrier_arrive`), that is the one before,
+and products of the same iteration go on
 example: `barrier; group_mma; add; barrier` becomes `fence memory; barrier; fence registers; group_mma; commit; add;
 wait; barrier`
 
@@ -15,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tilelang.backends.simt.shared_memory import root, touched
+from tilelang.backends.simt.shared_memory import root, shared_allocs, span_of, touched
 from tilelang.ir.core import Function, Op, Region, Value
 from tilelang.ir.memory import Commit, Wait
 from tilelang.ir.simt import Fence
@@ -31,9 +33,8 @@ class State(NamedTuple):
 
 def order_products(fn: Function, target: Any = None) -> Function:
     """Inserts them, in place."""
-    products = [op for op in fn.walk() if op.name == "group_mma"]
-    if products:
-        order = _Order(fn, products)
+    if any(op.name in ("group_mma", "tensor_load") for op in fn.walk()):
+        order = _Order(fn)
         ops, state = order.ops(fn.body.ops, State())
         fn.body.ops = [*ops, *order.wait(state, len(state.groups), None)]
     return fn
@@ -61,10 +62,21 @@ def uses_of(fn: Function) -> Counter[Value]:
     return Counter(v for op in fn.walk() if op.name != "wait" for v in op.operands)
 
 
+def _aside(op: Op) -> bool:
+    """Whether a branch has nothing to do with products."""
+    return op.name == "if" and not any(o.name in ("group_mma", "barrier", "for", "while")
+                                       for r in op.regions for o in r.walk())
+
+
 class _Order:
-    def __init__(self, fn: Function, products: Sequence[Op]) -> None:
+    def __init__(self, fn: Function) -> None:
         self.uses, self.continuing = uses_of(fn), continuing(fn)
-        self.read = {root(v) for op in products for v, _ in touched(op)}
+        self.read = {root(v) for op in fn.walk() if op.name == "group_mma" for v, _ in touched(op)}
+        filled = [span_of(root(op.operands[0])) for op in fn.walk() if op.name == "tensor_load"]
+        for op in shared_allocs(fn) if filled else ():
+            lo, hi = span_of(op.result)
+            if any(lo < end and start < hi for start, end in filled):
+                self.read.add(op.result)
 
     def wait(self, state: State, groups: int, like: Op | None) -> list[Op]:
         """For the oldest `groups` of those under way."""
@@ -76,30 +88,39 @@ class _Order:
     def ops(self, ops: Sequence[Op], state: State, write: bool = True) -> tuple[list[Op], State]:
         """The operations with what they need, and how things stand after them. Regions change only to `write`."""
         out: list[Op] = []
+        started = 0
         for op in ops:
             if op.name == "barrier" and state.written:
                 out.append(Fence([], {"kind": "memory"}, loc=op.loc))
                 state = state._replace(written=False)
-            count = self.needed(op, state)
+            count = self.needed(op, state, started)
             out += self.wait(state, count, op)
             state = state._replace(groups=state.groups[count:])
             if op.name == "group_mma":
                 out += [Fence([], {"kind": "registers"}, loc=op.loc), op, Commit([], {"products": True}, loc=op.loc)]
                 before = tuple(None if v is op.operands[0] else v for v in state.groups)
                 state = state._replace(groups=(*before, op.result))
+                started += 1
                 continue
-            if op.regions:
+            if op.regions and not _aside(op):
                 state = self.inner(op, state, write)
-            elif op.name == "wait" or any(root(v) in self.read for v, _ in touched(op) if op.effects == "write"):
+            elif any(self.writes(o) for o in (op, *(o for r in op.regions for o in r.walk()))):
                 state = state._replace(written=True)
             out.append(op)
         return out, state
 
-    def needed(self, op: Op, state: State) -> int:
-        """How many groups must be done before `op`."""
-        if op.name == "barrier" or op.regions:
+    def writes(self, op: Op) -> bool:
+        """Whether this thread writes to what a product, or a copy of a block, then uses."""
+        return op.name in ("wait", "mbarrier_init", "mbarrier_drop") or op.effects == "write" and \
+            op.name != "tensor_load" and any(root(v) in self.read for v, _ in touched(op))
+
+    def needed(self, op: Op, state: State, started: int) -> int:
+        """How many groups must be done before `op`, in a region that has started so many."""
+        if op.name == "barrier" or op.regions and not _aside(op):
             return len(state.groups)
-        used = op.operands
+        if op.name == "mbarrier_arrive":
+            return max(len(state.groups) - started, 0)
+        used = [*op.operands, *(v for r in op.regions for o in r.walk() for v in o.operands)]
         if op in self.continuing:
             used = used[1:]
         elif op.name == "yield":

@@ -72,7 +72,7 @@ class _Scan:
         self.place.update({p: (GLOBAL + i, GLOBAL + i + 1) for i, p in enumerate(tensors)})
         managed = {op.result for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
         writes = [op for op in fn.walk() if op.effects == "write" and root(op.operands[0]) in managed]
-        self.copies = {op.attrs["phase"] for op in writes}
+        self.copies = {op.attrs["phase"] for op in writes if op.name != "tensor_load"}  # others have their barriers
         self.asynchronous = {op.attrs["phase"] for op in writes if op.name in ("st_async", "dma")}
 
     def touches(self, op: Op) -> list[Touch]:

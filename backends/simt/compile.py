@@ -11,6 +11,7 @@ from tilelang.backends.clike.render import render
 from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.simt.asynchronous import order_products
 from tilelang.backends.simt.barriers import insert_barriers
+from tilelang.backends.simt.bulk import encodable
 from tilelang.backends.simt.dma import count_waits
 from tilelang.backends.simt.driver import Exported
 from tilelang.backends.simt.lower import lower
@@ -25,7 +26,8 @@ from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import through_registers
 from tilelang.backends.simt.window import reaches
-from tilelang.ir.core import Function
+from tilelang.ir.core import BufferType, Function
+from tilelang.ir.memory import CopyAsync
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
@@ -46,13 +48,21 @@ class Lowered(ABC):
 
     @cached_property
     def without_windows(self) -> Self:
-        """The kernel whose accesses have offsets of 64 bits."""
-        return type(self)(self.tile, replace(self.target, windows=False))
+        """The kernel whose accesses have offsets of 64 bits, and that needs no maps of tensors."""
+        return type(self)(self.tile, replace(self.target, windows=False, bulk=False))
+
+    @cached_property
+    def without_maps(self) -> Self:
+        """The kernel that copies no blocks by one thread, for launchers that make no maps of tensors."""
+        return type(self)(self.tile, replace(self.target, bulk=False)) if self.rendered.maps else self
 
     def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
         """The kernel for a call with these shapes and strides (elements) of every parameter: this one, unless the
-        blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`)."""
-        return self if not self.target.windows or reaches(self.thread, shapes, strides) else self.without_windows
+        blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`), or no map
+        can say them (`bulk.py`)."""
+        fits = (not self.target.windows or reaches(self.thread, shapes, strides)) and \
+            (not self.target.bulk or encodable(self.thread, shapes, strides))
+        return self if fits else self.without_windows
 
     @cached_property
     def placed(self) -> Function:
@@ -79,6 +89,19 @@ class Lowered(ABC):
                 line = f"line {op.loc.line}: " if op.loc else ""
                 why = f" ({op.attrs['fallback']})" if op.attrs["fallback"] else ""
                 out.append(f"{line}{op.attrs['instruction'] or 'multiply and add'}{why}")
+        return "; ".join(out)
+
+    @property
+    def copies(self) -> str:
+        """By line, how blocks for later iterations are copied: "TMA" by one thread, with the blocks that a ring has,
+        or "cp.async" by all of them and why, where the target has both."""
+        out: dict[str, None] = {}
+        for op in self.placed.walk():
+            if isinstance(op, CopyAsync) and (op.name == "copy_bulk" or op.attrs["fallback"]):
+                t, line = op.operands[op.buffer].type, f"line {op.loc.line}: " if op.loc else ""
+                assert isinstance(t, BufferType)
+                out[f"{line}TMA, {t.shape[0]} stages" if op.name == "copy_bulk" else
+                    f"{line}cp.async ({op.attrs['fallback']})"] = None
         return "; ".join(out)
 
     @property

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from tilelang.errors import TargetError
 
+MAP, MAP_ALIGN = 128, 64
+"""Bytes of a map of a tensor among a kernel's arguments, and what its place is a multiple of."""
+
 
 class Names(NamedTuple):
     """The driver's names of functions that take the same arguments."""
@@ -114,6 +117,13 @@ class Device(ABC):
             self.driver.call(names.function, ctypes.byref(function), module, name.encode())
             self.allow(function, shared_bytes)
         return function
+
+    def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
+                   boxes: Sequence[int], swizzle: int) -> bytes:
+        """What a kernel takes to copy boxes of the tensor at an address, of elements of `size` bytes: extents, strides
+        in bytes and extents of a box, the dimension of neighbours first; rows of `swizzle` bytes are permuted. Raises
+        TargetError."""
+        raise TargetError("the device copies no blocks of tensors by one thread", got=self.target)
 
     @contextmanager
     def copied(self, address: int, size: int, back: bool) -> Iterator[int]:

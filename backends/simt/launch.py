@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilelang.backends.simt.compile import Lowered
-from tilelang.backends.simt.driver import Device
+from tilelang.backends.simt.driver import MAP, MAP_ALIGN, Device
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, TensorType, Value
 from tilelang.ir.interpreter import count_programs, grid_extents
@@ -22,11 +22,17 @@ _FORMATS = {"i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I"
             "f16": "e", "f32": "f", "f64": "d"}
 
 
+KNOWN_MAPS = 1024
+"""How many maps a `Launch` remembers."""
+
+
 class Prepared(NamedTuple):
-    """What calls with the same shapes share: the end of the argument buffer, and the grid."""
+    """What calls with the same shapes share: the end of the argument buffer, the grid, and for each map of a tensor
+    its extents and its strides in bytes."""
 
     tail: bytes
     grid: tuple[int, int]
+    maps: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 class Launch:
@@ -34,7 +40,8 @@ class Launch:
 
     The arguments lie in one buffer, in this order: what every call brings, the pointers and scalars (`head` lists
     their parameters); then what is as `prepare` found it: shapes, strides, the number of workers, and the scalars
-    that are `fixed`: those the grid follows from, and those of a dtype that Python cannot write.
+    that are `fixed`: those the grid follows from, and those of a dtype that Python cannot write. Maps of tensors lie
+    in another, and are made anew where an address or `Prepared` differs from the call before.
     """
 
     def __init__(self, lowered: Lowered, device: Device) -> None:
@@ -51,14 +58,19 @@ class Launch:
         self.head = [*tensors, *(i for i in range(len(params)) if i not in tensors and i not in self.fixed)]
         forms = ["Q" if i in tensors else _FORMATS[params[i].dtype.name] for i in self.head]
         self._pack = struct.Struct("<" + "".join(f"{f}{SLOT - struct.calcsize('<' + f)}x" for f in forms)).pack_into
-        self._tail = [p for p in rendered.parameters if p.kind != "data" and p.index not in self.head
+        parameters = [p for p in rendered.parameters if p.kind != "map"]
+        self._tail = [p for p in parameters if p.kind != "data" and p.index not in self.head
                       or p.kind in ("shape", "stride", "workers")]
-        count = len(rendered.parameters)
+        count = len(parameters)
         self._buffer = (ctypes.c_uint64 * count)()
         self._rest = memoryview(self._buffer).cast("B")[SLOT * len(self.head):]
         start, at = ctypes.addressof(self._buffer), {p: len(self.head) + n for n, p in enumerate(self._tail)}
-        slots = [at[p] if p in at else self.head.index(p.index) for p in rendered.parameters]
-        self._params = (ctypes.c_void_p * count)(*(start + SLOT * slot for slot in slots))
+        places = [start + SLOT * (at[p] if p in at else self.head.index(p.index)) for p in parameters]
+        self._map_memory = ctypes.create_string_buffer(MAP * len(rendered.maps) + MAP_ALIGN)
+        first = -(-ctypes.addressof(self._map_memory) // MAP_ALIGN) * MAP_ALIGN
+        self._map_places = [first + MAP * i for i in range(len(rendered.maps))]
+        places += self._map_places
+        self._params = (ctypes.c_void_p * len(places))(*places)
         self.fire = self._fire()
 
     def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Launch:
@@ -82,7 +94,30 @@ class Launch:
                                    (shapes if p.kind == "shape" else strides)[p.index][p.axis])
             tail += data.ljust(SLOT, b"\0")
         extents = grid_extents(self.tile, arrays, shapes, self.workers)
-        return Prepared(tail, _split(count_programs(self.tile, extents), self.widest, self.tile))
+        sizes = [self.tile.params[m.index].dtype.storage.itemsize for m in self.rendered.maps]
+        maps = tuple((tuple(shapes[m.index][d] for d in m.order), tuple(strides[m.index][d] * size for d in m.order))
+                     for m, size in zip(self.rendered.maps, sizes, strict=True))
+        return Prepared(tail, _split(count_programs(self.tile, extents), self.widest, self.tile), maps)
+
+    def _mapper(self) -> Callable[[Prepared, Sequence[Any]], None]:
+        """Puts the maps of a call where the driver takes them from."""
+        known: dict[tuple[Any, ...], bytes] = {}
+        rows = [(m, self.head.index(m.index), self.tile.params[m.index].dtype.storage.itemsize, place)
+                for m, place in zip(self.rendered.maps, self._map_places, strict=True)]
+        last: list[Any] = [None] * len(rows)
+
+        def put(prepared: Prepared, head: Sequence[Any]) -> None:
+            for i, (m, at, size, place) in enumerate(rows):
+                key = (i, prepared.maps[i], head[at])
+                if key == last[i]:
+                    continue
+                if key not in known:
+                    if len(known) >= KNOWN_MAPS:
+                        known.clear()
+                    known[key] = self.device.tensor_map(head[at], size, *prepared.maps[i], m.boxes, m.swizzle)
+                ctypes.memmove(place, known[key], MAP)
+                last[i] = key
+        return put
 
     def _fire(self) -> Callable[[Prepared, Sequence[Any], int], None]:
         """`fire(prepared, head, stream)` launches with the addresses and numbers of `self.head`. It raises
@@ -97,6 +132,7 @@ class Launch:
         pack, buffer, rest, params, function = self._pack, self._buffer, self._rest, self._params, self.function
         threads, shared_bytes = self.rendered.threads, self.dynamic_shared
         last: Prepared | None = None
+        put_maps = self._mapper() if self.rendered.maps else None
 
         def fire(prepared: Prepared, head: Sequence[Any], stream: int) -> None:
             nonlocal last, last_stream
@@ -108,6 +144,8 @@ class Launch:
                 if prepared is not last:
                     rest[:] = prepared.tail
                     last = prepared
+                if put_maps is not None:
+                    put_maps(prepared, head)
                 if stream != last_stream:
                     where.value = last_stream = stream
                 get_current(current_at)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
+from tilelang.backends.simt import bulk
 from tilelang.backends.simt.access import Access, address, block_of, join
 from tilelang.backends.simt.collect import Collect
 from tilelang.backends.simt.dots import Dots
@@ -29,8 +30,10 @@ from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
+from tilelang.ir.bulk import CopyBulk
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
+from tilelang.ir.memory import CopyAsync
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
 
@@ -64,7 +67,8 @@ class _Lowering:
             {
                 op.operands[0]
                 for op in fn.walk()
-                if op.effects == "write" and isinstance(op.operands[0].type, TensorType) and op.name != "copy_async"
+                if op.effects == "write" and isinstance(op.operands[0].type, TensorType)
+                and not isinstance(op, CopyAsync)
             },
             self.exchange.begin,
             target,
@@ -327,6 +331,14 @@ class _Lowering:
 
     def _lower_copy_async(self, op: Op) -> None:
         self.access.copy_async(op)
+
+    def _lower_copy_bulk(self, op: Op) -> None:
+        assert isinstance(op, CopyBulk)
+        bulk.load(self.b, op, lambda v: self.of.get(v, v), self.access.managed[op.operands[op.buffer]])
+
+    def _lower_once(self, op: Op) -> None:
+        with self.b.branch(self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))):
+            self.region(op.regions[0])
 
     def _lower_gather(self, op: Op) -> None:
         values = self.access.elements(op)

@@ -9,23 +9,30 @@ take turns (`schedule.py`) waits and barriers stand elsewhere
 
 Where copies go through registers, one iteration ahead is all that registers hold: a ring of two blocks. Where shared
 memory holds one block only, what was loaded in an iteration is stored at its end, after a barrier.
+
+Where the target has copies of blocks by one thread (`bulk.py`) and they can make all of a loop's, the ring has two
+barriers in shared memory for each block: who reads it waits until it is full, who fills it until all warps are past
+it.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+from tilelang.backends.simt import bulk
 from tilelang.backends.simt.registers import thread_count
 from tilelang.backends.simt.schedule import read_first, refusal, schedule_of, stated
-from tilelang.backends.simt.shared_memory import root, size_of
+from tilelang.backends.simt.shared_memory import ALIGN, root, size_of
 from tilelang.backends.simt.stage import ring
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import split
+from tilelang.ir import bulk as ir
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
 from tilelang.ir import simt
-from tilelang.ir.control import For, Yield
-from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Value
+from tilelang.ir.control import For, If, Yield
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, conversion
 
@@ -36,13 +43,14 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
     """Rewrites every such loop, in place."""
     allocs = {op.result: op for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
 
-    def visit(region: Region) -> None:
+    def visit(region: Region, loops: int = 0) -> None:
         for op in list(region.ops):
             for inner in op.regions:
-                visit(inner)
+                visit(inner, loops + (op.name in ("for", "while")))
             if op.name == "for" and (op.attrs["stages"] > 1 or stated(op, target)):
                 stages = op.attrs["stages"] if target.async_copy else 2
-                _Loop(region, op, allocs, stages, {row.name for row in target.group_mma}).run(target, threads)
+                loop = _Loop(region, op, allocs, stages, {row.name for row in target.group_mma})
+                loop.run(target, threads, fn.body, loops > 0)
     threads = thread_count(fn, target)
     visit(fn.body)
     return fn
@@ -54,11 +62,13 @@ class _Loop:
         self.beside = beside  # instructions that run beside the threads that start them
         self.index = self.body.args[0]
 
-    def run(self, target: SimtTarget, threads: int) -> None:
+    def run(self, target: SimtTarget, threads: int, top: Region, again: bool) -> None:
+        """`top` is where allocations stand; `again` whether the loop stands in another one."""
         copies = [op for op in self.body.ops if op.name == "copy_async" and op.operands[-1] in self.allocs
                   and self._slice(op) is not None]
         block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
         left = target.shared_bytes - self._others({op.operands[-1] for op in copies}, target.warp)
+        left -= ALIGN if target.bulk else 0  # for barriers
         self.stages = min(self.stages, left // max(block, 1))
         if not copies or self.stages < (2 if target.async_copy else 1):
             if stated(self.op, target):
@@ -68,6 +78,13 @@ class _Loop:
         if self.stages == 1:
             self._through_registers(copies, threads)
             return
+        if target.bulk:
+            why = self._objection(copies, threads // target.warp, target.warp)
+            if not why:
+                self._by_barriers(copies, threads // target.warp, top, again)
+                return
+            for op in copies:
+                op.attrs["fallback"] = why
         rings = {self._ring(self.allocs[op.operands[-1]]) for op in copies}
         before: list[Op] = []
         lo, _, step = self.op.operands[:3]
@@ -133,13 +150,13 @@ class _Loop:
         return any(isinstance(v.type, BufferType) and v not in rings and (v not in self.allocs or v in copied)
                    for op in ops for v in op.operands)
 
-    def _copy(self, out: list[Op], copy: Op, at: Value, *slot: Value) -> None:
+    def _copy(self, out: list[Op], copy: Op, at: Value, *slot: Value, cls: type[Op] = mem.CopyAsync) -> None:
         """The copy as iteration `at` makes it, into block `slot` of a ring."""
         mapping = {self.index: at}
         for op in self._slice(copy) or []:
             out.append(op.clone(mapping))
         *source, buffer = copy.operands
-        out.append(mem.CopyAsync([*(mapping.get(v, v) for v in source), buffer, *slot], copy.attrs, loc=copy.loc))
+        out.append(cls([*(mapping.get(v, v) for v in source), buffer, *slot], copy.attrs, loc=copy.loc))
 
     def _through_registers(self, copies: Sequence[Op], threads: int) -> None:
         """The loop loads the next block while it works on the only one in shared memory."""
@@ -156,7 +173,7 @@ class _Loop:
         *body, last = self._rest(copies)
         region = Region(self.body.args, [*head, *body, *tail, last])
         self._replace([*before, mem.Commit([], loc=self.op.loc)],
-                      For(self.op.operands, {"stages": 1}, [region], self.op.loc))
+                      For(self.op.operands, {"stages": 1}, [region], self.op.loc), [self._made(mem.Wait, pending=0)])
 
     def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: set[Value], step: Value, target: SimtTarget,
                  threads: int) -> None:
@@ -172,28 +189,14 @@ class _Loop:
             after.append(self._made(simt.Meet, warps=target.turns, half=0))
         else:
             head += arrived
-        one, count = (self._const(head, n) for n in (1, self.stages))
-
-        def following(x: Value, by: Value) -> Value:
-            moved = self._op(head, ew.Add, x, by)
-            past = self._op(head, ew.Ge, moved, count)
-            return self._op(head, ew.Where, past, self._op(head, ew.Sub, moved, count), moved)
         start = len(head)
-        ahead = self._const(head, self.stages - 1)
-        newest = following(oldest, ahead)
-        distance = self._op(head, ew.Mul, step, self._const(head, self.stages - 1, step))
-        at = self._op(head, ew.Add, self.index, distance)
+        newest, at = self._newest(head, oldest)
         for copy in copies:
             self._copy(head, copy, at, newest)
         head.append(mem.Commit([], loc=self.op.loc))
-        carried = following(oldest, one)
-        if beside := next((i + 1 for i, op in enumerate(body) if op.attrs.get("instruction") in self.beside), 0):
-            body[beside:beside] = head[start:]  # copies start while products run beside the threads
-            del head[start:]
-        for op in body:
-            if op.name == "load" and op.operands[0] in rings:
-                op.operands.insert(1, oldest)
-                op.attrs["axes"] = tuple(a + 1 for a in op.attrs["axes"])
+        carried, _ = self._further(head, oldest, 1)
+        self._start_beside(head, start, body)
+        self._read(body, rings, oldest)
         last = body.pop()
         if way == "pingpong":
             moving, multiplying = read_first(body, rings)
@@ -204,7 +207,102 @@ class _Loop:
             body.append(self._made(simt.Spread))
         yields = Yield([*last.operands, carried], loc=last.loc)
         region = Region([*self.body.args, oldest], [*head, *body, yields])
-        self._replace(before, For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc), after)
+        self._replace(before, For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc),
+                      [*after, self._made(mem.Wait, pending=0)])
+
+    def _further(self, out: list[Op], block: Value, by: int) -> tuple[Value, Value]:
+        """(the block `by` places further in the ring, whether the ring's end lies between)."""
+        count, moved = self._const(out, self.stages), self._op(out, ew.Add, block, self._const(out, by))
+        past = self._op(out, ew.Ge, moved, count)
+        return self._op(out, ew.Where, past, self._op(out, ew.Sub, moved, count), moved), past
+
+    def _newest(self, out: list[Op], oldest: Value) -> tuple[Value, Value]:
+        """(the block that is free, the iteration that it is for)."""
+        newest, _ = self._further(out, oldest, self.stages - 1)
+        step = self.op.operands[2]
+        distance = self._op(out, ew.Mul, step, self._const(out, self.stages - 1, step))
+        return newest, self._op(out, ew.Add, self.index, distance)
+
+    def _start_beside(self, head: list[Op], start: int, body: list[Op]) -> None:
+        """Moves what `head` starts from there on behind the first products that run beside the threads."""
+        if beside := next((i + 1 for i, op in enumerate(body) if op.attrs.get("instruction") in self.beside), 0):
+            body[beside:beside] = head[start:]
+            del head[start:]
+
+    def _read(self, body: Sequence[Op], rings: set[Value], oldest: Value) -> None:
+        """Reads of a ring are of its oldest block."""
+        for op in body:
+            if op.name == "load" and op.operands[0] in rings:
+                op.operands.insert(1, oldest)
+                op.attrs["axes"] = tuple(a + 1 for a in op.attrs["axes"])
+
+    # -- copies of blocks by one thread -------------------------------------------------------------------------------
+    def _objection(self, copies: Sequence[Op], warps: int, lanes: int) -> str:
+        """Why one thread does not make the copies: the first reason, or nothing."""
+        for copy in copies:
+            t, buffer = copy.operands[0].type, copy.operands[-1].type
+            assert isinstance(t, TensorType) and isinstance(buffer, BufferType)
+            if why := bulk.objection(t, copy.operands[1:-1], copy.attrs["axes"], buffer):
+                return why
+        parts = [self._boxes(copy) for copy in copies]
+        few = bulk.worth(sum(n for _, n in parts), sum(len(b.starts) for b, _ in parts), warps, lanes)
+        return "" if few else "its blocks are too small for it"
+
+    def _boxes(self, copy: Op) -> tuple[bulk.Boxes, int]:
+        """The boxes of a copy that has them, and its bytes."""
+        t = copy.operands[-1].type
+        assert isinstance(t, BufferType) and t.layout is not None
+        found = bulk.boxes(t.layout, t.dtype.storage.itemsize)
+        assert isinstance(found, bulk.Boxes)
+        return found, prod(t.shape) * t.dtype.storage.itemsize
+
+    def _by_barriers(self, copies: Sequence[Op], warps: int, top: Region, again: bool) -> None:
+        """The loop carries the number of the oldest block, and the parity of the phase in which it is full."""
+        lo, hi, step = self.op.operands[:3]
+        total = 0
+        for copy in copies:
+            found, block = self._boxes(copy)
+            total += block
+            alloc = self.allocs[copy.operands[-1]]
+            alloc.attrs["align"] = max(alloc.attrs["align"], found.align)
+        rings = {self._ring(self.allocs[op.operands[-1]]) for op in copies}
+        alloc = mem.Alloc([], {"dtype": ir.U64, "shape": (2 * self.stages,), "managed": True}, loc=self.op.loc)
+        top.ops.insert(0, alloc)
+        barriers = alloc.result  # the first half tells that a block is full, the second that it is empty
+        barriers.name = "barriers"
+        arrivals = (1,) * self.stages + (warps,) * self.stages
+
+        def fill(out: list[Op], at: Value, slot: Value, *first: Op) -> None:
+            """Starts the copies for iteration `at`, if there is one, into a block."""
+            inner = [*first, ir.MBarrierExpect([barriers, slot], {"bytes": total}, loc=self.op.loc)]
+            for copy in copies:
+                self._copy(inner, copy, at, slot, barriers, slot, cls=ir.CopyBulk)
+            some = Region([], [ir.Once([], {}, [Region([], inner)], self.op.loc), self._made(Yield)])
+            out.append(If([self._op(out, ew.Lt, at, hi)], {}, [some, Region([], [self._made(Yield)])], self.op.loc))
+        start = ir.MBarrierInit([barriers], {"arrivals": arrivals}, loc=self.op.loc)
+        before: list[Op] = [ir.Once([], {}, [Region([], [start])], self.op.loc), self._made(mem.Barrier)]
+        at = lo
+        for stage in range(self.stages - 1):
+            fill(before, at, self._const(before, stage))
+            at = self._op(before, ew.Add, at, step)
+        zero = self._const(before, 0)
+        oldest, parity = (Value(TileType((), I32), name) for name in ("stage", "parity"))
+        head: list[Op] = [ir.MBarrierWait([barriers, oldest, parity], loc=self.op.loc)]
+        body = self._rest(copies)
+        newest, at = self._newest(head, oldest)
+        empty = self._op(head, ew.Add, newest, self._const(head, self.stages))
+        head.append(ir.MBarrierArrive([barriers, empty], loc=self.op.loc))
+        fill(head, at, newest, ir.MBarrierWait([barriers, empty, parity], loc=self.op.loc))
+        carried, past = self._further(head, oldest, 1)
+        turned = self._op(head, ew.Xor, parity, self._op(head, ew.Cast, past, dtype=I32))
+        self._start_beside(head, 1, body)
+        self._read(body, rings, oldest)
+        last = body.pop()
+        region = Region([*self.body.args, oldest, parity],
+                        [*head, *body, Yield([*last.operands, carried, turned], loc=last.loc)])
+        drop = ir.MBarrierDrop([barriers], {"count": 2 * self.stages}, loc=self.op.loc)
+        after = [self._made(mem.Barrier), ir.Once([], {}, [Region([], [drop])], self.op.loc)] if again else []
+        self._replace(before, For([*self.op.operands, zero, zero], {"stages": 1}, [region], self.op.loc), after)
 
     def _made(self, cls: type[Op], **attrs: object) -> Op:
         return cls([], attrs, loc=self.op.loc)
@@ -216,12 +314,12 @@ class _Loop:
             body = [op for op in body if op.name not in ("commit", "wait", "barrier")]
         return body
 
-    def _replace(self, before: Sequence[Op], new: Op, after: Sequence[Op] = ()) -> None:
+    def _replace(self, before: Sequence[Op], new: Op, after: Sequence[Op]) -> None:
         """`new`, whose first results are those of the loop, in its place."""
         for old, value in zip(self.op.results, new.results, strict=False):
             value.name = old.name
         place = self.around.ops.index(self.op)
-        self.around.ops[place:place + 1] = [*before, new, *after, self._made(mem.Wait, pending=0)]
+        self.around.ops[place:place + 1] = [*before, new, *after]
         replaced = dict(zip(self.op.results, new.results, strict=False))
         for op in Region([], self.around.ops[place:]).walk():
             op.operands = [replaced.get(v, v) for v in op.operands]

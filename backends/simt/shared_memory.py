@@ -36,6 +36,12 @@ def root(v: Value) -> Value:
     return v
 
 
+def span_of(v: Value) -> tuple[int, int]:
+    """First byte and end of a buffer that has its place."""
+    assert v.owner is not None
+    return v.owner.attrs["offset"], v.owner.attrs["offset"] + size_of(v.owner)
+
+
 def touched(op: Op) -> list[tuple[Value, int]]:
     """The memory that a THREAD operation accesses, each with the phase."""
     if op.name == "group_mma":

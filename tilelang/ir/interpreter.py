@@ -32,6 +32,7 @@ class Frame:
         self.values: dict[Value, Any] = {}
         self.written: dict[int, tuple[Any, Any]] = {}  # id of a buffer -> (the buffer, which elements are set)
         self.copies: list[list[tuple[Op, Any, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
+        self.barriers: dict[tuple[int, int], list[tuple[Op, Any, Any, Any]]] = {}  # copies that a barrier tells of
 
     def run_region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         """Runs the operations in order; gives what the region yields."""
@@ -66,8 +67,9 @@ class Frame:
         if id(array) in self.written:
             self.written[id(array)][1][where] = True
 
-    def start_copy(self, op: Op, buffer: Any, where: Any, data: Any) -> None:
-        self.copies[-1].append((op, buffer, where, data))
+    def start_copy(self, op: Op, buffer: Any, where: Any, data: Any, barrier: tuple[int, int] | None = None) -> None:
+        group = self.copies[-1] if barrier is None else self.barriers.setdefault(barrier, [])
+        group.append((op, buffer, where, data))
 
     def commit_copies(self) -> None:
         self.copies.append([])
@@ -75,9 +77,16 @@ class Frame:
     def wait_copies(self, pending: int) -> None:
         """Finishes all closed groups but the latest `pending`: data arrives as late as the program allows."""
         while len(self.copies) - 1 > pending:
-            for op, buffer, where, data in self.copies.pop(0):
-                buffer[where] = data
-                self.mark_written(op, buffer, where)
+            self._arrive(self.copies.pop(0))
+
+    def finish_copies(self, barrier: tuple[int, int]) -> None:
+        """Finishes those that a barrier tells of."""
+        self._arrive(self.barriers.pop(barrier, []))
+
+    def _arrive(self, copies: Sequence[tuple[Op, Any, Any, Any]]) -> None:
+        for op, buffer, where, data in copies:
+            buffer[where] = data
+            self.mark_written(op, buffer, where)
 
 
 def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callable[[str], None] = print,

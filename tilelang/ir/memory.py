@@ -252,28 +252,42 @@ class CopyAsync(Op):
     """Starts copying a block of a tensor into a buffer: operands (tensor, offsets…, buffer, index…). The block is the
     whole of the buffer, or of its last dimensions at the index of the first ones; nothing is copied where that is
     outside. Elements outside the tensor are 0, as those of a `load`. The data is there after the `wait` that covers
-    its group."""
-    name, effects, attributes = "copy_async", "write", {"axes": ...}
+    its group. `fallback` says why it is no copy by one thread, where the target has those."""
+    name, effects, attributes = "copy_async", "write", {"axes": ..., "fallback": ""}
+    after = 0
+    """How many operands follow the index of the buffer's first dimensions."""
 
     def infer(self) -> Sequence[Type]:
         at = self.buffer
         memory, buffer = memory_type(self, self.operands[0]), memory_type(self, self.operands[at])
         check_offsets(self, memory, self.operands[1:at])
-        rest = len(self.operands) - at - 1
+        rest = len(self.index)
         if len(self.attrs["axes"]) + rest != buffer.rank or memory.dtype != buffer.dtype:
             raise ShapeMismatch("`copy_async` between memories that do not fit", loc=self.loc,
                                 needs=str(buffer), got=str(memory), try_="give the buffer the block's shape and dtype")
         return []
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        array, buffer, where = args[0], args[self.buffer], tuple(map(int, args[self.buffer + 1:]))
+        started = self.block(args)
+        if started is not None:
+            frame.start_copy(self, *started)
+        return ()
+
+    def block(self, args: Sequence[Any]) -> tuple[Any, tuple[int, ...], Any] | None:
+        """(the buffer's array, the index of its part, what is copied to there); None where it has no such part."""
+        first = self.buffer + 1
+        array, buffer, where = args[0], args[first - 1], tuple(map(int, args[first:len(args) - self.after]))
         if not all(0 <= i < n for i, n in zip(where, buffer.shape, strict=False)):
-            return ()
+            return None
         index, inside = _window(array, args[1:self.buffer], buffer[where].shape, list(self.attrs["axes"]))
         zero = codec.encode(0.0, self.operands[0].dtype)
         data = np.where(inside, array[index], zero) if array.size else np.full(buffer[where].shape, zero, buffer.dtype)
-        frame.start_copy(self, buffer, where, data)
-        return ()
+        return buffer, where, data
+
+    @property
+    def index(self) -> list[Value]:
+        """The index of the part of the buffer."""
+        return self.operands[self.buffer + 1:len(self.operands) - self.after]
 
     @property
     def buffer(self) -> int:

@@ -10,8 +10,8 @@ struct Buffer;  // the memory behind a global pointer, with its shadow
 enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, LD_TRANSPOSED, MMA, SHUFFLE,
            SYNCWARP, BARRIER, DMA, MBARRIER, BULK, USES };
 
-// NVIDIA's products: name, rows, type of the accumulator, elements in a register of A and of B, bytes a lane holds of A,
-// what two elements add to a sum, their formats.
+// NVIDIA's products: name, rows, type of the accumulator, elements in a register of A and of B, bytes a lane holds
+// of A, what two elements add to a sum, their formats.
 #define EMU_MMAS                                              \
   EMU_MMA(m16n8k16_f16, 16, float, 2, 16, Times, f16, f16)    \
   EMU_MMA(m16n8k16_bf16, 16, float, 2, 16, Times, bf16, bf16) \

@@ -75,19 +75,19 @@ static void stop_ready() {  // the running thread cannot go on for now
 
 // Nobody can go on: some wait where others never come.
 [[noreturn]] static void deadlock() {
-  int waiting = 0, op = -1;
+  int waiting = 0, collective = -1, group = -1, bulk = -1, other = -1;
   for (int w = 0; w < run.warps; w++) {
     if (!warps[w].waiting) continue;
     waiting += size(warps[w].waiting);
-    op = warps[w].calls[lowest(warps[w].waiting)]->op;
+    collective = warps[w].calls[lowest(warps[w].waiting)]->op;
   }
-  int group_op = -1;
-  const int in_groups = waiting_groups(&group_op);
-  op = op < 0 ? group_op : op;
   std::string why;
-  int barrier = run.at_barrier ? run.barrier_op : -1;
-  const int in_bulk = waiting_bulk(&op, &barrier, &why);
-  fail("deadlock", op < 0 ? barrier : op, op < 0 ? -1 : barrier,
+  const int in_groups = waiting_groups(&group), in_bulk = waiting_bulk(&bulk, &other, &why);
+  // First what the others may wait for, too.
+  int ops[2] = {-1, -1}, n = 0;
+  for (int op : {bulk, other, collective, group, run.at_barrier ? run.barrier_op : -1})
+    if (op >= 0 && n < 2) ops[n++] = op;
+  fail("deadlock", ops[0], ops[1],
        "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d in shared memory"
        "%s, %d have exited", waiting, in_groups, run.at_barrier, in_bulk, why.c_str(), run.done);
 }

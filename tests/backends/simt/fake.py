@@ -24,7 +24,7 @@ import torch
 from tilelang.backends.cuda import compile as cuda_compile
 from tilelang.backends.cuda import driver as cuda_driver
 from tilelang.backends.cuda.products import Product
-from tilelang.backends.emulator.run import Buffer, load
+from tilelang.backends.emulator.run import Buffer, TensorMap, load
 from tilelang.backends.hip import driver as hip_driver
 from tilelang.backends.hip import hiprtc, libraries
 from tilelang.cache import Cache
@@ -135,6 +135,9 @@ def _arguments(text: str, params: Any) -> Any:
     declared = re.search(r"TL_KERNEL\(\w+, \d+\)\((.*?)\) \{", text, re.S)[1].replace("\n", " ")
     for i, item in enumerate(re.findall(r"(tl::gptr<[^>]*>|[\w:]+) (\w+)", declared)):
         kind, name = item
+        if kind == "TL_TENSOR_MAP":
+            yield name, kind, np.frombuffer(ctypes.string_at(params[i], 128), np.uint64)
+            continue
         size = 8 if kind.startswith("tl::gptr") else np.dtype(C_TYPES[kind]).itemsize
         raw = ctypes.string_at(params[i], size)
         yield name, kind, int.from_bytes(raw, "little") if kind.startswith("tl::gptr") else \
@@ -147,6 +150,12 @@ def _run(text: str, name: str, args: Sequence[tuple[str, str, Any]], grid: Seque
     given = {n: v for n, _, v in args}
     values: list[Any] = []
     for n, kind, v in args:
+        if kind == "TL_TENSOR_MAP":
+            rank, boxes = int(v[1]) & 255, v[12:14].view(np.uint16)
+            tensor = next(i for i, (_, other, at) in enumerate(args) if other.startswith("tl::gptr") and at == v[0])
+            values.append(TensorMap(tensor, tuple(map(int, v[2:2 + rank])), tuple(map(int, v[7:7 + rank])),
+                                    tuple(map(int, boxes[:rank])), int(v[1]) >> 16))
+            continue
         if not kind.startswith("tl::gptr"):
             values.append(v)
             continue

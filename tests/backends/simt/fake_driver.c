@@ -97,6 +97,26 @@ int cuLaunchKernel(LAUNCH) {
   FAIL(cuLaunchKernel);
   return depth ? launch(f, gx, gy, gz, bx, by, bz, shared, stream, params, extra) : 201;
 }
+// A map of a tensor as `fake.py` reads it: address, rank, size of elements, swizzle, then extents, strides, boxes.
+int cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address, const uint64_t *extents,
+                           const uint64_t *strides, const uint32_t *boxes, const uint32_t *steps, int interleave,
+                           int swizzle, int promotion, int fill) { now.other++;
+  FAIL(cuTensorMapEncodeTiled);
+  const int size = type == 0 ? 1 : type == 1 ? 2 : type == 2 ? 4 : type == 4 ? 8 : 0;
+  if ((uintptr_t)map % 64 || !size || rank < 1 || rank > 5 || (uintptr_t)address % 16 || interleave || fill) return 1;
+  if (boxes[0] * size % 16 || (swizzle && boxes[0] * size > 16u << swizzle)) return 1;
+  memset(map, 0, 128);
+  map[0] = (uintptr_t)address;
+  map[1] = rank | size << 8 | (swizzle ? 16 << swizzle : 0) << 16;
+  for (uint32_t i = 0; i < rank; i++) {
+    if (!extents[i] || extents[i] >> 32 || !boxes[i] || boxes[i] > 256 || steps[i] != 1) return 1;
+    if (i && (strides[i - 1] % 16 || strides[i - 1] >> 40)) return 1;
+    map[2 + i] = extents[i];
+    map[7 + i] = i ? strides[i - 1] : size;
+    ((uint16_t *)(map + 12))[i] = boxes[i];
+  }
+  return 0;
+}
 int cuGetErrorName(int code, const char **text) { now.other++;
   *text = code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_OTHER";
   return 0;

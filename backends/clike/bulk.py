@@ -1,0 +1,53 @@
+"""The text of copies of blocks by one thread and of the barriers that count their bytes: part of the renderer."""
+from __future__ import annotations
+
+from tilelang.backends.clike.rendered import TensorMap, map_of
+from tilelang.ir.core import Function, Op, Value
+
+
+class Bulk:
+    """What a renderer says of these operations, by its own names and lines."""
+
+    fn: Function
+    maps: tuple[TensorMap, ...]
+
+    def name(self, v: Value) -> str:
+        raise NotImplementedError
+
+    def scalar(self, v: Value) -> str:
+        raise NotImplementedError
+
+    def address(self, memory: Value, offset: Value) -> str:
+        raise NotImplementedError
+
+    def number(self, op: Op) -> str:
+        raise NotImplementedError
+
+    def line(self, text: str) -> None:
+        raise NotImplementedError
+
+    def map_name(self, tensor_map: TensorMap) -> str:
+        return f"map{self.maps.index(tensor_map)}_{self.name(self.fn.params[tensor_map.index])}"
+
+    def _tensor_load(self, op: Op) -> None:
+        buffer, offset, barriers, index, _, *at = op.operands
+        coordinates = ", ".join(map(self.scalar, at))
+        self.line(f"tl::tensor_load({self.address(buffer, offset)}, {self.map_name(map_of(op, self.fn))}, "
+                  f"tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {self.name(barriers)}, {self.scalar(index)}, "
+                  f"{self.number(op)});")
+
+    def _mbarrier_init(self, op: Op) -> None:
+        number = self.number(op)
+        for i, count in enumerate(op.attrs["arrivals"]):
+            self.line(f"tl::mbarrier_init({self.name(op.operands[0])}, {i}, {count}, {number});")
+
+    def _mbarrier_drop(self, op: Op) -> None:
+        number = self.number(op)
+        for i in range(op.attrs["count"]):
+            self.line(f"tl::mbarrier_drop({self.name(op.operands[0])}, {i}, {number});")
+
+    def _mbarrier(self, op: Op) -> None:
+        barriers, *given = op.operands
+        args = [self.name(barriers), *map(self.scalar, given), *map(str, op.attrs.values()), self.number(op)]
+        self.line(f"tl::{op.name}({', '.join(args)});")
+    _mbarrier_expect = _mbarrier_arrive = _mbarrier_wait = _mbarrier

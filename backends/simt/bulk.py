@@ -1,0 +1,153 @@
+"""Copies of blocks by the tensor memory accelerator (NVIDIA's TMA): which blocks it can copy, in how many boxes, and
+the code of one thread that starts them.
+
+A box of a tensor goes to memory element after element, the dimension of neighbours first, with 1 to 5 dimensions; rows
+of 128, 64 or 32 bytes may have their pieces of 16 bytes permuted by the bits of the address above its lowest 7 (PTX
+ISA 8.7, section 5.5). A block is as many boxes as its shared layout needs.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from tilelang.backends.simt.access import address
+from tilelang.backends.thread.builder import I32, ThreadBuilder
+from tilelang.ir import bulk
+from tilelang.ir import elementwise as ew
+from tilelang.ir.core import BufferType, Function, TensorType, Value
+from tilelang.layouts import SharedLayout
+
+PIECE = 16
+"""Bytes that stay together, and that addresses and strides of tensors are multiples of."""
+EXTENT = 256
+"""The largest extent of a box."""
+RANK = 5
+MAX_STRIDE = 1 << 40
+"""Bytes that every stride of a tensor is below."""
+SHARED_ALIGN = 128
+"""Bytes that the place of a box without a permutation is a multiple of; that of others is one of eight rows."""
+BARRIER_INSTRUCTIONS = 3
+"""What a warp runs in an iteration for barriers: a wait, and an arrival after the lanes have met."""
+COPY_INSTRUCTIONS = 3
+"""What a warp runs for a copy of 16 bytes a lane: the copy, its address and its mask."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes that make up a block: the block's dimensions in the order of their neighbours, those beyond with one
+    element each; their extents in one box; the bytes of a permuted row, 0 where none is; and for each box its first
+    index in the block and its place in the layout."""
+
+    order: tuple[int, ...]
+    extents: tuple[int, ...]
+    swizzle: int
+    starts: tuple[tuple[tuple[int, ...], int], ...]
+
+    @property
+    def align(self) -> int:
+        """Bytes that the place of a box is a multiple of."""
+        return 8 * self.swizzle or SHARED_ALIGN
+
+
+def boxes(place: SharedLayout, size: int) -> Boxes | str:
+    """The boxes of a block of elements of `size` bytes in such a layout, or why there are none."""
+    digits = [list(d) for d in place.dims]
+    order, extents, run = list[int](), list[int](), 1
+    while (found := next((d for d, left in enumerate(digits) if left and d not in order
+                          and left[-1][1] == run and run * left[-1][0] > run), None)) is not None:
+        extent = digits[found].pop()[0]
+        order.append(found)
+        extents.append(extent)
+        run *= extent
+    if not order:
+        return "its elements have no neighbours in shared memory"
+    row, swizzle, inner = extents[0] * size, 0, run // extents[-1]
+    if extents[-1] > EXTENT and len(order) > 1:  # the outermost dimension may be cut where another box may begin
+        apart = 8 * row if place.swizzle is not None else SHARED_ALIGN
+        part = next((n for n in range(EXTENT, 0, -1) if extents[-1] % n == 0 and n * inner * size % apart == 0),
+                    extents[-1])
+        digits[order[-1]].append((extents[-1] // part, part * inner))
+        extents[-1] = part
+    if max(extents) > EXTENT or row % PIECE:
+        return f"rows of {extents[0]} elements are no multiples of {PIECE} bytes of at most {EXTENT} elements"
+    if (s := place.swizzle) is not None:
+        swizzle = PIECE << s.bits
+        if s.more is not None or s.shift != 3 or s.vector * size != PIECE or s.bits > 3 or row != swizzle:
+            return "no copy of a block permutes shared memory as it is to lie"
+    order += [d for d in range(place.rank) if d not in order]
+    extents += [1] * (place.rank - len(extents))
+    starts = []
+    for choice in product(*(product(*(range(e) for e, _ in left)) for left in digits)):
+        index, at = [], 0
+        for d, picked in enumerate(choice):
+            inner, total = extents[order.index(d)], 0
+            for (e, stride), i in zip(digits[d], picked, strict=True):
+                total = total * e + i
+                at += i * stride
+            index.append(total * inner)
+        starts.append((tuple(index), at))
+    out = Boxes(tuple(order), tuple(extents), swizzle, tuple(starts))
+    if any(at * size % out.align for _, at in out.starts):
+        return "its boxes begin at other places than they may"
+    return out
+
+
+def objection(t: TensorType, offsets: Sequence[Value], axes: Sequence[int], buffer: BufferType) -> str:
+    """Why blocks of a tensor cannot be copied so to a buffer with a layout; nothing where they can."""
+    place = buffer.layout
+    assert place is not None
+    if place.shape != buffer.shape:
+        return "its shared memory holds more than the block"
+    if t.dtype.packed or t.align % PIECE:
+        return f"the address, strides and rows of the tensor are not known to be multiples of {PIECE} bytes"
+    if t.rank > RANK:
+        return f"the tensor has more than {RANK} dimensions"
+    if any(v.dtype.bits > 32 or v.dtype.name == "u32" for v in offsets):
+        return "its offsets are not i32"
+    found = boxes(place, t.dtype.storage.itemsize)
+    if isinstance(found, str):
+        return found
+    unit = axes[found.order[0]]
+    if unit >= len(t.unit) or not t.unit[unit]:
+        return "neighbours in shared memory are none in the tensor"
+    return ""
+
+
+def worth(block_bytes: int, count: int, warps: int, lanes: int) -> bool:
+    """Whether `count` boxes are fewer instructions of warps than copies of 16 bytes for each of `lanes` lanes."""
+    return count + 1 + BARRIER_INSTRUCTIONS * warps < COPY_INSTRUCTIONS * -(-block_bytes // (PIECE * lanes))
+
+
+def load(b: ThreadBuilder, op: bulk.CopyBulk, of: Callable[[Value], Value], phase: int) -> None:
+    """The code of the thread that starts a `copy_bulk`."""
+    at, axes = op.buffer, op.attrs["axes"]
+    memory, offsets, buffer = op.operands[0], op.operands[1:at], of(op.operands[at])
+    barriers, number = map(of, op.operands[-2:])
+    t = buffer.type
+    assert isinstance(t, BufferType) and isinstance(memory.type, TensorType) and t.layout is not None
+    lead = [b.to_index(of(v)) for v in op.index]
+    start = address(b, t.layout, [*lead, *[0] * (t.rank - len(lead))])
+    found = boxes(SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle), t.dtype.storage.itemsize)
+    assert isinstance(found, Boxes), found
+    order = [axes[d] for d in found.order]
+    order += [a for a in range(memory.type.rank) if a not in order]
+    extents = (*found.extents, *[1] * (len(order) - len(found.extents)))
+    for index, place in found.starts:
+        coordinates = []
+        for a in order:
+            first = of(offsets[a])
+            first = first if first.dtype is I32 else b.pure(ew.Cast, first, dtype=I32)
+            step = index[axes.index(a)] if a in axes else 0
+            coordinates.append(b.pure(ew.Add, first, b.const(step, I32)) if step else first)
+        b.effect(bulk.TensorLoad, buffer, b.index(b.add(start, place)), barriers, number, memory, *coordinates,
+                 order=tuple(order), boxes=extents, swizzle=found.swizzle, phase=phase)
+
+
+def encodable(fn: Function, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> bool:
+    """Whether the tensors of which a THREAD function copies boxes have shapes and strides (elements) that a map can
+    say."""
+    used = {fn.params.index(op.operands[4]): op.operands[4].dtype.storage.itemsize
+            for op in fn.walk() if op.name == "tensor_load"}
+    return all(n > 0 and (n == 1 or 0 < stride * size < MAX_STRIDE)
+               for i, size in used.items() for n, stride in zip(shapes[i], strides[i], strict=True))

@@ -1,0 +1,102 @@
+"""Copies of whole blocks by one thread, and the barriers in shared memory that count their bytes (NVIDIA's TMA and
+mbarrier). In the interpreter a copy arrives when its barrier is waited for; barriers alone do nothing there.
+
+A barrier is an element of a buffer of u64, named by its index. Its phase ends when all arrivals have been made and all
+bytes that were expected have come; the next phase begins at once. Who waits names the parity of a phase.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tilelang.errors import VerifyError
+from tilelang.ir.core import BufferType, Op, Type
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.memory import CopyAsync, memory_type
+from tilelang.ir.simt import SCHEDULED
+from tilelang.ir.thread import THREAD
+
+U64 = dtype("u64")
+
+
+class _OfBarriers(Op):
+    """Shared by what takes (barriers, …)."""
+    levels, effects = SCHEDULED, "control"
+
+    def infer(self) -> Sequence[Type]:
+        t = self.operands[0].type
+        if not isinstance(t, BufferType) or t.dtype is not U64:
+            raise VerifyError(f"`{self.name}` of what are no barriers", op=self.name, loc=self.loc,
+                              needs="a buffer of u64", got=str(t), try_="allocate one")
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
+class MBarrierInit(_OfBarriers):
+    """Makes barriers of the elements of a buffer: a phase of each ends with so many `arrivals`."""
+    name, attributes = "mbarrier_init", {"arrivals": ...}
+
+
+class MBarrierDrop(_OfBarriers):
+    """The first `count` elements of a buffer are barriers no longer: nobody uses them any more."""
+    name, attributes = "mbarrier_drop", {"count": ...}
+
+
+class MBarrierExpect(_OfBarriers):
+    """Arrives at a barrier, in whose phase so many `bytes` are to come: (barriers, index)."""
+    name, attributes = "mbarrier_expect", {"bytes": ...}
+
+
+class MBarrierArrive(_OfBarriers):
+    """Each warp arrives at a barrier, when its threads have done all they were to do before: (barriers, index).
+    Products that were started in this iteration of a loop may still be under way."""
+    name = "mbarrier_arrive"
+
+
+class MBarrierWait(_OfBarriers):
+    """Waits for the end of a phase: (barriers, index, parity)."""
+    name = "mbarrier_wait"
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        frame.finish_copies((id(args[0]), int(args[1])))
+        return ()
+
+
+class Once(Op):
+    """What one thread of the program does for all."""
+    name, levels, effects = "once", frozenset({"placed"}), "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        frame.run_region(self.regions[0], [])
+        return ()
+
+
+class CopyBulk(CopyAsync):
+    """What `copy_async` copies, by one thread: (tensor, offsets…, buffer, index…, barriers, index). The data is there
+    after the `mbarrier_wait` for that barrier."""
+    name, levels, after = "copy_bulk", frozenset({"placed"}), 2
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        *_, barriers, index = args
+        started = self.block(args)
+        if started is not None:
+            frame.start_copy(self, *started, barrier=(id(barriers), int(index)))
+        return ()
+
+
+class TensorLoad(Op):
+    """One thread starts the copy of a box of a tensor: (buffer, offset, barriers, index, tensor, coordinates…).
+    `order` lists the tensor's dimensions as the coordinates and `boxes`, the extents, do: that of neighbours first.
+    Rows of `swizzle` bytes have their pieces of 16 bytes permuted."""
+    name, levels, effects = "tensor_load", THREAD, "write"
+    attributes = {"order": ..., "boxes": ..., "swizzle": ..., "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        for at in (0, 2, 4):
+            memory_type(self, self.operands[at])
+        return []
