@@ -19,6 +19,7 @@ from tilelang.backends.cuda.target import target as cuda
 from tilelang.backends.hip.target import target as hip
 from tilelang.backends.simt import compile as simt
 from tilelang.ir.core import Function
+from tilelang.ir.parser import parse
 from tilelang.ir.text import print_function
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.pipeline import TILE_PASSES
@@ -148,7 +149,8 @@ def section(step: Pass, case: Case, difference: str) -> str:
     if becomes:
         code = re.match(r".*?\n((?:    .*\n?)+)", result)
         assert code is not None
-        out.append(f"```diff\n{_whole(textwrap.dedent(example), textwrap.dedent(code[1]))}\n```\n")
+        before = print_function(parse(textwrap.dedent(example)))  # with the attributes that the docstring leaves out
+        out.append(f"```diff\n{_whole(before, textwrap.dedent(code[1]))}\n```\n")
     else:
         out.append(f"In `{case.fn.name}` for {case.target.name}:\n\n```diff\n{difference}\n```\n")
     return "\n".join(out)
