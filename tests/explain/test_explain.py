@@ -70,6 +70,11 @@ def test_what_was_chosen() -> None:
     assert len({bank for bank, _ in swizzled.cells[0]}) == 16  # 32 elements of two bytes
 
 
+def test_a_ring_that_one_thread_fills() -> None:
+    (loop,) = explained("cuda:sm_90a").facts.loops
+    assert (loop.ahead, loop.pending, loop.copies, loop.products) == (2, 1, 2, 1)
+
+
 def test_costs_of_lines() -> None:
     facts = explained("cuda:sm_80", run=True).facts
     assert sum(c.mma for c in facts.counters.values()) == 64 ** 3 // (16 * 8 * 16)

@@ -11,6 +11,7 @@ from typing import Any
 from tilelang import targets
 from tilelang.errors import TargetError
 from tilelang.ir.core import BufferType, Function, Op, TensorType, TileType
+from tilelang.ir.memory import CopyAsync
 from tilelang.ir.text import print_function
 from tilelang.jit import Bound
 from tilelang.layouts import RegisterLayout, SharedLayout
@@ -375,9 +376,11 @@ def _loops(fn: Function) -> list[Loop]:
     for op in fn.walk():
         if op.name == "for":
             body = op.regions[0].ops
+            branches = [o for b in body if b.name == "if" for r in b.regions for o in r.walk()]
+            turns = [o.operands[o.buffer].type.shape[0] for o in (*body, *branches)  # type: ignore[union-attr]
+                     if isinstance(o, CopyAsync)]
             waits = [o.attrs["pending"] for o in body if o.name == "wait"]
-            turns = [v.type.shape[0] for o in body if o.name == "copy_async" for v in o.operands
-                     if isinstance(v.type, BufferType)]
+            waits += [max(turns, default=2) - 2 for o in body if o.name == "mbarrier_wait"]
             if turns and waits:
                 out.append(Loop(_place(op), max(max(turns) - 1, 1), min(waits), len(turns),
                                 sum(o.name == "dot" for o in op.regions[0].walk())))
