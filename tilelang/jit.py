@@ -88,7 +88,8 @@ class Bound:
                  for p in kernel.params if p.kind == "const" and p.name in values}
         self.scalars = {p.name: values[p.name] for p in kernel.params if p.kind == "scalar"}
         self.dtypes: dict[str, DType] = {}
-        self.dims: dict[str, tuple[Any, str]] = {n: (v, "the constant") for n, v in known.items() if n in kernel.dims}
+        self.dims: dict[str, tuple[Any, str]] = {  # an absent tensor is a constant, too: None
+            n: (v, "the constant") for n, v in known.items() if n in kernel.dims and v is not None}
         self.tensors: dict[str, Argument] = {}
         self.model: Any = next(
             (values[p.name] for p in kernel.params if p.kind == "tensor" and p.name in values), None

@@ -89,15 +89,34 @@ class Dims:
         register_sharding(op)(rules)
 
 
+def is_distributed(x: Any) -> bool:
+    """Whether it is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def on_one_mesh(args: Sequence[Any]) -> list[Any]:
     """The arguments, of which the plain tensors are made DTensors too if any other is one: autograd's zeros for the
     gradient of a result that nobody used have no mesh."""
-    if "torch.distributed.tensor" not in sys.modules:
+    mesh = next((x.device_mesh for x in args if is_distributed(x)), None)
+    if mesh is None:
         return list(args)
     import torch
     from torch.distributed.tensor import DTensor, Replicate
-    mesh = next((x.device_mesh for x in args if isinstance(x, DTensor)), None)
-    if mesh is None:
-        return list(args)
     return [DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim)
             if isinstance(x, torch.Tensor) and not isinstance(x, DTensor) else x for x in args]
+
+
+def over_rows(fn: Any, x: Any, bias: Any, residual: Any) -> Any:
+    """fn(x, bias, residual) of a DTensor x [..., K], each device with its rows, and all of what is cut along K."""
+    from torch.distributed.tensor import Partial, Replicate
+    from torch.distributed.tensor.experimental import local_map
+    rows = [p if p.is_shard() and p.dim % x.ndim < x.ndim - 1 else Replicate() for p in x.placements]
+    given = on_one_mesh([x, bias, residual])
+
+    def where(*placements: list[Any]) -> tuple[Any, ...]:
+        return tuple(None if t is None else p for t, p in zip(given, placements, strict=True))
+    own = local_map(fn, out_placements=rows, in_placements=where(rows, [Replicate()] * len(rows), rows),
+                    in_grad_placements=where(rows, [Partial() if p.is_shard() else p for p in rows], rows),
+                    device_mesh=x.device_mesh, redistribute_inputs=True)
+    return own(*given)

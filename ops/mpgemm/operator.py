@@ -14,6 +14,7 @@ from tilelang.ops.reduction import sum_rows
 from tilelang.quant import QuantTensor
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
+from tilelang.sharding import is_distributed, over_rows
 from tilelang.targets import SHAPES
 
 _weights: dict[int, tuple[Any, QuantTensor]] = {}  # by the first tensor's identity
@@ -87,8 +88,12 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
         return api.mpgemm(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
     api.check(x, w.shape, bias, residual, activation, x_group)
     description, memory = operands(w)
-    return product(x, memory, description, w.shape[0], bias, residual, activation,
-                   None if out_dtype is None else str(out_dtype), x_dtype, x_group, decomposition)
+    named = None if out_dtype is None else str(out_dtype)
+
+    def whole(x: Any, bias: Any, residual: Any) -> Any:
+        return product(x, memory, description, w.shape[0], bias, residual, activation, named, x_dtype, x_group,
+                       decomposition)
+    return over_rows(whole, x, bias, residual) if is_distributed(x) else whole(x, bias, residual)
 
 
 mpgemm.__doc__ = api.mpgemm.__doc__

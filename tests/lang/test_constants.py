@@ -60,5 +60,18 @@ def test_a_constant_that_nothing_tells_is_missing() -> None:
     assert made(np.zeros(3, np.float32), y=np.zeros((3, 2), np.float32)).shape == (3, 2)
 
 
+def test_an_absent_tensor_is_no_extent() -> None:
+    """It is None in the kernel, and may have the name of a dimension, too."""
+    @tile.kernel
+    def skip(u: tile.Tensor[tile.f32, "D"], y: tile.Out[tile.f32, "D"], D: tile.Tensor[tile.f32, "D"] = None):
+        d = tile.grid(u.shape[0])
+        x = tile.load(u, (d,), (1,))
+        if D is not None:
+            x = x + tile.load(D, (d,), (1,))
+        tile.store(y, (d,), x)
+    u = np.arange(5, dtype=np.float32)
+    assert np.array_equal(skip(u), u) and np.array_equal(skip(u, D=u), 2 * u)
+
+
 def test_the_fuzzer_draws_their_extents() -> None:
     tile.testing.fuzz(heads, lambda q: (q.sum(1), np.tile(np.arange(2) * q.shape[1], (len(q), 1))))
