@@ -371,7 +371,9 @@ class Maker(Grower):
             self.b.add(memory.Store, buffer, *zeros, v, axes=tuple(range(len(extents))))
         self.b.add(memory.Barrier)
         at = [self.const(self.number(0, 1)) for _ in extents]
-        return self.emit("load", buffer, *at, shape=extents, axes=tuple(range(len(extents))))
+        read = self.emit("load", buffer, *at, shape=extents, axes=tuple(range(len(extents))))
+        self.b.add(memory.Barrier)  # before another turn of a loop writes it again
+        return read
 
     PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot4", "philox",
             "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange", "dot", "dot",

@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from tests.ir.op_examples import example
+from tilelang import cache as cache_module
+from tilelang.backends.cpu import machine
+from tilelang.backends.cpu.compile import cache_key
 from tilelang.cache import Cache, key
 from tilelang.cli import main
 from tilelang.config import read
@@ -61,6 +66,49 @@ def test_an_unusable_place_only_slows_down(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "file" / "c", 1 << 20)
     cache.put(key("x"), b"body")
     assert cache.get(key("x")) is None
+
+
+def test_whatever_changes_machine_code_changes_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, own = machine.host(), cache_key(example("add.f32"))
+    assert cache_key(example("add.f32")) == own
+    others = {key: cache_key(example(key)) for key in ("sub.f32", "add.f16", "load", "cast.i32.f32", "cast.i32.i8")}
+    for field in fields(host):  # of the processor, whatever its features are
+        old = getattr(host, field.name)
+        new = (frozenset(sorted(old)[1:]) if old else frozenset({"x"})) if isinstance(old, frozenset) else \
+            old + 1 if isinstance(old, int) else old + "x"
+        monkeypatch.setattr(machine, "host", lambda field=field, new=new: replace(host, **{field.name: new}))
+        others[field.name] = cache_key(example("add.f32"))
+    monkeypatch.setattr(machine, "host", lambda: host)
+    for place, name, new in ((machine.llvm, "llvm_version_info", (1, 0)), (machine.llvmlite, "__version__", "1"),
+                             (cache_module, "compiler_key", lambda: "other")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, new)
+            others[name] = cache_key(example("add.f32"))
+    assert len({own, *others.values()}) == len(others) + 1, others
+
+
+def test_the_compilers_source_is_part_of_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the passes, the operations, layouts and backends: contents, names and the version."""
+    files = [tmp_path / name for name in ("ir/a.py", "passes/a.py", "layouts/a.py", "backends/cpu/a.py", "ir/b.py")]
+    for f in files:
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text("x = 1")
+    monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "cache.py"))
+    found = [cache_module.compiler_key.__wrapped__()]
+    for f in files:
+        f.write_text("x = 2")
+        found.append(cache_module.compiler_key.__wrapped__())
+    files[0].rename(files[0].with_name("c.py"))
+    found.append(cache_module.compiler_key.__wrapped__())
+    monkeypatch.setattr(cache_module, "__version__", "0")
+    found.append(cache_module.compiler_key.__wrapped__())
+    assert len(set(found)) == len(found) == len(files) + 3
+
+
+def test_the_key_reads_the_compiler_that_runs() -> None:
+    root = Path(cache_module.__file__).parent
+    for part in ("ir", "passes", "layouts", "backends"):
+        assert len(list(root.glob(f"{part}/**/*.py"))) > 4, part  # the links are followed
 
 
 def test_many_writers_and_readers(tmp_path: Path) -> None:

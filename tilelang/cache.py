@@ -29,8 +29,8 @@ def key(*parts: str | bytes) -> str:
 def compiler_key() -> str:
     """A hash of the compiler's own source: another compiler makes other code."""
     root = Path(__file__).parent
-    files = sorted([*root.glob("ir/*.py"), *root.glob("passes/*.py"), *root.glob("backends/**/*.py")])
-    return key(__version__, *(f.read_bytes() for f in files))
+    files = sorted(f for part in ("ir", "passes", "layouts", "backends") for f in root.glob(f"{part}/**/*.py"))
+    return key(__version__, *(part for f in files for part in (str(f.relative_to(root)), f.read_bytes())))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from typing import Any
 
@@ -52,10 +52,8 @@ class CpuTarget:
     @property
     def key(self) -> str:
         """Everything that can change the generated code."""
-        return (
-            f"{self.name}|{self.cpu}|{self.attributes}|{self.triple}|{self.vector_bytes}|{self.registers}|"
-            f"{sorted(self.features)}|{self.cache_bytes}|{llvm.llvm_version_info}|{llvmlite.__version__}"
-        )
+        parts = [sorted(x) if isinstance(x, frozenset) else x for x in (getattr(self, f.name) for f in fields(self))]
+        return "|".join(map(str, [*parts, llvm.llvm_version_info, llvmlite.__version__]))
 
 
 @lru_cache(maxsize=1)

@@ -54,8 +54,9 @@ class Access:
         if unit is None or unit not in axes:
             return 1
         size, at = t.dtype.storage.itemsize, axes.index(unit)
-        width = min(layout.contiguous(at), max(min(t.align, 16) // size, 1))
-        while width > 1 and (self.facts.divisor(offsets[unit]) % width or shape[at] % width or width & (width - 1)):
+        held = layout.contiguous(at)
+        width, step = min(held, max(min(t.align, 16) // size, 1)), self.facts.divisor(offsets[unit])
+        while width > 1 and (step % width or shape[at] % width or held % width or width & (width - 1)):
             width -= 1
         return width
 

@@ -61,8 +61,9 @@ def vector_width(layout: RegisterLayout, place: SharedLayout, size: int) -> tupl
     """(dimension, registers) of the widest access that a register layout makes to a shared one."""
     best = (0, 1)
     for d in range(layout.rank):
-        width, run = min(layout.contiguous(d), 16 // size), place.run(d)
-        while width > 1 and (width & (width - 1) or run % width or layout.local_size % width):
+        held, run = layout.contiguous(d), place.run(d)
+        width = min(held, 16 // size)
+        while width > 1 and (width & (width - 1) or run % width or held % width):
             width -= 1
         if width > best[1]:
             best = (d, width)

@@ -2,20 +2,23 @@
 the same."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.backends.cpu.test_casts import TYPES, patterns
+from tests.casting import EVERY, TYPES, compare, patterns
 from tests.ir.op_examples import EXAMPLES, example
 from tests.passes.helpers import names
-from tilelang.ir import codec, interpreter
-from tilelang.ir.core import Function, TileType
+from tilelang.ir import interpreter
+from tilelang.ir.core import Builder, Function, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, codebook, dtype
+from tilelang.ir.elementwise import Cast
 from tilelang.ir.parser import parse
 from tilelang.ir.specs import verify
+from tilelang.ir.thread import Ld, St
 from tilelang.passes.driver import run_passes
 from tilelang.passes.expand_casts import expand_casts
 
@@ -45,27 +48,39 @@ def check(fn: Function, target: Any) -> None:
                     assert v.dtype.kind in INTEGERS or v.dtype.name in ("f32", "f64"), op
 
 
+def expanded(src: DType, dsts: Sequence[DType], lanes: int, target: Any) -> Function:
+    """Casts of a vector to each of the types, in terms of what every machine has."""
+    vectors = [(src, "in"), *((dst, "out") for dst in dsts)]
+    params = [Value(TensorType(dt, ("N",), mode, (True,)), f"p{i}") for i, (dt, mode) in enumerate(vectors)]
+    at, b = Value(TileType((), dtype("i64")), "at"), Builder(Region())
+    x = b.emit(Ld, params[0], at, lanes=lanes)
+    for p in params[1:]:
+        b.add(St, p, at, b.emit(Cast, x, dtype=p.dtype))
+    return expand_casts(Function("c", [*params, at], b.region, "thread"), target)
+
+
 @pytest.mark.parametrize("target", [None, HALF], ids=["none", "half"])
 @pytest.mark.parametrize("src", ALL, ids=lambda dt: dt.name[:11])
 def test_casts_equal_the_codec(src: DType, target: Any) -> None:
     x = patterns(src)
-    lines = [f"%x = ld %a, %at {{lanes={len(x)}}} : {src}[{len(x)}]"]
-    for i, dst in enumerate(ALL):
-        lines += [f"%r{i} = cast %x {{dtype={dst}}} : {dst}[{len(x)}]", f"st %o{i}, %at, %r{i} {{stream=False}}"]
-    outs = "".join(f", %o{i}: tensor<out {dst}, N:1>" for i, dst in enumerate(ALL))
-    fn = parse(f"func @c(%a: tensor<in {src}, N:1>{outs}, %at: i64) thread {{\n" + "\n".join(lines) + "\n}\n")
-    fn = expand_casts(fn, target)
+    fn = expanded(src, ALL, len(x), target)
     check(fn, target)
     got = [np.zeros(len(x), dst.storage) for dst in ALL]
     interpreter.run(fn, [x, *got, np.int64(0)])
     for dst, out in zip(ALL, got, strict=True):
-        want = codec.cast(x, src, dst)
-        same = codec.to_bits(out, dst) == codec.to_bits(want, dst)
-        if dst.kind in ("float", "scale"):
-            with np.errstate(invalid="ignore"):
-                same |= np.isnan(codec.decode(out, dst)) & np.isnan(codec.decode(want, dst))
-        bad = np.flatnonzero(~same)
-        assert len(bad) == 0, f"{src} -> {dst}: {len(bad)} wrong, first {x[bad[0]]!r}: {out[bad[0]]}, {want[bad[0]]}"
+        compare(src, dst, x, out)
+
+
+@pytest.mark.parametrize("first", range(0, len(EVERY), 40))
+def test_casts_between_every_two_types(first: int) -> None:
+    """All codes of at most 8 bits, and 128 of wider types."""
+    for src in EVERY[first:first + 40]:
+        x = patterns(src, 128)
+        fn = expanded(src, EVERY, len(x), None)
+        got = [np.zeros(len(x), dst.storage) for dst in EVERY]
+        interpreter.run(fn, [x, *got, np.int64(0)])
+        for dst, out in zip(EVERY, got, strict=True):
+            compare(src, dst, x, out)
 
 
 @pytest.mark.parametrize("key", [k for k in EXAMPLES if k.endswith((".f16", ".bf16"))])

@@ -9,9 +9,14 @@ import torch
 
 import tilelang as tile
 from tests.backends.cpu.native import native
-from tests.ir.op_examples import EXAMPLES, example
+from tests.casting import EVERY, patterns
+from tests.ir.op_examples import EXAMPLES, example, tiles
 from tilelang import ops
-from tilelang.backends.cpu import machine
+from tilelang.backends.cpu import dots, machine
+from tilelang.ir import codec
+from tilelang.ir.dtypes import dtype
+from tilelang.ir.parser import parse
+from tilelang.ir.reduction import dot_dtype
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.softmax import softmax_kernel
 from tilelang.passes.meaning import difference
@@ -104,3 +109,36 @@ def test_words_of_look_ups_go_through_one_instruction() -> None:
 def looked_up(table: tile.Tensor[tile.i8, "64"], words: tile.Tensor[tile.u32, "64"], y: tile.Out[tile.i32, "64"]):
     found = tile.lookup4(tile.load(table, (0,), (64,)), tile.load(words, (0,), (64,)))
     tile.store(y, (0,), tile.dot4(tile.full((64,), 0x01010101, tile.u32), found, tile.zeros((64,), tile.i32)))
+
+
+def test_every_pair_has_an_instruction_that_takes_its_numbers() -> None:
+    """Of all pairs of types in the table: integers are exact or wrap as the sum does, floats keep their numbers."""
+    rows = {}
+    for features in (frozenset[str](), frozenset({"avx2"}), frozenset({"avx2", "vnni"})):
+        for a in EVERY:
+            for b in EVERY:
+                row = rows[a, b] = dots.choose(a, b, dtype(dot_dtype(a, b)), 4, features)
+                for operand, held, bias in ((a, dtype(row.a), row.bias), (b, dtype(row.b), 0)):
+                    if held.kind != "float" and held.name != row.acc:
+                        assert held.min <= operand.min + bias and operand.max + bias <= held.max, (a, b, row)
+    for operand, held in {(x, dtype(name)) for (a, b), row in rows.items() for x, name in ((a, row.a), (b, row.b))}:
+        if operand.bits <= 16 and held.kind == "float":
+            x = patterns(operand)
+            with np.errstate(invalid="ignore"):  # signalling NaN
+                np.testing.assert_array_equal(codec.decode(codec.cast(x, operand, held), held).astype(np.float64),
+                                              codec.decode(x, operand).astype(np.float64))
+
+
+PARTNERS = [dtype(n) for n in "i1 u3 s2 ternary i8 u8 i16 i32 u33 i64 f4e2m1 e8m0 f8e5m2 f16 bf16 f32 f64".split()]
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_classes_of_operands(step: int) -> None:
+    """Every class of types as left and as right operand."""
+    pairs = list(zip(PARTNERS, [*PARTNERS[step:], *PARTNERS[:step]], strict=True))
+    inputs = {f"a{i}": f"{a}[3, 5]" for i, (a, _) in enumerate(pairs)} | {
+        f"b{i}": f"{b}[5, 4]" for i, (_, b) in enumerate(pairs)}
+    accs = [dot_dtype(a, b) for a, b in pairs]
+    body = "\n".join(f"%r{i} = dot %a{i}, %b{i} {{dtype={acc}}} : {acc}[3, 4]" for i, acc in enumerate(accs))
+    fn = parse(tiles("dots", body, inputs, {f"r{i}": f"{acc}[3, 4]" for i, acc in enumerate(accs)}))
+    assert difference(fn, native(fn), np.random.default_rng(0), trials=2) == ""

@@ -75,6 +75,15 @@ func @fuzzed(%x: tensor<in i41, M, N:1>, %z: tensor<in u12, M, N:1>, %y: tensor<
   store %y, %0, %0, %5 {axes=(0, 1)}
 }
 """,
+    "accesses of two elements by threads that hold nine of a row": """\
+func @f(%x: tensor<in u8 align 16, M, N:1>, %y: tensor<out u8 align 16, K, L:1>, %z: tensor<out u8, A:1, B>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0, %0 {shape=(2, 72), axes=(0, 1), fill=0} : u8[2, 72]
+  %2 = view %1 {dtype=u8, source=<spatial(1, 8).local(2, 9)>, layout=<spatial(1, 8).local(2, 9)>} : u8[2, 72]
+  store %y, %0, %0, %2 {axes=(0, 1)}
+  store %z, %0, %0, %2 {axes=(0, 1)}
+}
+""",
     "what is outside of a tensor is 1 where a number cannot be 0": """\
 func @fuzzed(%x: tensor<in s8, M, N:1>, %y: tensor<out s8, K, L:1>, %z: tensor<out s8, A, B:1>) tile {
   %0 = const {value=0, dtype=i32} : i32
