@@ -1,5 +1,5 @@
 """Products with quantised weights, N = K = 4096, groups of 128: beside torch's int4 kernel, the floor of memory, and
-by bits. `python -m benchmarks.quantised [part of a name]`.
+by bits. `python -m benchmarks.quantised ["part of a name" ["numbers of threads"]]`.
 
 Each side walks through copies of its weight that together are larger than the last-level cache, so every product reads
 its weight from memory. Both take turns with `read`, a kernel that only reads memory: the floor is the weight's bytes
@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,12 @@ def turns(clock: Callable[[], float], *fns: Callable[[], Any], seconds: float = 
 
 @dataclasses.dataclass
 class Row:
-    """`nbytes` that one call reads; `goal` of theirs / ours."""
+    """What makes the calls of both sides; the type of our weight; `goal` of theirs / ours."""
 
     name: str
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
-    nbytes: int
+    ours: Callable[[], Callable[[], Any]]
+    theirs: Callable[[], Callable[[], Any]]
+    weight: str
     goal: float
 
 
@@ -90,41 +91,42 @@ def theirs(m: int) -> Callable[[], Any]:
 def rows() -> Iterator[Row]:
     for m, goal in ((1, 3.0), (4, 2.0), (64, 2.0)):
         for x_dtype in (None, "i8"):
-            yield Row(f"u4, M={m}, x {x_dtype or 'f32'} (beside torch's int4, bf16)", ours("u4", m, x_dtype),
-                      theirs(m), panels(weights("u4")[0]).nbytes, goal)
+            yield Row(f"u4, M={m}, x {x_dtype or 'f32'} (beside torch's int4, bf16)", partial(ours, "u4", m, x_dtype),
+                      partial(theirs, m), "u4", goal)
     for name in ("u8", "u6", "u4", "u3", "u2", "ternary", "u1"):
         goal = 1.6 if name in ("u2", "ternary", "u1") else 0.0
-        yield Row(f"{name}, M=1, tables of bytes (beside our u4, x i8)", ours(name, 1, None, "lut_act_i8"),
-                  ours("u4", 1, "i8"), panels(weights(name)[0]).nbytes, goal)
+        yield Row(f"{name}, M=1, tables of bytes (beside our u4, x i8)", partial(ours, name, 1, None, "lut_act_i8"),
+                  partial(ours, "u4", 1, "i8"), name, goal)
     for x_dtype in (None, "i8"):
-        for name in ("u8", "u6", "u3", "u2", "ternary", "u1", "f4e2m1", "f6e3m2"):
+        for name in ("u8", "u7", "u6", "u5", "u3", "u2", "ternary", "u1", "f4e2m1", "f6e3m2"):
             if x_dtype is None or name[0] != "f":
                 goal = {"u2": 1.6, "ternary": 1.6, "u3": 1.0, "u1": 1.6}.get(name, 0.0)
-                yield Row(f"{name}, M=1, x {x_dtype or 'f32'} (beside our u4)", ours(name, 1, x_dtype),
-                          ours("u4", 1, x_dtype), panels(weights(name)[0]).nbytes, goal)
+                yield Row(f"{name}, M=1, x {x_dtype or 'f32'} (beside our u4)", partial(ours, name, 1, x_dtype),
+                          partial(ours, "u4", 1, x_dtype), name, goal)
 
 
-def main(pattern: str = "") -> None:
+def main(pattern: str = "", threads: str = "1 2") -> None:
     """Prints the table."""
     print("| case | threads | ours | beside | ratio | goal | floor / ours |\n|---|---|---|---|---|---|---|")
     big, sums, turn = np.ones((16384, 4096), np.int32), np.empty((16384, 1), np.int32), itertools.cycle(range(16))
-    for threads, clock in ((1, time.thread_time), (2, time.perf_counter)):
-        torch.set_num_threads(threads)
-        tile.set_num_threads(threads)
+    for count in map(int, threads.split()):
+        clock = time.thread_time if count == 1 else time.perf_counter
+        torch.set_num_threads(count)
+        tile.set_num_threads(count)
 
         def read() -> None:
             i = next(turn) * 1024
             read_kernel(big[i:i + 1024], sums[i:i + 1024])
         for row in rows():
             if pattern in row.name:
-                middle, least = turns(clock, row.ours, row.theirs, read)
-                part = row.nbytes / (big.nbytes / 16)
+                middle, least = turns(clock, row.ours(), row.theirs(), read)
+                part = panels(weights(row.weight)[0]).nbytes / (big.nbytes / 16)
                 cells = [(f"{mine * 1e3:.3f}", f"{other * 1e3:.3f}", f"{other / mine:.2f}",
                           f"{floor * part / mine:.2f}") for mine, other, floor in (middle, least)]
                 mine_, other_, ratio, share = (f"{a} ({b})" for a, b in zip(*cells, strict=True))
-                print(f"| {row.name} | {threads} | {mine_} ms | {other_} ms | {ratio} | {row.goal or ''} | {share} |",
+                print(f"| {row.name} | {count} | {mine_} ms | {other_} ms | {ratio} | {row.goal or ''} | {share} |",
                       flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:3])
