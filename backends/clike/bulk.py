@@ -26,6 +26,9 @@ class Bulk:
     def line(self, text: str) -> None:
         raise NotImplementedError
 
+    def define(self, v: Value, text: str) -> None:
+        raise NotImplementedError
+
     def map_name(self, tensor_map: TensorMap) -> str:
         return f"map{self.maps.index(tensor_map)}_{self.name(self.fn.params[tensor_map.index])}"
 
@@ -35,6 +38,9 @@ class Bulk:
         self.line(f"tl::tensor_load({self.address(buffer, offset)}, {self.map_name(map_of(op, self.fn))}, "
                   f"tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {self.name(barriers)}, {self.scalar(index)}, "
                   f"{self.number(op)});")
+
+    def _elected(self, op: Op) -> None:
+        self.define(op.result, f"tl::elected({self.number(op)})")
 
     def _mbarrier_init(self, op: Op) -> None:
         number = self.number(op)

@@ -30,7 +30,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
-from tilelang.ir.bulk import CopyBulk
+from tilelang.ir.bulk import CopyBulk, Elected
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.memory import CopyAsync
@@ -337,7 +337,7 @@ class _Lowering:
         bulk.load(self.b, op, lambda v: self.of.get(v, v), self.access.managed[op.operands[op.buffer]])
 
     def _lower_once(self, op: Op) -> None:
-        with self.b.branch(self.b.pure(ew.Eq, self.threads.thread, self.b.const(0, simt.I32))):
+        with self.b.branch(self.b.effect(Elected).result):
             self.region(op.regions[0])
 
     def _lower_gather(self, op: Op) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilelang.errors import VerifyError
-from tilelang.ir.core import BufferType, Op, Type
+from tilelang.ir.core import BufferType, Op, TileType, Type
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.memory import CopyAsync, memory_type
 from tilelang.ir.simt import SCHEDULED
@@ -87,6 +87,14 @@ class CopyBulk(CopyAsync):
         if started is not None:
             frame.start_copy(self, *started, barrier=(id(barriers), int(index)))
         return ()
+
+
+class Elected(Op):
+    """Whether this is the one thread of the program that does what is done once. Whole warps ask."""
+    name, levels, effects = "elected", THREAD, "control"
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), dtype("i1"))]
 
 
 class TensorLoad(Op):

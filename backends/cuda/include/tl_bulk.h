@@ -9,6 +9,13 @@ struct alignas(64) tensor_map {
   u64 opaque[16];
 };
 
+// True in one thread of the block, which the compiler then knows to be alone. Whole warps ask.
+TL_FN bool elected(op) {
+  u32 one;
+  asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(one));
+  return warp() == 0 && one;
+}
+
 TL_FN void mbarrier_init(u64* b, int i, int arrivals, op) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b, i)), "r"(arrivals) : "memory");
 }

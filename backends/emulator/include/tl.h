@@ -408,6 +408,7 @@ TL_FN void fence_memory(op o) { emu_fence_memory(o.id); }
 
 using tensor_map = emu::TensorMap;
 
+TL_FN bool elected(op) { return thread() == 0; }
 TL_FN void mbarrier_init(sptr<u64> b, int i, int arrivals, op o) {
   emu_mbarrier_init(b.base, b.limit, i, arrivals, o.id);
 }

@@ -116,6 +116,18 @@ def _shuffle(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     return _collective(c, at, named, body)
 
 
+def _elect(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """One lane of those that a mask names: the lowest."""
+    result, mask = i.operands
+    assert isinstance(result, Vector)
+    put = c.write(result.items[1], "pred")
+
+    def body(m: Machine) -> None:
+        lanes = m.active.reshape(-1, LANES)
+        put(m, (lanes & (np.arange(LANES) == lanes.argmax(1)[:, None])).reshape(-1))
+    return _collective(c, at, c.read(mask, "u32"), body)
+
+
 def _warps(m: Machine) -> Array:
     """The warps whose lanes are active: all of a warp's are."""
     return np.flatnonzero(m.active[::LANES])
@@ -264,5 +276,5 @@ def _nothing(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 RULES: dict[str, Rule] = {
     "bra": _branch, "ret": _exit, "exit": _exit, "bar": _barrier, "barrier": _barrier, "shfl": _shuffle,
     "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "wgmma": _wgmma, "__assertfail": _assertion, "vprintf": _print,
-    "membar": _nothing, "fence": _nothing,
+    "membar": _nothing, "fence": _nothing, "elect": _elect,
 }

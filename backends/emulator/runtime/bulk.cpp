@@ -18,7 +18,7 @@ struct MBarrier {
 
 struct BulkCopy {
   TensorMap map;
-  int at[5], thread, op;
+  int at[5], op;
   u32 to, phase;
   MBarrier* barrier;
 };
@@ -299,7 +299,7 @@ extern "C" void emu_tensor_load(long long base, long long limit, long long offse
                                 long long bar_base, long long bar_limit, long long i, int op) {
   pause(BULK, op);
   current->log.push_back({0, op, 0, BULK, 0});
-  BulkCopy c{*map, {}, current->id, op, 0, 0, &mbarrier(place_of(bar_base, bar_limit, i, op), op)};
+  BulkCopy c{*map, {}, op, 0, 0, &mbarrier(place_of(bar_base, bar_limit, i, op), op)};
   memcpy(c.at, at, sizeof(int) * size_t(map->rank));
   const i64 bytes = size_of_box(*map);
   if (offset < 0 || offset + bytes > limit || base + offset + bytes > i64(run.shared_bytes))

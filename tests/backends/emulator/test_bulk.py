@@ -22,7 +22,7 @@ TL_KERNEL(k, 32)(tl::gptr<const {t}> a, tl::gptr<{t}> o, TL_TENSOR_MAP m, {param
   if (t == 0) tl::mbarrier_init(bars, 0, 1, tl::op(1));
   tl::fence_memory(tl::op(2));
   tl::barrier(tl::op(3));
-  if (t == 0) {{
+  if (tl::elected(tl::op(9))) {{
     tl::mbarrier_expect(bars, 0, {bytes}, tl::op(4));
     tl::tensor_load(s, 0, m, tl::vec<tl::i32, {rank}>{{{at}}}, bars, 0, tl::op(5));
   }}
