@@ -1,4 +1,5 @@
-"""Runs every case on one and two threads and prints a Markdown table; `python -m benchmarks [name]` runs some."""
+"""Runs every case on one and two threads and prints a Markdown table; `python -m benchmarks [name]` runs some,
+`python -m benchmarks ops [name]` operators beside their floors, `python -m benchmarks memory` what attention takes."""
 from __future__ import annotations
 
 import datetime
@@ -8,7 +9,7 @@ import sys
 import torch
 
 import tilelang
-from benchmarks import latency
+from benchmarks import latency, memory, ops
 from benchmarks.cases import cases
 from benchmarks.timing import compare
 from tilelang.backends.cpu.machine import host
@@ -42,4 +43,6 @@ def main(pattern: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    tables = {"ops": ops.main, "memory": memory.main}
+    name = "".join(sys.argv[1:2])
+    tables.get(name, main)(*sys.argv[2 if name in tables else 1:][:1])

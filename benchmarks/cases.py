@@ -9,11 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import tilelang as tile
 from benchmarks.peak import int8_dot
 from tilelang import ops
 from tilelang.ops.activation import gelu_kernel
-from tilelang.ops.attention.sparse import pruned
 from tilelang.ops.norm import layer_norm_kernel, rms_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
 
@@ -107,18 +105,6 @@ def gradients() -> Iterator[Case]:
                        10 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.0, 1e-4)
 
 
-def decoding() -> Iterator[Case]:
-    """One query for each of 16 heads to 8192 keys, beside reading the keys and values alone: a sum of them as f32."""
-    for dt in (torch.float32, torch.bfloat16):
-        for groups, batch in ((16, 1), (4, 4)):
-            q = torch.randn(batch, 16, 1, 128).to(dt)
-            cache = torch.randn(2, batch, groups, 8192, 128).to(dt)
-            k, v, flat = cache[0], cache[1], cache.view(-1).view(torch.float32)
-            yield Case(f"decode {str(dt).removeprefix('torch.')} H16 G{groups} S8192 D128 (beside reading the cache)",
-                       functools.partial(ops.attention_decode, q, k, v), functools.partial(torch.sum, flat), "byte",
-                       cache.numel() * cache.element_size(), 0.7, float("inf"))
-
-
 def local_linear() -> Iterator[Case]:
     """T steps of the solver beside our own attention, which needs 4 multiply-adds where this needs 10 + 6 T: the goal
     is at most 1.3 times as much time for each. Then what ending early is worth on unit-norm inputs."""
@@ -137,109 +123,10 @@ def local_linear() -> Iterator[Case]:
                    2.0, 1e-4)
 
 
-def norms_of_sums() -> Iterator[Case]:
-    """Two inputs read, two results written."""
-    n = 4096
-    x, r, w, b = torch.randn(n, n), torch.randn(n, n), torch.randn(n), torch.randn(n)
-    yield Case("add and layer norm 4096x4096", lambda: ops.add_layer_norm(x, r, w, b)[0],
-               lambda: F.layer_norm(x + r, (n,), w, b), "byte", 4 * x.numel() * 4, 1.0, 1e-4)
-
-
-@tile.kernel
-def exponential_kernel(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
-    """One program."""
-    tile.grid(1)
-    for n in tile.range(0, x.shape[0], 512):
-        tile.store(y, (n,), tile.exp(tile.load(x, (n,), (512,))))
-
-
-def scans() -> Iterator[Case]:
-    """torch goes step by step, as eager code of Mamba does. Nine operations for each state and step, one of them an
-    exponential: beside them stands the time of the exponentials alone, which no order of the work saves."""
-    d, s, n = 512, 1024, 16
-    u, delta, z = (torch.randn(1, d, s) for _ in range(3))
-    a, (b, c), skip = -2 * torch.rand(d, n), (torch.randn(1, 1, n, s) for _ in range(2)), torch.randn(d)
-
-    def steps() -> torch.Tensor:
-        t, h, ys = F.softplus(delta), torch.zeros(1, d, n), []
-        for i in range(s):
-            h = torch.exp(t[:, :, i, None] * a) * h + (t[:, :, i] * u[:, :, i])[..., None] * b[:, :, :, i]
-            ys.append((h * c[:, :, :, i]).sum(-1))
-        return (torch.stack(ys, -1) + skip[:, None] * u) * F.silu(z)
-    ours = functools.partial(ops.selective_scan, u, delta, a, b, c, skip, z, delta_softplus=True)
-    yield Case(f"selective scan D{d} N{n} S{s}", ours, steps, "flop", 9 * d * n * s, 5.0, 1e-3)
-    few, out = -torch.rand(8192), torch.empty(8192)
-
-    def exponentials() -> None:
-        for _ in range(d * n * s // 8192):
-            exponential_kernel(few, out)
-    yield Case(f"selective scan D{d} N{n} S{s} (beside its exponentials in the cache)", ours, exponentials, "flop",
-               9 * d * n * s, 0.5, 0.0)
-
-
-def linear_attention() -> Iterator[Case]:
-    """torch has the whole matrix of weights. For each step the state is updated and read, 2 x 273 x (E + 1)
-    multiply-adds, and half a chunk of 64 keys compared."""
-    h, s, d, e = 8, 2048, 16, 64
-    (q, k), v = (torch.randn(1, h, s, d) for _ in range(2)), torch.randn(1, h, s, e)
-
-    def matrix() -> torch.Tensor:
-        x = q @ k.mT * d ** -0.5
-        w = (1 + x + x * x / 2).tril()
-        return w @ v / w.sum(-1, keepdim=True)
-    work = 2 * h * s * (2 * (1 + d + d * d) * (e + 1) + 32 * (d + e + 1))
-    yield Case(f"BASED S{s} D{d} E{e}", functools.partial(ops.based, q, k, v), matrix, "flop", work, 1.0, 1e-3)
-
-
-def sparse_attentions() -> Iterator[Case]:
-    """Of a dynamic mask torch has the whole matrix; of a packed cache it reads the unpacked one."""
-    h, s, d, keep = 8, 2048, 64, 128
-    q, k, v = (torch.randn(1, h, s, d) for _ in range(3))
-    bias, behind = torch.randn(1, h, s), torch.ones(s, s, dtype=torch.bool).triu(1)
-
-    def masked() -> torch.Tensor:
-        each = bias[:, :, None, :].expand(1, h, s, s).masked_fill(behind, -torch.inf)
-        mask = torch.full_like(each, -torch.inf).scatter(-1, (top := each.topk(keep, -1)).indices, top.values)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    yield Case(f"dynamic mask attention S{s} D{d}, {keep} keys", functools.partial(
-        ops.dynamic_mask_attention, q, k, v, bias, keep), masked, "flop", 4 * h * s * keep * d, 1.0, 1e-3)
-    length, d, share = 8192, 128, 0.3
-    q, k, v = (torch.randn(1, h, n, d) for n in (1, length, length))
-    keys, values, bits = ops.compress_kv(k, v, share)
-    dense = [torch.from_numpy(pruned(x.numpy(), share)) for x in (k, v)]
-    nbytes = sum(x.numel() * x.element_size() for x in (keys, values, *bits.values()))
-    yield Case(f"decode of a cache with {share:.0%} of its channels S{length} D{d}",
-               functools.partial(ops.attention_decode, q, keys, values, **bits),
-               functools.partial(F.scaled_dot_product_attention, q, *dense), "byte", nbytes, 1.0, 1e-4)
-
-
-def latent_attentions() -> Iterator[Case]:
-    """Rows of a cache that are keys and values; and factors, whose peers compute full heads first."""
-    h, length = 16, 4096
-    q, cache = torch.randn(1, h, 1, 576), torch.randn(1, length, 576)
-    both = cache[:, None].expand(1, h, length, 576)
-    yield Case(f"MLA decode H{h} S{length}", functools.partial(ops.mla_decode, q, cache), functools.partial(
-        F.scaled_dot_product_attention, q, both, both[..., :512]), "flop", 2 * h * length * (576 + 512), 1.0, 1e-4)
-    s, d, rank = 1024, 64, 32
-    x = [torch.randn(1, s, rank) for _ in range(3)]
-    up = [torch.randn(8, rank, d) / rank ** 0.5 for _ in range(3)]
-    yield Case(f"low-rank attention S{s} D{d} rank {rank}", functools.partial(
-        ops.lowrank_attention, x[0], up[0], x[1], up[1], x[2], up[2]), lambda: F.scaled_dot_product_attention(
-        *(a[:, None] @ b for a, b in zip(x, up, strict=True))), "flop", 4 * 8 * s * s * rank, 1.0, 1e-4)
-
-
 def cases() -> Iterator[Case]:
     """Every case, made when it is reached."""
     yield from matmuls()
     yield from rowwise()
     yield from attentions()
     yield from gradients()
-    yield from decoding()
     yield from local_linear()
-    yield from norms_of_sums()
-    yield from scans()
-    yield from linear_attention()
-    yield from sparse_attentions()
-    yield from latent_attentions()
-
-

@@ -10,16 +10,22 @@ PAUSE = 0.02
 """Seconds between turns: thread pools spin for a while after their last loop and would steal the other side's core."""
 
 
-def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 1.0) -> tuple[float, float]:
-    """Median seconds of one call of each; they take turns of up to five calls for about `seconds` in all."""
-    times: tuple[list[float], list[float]] = ([], [])
+def turns(*fns: Callable[[], Any], seconds: float = 1.0) -> list[list[float]]:
+    """Seconds of calls of each; they take turns of up to five calls for about `seconds` in all."""
+    times: list[list[float]] = [[] for _ in fns]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 10:
-        for fn, out in zip((ours, theirs), times, strict=True):
+        for fn, out in zip(fns, times, strict=True):
             time.sleep(PAUSE)
             fn()
             for _ in range(5):
                 start = time.perf_counter()
                 fn()
                 out.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return times
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 1.0) -> tuple[float, float]:
+    """Median seconds of one call of each, by turns."""
+    mine, others = turns(ours, theirs, seconds=seconds)
+    return statistics.median(mine), statistics.median(others)

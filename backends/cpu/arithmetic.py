@@ -149,6 +149,26 @@ class Arithmetic:
         assert out.type == element
         return out
 
+    def _fold_each(self, vectors: list[ir.Value], kind: str, number: str) -> ir.Value:
+        """Merges n vectors of n lanes in pairs, n = 4, 8, …: two shuffles that each processor has, one combination,
+        and a vector that has half of the lanes for each of the two. All lanes of 128 bits stay together."""
+        n = len(vectors)
+        low: Sequence[int]
+        for step in (1 << i for i in range(n.bit_length() - 1)):
+            if step == 1:
+                low = [lane for g in range(0, n, 4) for lane in (g, n + g, g + 1, n + g + 1)]
+                high = [lane + 2 for lane in low]
+            elif step == 2:
+                low = [lane for g in range(0, n, 4) for lane in (g, g + 1, n + g, n + g + 1)]
+                high = [lane + 2 for lane in low]
+            else:  # the vectors already merged have n // step lanes * 4 each; halves of those
+                part = n // step * 2
+                low = [lane for g in range(0, 2 * n, 2 * part) for lane in range(g, g + part)]
+                high = [lane + part for lane in low]
+            vectors = [self._pair(self.shuffle(x, y, low), self.shuffle(x, y, high), *_REDUCE[kind], number)
+                       for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
+        return vectors[0]
+
     def _pair(self, x: ir.Value, y: ir.Value, integer: str, floating: str, number: str) -> ir.Value:
         b = self.b
         if number == "float":

@@ -334,6 +334,11 @@ class _Generator(Arithmetic, Control):
         out = self._fold(x, kind, dt.kind)
         return Numbers(self.b).wrap(out, dt) if dt.kind in ("int", "uint") else out
 
+    def op_reduce_each(self, op: Op) -> ir.Value:
+        dt = op.operands[0].dtype
+        out = self._fold_each(self.args(op), op.attrs["kind"], dt.kind)
+        return Numbers(self.b).wrap(out, dt) if dt.kind in ("int", "uint") else out
+
     def op_table_entry(self, op: Op) -> ir.Value:
         (index,), values = self.args(op), op.attrs["values"]
         full = self.target.vector_bytes // 4

@@ -128,7 +128,7 @@ class Elements:
         extent = op.attrs["shape"][axes.index(axis)] if axis in axes else 1
         later = b.add(offset, b.mul(self._stride(op.operands[0], axis), blocks * extent))
         for start in range(0, lanes, LINE // op.result.dtype.storage.itemsize):
-            b.effect(th.Prefetch, self.memory(op), b.index(b.add(later, start)))
+            b.hint(th.Prefetch, self.memory(op), b.index(b.add(later, start)))
 
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)

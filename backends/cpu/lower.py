@@ -79,8 +79,7 @@ class _Lowering:
                 self._scalar(op)
 
     def _nest(self, op: th.Nest) -> NestLowering:
-        return NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target.vector_bytes, self.unread,
-                            self.ahead)
+        return NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target, self.unread, self.ahead)
 
     def _scalar(self, op: Op) -> None:
         operands = [self.scalars.get(v, v) for v in op.operands]

@@ -50,6 +50,11 @@ class CpuTarget:
         return op.name == "lookup4" and "avx2" in self.features
 
     @property
+    def fused(self) -> bool:
+        """Whether a * b + c is one instruction."""
+        return "avx2" in self.features or not self.triple.startswith("x86")
+
+    @property
     def key(self) -> str:
         """Everything that can change the generated code."""
         parts = [sorted(x) if isinstance(x, frozenset) else x for x in (getattr(self, f.name) for f in fields(self))]

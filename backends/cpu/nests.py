@@ -7,39 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of, new_buffer
-from tilelang.backends.cpu.elements import Elements, Position
-from tilelang.backends.cpu.machine import LINE
-from tilelang.backends.thread.builder import Index, ThreadBuilder
-from tilelang.backends.thread.combine import COMBINE, inline_region
+from tilelang.backends.cpu.buffers import Buffer, Ix, lanes_of, new_buffer
+from tilelang.backends.cpu.elements import Position
+from tilelang.backends.cpu.machine import LINE, CpuTarget
+from tilelang.backends.cpu.reductions import Reductions
+from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, TensorType, TileType, Value
-from tilelang.ir.reduction import Reduce, identity
+from tilelang.ir.reduction import Reduce
 
 
-class NestLowering(Elements):
+class NestLowering(Reductions):
     """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others.
 
     `unread` are the tensors that the kernel only writes; `ahead` as for `Elements`.
     """
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 wanted: Callable[[Value], Buffer | None], vector_bytes: int, unread: Set[Value],
+                 wanted: Callable[[Value], Buffer | None], target: CpuTarget, unread: Set[Value],
                  ahead: dict[Op, tuple[int, int]]) -> None:
-        self.region = op.regions[0]
-        super().__init__(b, stored, scalars, {r for o in self.region.ops for r in o.results}, vector_bytes, ahead)
-        self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
+        super().__init__(b, op, stored, scalars, target, ahead)
         self.yields = list(zip(self.region.yields, op.results, strict=True))
-        self.reduces = [o for o in self.region.ops if o.name == "reduce"]
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]
-        self.axis = self.reduces[0].attrs["axis"] if self.reduces else None
-        self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
         self.unread = unread
         self.direct = self._direct()
         self.streamed = False
-        self.targets: dict[Value, Buffer] = {}
         for inner, outer in self.yields:
             t = outer.tile
             layout = t.layout
@@ -208,33 +202,6 @@ class NestLowering(Elements):
         d = dims[axes.index(last)] if unit and last in axes else None
         return {d} if d is not None and self.shape[d] > 1 else set()
 
-    def _dims(self, op: Op, dims: tuple[int | None, ...], operand: Value) -> tuple[int | None, ...]:
-        """Dimensions of the nest that the operand's dimensions walk."""
-        if op.name == "permute":
-            out: list[int | None] = [None] * len(dims)
-            for i, d in zip(op.attrs["order"], dims, strict=True):
-                out[i] = d
-            return tuple(out)
-        if op.name == "broadcast":
-            tail = dims[len(dims) - len(operand.shape):]
-            return tuple(None if e == 1 else d for e, d in zip(operand.shape, tail, strict=True))
-        if op.name == "reshape":
-            it = iter([d for d, e in zip(dims, op.result.shape, strict=True) if e != 1])
-            return tuple(None if e == 1 else next(it) for e in operand.shape)
-        return dims
-
-    def _lanes(self, extent: int) -> int:
-        """Vector width along the vector dimension: a few registers, so that chains of operations overlap."""
-        panels = [d[self.vector][-1][0] for t in self.targets.values() if self.vector is not None
-                  for d in [t.layout.dims] if len(d) == len(self.shape) and len(d[self.vector]) > 1]
-        if panels:
-            return min(extent, *panels)
-        widest = max((o.results[0].dtype.storage.itemsize for o in self.region.ops
-                      if o.results and isinstance(o.results[0].type, TileType)), default=4)
-        heavy = any(o.name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "sigmoid")
-                    for o in self.region.ops)
-        return min(extent, (2 if heavy else 4) * self.vector_bytes // widest)
-
     def inside(self) -> list[Value]:
         """Conditions under which no access of the nest crosses an edge."""
         out: list[Value] = []
@@ -265,42 +232,21 @@ class NestLowering(Elements):
             self._interleaved_loops(group)
             return
         inner = [d for d in (self.vector, self.axis) if d is not None]
-        self._outer([d for d, e in enumerate(self.shape) if d not in inner and e > 1], {})
+        outer = [d for d, e in enumerate(self.shape) if d not in inner and e > 1]
+        if self.axis is None:
+            self._outer(outer, {}, lambda at: self._chunks(at, self._body))
+        else:
+            self._reductions(outer)
 
     transposed: int | None = None
 
-    def _outer(self, dims: list[int], at: dict[int, Ix]) -> None:
+    def _outer(self, dims: Sequence[int], at: dict[int, Ix], body: Callable[[dict[int, Ix]], None]) -> None:
+        """`body` for each position along `dims`."""
         if dims:
             with self.b.loop(0, self.shape[dims[0]]) as loop:
-                self._outer(dims[1:], {**at, dims[0]: Ix(loop.i)})
-        elif self.custom:
-            self._chunks(at, lambda where: self._custom(where))
-        elif self.axis is None:
-            self._chunks(at, self._body)
-        elif self.axis == self.vector:
-            self._reduce_along_vector(at)
+                self._outer(dims[1:], {**at, dims[0]: Ix(loop.i)}, body)
         else:
-            self._chunks(at, self._reduce_across)
-
-    def _position(self, at: dict[int, Ix]) -> Position:
-        return tuple(at.get(d, ZERO) for d in range(len(self.shape)))
-
-    def _chunks(self, at: dict[int, Ix], body: Callable[[dict[int, Ix]], None]) -> None:
-        """`body` for each vector along the vector dimension."""
-        d = self.vector
-        if d is None:
             body(at)
-            return
-        extent = self.shape[d]
-        lanes = self._lanes(extent)
-        full = extent // lanes * lanes
-        if full > lanes:
-            with self.b.loop(0, full, lanes) as loop:
-                body({**at, d: Ix(loop.i, lanes)})
-        elif full:
-            body({**at, d: Ix(0, lanes)})
-        if extent > full:
-            body({**at, d: Ix(full, extent - full)})
 
     # -- roots --------------------------------------------------------------------------------------------------------
     def _body(self, at: dict[int, Ix]) -> None:
@@ -342,13 +288,8 @@ class NestLowering(Elements):
             if extent > full:
                 body(Ix(full, extent - full))
 
-        def outer(dims: list[int], at: dict[int, Ix]) -> None:
-            if dims:
-                with b.loop(0, self.shape[dims[0]]) as loop:
-                    outer(dims[1:], {**at, dims[0]: Ix(loop.i)})
-            else:
-                split(self.shape[d], lambda j: split(self.shape[along], lambda i: block(at, i, j)))
-        outer([x for x, e in enumerate(self.shape) if x not in (along, d) and e > 1], {})
+        self._outer([x for x, e in enumerate(self.shape) if x not in (along, d) and e > 1], {},
+                    lambda at: split(self.shape[d], lambda j: split(self.shape[along], lambda i: block(at, i, j))))
 
     def _group(self) -> int:
         """How many rows stand interleaved in the packed tile that the nest writes: 1 in all others."""
@@ -406,74 +347,3 @@ class NestLowering(Elements):
             self.store(target, where, old)
             branch.otherwise()
             self.store(target, where, b.const(0, old.dtype))
-
-    # -- reductions ---------------------------------------------------------------------------------------------------
-    def _init(self, op: Op, lanes: int | None) -> Value:
-        dt = op.result.dtype
-        return self.b.full(identity(op.attrs["kind"], dt), dt, lanes)
-
-    def _reduce_along_vector(self, at: dict[int, Ix]) -> None:
-        b, d = self.b, self.vector
-        assert d is not None
-        extent = self.shape[d]
-        lanes = self._lanes(extent)
-        full = extent // lanes * lanes
-        parts: list[list[Value]] = [[] for _ in self.reduces]
-
-        def step(accs: Sequence[Value | None], ix: Ix) -> list[Value]:
-            here = {**at, d: ix}
-            self._body(here)
-            out = []
-            for op, acc in zip(self.reduces, accs, strict=True):
-                x = b.splat(self.at(op.operands[0], self._position(here)), ix.lanes)
-                out.append(x if acc is None else b.pure(COMBINE[op.attrs["kind"]], acc, x))
-            return out
-        if full > lanes:
-            with b.loop(0, full, lanes, [self._init(op, lanes) for op in self.reduces]) as loop:
-                loop.yield_(step(loop.carried, Ix(loop.i, lanes)))
-            for part, acc in zip(parts, loop.results, strict=True):
-                part.append(acc)
-        elif full:
-            for part, acc in zip(parts, step([None] * len(parts), Ix(0, lanes)), strict=True):
-                part.append(acc)
-        if extent > full:
-            for part, acc in zip(parts, step([None] * len(parts), Ix(full, extent - full)), strict=True):
-                part.append(acc)
-        where = self._position({**at, d: ZERO})
-        for op, part in zip(self.reduces, parts, strict=True):
-            folded = [b.pure(Reduce, v, kind=op.attrs["kind"], axis=0) if v.shape else v for v in part]
-            total = folded[0]
-            for v in folded[1:]:
-                total = b.pure(COMBINE[op.attrs["kind"]], total, v)
-            self._reduced(op, where, [total])
-
-    def _reduced(self, op: Op, where: Position, totals: Sequence[Value]) -> None:
-        axis = op.attrs["axis"]
-        for result, total in zip(op.results, totals, strict=True):
-            self.store(self.targets[result], (*where[:axis], *where[axis + 1:]), total)
-
-    def _reduce_across(self, at: dict[int, Ix]) -> None:
-        b, axis = self.b, self.axis
-        assert axis is not None
-        lanes = lanes_of(self._position(at))
-        with b.loop(0, self.shape[axis], 1, [self._init(op, lanes) for op in self.reduces]) as loop:
-            here = {**at, axis: Ix(loop.i)}
-            self._body(here)
-            loop.yield_([b.pure(COMBINE[op.attrs["kind"]], acc,
-                                b.splat(self.at(op.operands[0], self._position(here)), lanes))
-                         for op, acc in zip(self.reduces, loop.carried, strict=True)])
-        for op, total in zip(self.reduces, loop.results, strict=True):
-            self._reduced(op, self._position(at), [total])
-
-    def _custom(self, at: dict[int, Ix]) -> None:
-        b, axis = self.b, self.axis
-        assert axis is not None
-        (op,), lanes = self.reduces, lanes_of(self._position(at))
-
-        def elements(i: Index) -> list[Value]:
-            where = self._position({**at, axis: Ix(i)})
-            return [b.splat(self.at(o, where), lanes) for o in op.operands]
-        with b.loop(1, self.shape[axis], 1, elements(0)) as loop:
-            loop.yield_([b.splat(v, lanes) for v in
-                         inline_region(b, op.regions[0], [*loop.carried, *elements(loop.i)], self.scalars)])
-        self._reduced(op, self._position(at), loop.results)

@@ -176,10 +176,19 @@ class _Placer:
             return 1
         return weight(op) + sum(self.cost(o) for o in op.operands if isinstance(o.type, TileType) and o.shape)
 
+    def repeats(self, op: Op) -> bool:
+        """Whether the operation only repeats its operand, which is then what to store."""
+        return op.name == "broadcast" or op.name == "reshape" and unit_reshape(op)
+
+    def deeper(self, v: Value) -> bool:
+        """Whether a loop inside of the one that `v` is computed in uses it, maybe repeated."""
+        return any(depth > self.depth[v] or self.repeats(op) and self.deeper(op.result)
+                   for op, depth in self.users.get(v, []))
+
     def trivial(self, v: Value) -> bool:
         """Cheap and free of memory access, so that a loop may recompute it."""
         op = v.owner
-        if not v.shape:
+        if not v.shape or op is not None and self.repeats(op):
             return True
         if op is None or not self.inline(op) or op.name in ("load", "gather", *LOOKUPS):
             return False
@@ -217,7 +226,7 @@ class _Placer:
 
     def must_store(self, v: Value) -> bool:
         """Whether some use needs the tile in memory."""
-        for user, depth in self.users.get(v, []):
+        for user, _ in self.users.get(v, []):
             if user.name in ("yield", "for", "while", "if", "print") or (
                 user.name in LOOKUPS and user.operands[0] is v
             ):
@@ -226,9 +235,7 @@ class _Placer:
                 return True
             if user.name == "dot" and len(user.operands) == 3 and user.operands[2] is v:
                 return True
-            if depth > self.depth[v] and not self.trivial(v):
-                return True
-        return False
+        return self.deeper(v) and not self.trivial(v)
 
     # -- regions -----------------------------------------------------------------------------------------------------
     def region(self, old: Region, new: Region) -> None:

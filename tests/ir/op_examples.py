@@ -345,6 +345,19 @@ func @transpose(%x: tensor<in f32, 12:1>, %y: tensor<out f32, 12:1>) thread {
   st %y, %c0, %p {stream=False}
   st %y, %c3, %q {stream=False}
 }""",
+    "reduce_each": """
+func @reduce_each(%x: tensor<in f32, 16:1>, %y: tensor<out f32, 4:1>) thread {
+  %c0 = const {value=0, dtype=i64} : i64
+  %c4 = const {value=4, dtype=i64} : i64
+  %c8 = const {value=8, dtype=i64} : i64
+  %c12 = const {value=12, dtype=i64} : i64
+  %a = ld %x, %c0 {lanes=4} : f32[4]
+  %b = ld %x, %c4 {lanes=4} : f32[4]
+  %c = ld %x, %c8 {lanes=4} : f32[4]
+  %d = ld %x, %c12 {lanes=4} : f32[4]
+  %e = reduce_each %a, %b, %c, %d {kind='sum'} : f32[4]
+  st %y, %c0, %e {stream=False}
+}""",
     "extract": """
 func @extract(%x: tensor<in f16, 8:1>, %y: tensor<out f16, 8:1>) thread {
   %zero = const {value=0, dtype=i64} : i64

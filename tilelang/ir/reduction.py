@@ -83,13 +83,17 @@ class Reduce(_Combine):
                 joined = [self.combine(frame, parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
                 parts = [*joined, *parts[len(parts) & ~1:]]
             return tuple(np.asarray(p) for p in parts[0])
-        dt = self.operands[0].dtype
-        if kind in ("any", "all"):
-            return REDUCTIONS[kind].reduce(args[0], axis)  # type: ignore[attr-defined]
-        values = to_compute(args[0], dt)
-        wide = np.float64 if values.dtype.kind == "f" and kind in ("sum", "prod") else values.dtype
-        out = REDUCTIONS[kind].reduce(values, axis, dtype=wide)  # type: ignore[attr-defined]
-        return from_compute(np.asarray(out).astype(values.dtype), dt)
+        return reduced(kind, args[0], axis, self.operands[0].dtype)
+
+
+def reduced(kind: str, values: Any, axis: int, dt: DType) -> Any:
+    """The elements along `axis` combined, float sums and products in f64."""
+    if kind in ("any", "all"):
+        return REDUCTIONS[kind].reduce(values, axis)  # type: ignore[attr-defined]
+    values = to_compute(values, dt)
+    wide = np.float64 if values.dtype.kind == "f" and kind in ("sum", "prod") else values.dtype
+    out = REDUCTIONS[kind].reduce(values, axis, dtype=wide)  # type: ignore[attr-defined]
+    return from_compute(np.asarray(out).astype(values.dtype), dt)
 
 
 class ArgReduce(Op):

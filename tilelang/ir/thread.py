@@ -16,6 +16,7 @@ from tilelang.ir.core import Op, TensorType, TileType, Type
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import from_compute, to_compute
 from tilelang.ir.memory import memory_type
+from tilelang.ir.reduction import reduced
 
 I64, I32 = dtype("i64"), dtype("i32")
 THREAD = frozenset({"thread"})
@@ -228,6 +229,22 @@ class Transpose(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         return tuple(np.stack(args).T.copy())
+
+
+class ReduceEach(Op):
+    """n vectors of n lanes, n = 4, 8, …, to one: lane i is all lanes of operand i combined, in unspecified order."""
+    name, levels, attributes = "reduce_each", THREAD, {"kind": ...}
+
+    def infer(self) -> Sequence[Type]:
+        first, n = self.operands[0].tile, len(self.operands)
+        if any(v.type != first for v in self.operands) or first.shape != (n,) or n < 4 or n & (n - 1):
+            raise VerifyError("`reduce_each` of other than a square of lanes", op=self.name, loc=self.loc,
+                              needs="n vectors of n lanes, n = 4, 8, …", got=str([str(v.type) for v in self.operands]),
+                              try_="use `reduce`")
+        return [first]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return reduced(self.attrs["kind"], np.stack(args), 1, self.operands[0].dtype)
 
 
 class TableEntry(Op):

@@ -1,0 +1,266 @@
+"""The reductions of a nest: along its vectors or across them, several rows at once where they share what is loaded."""
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
+from tilelang.backends.cpu.elements import Elements, Position
+from tilelang.backends.cpu.machine import CpuTarget
+from tilelang.backends.cpu.place import COSTLY, weight
+from tilelang.backends.thread.builder import Index, ThreadBuilder
+from tilelang.backends.thread.combine import COMBINE, inline_region
+from tilelang.ir import elementwise as ew
+from tilelang.ir import thread as th
+from tilelang.ir.core import Op, TileType, Value
+from tilelang.ir.reduction import Reduce, identity
+
+At = dict[int, Ix]
+"""A position along some dimensions of the nest."""
+
+
+class Reductions(Elements):
+    """A nest; `NestLowering` chooses `vector`, the dimension vectors run along, and `targets`, where results go."""
+
+    def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
+                 target: CpuTarget, ahead: dict[Op, tuple[int, int]]) -> None:
+        self.region = op.regions[0]
+        local = {r for o in self.region.ops for r in o.results}
+        super().__init__(b, stored, scalars, local, target.vector_bytes, ahead)
+        self.cpu = target
+        self.shape: tuple[int, ...] = tuple(op.attrs["shape"])
+        self.reduces = [o for o in self.region.ops if o.name == "reduce"]
+        self.axis: int | None = self.reduces[0].attrs["axis"] if self.reduces else None
+        self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
+        self.vector: int | None = None
+        self.alone = False  # whether one position is reduced at a time
+        self.targets: dict[Value, Buffer] = {}
+
+    @abstractmethod
+    def store(self, target: Buffer, where: Position, value: Value) -> None:
+        """Stores a result of the nest."""
+
+    @abstractmethod
+    def _body(self, at: At) -> None:
+        """What else the nest does at a position."""
+
+    @abstractmethod
+    def _outer(self, dims: Sequence[int], at: At, body: Callable[[At], None]) -> None:
+        """`body` for each position along `dims`."""
+
+    # -- positions ----------------------------------------------------------------------------------------------------
+    def _dims(self, op: Op, dims: tuple[int | None, ...], operand: Value) -> tuple[int | None, ...]:
+        """Dimensions of the nest that the operand's dimensions walk."""
+        if op.name == "permute":
+            out: list[int | None] = [None] * len(dims)
+            for i, d in zip(op.attrs["order"], dims, strict=True):
+                out[i] = d
+            return tuple(out)
+        if op.name == "broadcast":
+            tail = dims[len(dims) - len(operand.shape):]
+            return tuple(None if e == 1 else d for e, d in zip(operand.shape, tail, strict=True))
+        if op.name == "reshape":
+            it = iter([d for d, e in zip(dims, op.result.shape, strict=True) if e != 1])
+            return tuple(None if e == 1 else next(it) for e in operand.shape)
+        return dims
+
+    def _position(self, at: At) -> Position:
+        return tuple(at.get(d, ZERO) for d in range(len(self.shape)))
+
+    def _lanes(self, extent: int) -> int:
+        """Vector width along the vector dimension: a few registers, so that chains of operations overlap."""
+        panels = [d[self.vector][-1][0] for t in self.targets.values() if self.vector is not None
+                  for d in [t.layout.dims] if len(d) == len(self.shape) and len(d[self.vector]) > 1]
+        if panels:
+            return min(extent, *panels)
+        widest = max((o.results[0].dtype.storage.itemsize for o in self.region.ops
+                      if o.results and isinstance(o.results[0].type, TileType)), default=4)
+        heavy = any(o.name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "sigmoid")
+                    for o in self.region.ops)
+        across = self.alone and self.axis not in (None, self.vector)
+        sums = self.cpu.registers // 4 // len(self.reduces) if across else 0
+        return min(extent, (2 if heavy else max(sums, 4)) * self.vector_bytes // widest)
+
+    def _chunks(self, at: At, body: Callable[[At], None]) -> None:
+        """`body` for each vector along the vector dimension."""
+        d = self.vector
+        if d is None:
+            body(at)
+            return
+        extent = self.shape[d]
+        lanes = self._lanes(extent)
+        full = extent // lanes * lanes
+        if full > lanes:
+            with self.b.loop(0, full, lanes) as loop:
+                body({**at, d: Ix(loop.i, lanes)})
+        elif full:
+            body({**at, d: Ix(0, lanes)})
+        if extent > full:
+            body({**at, d: Ix(full, extent - full)})
+
+    # -- several rows at once -----------------------------------------------------------------------------------------
+    def _reductions(self, outer: Sequence[int]) -> None:
+        """All reductions, at each position along the dimensions `outer`."""
+        if self.custom:
+            self._outer(outer, {}, lambda at: self._chunks(at, self._custom))
+            return
+        at_once = self._at_once(outer)
+        self.alone = not at_once
+        order = sorted(outer, key=lambda d: d in at_once)  # loops over single positions are the outer ones
+
+        def blocks(dims: Sequence[int], rows: list[At]) -> None:
+            if not dims:
+                self._rows(rows)
+                return
+            d, extent, count = dims[0], self.shape[dims[0]], at_once.get(dims[0], 1)
+            full = extent // count * count
+            with self.b.loop(0, full, count) as loop:
+                blocks(dims[1:], [{**at, d: Ix(self.b.add(loop.i, i))} for at in rows for i in range(count)])
+            if extent > full:
+                blocks(dims[1:], [{**at, d: Ix(i)} for at in rows for i in range(full, extent)])
+        blocks(order, [{}])
+
+    def _rows(self, rows: Sequence[At]) -> None:
+        if self.axis == self.vector:
+            self._along_vector(rows)
+        else:
+            self._chunks({}, lambda chunk: self._across([{**at, **chunk} for at in rows]))
+
+    def _at_once(self, outer: Sequence[int]) -> dict[int, int]:
+        """How many positions along dimensions of `outer` are reduced at once: more than one where they share vectors
+        loaded from tensors, as many as leave half of the registers to other things than their sums. Sums along the
+        vectors are also made as many at once as a vector has lanes, in which they end."""
+        shared = self._shared_dim(outer)
+        if shared is None or self.vector is None or sum(map(weight, self.region.ops[:-1])) > COSTLY:
+            return {}  # the code is repeated for each
+        lanes = self._square(self.shape[self.vector])
+        if lanes:
+            rows = 1 << (min(self.shape[shared], lanes).bit_length() - 1)
+            last = max((d for d in outer if d != shared), default=None)
+            if rows == lanes:
+                return {shared: rows}
+            if last is not None and self.shape[last] >= lanes // rows:
+                return {shared: rows, last: lanes // rows}
+        size = max(op.operands[0].dtype.storage.itemsize for op in self.reduces)
+        registers = -(-self._lanes(self.shape[self.vector]) * size // self.vector_bytes) * len(self.reduces)
+        count = min(self.shape[shared], self.cpu.registers // 2 // registers)
+        return {shared: count} if count > 1 else {}
+
+    def _shared_dim(self, outer: Sequence[int]) -> int | None:
+        """The dimension of `outer` along which most vectors loaded from tensors stay the same, if any does."""
+        gain = dict.fromkeys(outer, 0)
+        seen: set[tuple[Value, tuple[int | None, ...]]] = set()
+
+        def walk(v: Value, dims: tuple[int | None, ...]) -> None:
+            op = v.owner
+            if v not in self.local or op is None or (v, dims) in seen:
+                return
+            seen.add((v, dims))
+            if op.name == "load" and self.vector in dims:
+                for d in outer:
+                    gain[d] += d not in dims
+            for o in op.operands:
+                if isinstance(o.type, TileType) and o.shape:
+                    walk(o, self._dims(op, dims, o))
+        for op in self.reduces:
+            for o in op.operands:
+                walk(o, tuple(range(len(self.shape))))
+        best = max(outer, key=lambda d: gain[d], default=None)
+        return best if best is not None and gain[best] else None
+
+    def _square(self, extent: int) -> int:
+        """Lanes of a register, if the nest does nothing but one sum along vectors of so many, and its rows are short
+        enough for the caches to hold as many of them; else 0."""
+        lanes = self.vector_bytes // 4
+        only = self.axis == self.vector and len(self.reduces) == 1 and \
+            self.reduces[0].operands[0].dtype.name == "f32" and \
+            not any(o.effects == "write" for o in self.region.ops) and \
+            all(v.owner in self.reduces for v in self.region.yields)
+        return lanes if only and lanes <= extent <= 512 and extent % lanes == 0 else 0
+
+    # -- sums ---------------------------------------------------------------------------------------------------------
+    def _initial(self, rows: Sequence[At], lanes: int | None) -> list[Value]:
+        """What each reduction of each row begins with."""
+        return [self.b.full(identity(op.attrs["kind"], op.result.dtype), op.result.dtype, lanes)
+                for _ in rows for op in self.reduces]
+
+    def _step(self, accs: Sequence[Value | None], rows: Sequence[At]) -> list[Value]:
+        """Each reduction of each row, one step on."""
+        for at in rows:
+            self._body(at)
+        each = [(op, self._position(at)) for at in rows for op in self.reduces]
+        return [self._combined(op, acc, where) for (op, where), acc in zip(each, accs, strict=True)]
+
+    def _combined(self, op: Op, acc: Value | None, where: Position) -> Value:
+        """The sum of products of floats is fused: one instruction and one rounding less."""
+        b, (x,), kind = self.b, op.operands, op.attrs["kind"]
+        lanes = lanes_of(where)
+        if acc is not None and kind == "sum" and x in self.local and isinstance(x.owner, ew.Mul) \
+                and x.dtype.name in ("f32", "f64") and self.cpu.fused:
+            return b.apply(ew.Fma, [*(self.at(o, where) for o in x.owner.operands), acc], {})
+        value = b.splat(self.at(x, where), lanes)
+        return value if acc is None else b.pure(COMBINE[kind], acc, value)
+
+    def _along_vector(self, rows: Sequence[At]) -> None:
+        b, d = self.b, self.vector
+        assert d is not None
+        extent = self.shape[d]
+        lanes = self._lanes(extent)
+        if len(rows) > 1:  # sums of all rows in half of the registers
+            size = self.reduces[0].operands[0].dtype.storage.itemsize
+            lanes = min(lanes, max(self.cpu.registers // 2 // len(rows), 1) * self.vector_bytes // size)
+        full = extent // lanes * lanes
+        parts: list[list[Value]] = []
+
+        def at(ix: Ix) -> list[At]:
+            return [{**row, d: ix} for row in rows]
+        none = [None] * (len(rows) * len(self.reduces))
+        if full > lanes:
+            with b.loop(0, full, lanes, self._initial(rows, lanes)) as loop:
+                loop.yield_(self._step(loop.carried, at(Ix(loop.i, lanes))))
+            parts.append(loop.results)
+        elif full:
+            parts.append(self._step(none, at(Ix(0, lanes))))
+        if extent > full:
+            parts.append(self._step(none, at(Ix(full, extent - full))))
+        if len(self.reduces) == 1 and len(rows) == lanes and extent == full:
+            folded = b.pure(th.ReduceEach, *parts[0], kind=self.reduces[0].attrs["kind"])
+            self._reduced(at(ZERO), [b.pure(th.Extract, folded, lane=i) for i in range(lanes)])
+            return
+        totals = []
+        for op, part in zip(self.reduces * len(rows), zip(*parts, strict=True), strict=True):
+            each = [b.pure(Reduce, v, kind=op.attrs["kind"], axis=0) if v.shape else v for v in part]
+            totals.append(each[0])
+            for v in each[1:]:
+                totals[-1] = b.pure(COMBINE[op.attrs["kind"]], totals[-1], v)
+        self._reduced(at(ZERO), totals)
+
+    def _across(self, rows: Sequence[At]) -> None:
+        assert self.axis is not None
+        lanes = lanes_of(self._position(rows[0]))
+        with self.b.loop(0, self.shape[self.axis], 1, self._initial(rows, lanes)) as loop:
+            loop.yield_(self._step(loop.carried, [{**at, self.axis: Ix(loop.i)} for at in rows]))
+        self._reduced(rows, loop.results)
+
+    def _reduced(self, rows: Sequence[At], totals: Sequence[Value]) -> None:
+        """Stores what the reductions of each row came to."""
+        results = [(op, self._position(at)) for at in rows for op in self.reduces]
+        for (op, where), total in zip(results, totals, strict=True):
+            axis = op.attrs["axis"]
+            self.store(self.targets[op.result], (*where[:axis], *where[axis + 1:]), total)
+
+    def _custom(self, at: At) -> None:
+        """The user's combination, of one or several tiles."""
+        b, axis = self.b, self.axis
+        assert axis is not None
+        (op,), lanes = self.reduces, lanes_of(self._position(at))
+
+        def elements(i: Index) -> list[Value]:
+            where = self._position({**at, axis: Ix(i)})
+            return [b.splat(self.at(o, where), lanes) for o in op.operands]
+        with b.loop(1, self.shape[axis], 1, elements(0)) as loop:
+            loop.yield_([b.splat(v, lanes) for v in
+                         inline_region(b, op.regions[0], [*loop.carried, *elements(loop.i)], self.scalars)])
+        where = self._position(at)
+        for result, total in zip(op.results, loop.results, strict=True):
+            self.store(self.targets[result], (*where[:axis], *where[axis + 1:]), total)

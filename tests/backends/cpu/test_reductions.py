@@ -1,0 +1,71 @@
+"""Sums that share what they load are made several at once, on this processor and on one with AVX2 only."""
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import tilelang as tile
+from tests.backends.cpu.test_dots import HOST, avx2
+from tilelang.backends.cpu import machine
+
+EPS = 2.0 ** -23
+
+
+@tile.kernel
+def products(q: tile.Tensor[tile.f32, "R D"], k: tile.Tensor[tile.T, "L D"], x: tile.Out[tile.f32, "R L"],
+             y: tile.Out[tile.f32, "R D"], high: tile.Out[tile.f32, "R L"], R: tile.Const, N: tile.Const,
+             D: tile.Const):
+    """x = q k^T, y = x k and the largest products, by blocks of N keys."""
+    tile.grid(1)
+    queries, total = tile.load(q, (0, 0), (R, D)), tile.zeros((R, D), tile.f32)
+    for n in tile.range(0, k.shape[0], N, stages=2):
+        keys = tile.load(k, (n, 0), (N, D)).to(tile.f32)
+        each = queries[:, None, :] * keys[None, :, :]
+        scores = each.sum(2)
+        tile.store(x, (0, n), scores)
+        tile.store(high, (0, n), each.max(2))
+        total += (scores[:, :, None] * keys[None, :, :]).sum(1)
+    tile.store(y, (0, 0), total)
+
+
+@pytest.fixture(params=["host", "avx2"])
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels compile for this processor."""
+    if request.param == "avx2" and "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    made = HOST if request.param == "host" else avx2()
+    monkeypatch.setattr(machine, "host", lambda: made)
+    monkeypatch.setattr(products, "_compiled", {})
+
+
+# rows, keys in a block, channels: whole squares of sums, remainders of either dimension, tails of a vector, one row
+@pytest.mark.parametrize(("shape", "dtype"), [
+    ((4, 16, 128), torch.bfloat16), ((4, 6, 32), torch.float32), ((5, 9, 16), torch.bfloat16),
+    ((17, 4, 48), torch.float32), ((2, 8, 40), torch.bfloat16), ((3, 1, 7), torch.float32),
+    ((1, 32, 64), torch.bfloat16)])
+@pytest.mark.usefixtures("target")
+def test_sums_of_products(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """A sum of n terms is off by at most n roundings of the sum of their sizes, however it is ordered."""
+    rows, block, d = shape
+    length = 2 * block + block // 2  # the last block crosses the edge
+    q, k = torch.randn(rows, d), torch.randn(length, d).to(dtype)
+    x, y, high = products(q, k, R=rows, N=block, D=d)
+    a, b = q.double(), k.double()
+    assert ((x - a @ b.T).abs() <= d * EPS * (a.abs() @ b.abs().T)).all()
+    assert ((y - a @ b.T @ b).abs() <= (d + length) * EPS * (a.abs() @ b.abs().T @ b.abs())).all()
+    assert torch.equal(high, (q[:, None, :] * k.float()[None, :, :]).amax(2))
+
+
+@pytest.mark.skipif(HOST.vector_bytes != 64, reason="looks at what is made for AVX-512")
+def test_what_is_made_of_it() -> None:
+    """Sixteen sums end in one vector, the next block is asked for, and a broadcast made outside the loop takes no
+    memory: beside two buffers of 4 x 64 sums there is nothing as large."""
+    q, k = np.zeros((4, 128), np.float32), np.zeros((256, 128), np.float32)
+    (x, high), y = np.zeros((2, 4, 256), np.float32), np.zeros((4, 128), np.float32)
+    thread = str(products.lower(q, k, x, y, high, R=4, N=64, D=128).thread)
+    assert "reduce_each" in thread and "prefetch %k" in thread and "fma" in thread
+    shapes = re.findall(r"alloc .*shape=\(([\d, ]+)\)", thread)
+    assert shapes and max(int(np.prod([int(n) for n in s.split(",") if n.strip()])) for s in shapes) <= 4 * 128
