@@ -26,24 +26,26 @@ def int8_dot(operations: float) -> tuple[str, Callable[[], None]]:
         y = b.bitcast(x, operand)
         return Access(b, target).dot_groups(acc, b.bitcast(acc, operand), y, dtype(row.a), dtype(row.b))
     block = blocking(row, target)
-    return row.name, _repeated(vector, block.rows * block.vectors, step, operations / row.group)
+    return row.name, _repeated(vector, block.rows * block.vectors, step, operations / row.group,
+                               tilelang.get_num_threads())
 
 
 def fused_f32(operations: float) -> Callable[[], None]:
-    """So many multiplications and additions of f32, on every thread's share."""
+    """A function that does so many multiplications and additions of f32, on the caller's thread."""
     target = host()
     vector = ll.VectorType(ll.FloatType(), target.vector_bytes // 4)
 
     def step(b: ll.IRBuilder, acc: ll.Value, x: ll.Value) -> ll.Value:
         fma = intrinsic(b.module, "llvm.fma", [vector], ll.FunctionType(vector, [vector] * 3))
         return b.call(fma, [x, x, acc])
-    return _repeated(vector, target.registers * 3 // 4, step, operations)
+    return _repeated(vector, target.registers * 3 // 4, step, operations, 1)
 
 
-def _repeated(vector: ll.VectorType, count: int, step: Callable[..., ll.Value], operations: float
-              ) -> Callable[[], None]:
-    """`step` of `count` accumulators in turn, for so many operations, two for each lane of a vector. Every step takes
-    its own accumulator as an operand, so that none can be left out or taken out of the loop."""
+def _repeated(vector: ll.VectorType, count: int, step: Callable[..., ll.Value], operations: float,
+              threads: int) -> Callable[[], None]:
+    """`step` of `count` accumulators in turn, for so many operations, two for each lane of a vector, on so many
+    threads. Every step takes its own accumulator as an operand, so that none can be left out or taken out of the
+    loop."""
     target, i64 = host(), ll.IntType(64)
     module = ll.Module()
     module.triple, module.data_layout = target.triple, target.data_layout
@@ -71,7 +73,6 @@ def _repeated(vector: ll.VectorType, count: int, step: Callable[..., ll.Value], 
     b.ret_void()
     code = Loaded(object_code(str(module), target), "peak")
     call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)(code.address("peak"))
-    threads = tilelang.get_num_threads()
     rounds = int(operations / threads / (2 * vector.count * count))
     memory = [ctypes.create_string_buffer(target.vector_bytes) for _ in range(threads)]
     pool = ThreadPoolExecutor(threads)
