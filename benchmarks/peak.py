@@ -24,7 +24,7 @@ def int8_dot(operations: float) -> tuple[str, Callable[[], None]]:
 
     def step(b: ll.IRBuilder, acc: ll.Value, x: ll.Value) -> ll.Value:
         y = b.bitcast(x, operand)
-        return Access(b, target).dot_groups(acc, b.bitcast(acc, operand), y, dtype(row.a), dtype(row.b))
+        return Access(b, target).dot_groups(acc, b.bitcast(acc, operand), y, row)
     block = blocking(row, target)
     return row.name, _repeated(vector, block.rows * block.vectors, step, operations / row.group,
                                tilelang.get_num_threads())
