@@ -21,7 +21,7 @@ from tilelang.backends.hip import clang
 from tilelang.ir.packed import Packed
 from tilelang.ir.pairs import representable
 from tilelang.ops.mpgemm.gemv import gemv_kernel
-from tilelang.ops.mpgemm.gpu import product_kernel, tiles
+from tilelang.ops.mpgemm.gpu import below, beside, product_kernel, tiles
 from tilelang.quant import Parameter, QuantTensor
 
 TARGETS = ("cuda:sm_80", "cuda:sm_90a", "hip:gfx942")
@@ -125,7 +125,7 @@ def measure(name: str, target: str, decomposition: str = "dequant_mma", rows: in
     """Repacks, lowers, compiles and emulates a product of x with so many rows."""
     gemv, warps = decomposition == "dequant_gemv", 4
     blocks = tiles(weight(name, 64, GROUP), target).blocks
-    how, height = (blocks.beside(warps), 1) if gemv else (blocks.below(warps), warps)
+    how, height = (beside(blocks, warps), 1) if gemv else (below(blocks, warps), warps)
     w = tiles(weight(name, height * blocks.codes.shape[0], 4 * warps * GROUP if gemv else 4 * GROUP), target)
     n, k = w.shape
     x, y = np.ones((rows, k), np.float16), np.empty((rows, n), np.float32)

@@ -16,7 +16,7 @@ from tilelang.ir.text import print_function
 from tilelang.jit import Kernel
 from tilelang.lang.kernel import Param
 from tilelang.ops.activation import silu
-from tilelang.ops.mpgemm.gpu import blocks
+from tilelang.ops.mpgemm.gpu import below, beside, blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,10 +29,10 @@ def causal(b, h, i, j):
 
 HELD = blocks("cuda:sm_80", tile.u4, 128)
 CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK": causal, "BITS": 4, "DTYPE": None,
-             "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, **HELD.below(4)}
+             "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, **below(HELD, 4)}
 """Those that are no extents of blocks."""
 OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4},
-       "ops/mpgemm/gemv.py:gemv_kernel": {"DTYPE": tile.u4, "BM": 8, "GROUP": 1, **HELD.beside(4)},
+       "ops/mpgemm/gemv.py:gemv_kernel": {"DTYPE": tile.u4, "BM": 8, "GROUP": 1, **beside(HELD, 4)},
        "ops/mpgemm/cpu.py:quantize_kernel": {"DTYPE": tile.i8}}
 """Those of one kernel."""
 

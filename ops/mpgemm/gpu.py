@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import gcd
 from typing import Any
 from weakref import finalize
@@ -148,7 +148,7 @@ def of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift,
     return acc.T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # made once for each type: known by identity
 class Blocks:
     """How a warp holds a block [rows, columns] of codes as the left operand of a product, its words, and the right
     operand [columns, rows of x]."""
@@ -160,17 +160,6 @@ class Blocks:
     @property
     def bk(self) -> int:
         return self.codes.shape[1]
-
-    def below(self, warps: int) -> dict[str, Any]:
-        """Constants of `product_kernel` for warps whose blocks lie one below the other."""
-        return {"SOURCE": layouts.spatial(warps, 1) * self.words, "LAYOUT": layouts.spatial(warps, 1) * self.codes}
-
-    def beside(self, warps: int) -> dict[str, Any]:
-        """Constants of `gemv_kernel` for warps whose blocks lie side by side."""
-        bk, rows = self.x.shape
-        x = layouts.spatial(warps).concat(self.x).permute((2, 0, 1)).reshape((rows, warps * bk))
-        return {"SOURCE": layouts.spatial(warps).concat(self.words),
-                "LAYOUT": layouts.spatial(warps).concat(self.codes), "ROWS": x}
 
     @property
     def bm(self) -> int:
@@ -194,6 +183,21 @@ def blocks(target: str, dt: tile.DType, group: int, multiplied: tile.DType = til
     return Blocks(words, codes, x)
 
 
+@cache
+def below(b: Blocks, warps: int) -> dict[str, Any]:
+    """Constants of `product_kernel` for warps whose blocks lie one below the other."""
+    return {"SOURCE": layouts.spatial(warps, 1) * b.words, "LAYOUT": layouts.spatial(warps, 1) * b.codes}
+
+
+@cache
+def beside(b: Blocks, warps: int) -> dict[str, Any]:
+    """Constants of `gemv_kernel` for warps whose blocks lie side by side."""
+    bk, rows = b.x.shape
+    x = layouts.spatial(warps).concat(b.x).permute((2, 0, 1)).reshape((rows, warps * bk))
+    return {"SOURCE": layouts.spatial(warps).concat(b.words), "LAYOUT": layouts.spatial(warps).concat(b.codes),
+            "ROWS": x}
+
+
 @dataclass(frozen=True, eq=False)
 class Tiles:
     """A matrix (N, K) repacked for a target: `words` u32 [K blocks, N blocks, words of a block], `scale` and `shift`
@@ -214,7 +218,7 @@ class Tiles:
         deep, high, words = self.words.shape
         most = self.blocks.bm
         return Shape(m, self.shape[0], deep, high, 4 * words, self.group, self.blocks.bk, self.blocks.x.shape[1],
-                     min(most, 32) if twice else most)
+                     min(most, 32) if twice else most, 8 if self.blocks.x.num_threads == 32 else 4)
 
 
 _tiles: dict[tuple[int, str, str, bool], Tiles] = {}
@@ -314,12 +318,12 @@ def product(x: Any, w: Tiles, y: Any, bias: Any = None, residual: Any = None, ac
     what = {"DTYPE": w.dtype, "GROUP": w.group, "STAGES": stages, "BM": how.rows, "shift": w.shift,
             "sums": sums if w.shift is not None else None, "low": low, "xscale": xscale}
     if how.decomposition == "dequant_gemv":
-        gemv_kernel(x, w.words, w.scale, y, **w.blocks.beside(how.warps), **what, **after)
+        gemv_kernel(x, w.words, w.scale, y, **beside(w.blocks, how.warps), **what, **after)
         return
-    below = w.blocks.below(how.warps)
-    high, parts = below["LAYOUT"].shape[0], None
+    held = below(w.blocks, how.warps)
+    high, parts = held["LAYOUT"].shape[0], None
     if how.programs:
         parts = empty_like(x, (how.programs, 2 * how.rows, high), tile.f32)
-    product_kernel(x, w.words, w.scale, y, **below, **what, **after, parts=parts)
+    product_kernel(x, w.words, w.scale, y, **held, **what, **after, parts=parts)
     if parts is not None:
         finish_kernel(parts, y, kt, BM=how.rows, BN=high, **after)

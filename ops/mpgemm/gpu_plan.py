@@ -2,7 +2,7 @@
 
 | decomposition | a program has | its warps share | another kernel |
 |---|---|---|---|
-| dequant_mma | rows of four blocks of W, a block of x | the rows | |
+| dequant_mma | rows of four or eight blocks of W, a block of x | the rows | |
 | the same, shared | as many steps as any other, block after block | the rows | adds up parts of blocks |
 | dequant_gemv | rows of one block of W, as many rows of x as an instruction takes | the columns | |
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tilelang.errors import TargetError
 from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS
 
-WARPS = 4
-"""Of a program of `dequant_mma`."""
+CACHE = 5500.0
+"""Bytes a nanosecond that they read from the second-level cache."""
 OF_ONE = 60.0
 """Bytes a nanosecond that one processor can ask for."""
 ISSUE = 6.5
@@ -36,7 +37,8 @@ DECOMPOSITIONS = ("dequant_mma", "dequant_gemv")
 @dataclass(frozen=True)
 class Shape:
     """A product: rows of x and of W; blocks of W along its columns and rows, bytes of one and how many of them share a
-    scale; columns of a block, rows of x that an instruction takes, and that a program's sums have room for."""
+    scale; columns of a block, rows of x that an instruction takes, and that a program's sums have room for; the most
+    warps of such a program."""
 
     m: int
     n: int
@@ -47,6 +49,7 @@ class Shape:
     bk: int
     few: int
     most: int
+    warps: int
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,13 @@ class GpuPlan:
     nanoseconds: float
 
 
+@lru_cache(maxsize=4096)
 def plan(shape: Shape, decomposition: str | None = None) -> GpuPlan:
     """The cheapest plan, or the cheapest of a decomposition. Raises ValueError for unknown names and TargetError where
     that one has no kernel for the product."""
     if decomposition not in (None, *DECOMPOSITIONS):
         raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition!r}")
-    found = [p for p in (*_mma(shape), *_gemv(shape)) if decomposition in (None, p.decomposition)]
+    found = [p for p in (*_gemv(shape), *_mma(shape)) if decomposition in (None, p.decomposition)]
     if not found:
         raise TargetError(f"`{decomposition}` has no kernel for this product", got=str(shape),
                           needs="two blocks of columns or more, and groups of a power of two of them",
@@ -76,14 +80,16 @@ def plan(shape: Shape, decomposition: str | None = None) -> GpuPlan:
 
 def _mma(s: Shape) -> Iterator[GpuPlan]:
     rows = min(s.most, -(-s.m // 16) * 16)
-    tiles = -(-s.m // rows) * -(-s.high // WARPS)
-    yield GpuPlan("dequant_mma", rows, WARPS, 0, _time(s, tiles, s.deep, WARPS, rows))
-    for resident in (1, 2):
-        programs = min(resident * PROCESSORS, tiles * s.deep // LEAST)
-        if programs > 1:
-            parts = 2 * min(2 * programs, programs + tiles) * rows * WARPS * s.n // s.high * 4 / BANDWIDTH
-            each = -(-tiles * s.deep // programs)
-            yield GpuPlan("dequant_mma", rows, WARPS, programs, LAUNCH + parts + _time(s, programs, each, WARPS, rows))
+    for warps in range(4, s.warps + 1, 4):
+        tiles = -(-s.m // rows) * -(-s.high // warps)
+        yield GpuPlan("dequant_mma", rows, warps, 0, _time(s, tiles, s.deep, warps, rows))
+        for resident in (1, 2):
+            programs = min(resident * PROCESSORS, tiles * s.deep // LEAST)
+            if programs > 1:
+                parts = 2 * min(2 * programs, programs + tiles) * rows * warps * s.n // s.high * 4 / BANDWIDTH
+                each = -(-tiles * s.deep // programs)
+                yield GpuPlan("dequant_mma", rows, warps, programs,
+                              LAUNCH + parts + _time(s, programs, each, warps, rows))
 
 
 def _gemv(s: Shape) -> Iterator[GpuPlan]:
@@ -95,7 +101,10 @@ def _gemv(s: Shape) -> Iterator[GpuPlan]:
 
 
 def _time(s: Shape, programs: int, steps: int, warps: int, rows: int) -> float:
-    """Of programs whose warps multiply a block each in every step."""
-    stream = programs * steps * warps * s.bytes / min(BANDWIDTH, min(programs, PROCESSORS) * OF_ONE)
+    """Of programs whose warps multiply a block each in every step, by the same rows of x or by columns of their own:
+    what memory takes that weights come from, the cache that blocks and x come from, and processors in turns."""
+    busy, all_steps = min(programs, PROCESSORS), programs * steps
+    memory = s.deep * s.high * s.bytes / min(BANDWIDTH, busy * OF_ONE)
+    cached = all_steps * (warps * s.bytes + rows * s.bk * 2) / min(CACHE, busy * OF_ONE)
     issue = -(-programs // PROCESSORS) * steps * warps * (BLOCK + COLUMNS * (rows // 8)) / ISSUE
-    return max(stream, issue)
+    return max(memory, cached, issue)

@@ -18,8 +18,8 @@ from tilelang.backends.cuda import nvrtc
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ir.pairs import pairs
-from tilelang.ops.mpgemm.gpu import product, product_kernel, tiles
-from tilelang.ops.mpgemm.gpu_plan import WARPS, GpuPlan
+from tilelang.ops.mpgemm.gpu import below, product, product_kernel, tiles
+from tilelang.ops.mpgemm.gpu_plan import GpuPlan
 from tilelang.quant import LowRank, Parameter, QuantTensor, Sparse
 
 TARGETS = ("cuda:sm_80", "hip:gfx942")
@@ -93,7 +93,8 @@ def test_programs_share_steps_in_a_fixed_order(target: str) -> None:
     found: dict[int, Any] = {}
     with tile.target(f"emulate:{target}"):
         for programs in (4, 7, 40, 7):
-            y, how = np.empty((21, 300), np.float32), GpuPlan("dequant_mma", 16, WARPS, programs, 0.0)
+            warps, y = 8 if programs == 4 else 4, np.empty((21, 300), np.float32)
+            how = GpuPlan("dequant_mma", 16, warps, programs, 0.0)
             product(x, tiles(w, target), y, bias, how=how)
             np.testing.assert_array_equal(y, found.setdefault(programs, y))
             assert (np.abs(y - bias - x.astype(np.float64) @ w.dequantize().T)
@@ -153,7 +154,7 @@ def test_weights_go_into_products_as_they_lie(target: str, zeros: bool) -> None:
     """No arithmetic on numbers before the product, no exchange between threads, 16 bytes at a time."""
     w = tiles(weight(np.random.default_rng(0), "u4", 256, 256, 128, zeros), target)
     code = product_kernel.lower(np.zeros((16, 256), np.float16), w.words, w.scale, np.zeros((16, 256), np.float32),
-                                DTYPE=w.dtype, BM=16, GROUP=w.group, STAGES=3, **w.blocks.below(WARPS),
+                                DTYPE=w.dtype, BM=16, GROUP=w.group, STAGES=3, **below(w.blocks, 4),
                                 shift=w.shift, sums=np.zeros((2, 16), np.float32) if zeros else None, target=target)
     names = [op.name for op in code.thread.walk()]
     assert "fma_halves" not in names and "shuffle" not in names and "odd_bytes" in names
@@ -195,7 +196,7 @@ def test_hopper_multiplies_weights_from_registers(f8: bool) -> None:
     w = tiles(blocks_of_f8(rng, "f8e4m3", 128, 512) if f8 else weight(rng, "u4", 128, 512, 128), target, as_is=f8)
     x = empty_like(np.zeros(1), (64, 512), w.multiplied)
     code = product_kernel.lower(x, w.words, w.scale, np.zeros((64, 128), np.float32), DTYPE=w.dtype, BM=64,
-                                GROUP=w.group, STAGES=3, **w.blocks.below(WARPS), target=target)
+                                GROUP=w.group, STAGES=3, **below(w.blocks, 4), target=target)
     assert code.report["spills"] == 0 and code.report["stack_bytes"] == 0
     loop = sass.main_loop(code.assembly, code.rendered.name)
     products = [i for i in loop if sass.opcode(i) in sass.PRODUCTS]

@@ -9,7 +9,7 @@ from tilelang.errors import TargetError
 from tilelang.ops.mpgemm.gpu_plan import Shape, plan
 from tilelang.ops.streamk import BANDWIDTH
 
-DECODE = Shape(1, 8192, 64, 256, 2048, 1, 128, 8, 64)
+DECODE = Shape(1, 8192, 64, 256, 2048, 1, 128, 8, 64, 8)
 """u4 of (8192, 8192) in groups of 128 on sm_90a."""
 
 

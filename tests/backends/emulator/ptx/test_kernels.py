@@ -21,7 +21,7 @@ from tilelang.ir.core import Function, TensorType
 from tilelang.jit import Bound, Kernel
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.matmul import matmul_kernel
-from tilelang.ops.mpgemm.gpu import product_kernel, tiles
+from tilelang.ops.mpgemm.gpu import below, product_kernel, tiles
 from tilelang.ops.norm import layer_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
 from tilelang.passes.meaning import difference, explained, noise
@@ -97,7 +97,7 @@ def test_product_with_quantised_weights(target: str) -> None:
               target)
     y = np.zeros((16, 140), np.float32)
     given = {"x": x, "words": w.words, "scale": w.scale, "y": y, "DTYPE": w.dtype, "BM": 16, "GROUP": 1, "STAGES": 3,
-             **w.blocks.below(4)}
+             **below(w.blocks, 4)}
     bound = Bound(product_kernel, (), given)
     fn = bound.kernel.trace(bound.types(aligned=True), bound.consts)
     emulated(fn, target, lambda *of: execute(*of, arch=f"compute_{target[8:]}"))([x, w.words, w.scale, y])
