@@ -33,6 +33,8 @@ CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK":
 """Those that are no extents of blocks."""
 OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4},
        "ops/mpgemm/gemv.py:gemv_kernel": {"DTYPE": tile.u4, "BM": 8, "GROUP": 1, **beside(HELD, 4)},
+       **{f"ops/mpgemm/blocks.py:{name}": {"FORM": (1, 1, (1, 16), (1, 16), (1, 16)), "OPERAND": tile.f32}
+          for name in ("blocks_kernel", "blocks_backward_kernel")},
        "ops/mpgemm/cpu.py:quantize_kernel": {"DTYPE": tile.i8}}
 """Those of one kernel."""
 
