@@ -99,7 +99,10 @@ def _integer(op: Op, name: str, args: list[str], dt: DType) -> str:
     if dt.kind == "bool":
         if name in ("min", "max"):
             return f"{args[0]} {'&' if name == 'min' else '|'} {args[1]}"
-        return f"!{args[0]}" if name == "not" else f"{args[0]} {_INFIX[name]} {args[1]}"
+        if name in ("shl", "shr"):
+            return f"{args[0]} & !{args[1]}"
+        return args[0] if name == "popcount" else f"!{args[0]}" if name == "not" else \
+            f"{args[0]} {_INFIX[name]} {args[1]}"
     if name in ("add", "sub", "mul") and dt.name != "i64":  # i64 is mostly addresses, which never overflow
         narrow = dt.kind == "int" or dt.storage.itemsize < 4
         return f"tl::{name}({args[0]}, {args[1]})" if narrow else f"{args[0]} {_INFIX[name]} {args[1]}"

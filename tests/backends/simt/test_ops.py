@@ -84,6 +84,18 @@ func @f(%x: tensor<in u8 align 16, M, N:1>, %y: tensor<out u8 align 16, K, L:1>,
   store %z, %0, %0, %2 {axes=(0, 1)}
 }
 """,
+    "shifts and set bits of i1": """\
+func @f(%x: tensor<in i1, M:1>, %y: tensor<out i1, K:1>, %z: tensor<out i1, L:1>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0 {shape=(9,), axes=(0,), fill=0} : i1[9]
+  %2 = load %x, %0 {shape=(9,), axes=(0,), fill=1} : i1[9]
+  %3 = popcount %1 : i1[9]
+  %4 = shl %3, %2 : i1[9]
+  %5 = shr %1, %2 : i1[9]
+  store %y, %0, %4 {axes=(0,)}
+  store %z, %0, %5 {axes=(0,)}
+}
+""",
     "what is outside of a tensor is 1 where a number cannot be 0": """\
 func @fuzzed(%x: tensor<in s8, M, N:1>, %y: tensor<out s8, K, L:1>, %z: tensor<out s8, A, B:1>) tile {
   %0 = const {value=0, dtype=i32} : i32
