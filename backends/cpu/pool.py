@@ -16,6 +16,7 @@ import os
 import threading
 from functools import lru_cache
 
+from tilelang import cache
 from tilelang.backends.cpu import machine
 
 MAX_WORKERS = 256
@@ -359,14 +360,21 @@ define internal void @keep_off() { ret void }
 
 
 def object_code(target: machine.CpuTarget) -> bytes:
-    """Machine code of the pool, without its threads."""
+    """Machine code of the pool, without its threads, from the cache or the compiler."""
+    key = cache.key("pool", cache.compiler_key(), target.key)
+    code = cache.default().get(key)
+    if code is None:
+        code = machine.object_code(_text(target), target)
+        cache.default().put(key, code)
+    return code
+
+
+def _text(target: machine.CpuTarget) -> str:
     x86 = "x86" in target.triple
     spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
     text = _IR + (_AFFINITY if "linux" in target.triple else _NO_AFFINITY)
-    text = text.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
-        "declare void @llvm.x86.sse2.pause()\n" if x86 else ""
-    )
-    return machine.object_code(text, target)
+    return text.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
+        "declare void @llvm.x86.sse2.pause()\n" if x86 else "")
 
 
 class Pool:
