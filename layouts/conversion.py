@@ -73,7 +73,7 @@ def conversion(src: RegisterLayout, dst: RegisterLayout, shape: tuple[int, ...],
     for i in range(want.shape[1]):
         register = _register(have, want[:, i])
         if register is None:
-            moves = _moves(have, want, warp)
+            moves = _moves(src, have, want, shape, warp)
             return Conversion("shared") if moves is None else Conversion("shuffle", moves=moves)
         take.append(register)
     same = len(take) == src.local_size and take == list(range(len(take)))
@@ -92,7 +92,7 @@ def _register(have: Any, want: Any) -> int | None:
     return None
 
 
-def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
+def _moves(src: RegisterLayout, have: Any, want: Any, shape: tuple[int, ...], warp: int) -> tuple[Move, ...] | None:
     """A shuffle for every register, the same in all warps; None where some element comes from another warp, or from a
     lane that is no sum over the bits of the lane number."""
     count = len(have)
@@ -104,7 +104,6 @@ def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
     held[:, -1] = True
     if not held[each, want].all() or _scattered(have, want, warp):  # found out at once, for most that are tried
         return None
-    owners: dict[int, dict[int, list[tuple[int, int]]]] = {}  # by warp: element -> (lane, register)
     out = []
     for i in range(want.shape[1]):
         sources: dict[int, tuple[int, int]] = {}  # lane -> (lane, register) it comes from
@@ -112,10 +111,9 @@ def _moves(have: Any, want: Any, warp: int) -> tuple[Move, ...] | None:
         first = (wanted >= 0).argmax(0)  # the warp that says where a lane's element is; the others must agree
         for lane in np.flatnonzero((wanted >= 0).any(0)):
             number = int(first[lane])
-            if number not in owners:
-                owners[number] = _owners(have[number * warp:(number + 1) * warp])
-            held_by = owners[number][int(wanted[number, lane])]
-            sources[int(lane)] = min(((o[0] ^ int(lane)).bit_count(), o) for o in held_by)[1]
+            held_by = _owners(src, shape, warp, number)[int(wanted[number, lane])]
+            near = int(lane) if lane in held_by else min(held_by, key=lambda o: ((o ^ int(lane)).bit_count(), o))
+            sources[int(lane)] = near, held_by[near]
         lanes = np.fromiter(sources, int)
         there, register = np.array([*sources.values()], int).reshape(-1, 2).T
         found = have.reshape(-1, warp, have.shape[1])[:, there, register]
@@ -142,12 +140,13 @@ def _scattered(have: Any, want: Any, warp: int) -> bool:
     return bool((source != source[0]).any() or (np.count_nonzero(np.diff(registers, axis=0), 0) > 1).any())
 
 
-def _owners(have: Any) -> dict[int, list[tuple[int, int]]]:
-    """Element -> the (lane, register) that hold it."""
-    owners: dict[int, list[tuple[int, int]]] = {}
-    for lane, row in enumerate(have.tolist()):
+@lru_cache(maxsize=256)
+def _owners(layout: RegisterLayout, shape: tuple[int, ...], warp: int, number: int) -> dict[int, dict[int, int]]:
+    """Element -> the lanes of warp `number` that hold it, each with the first register of it that does."""
+    owners: dict[int, dict[int, int]] = {}
+    for lane, row in enumerate(flat_table(layout, shape)[number * warp:(number + 1) * warp].tolist()):
         for register, element in enumerate(row):
-            owners.setdefault(element, []).append((lane, register))
+            owners.setdefault(element, {}).setdefault(lane, register)
     return owners
 
 

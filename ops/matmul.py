@@ -19,7 +19,7 @@ LEAST = 8
 @tile.kernel
 def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.U, "M N"],
                   BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const,
-              parts: tile.Out[tile.f32, "P H W"] = None):
+                  parts: tile.Out[tile.f32, "P H W"] = None):
     """c = a @ b, one block of c for each program; with `parts` the programs share the steps of all blocks evenly
     (`ops.streamk`)."""
     (M, K), N = a.shape, b.shape[1]

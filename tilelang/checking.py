@@ -14,6 +14,7 @@ from tilelang.errors import Loc
 from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType
 from tilelang.jit import Bound, Kernel
+from tilelang.lang.kernel import Param
 from tilelang.reproduce import kept
 from tilelang.testing import numbers, tensors
 
@@ -58,11 +59,12 @@ class Checked:
 
 
 def sizes(kernel: Kernel, fixed: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Extents for every dimension name: whole blocks, ragged, and nearly none; `fixed` ones stay.
+    """Extents for every dimension name of tensors that are drawn: whole blocks, ragged, and nearly none; `fixed` ones
+    stay.
 
     A dimension is long where it is one of the last two of a tensor; those before are batches.
     """
-    specs = [p.tensor.dims for p in kernel.params if p.kind == "tensor"]
+    specs = [p.tensor.dims for p in kernel.params if p.kind == "tensor" and not _left_out(p)]
     names = list(dict.fromkeys(d for dims in specs for d in dims if isinstance(d, str)))
     long = {d for dims in specs for d in dims[-2:]}
     line = max(map(len, specs), default=0) <= 1
@@ -72,12 +74,18 @@ def sizes(kernel: Kernel, fixed: Mapping[str, int]) -> Iterator[dict[str, int]]:
     yield {d: 1 + i % 3 if d in long else 1 for i, d in enumerate(names)} | dict(fixed)
 
 
+def _left_out(p: Param) -> bool:
+    """Whether it is an output that is not made unless it is given."""
+    return p.optional and p.tensor.mode == "out"
+
+
 def drawn(kernel: Kernel, rng: np.random.Generator, shape: Mapping[str, int], dtypes: Mapping[str, DType],
           consts: Mapping[str, Any], gaps: bool = False) -> tuple[Bound, dict[str, Any]]:
     """A call with random arguments whose dimensions have these extents, and its scalars by name."""
     inputs, scalars = tensors(kernel, rng, dtypes, shape, gaps=gaps), numbers(kernel, rng)
     outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims), dt)
-            for p in kernel.params if p.kind == "tensor" and p.tensor.mode == "out"  # no input need tell its type
+            for p in kernel.params  # no input need tell the type of an output
+            if p.kind == "tensor" and p.tensor.mode == "out" and not _left_out(p)
             if (dt := dtypes.get(p.tensor.dtype) if isinstance(p.tensor.dtype, str) else p.tensor.dtype)}
     return Bound(kernel, (), {**inputs, **outs, **scalars, **consts}), scalars
 

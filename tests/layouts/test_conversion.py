@@ -75,7 +75,7 @@ def test_the_quick_refusal_refuses_no_shuffle(data: st.DataObject) -> None:
                     for w in (0, 1)]
         each = [sources(i) for i in range(want.shape[1])]
         shuffles = all(a == b and None not in a.values() and _move(a, WARP) for a, b in each)
-        assert (_moves(have, want, WARP) is not None) == bool(shuffles)
+        assert (_moves(layout, have, want, shape, WARP) is not None) == bool(shuffles)
         if all(None not in s.values() for pair in each for s in pair):
             assert not (shuffles and _scattered(have, want, WARP))
 

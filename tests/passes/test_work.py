@@ -1,14 +1,16 @@
 """Work counted from TILE functions, against counts by hand."""
 from __future__ import annotations
 
+import numpy as np
+
 import tilelang as tile
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.passes.work import work
 
 
 def test_a_product_in_whole_blocks() -> None:
-    fn = matmul_kernel.trace(matmul_kernel.types({"T": tile.f16, "U": tile.f16}),
-                             {"BM": 64, "BN": 32, "BK": 16, "ACC": tile.f32})
+    fn = matmul_kernel.lower(*(np.empty(shape, np.float16) for shape in ((100, 40), (40, 50), (100, 50))),
+                             BM=64, BN=32, BK=16, ACC=tile.f32).tile
     got = work(fn, [(100, 40), (40, 50), (100, 50)])
     blocks, turns = 2 * 2, 3
     assert got.programs == blocks

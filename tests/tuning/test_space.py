@@ -1,6 +1,8 @@
 """What is tried, and in what order."""
 from __future__ import annotations
 
+import numpy as np
+
 import tilelang as tile
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.passes.work import work
@@ -24,8 +26,8 @@ def test_configurations_are_all_combinations_that_make_sense() -> None:
 
 def test_the_model_knows_blocks_that_are_mostly_empty_or_read_too_much() -> None:
     def units(m: int, bm: int, bn: int, bk: int) -> float:
-        fn = matmul_kernel.trace(matmul_kernel.types({"T": tile.f32, "U": tile.f32}),
-                                 {"BM": bm, "BN": bn, "BK": bk, "ACC": tile.f32})
+        tensors = (np.empty(shape, np.float32) for shape in ((m, 512), (512, 512), (m, 512)))
+        fn = matmul_kernel.lower(*tensors, BM=bm, BN=bn, BK=bk, ACC=tile.f32).tile
         return estimate(work(fn, [(m, 512), (512, 512), (m, 512)]), "cpu")
     assert units(512, 128, 128, 64) < units(512, 16, 16, 64)  # operands are read once for every block of the result
     assert units(16, 16, 128, 64) < units(16, 256, 128, 64)

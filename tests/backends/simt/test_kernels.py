@@ -106,8 +106,8 @@ def test_a_loop_repeats_no_barrier_for_nothing() -> None:
     assert met == 2 * 2 * 4 * 2 * warps  # programs, blocks of k, before and after
 
 
-@pytest.mark.parametrize(("target", "product"), [("cuda:sm_80", 16 * 8 * 16), ("hip:gfx942", 16 * 16 * 32),
-                                                 ("hip:gfx950", 16 * 16 * 32)])
+@pytest.mark.parametrize(("target", "product"), [("cuda:sm_80", 16 * 8 * 16), ("hip:gfx942", 32 * 32 * 16),
+                                                 ("hip:gfx950", 32 * 32 * 16)])
 def test_counters_of_a_matmul(target: str, product: int) -> None:
     """Matrix instructions, no bank conflicts, whole sectors, 16 bytes at a time."""
     a, b = kernels.normal(128, 64, dtype=np.float16), kernels.normal(64, 128, dtype=np.float16)
