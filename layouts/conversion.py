@@ -106,20 +106,19 @@ def _moves(src: RegisterLayout, have: Any, want: Any, shape: tuple[int, ...], wa
         return None
     out = []
     for i in range(want.shape[1]):
-        sources: dict[int, tuple[int, int]] = {}  # lane -> (lane, register) it comes from
         wanted = want[:, i].reshape(-1, warp)
-        first = (wanted >= 0).argmax(0)  # the warp that says where a lane's element is; the others must agree
-        for lane in np.flatnonzero((wanted >= 0).any(0)):
-            number = int(first[lane])
-            held_by = _owners(src, shape, warp, number)[int(wanted[number, lane])]
-            near = int(lane) if lane in held_by else min(held_by, key=lambda o: ((o ^ int(lane)).bit_count(), o))
-            sources[int(lane)] = near, held_by[near]
-        lanes = np.fromiter(sources, int)
-        there, register = np.array([*sources.values()], int).reshape(-1, 2).T
-        found = have.reshape(-1, warp, have.shape[1])[:, there, register]
+        lanes = np.flatnonzero((wanted >= 0).any(0))
+        first = (wanted >= 0).argmax(0)[lanes]  # the warp that says where a lane's element is; the others must agree
+        held_in = np.empty((warp, len(lanes)), np.int64)
+        for number in np.unique(first):
+            mine = first == number
+            held_in[:, mine] = _holders(src, shape, warp, int(number))[:, wanted[number, lanes[mine]]]
+        near = np.where(held_in >= 0, _distances(warp)[:, lanes], warp * warp).argmin(0)
+        register = held_in[near, np.arange(len(lanes))]
+        found = have.reshape(-1, warp, have.shape[1])[:, near, register]
         if not np.all((found == wanted[:, lanes]) | (wanted[:, lanes] < 0)):
             return None
-        move = _move(sources, warp)
+        move = _move(lanes, near, register, warp)
         if move is None:
             return None
         out.append(move)
@@ -140,37 +139,44 @@ def _scattered(have: Any, want: Any, warp: int) -> bool:
     return bool((source != source[0]).any() or (np.count_nonzero(np.diff(registers, axis=0), 0) > 1).any())
 
 
-@lru_cache(maxsize=256)
-def _owners(layout: RegisterLayout, shape: tuple[int, ...], warp: int, number: int) -> dict[int, dict[int, int]]:
-    """Element -> the lanes of warp `number` that hold it, each with the first register of it that does."""
-    owners: dict[int, dict[int, int]] = {}
-    for lane, row in enumerate(flat_table(layout, shape)[number * warp:(number + 1) * warp].tolist()):
-        for register, element in enumerate(row):
-            owners.setdefault(element, {}).setdefault(lane, register)
-    return owners
+@lru_cache(maxsize=64)
+def _holders(layout: RegisterLayout, shape: tuple[int, ...], warp: int, number: int) -> Any:
+    """[lane, element]: the first register of a lane of warp `number` that holds an element, -1 where none does."""
+    table = flat_table(layout, shape)[number * warp:(number + 1) * warp]
+    out = np.full((warp, int(np.prod(shape)) + 1), -1, np.int32)  # the last column: what lies outside of the tile
+    for register in reversed(range(table.shape[1])):
+        out[np.arange(warp), table[:, register]] = register
+    return out
 
 
-def _move(sources: dict[int, tuple[int, int]], warp: int) -> Move | None:
-    """The shuffle that brings each lane its element, from `sources` (lanes that want nothing are left out)."""
+@lru_cache(maxsize=2)
+def _distances(warp: int) -> Any:
+    """[lane, lane]: orders the first by the bits in which it differs from the second, then by number."""
+    lanes = np.arange(warp)
+    return np.bitwise_count(lanes[:, None] ^ lanes).astype(np.int64) * warp + lanes[:, None]
+
+
+def _move(lanes: Any, there: Any, register: Any, warp: int) -> Move | None:
+    """The shuffle that brings each of `lanes` (in order) what `register` of the lane `there` holds; the other lanes
+    want nothing."""
     bits = warp.bit_length() - 1
-    if not sources:
+    if not len(lanes):
         return Move(0, 0, tuple(1 << b for b in range(bits)))
-    lanes = {lane: source for lane, (source, _) in sources.items()}
-    first = min(lanes)
+    source = np.full(warp, -1)
+    source[lanes] = there
+    first, base = int(lanes[0]), int(there[0])
     # A lane that wants nothing says nothing of its bits: they count as if they moved nothing.
-    weights = tuple(lanes[first | 1 << b] - lanes[first] if first | 1 << b in lanes and not first >> b & 1 else 0
+    weights = tuple(int(source[first | 1 << b]) - base if source[first | 1 << b] >= 0 and not first >> b & 1 else 0
                     for b in range(bits))
-    base = lanes[first] - sum(w for b, w in enumerate(weights) if first >> b & 1)
-    total = {lane: base + sum(w for b, w in enumerate(weights) if lane >> b & 1) for lane in range(warp)}
-    if any(total[lane] != source for lane, source in lanes.items()) or not all(0 <= s < warp for s in total.values()):
+    total = base + (np.arange(warp)[:, None] >> np.arange(bits) & 1) @ np.array(weights)
+    if not np.array_equal(total[lanes], there) or total.min() < 0 or total.max() >= warp:
         return None
-    registers = sorted({register for _, register in sources.values()})
-    if len(registers) == 1:
-        return Move(registers[0], base, weights)
+    if (register == register[0]).all():
+        return Move(int(register[0]), base, weights)
     for bit in range(bits):
-        halves = [{r for lane, (_, r) in sources.items() if lane >> bit & 1 == side} for side in (0, 1)]
-        if all(len(h) == 1 for h in halves):
-            return Move(halves[0].pop(), base, weights, halves[1].pop(), bit)
+        low, high = register[lanes >> bit & 1 == 0], register[lanes >> bit & 1 == 1]
+        if len(low) and len(high) and (low == low[0]).all() and (high == high[0]).all():
+            return Move(int(low[0]), base, weights, int(high[0]), bit)
     return None
 
 
