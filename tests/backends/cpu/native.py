@@ -1,15 +1,21 @@
-"""Runs a TILE function as machine code on NumPy arrays in storage form."""
+"""Runs a TILE function as machine code on NumPy arrays in storage form, and makes kernels compile for a processor."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from tilelang.backends.cpu import machine
 from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType
 from tilelang.ir.packed import Packed
+from tilelang.jit import Kernel
 from tilelang.native import load
+
+HOST = machine.host()
 
 
 def native(fn: Function) -> Callable[[list[Any]], None]:
@@ -40,3 +46,19 @@ def rows(array: Any) -> Any:
     wide = np.zeros((*array.shape[:-1], array.shape[-1] + 3), array.dtype)
     wide[..., :array.shape[-1]] = array
     return wide[..., :array.shape[-1]]
+
+
+def avx2() -> machine.CpuTarget:
+    """The host without AVX-512 and the instructions that came after it."""
+    flags = [f"-{f[1:]}" if "avx512" in f or "vnni" in f else f for f in HOST.attributes.split(",")]
+    return replace(HOST, attributes=",".join(flags), vector_bytes=32, registers=16, features=frozenset({"avx2"}))
+
+
+def compile_for(processor: str, monkeypatch: pytest.MonkeyPatch, *kernels: Kernel) -> None:
+    """Kernels compile for the "host", or as for one with "avx2" only, for the length of a test."""
+    if processor == "avx2" and "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    made = HOST if processor == "host" else avx2()
+    monkeypatch.setattr(machine, "host", lambda: made)
+    for kernel in kernels:
+        monkeypatch.setattr(kernel, "_compiled", {})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tilelang as tile
-from tests.backends.cpu.native import native
+from tests.backends.cpu.native import HOST, avx2, compile_for, native
 from tests.casting import EVERY, patterns
 from tests.ir.op_examples import EXAMPLES, example, tiles
 from tilelang import ops
@@ -21,24 +21,10 @@ from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.softmax import softmax_kernel
 from tilelang.passes.meaning import difference
 
-HOST = machine.host()
-
-
-def avx2() -> machine.CpuTarget:
-    """The host without AVX-512 and the instructions that came after it."""
-    flags = [f"-{f[1:]}" if "avx512" in f or "vnni" in f else f for f in HOST.attributes.split(",")]
-    return replace(HOST, attributes=",".join(flags), vector_bytes=32, registers=16, features=frozenset({"avx2"}))
-
 
 @pytest.fixture(params=["host", "avx2"])
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels compile for this processor."""
-    if request.param == "avx2" and "avx2" not in HOST.features:
-        pytest.skip("needs a processor with AVX2")
-    made = HOST if request.param == "host" else avx2()
-    monkeypatch.setattr(machine, "host", lambda: made)
-    for kernel in (matmul_kernel, softmax_kernel, batched):
-        monkeypatch.setattr(kernel, "_compiled", {})
+    compile_for(request.param, monkeypatch, matmul_kernel, softmax_kernel, batched)
 
 
 @tile.kernel

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import tilelang as tile
-from tests.backends.cpu.test_dots import HOST, avx2
-from tilelang.backends.cpu import machine
+from tests.backends.cpu.native import HOST, compile_for
 
 EPS = 2.0 ** -23
 
@@ -33,12 +32,7 @@ def products(q: tile.Tensor[tile.f32, "R D"], k: tile.Tensor[tile.T, "L D"], x: 
 
 @pytest.fixture(params=["host", "avx2"])
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels compile for this processor."""
-    if request.param == "avx2" and "avx2" not in HOST.features:
-        pytest.skip("needs a processor with AVX2")
-    made = HOST if request.param == "host" else avx2()
-    monkeypatch.setattr(machine, "host", lambda: made)
-    monkeypatch.setattr(products, "_compiled", {})
+    compile_for(request.param, monkeypatch, products)
 
 
 # rows, keys in a block, channels: whole squares of sums, remainders of either dimension, tails of a vector, one row
