@@ -8,7 +8,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.common import block, dtype_of
-from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS, finish_kernel, share, slot
+from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS, finish_kernel, part, share, slot
 
 FLOPS = 5000.0
 """Of f16, of one processor in a nanosecond."""
@@ -32,7 +32,7 @@ def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], 
         start, end = share(p, parts.shape[0], wide * high * deep)
         for t in tile.range(start // deep, tile.cdiv(end, deep)):
             m, n = t % wide, t // wide
-            first, last = tile.maximum(start - t * deep, 0), tile.minimum(end - t * deep, deep)
+            first, last = part(t, start, end, deep)
             acc = of_steps(a, b, m, n, first, last, BM, BN, BK, ACC)
             if last - first == deep:
                 tile.store(c, (m * BM, n * BN), acc.to(c.dtype))

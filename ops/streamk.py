@@ -19,10 +19,22 @@ LAUNCH = 2000.0
 
 
 @tile.function
+def quota(programs, steps):
+    """How many steps a program does; the last ones may have fewer."""
+    return tile.cdiv(steps, programs)
+
+
+@tile.function
 def share(p, programs, steps):
     """(first, end) of the steps of program p."""
-    each = tile.cdiv(steps, programs)
-    return p * each, tile.minimum(p * each + each, steps)
+    start = p * quota(programs, steps)
+    return start, tile.minimum(start + quota(programs, steps), steps)
+
+
+@tile.function
+def part(t, start, end, deep):
+    """(first, end) of the steps of block t, counted from its own first, that are between `start` and `end`."""
+    return tile.maximum(start - t * deep, 0), tile.minimum(end - t * deep, deep)
 
 
 @tile.function
@@ -41,7 +53,7 @@ def finish_kernel(
     a block."""
     wide, high = tile.cdiv(y.shape[0], BM), tile.cdiv(y.shape[1], BN)
     m, n = tile.grid(wide, high)
-    t, each = n * wide + m, tile.cdiv(wide * high * deep, parts.shape[0])
+    t, each = n * wide + m, quota(parts.shape[0], wide * high * deep)
     first, last = t * deep // each, (t * deep + deep - 1) // each
     if first < last:
         acc = tile.zeros((BM, BN), tile.f32)

@@ -29,7 +29,7 @@ from tilelang.ops.common import dtype_of
 from tilelang.ops.mpgemm.gemv import gemv_kernel, operand
 from tilelang.ops.mpgemm.gpu_plan import GpuPlan, Shape, plan
 from tilelang.ops.mpgemm.pack import grouping, ranks
-from tilelang.ops.streamk import finish_kernel, share, slot
+from tilelang.ops.streamk import finish_kernel, part, share, slot
 from tilelang.quant import QuantTensor
 
 EACH = 128
@@ -118,7 +118,7 @@ def product_kernel(
         start, end = share(p, parts.shape[0], wide * high * deep)
         for t in tile.range(start // deep, tile.cdiv(end, deep)):
             m, n = t % wide, t // wide
-            first, last = tile.maximum(start - t * deep, 0), tile.minimum(end - t * deep, deep)
+            first, last = part(t, start, end, deep)
             acc = of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n,
                              first, last)
             if last - first == deep:
