@@ -116,3 +116,24 @@ def test_zero_and_minus_zero_are_other_constants() -> None:
 
     for value in (0.0, -0.0) * 2:
         assert bool(sign(torch.zeros(1), C=value).signbit()) == np.signbit(value)
+
+
+@tile.kernel
+def scaled(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Const,
+           bias: tile.Tensor[tile.f32, "N"] = None):
+    i = tile.grid(tile.cdiv(x.shape[0], B))
+    value = tile.load(x, (i * B,), (B,)) * B
+    tile.store(y, (i * B,), value if bias is None else value + tile.load(bias, (i * B,), (B,)))
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, y, bias: scaled(x, y, B=4, bias=bias), lambda x, y, bias: scaled(x, y, 4, bias),
+    lambda x, y, bias: scaled(x, y, 4, bias=bias)], ids=["by name", "by place", "the constant by place"])
+def test_optional_tensors_behind_constants_and_constants_by_place(call: Any, forbidden: Any) -> None:
+    x, y, bias = torch.arange(9.0), torch.zeros(9), torch.ones(9)
+    call(x, y, bias)
+    call(x, y, None)
+    scaled(x, y, 3)
+    forbidden()
+    assert torch.equal(call(x, y, bias), 4 * x + 1) and torch.equal(y, 4 * x + 1)
+    assert torch.equal(call(x, y, None), 4 * x) and torch.equal(scaled(x, y, 3), 3 * x)

@@ -282,8 +282,8 @@ class Kernel(ByName, KernelDef):
         self._optional = frozenset(p.name for p in self.params if p.optional)
         self._compiled: dict[Any, Any] = {}
         self._runtime = [p for p in self.params if p.kind != "const"]
-        self._plain = all(isinstance(p, Param) and p.kind != "const" for p in self.params[:len(self._runtime)])
         self._consts = frozenset(p.name for p in self.params if p.kind == "const")
+        self._leading = next((i for i, p in enumerate(self.params) if p.kind == "const"), len(self.params))
         self._plans: dict[Any, Plan] = {}
         self.captured = {}
 
@@ -355,10 +355,13 @@ class Kernel(ByName, KernelDef):
 
     def _pattern(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What calls of one plan share: the number of positions, the names in use and the constants."""
+        places: Any = len(args)
+        if places > self._leading:
+            places = places, *[identity(x) for p, x in zip(self.params, args, strict=False) if p.kind == "const"]
         if not kwargs:
-            return len(args)
+            return places
         consts = self._consts
-        return len(args), tuple([(name, identity(x)) if name in consts else name for name, x in kwargs.items()])
+        return places, tuple([(name, identity(x)) if name in consts else name for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if _target.get() == targets.SHAPES:
@@ -392,10 +395,10 @@ class Kernel(ByName, KernelDef):
                 raise
             except Failed as error:
                 raise self._failure(error, bound) from None
-        if (self._plain and len(args) <= len(self._runtime)
-                and (targets.on_device(name) or direct(bound.tensors.values()))
+        if ((targets.on_device(name) or direct(bound.tensors.values()))
+                and all(is_constant(x) for p, x in zip(self.params, args, strict=False) if p.kind == "const")
                 and all(is_constant(x) for name, x in kwargs.items() if name in self._consts)):
-            self._plans[self._pattern(args, kwargs)] = Plan(fn, self._runtime, len(args), bound, _target.get())
+            self._plans[self._pattern(args, kwargs)] = Plan(fn, self.params, len(args), bound, _target.get())
         return bound.outputs()
 
     def _launch(self, bound: Bound, name: str) -> Any:

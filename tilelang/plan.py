@@ -28,12 +28,16 @@ class Mismatch(Exception):
 
 
 class Plan:
-    """How to call `fn` with arguments for the run-time parameters `params`, the first `given` of them by position."""
+    """How to call `fn` with arguments for `params` without the constants among them, the first `given` by position."""
 
     def __init__(self, fn: Callable[..., Any], params: Sequence[Param], given: int, bound: Bound,
                  target: str = "") -> None:
         self.fn, self.target = fn, target
-        self.rest = [(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in params[given:]]
+        places = [i for i, p in enumerate(params[:given]) if p.kind != "const"]
+        self.places = places if len(places) < given else None
+        self.rest = [(p.name, None if p.default is inspect.Parameter.empty else p.default)
+                     for p in params[given:] if p.kind != "const"]
+        params = [p for p in params if p.kind != "const"]
         self.outs = [i for i, p in enumerate(params) if p.kind == "tensor" and p.tensor.mode == "out"]
         self.model = next((i for i, p in enumerate(params) if p.kind == "tensor"), -1)
         self.kind: Any = None
@@ -60,6 +64,8 @@ class Plan:
 
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """Arguments of `fn`, absent outputs allocated. Raises Mismatch, or what a value without a shape raises."""
+        if self.places is not None:
+            args = tuple([args[i] for i in self.places])
         values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
         masked = masked_arrays()
         if masked is not None and masked in map(type, values):  # native code would not see the mask
