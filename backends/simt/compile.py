@@ -85,9 +85,9 @@ class Lowered(ABC):
         """The instruction of each `dot` by its line, and why it is none of several warps where the target has one."""
         out = []
         for op in self.placed.walk():
-            if op.name == "dot":
+            if op.name in ("dot", "dot_scaled"):
                 line = f"line {op.loc.line}: " if op.loc else ""
-                why = f" ({op.attrs['fallback']})" if op.attrs["fallback"] else ""
+                why = f" ({op.attrs['fallback']})" if op.attrs.get("fallback") else ""
                 out.append(f"{line}{op.attrs['instruction'] or 'multiply and add'}{why}")
         return "; ".join(out)
 

@@ -7,7 +7,7 @@ from math import prod
 from tilelang.backends.simt.access import address, join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.group_products import descriptor, grid_of_groups
-from tilelang.backends.simt.instructions import GroupRow, MmaRow, divides, grain, scaled_row
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, divides, grain
 from tilelang.backends.simt.paired import Paired, PairedOperand, cut, paired_operand
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.simt.target import SimtTarget
@@ -29,12 +29,10 @@ class Dots:
         self.managed, self.target = managed, target
 
     def lower_scaled(self, op: Op) -> Value:
-        layout, (a, b, scale, _) = op.result.tile.layout, op.operands[:4]
+        layout = op.result.tile.layout
         assert isinstance(layout, RegisterLayout)
         acc = self.of[op.operands[4]] if len(op.operands) == 5 else self.b.full(0, op.result.dtype, layout.local_size)
-        row = scaled_row(self.target.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scale.shape[-1])
-        assert row is not None
-        return self._mma(op, row, layout, acc)
+        return self._mma(op, self._row(op), layout, acc)
 
     def lower(self, op: Op) -> Value:
         layout = op.result.tile.layout
@@ -46,8 +44,10 @@ class Dots:
         for group_row in self.target.group_mma:
             if group_row.name == op.attrs["instruction"]:
                 return self._group_mma(op, group_row, layout, acc)
-        row = next(r for r in self.target.mma if r.name == op.attrs["instruction"])
-        return self._mma(op, row, layout, acc)
+        return self._mma(op, self._row(op), layout, acc)
+
+    def _row(self, op: Op) -> MmaRow:
+        return next(r for r in self.target.mma if r.name == op.attrs["instruction"])
 
     # -- instructions of groups of warps ------------------------------------------------------------------------------
     def _group_mma(self, op: Op, row: GroupRow, layout: RegisterLayout, acc: Value) -> Value:

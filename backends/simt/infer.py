@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from tilelang.backends.simt.group_products import choose_group, group_plans
-from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_row, sizes
+from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_rows, sizes
 from tilelang.backends.simt.matrix import fragments
 from tilelang.backends.simt.registers import repeated, thread_digits, vector_width
 from tilelang.backends.simt.stage import Staged, slices
@@ -325,9 +325,9 @@ class Inference:
 
     def _survey_dot_scaled(self, op: Op, weight: int) -> None:
         a, b, a_scale, _ = operands = op.operands[:4]
-        row = scaled_row(self.target.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // a_scale.shape[-1])
-        assert row is not None, "`decompose` keeps those that there is an instruction for"
-        self._site(op, [row], operands, weight)
+        rows = scaled_rows(self.target.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // a_scale.shape[-1])
+        assert rows, "`decompose` keeps those that there is an instruction for"
+        self._site(op, rows, operands, weight)
 
     def _site(self, op: Op, rows: Sequence[MmaRow], operands: Sequence[Value], weight: int,
               ways: Sequence[DotPlan] = (), objection: str = "") -> None:

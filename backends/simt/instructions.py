@@ -200,12 +200,12 @@ def sizes(rows: Sequence[MmaRow], row: MmaRow, k: int) -> list[MmaRow]:
     return list(found.values())
 
 
-def scaled_row(rows: Sequence[MmaRow], a: DType, b: DType, k: int, block: int) -> MmaRow | None:
-    """The row that multiplies by scales of type e8m0, one for `block` elements along k: the first whose `k` is not
-    more than the product's, else the one that pads it the least."""
+def scaled_rows(rows: Sequence[MmaRow], a: DType, b: DType, k: int, block: int) -> list[MmaRow]:
+    """The rows that multiply by scales of type e8m0, one for `block` elements along k: those whose `k` is not more
+    than the product's, else the one that pads it the least."""
     found = [row for row in rows if row.scales and (row.a, row.b) == (a.name, b.name)
              and row.k == block * row.scales[0].shape[1]]
-    return next((row for row in found if row.k <= k), min(found, key=lambda row: row.k, default=None))
+    return [row for row in found if row.k <= k] or sorted(found, key=lambda row: row.k)[:1]
 
 
 def grain(row: MmaRow | GroupRow, side: int, warp: int) -> int:

@@ -317,7 +317,7 @@ class _Placer:
     def _place_dot_scaled(self, op: Op, operands: Sequence[Value]) -> None:
         plan = self.inference.plan(self.sites[op])
         placed = [self.operand(v, v.dtype, layout, op) for v, layout in zip(op.operands, plan.operands, strict=False)]
-        self.finish(op, [*placed, *operands[4:]])
+        self.finish(op, [*placed, *operands[4:]], {"instruction": plan.row.name})
 
     def operand(self, v: Value, dt: DType, layout: Place, like: Op) -> Value:
         """Cast and converted; the conversion moves the narrower of the two types."""

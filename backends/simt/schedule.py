@@ -90,7 +90,7 @@ def _products(body: Sequence[Op], target: SimtTarget, threads: int) -> float:
     rows = {row.name: row for row in target.mma}
     total = 0.0
     for op in body:
-        if op.name == "dot":
+        if op.name in ("dot", "dot_scaled"):
             bits = dtype(rows[op.attrs["instruction"]].a).bits
             total += prod(op.result.shape[-2:]) * op.operands[0].shape[-1] * bits / PRODUCT * target.warp / threads
     return total

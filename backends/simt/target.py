@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilelang.backends.simt.group_products import choose_group
-from tilelang.backends.simt.instructions import GroupRow, MmaRow, choose, scaled_row
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, choose, scaled_rows
 from tilelang.ir.core import Op
 from tilelang.layouts import Ports
 
@@ -54,4 +54,4 @@ class SimtTarget:
             return False
         a, b, *scales = op.operands[:4]
         return {v.dtype.name for v in scales} == {"e8m0"} and \
-            scaled_row(self.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scales[0].shape[-1]) is not None
+            bool(scaled_rows(self.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scales[0].shape[-1]))

@@ -263,9 +263,9 @@ class DotScaled(Op):
 
     Numbers and scales have at most 8 bits and their products are exact; where |a * a_scale| lies below the smallest
     normal number of bf16 or above its largest, targets without an instruction for it round as bf16 does. Source: OCP
-    microscaling formats (MX) 1.0, section 6.
+    microscaling formats (MX) 1.0, section 6. At PLACED `instruction` names the row of the target's table.
     """
-    name = "dot_scaled"
+    name, attributes = "dot_scaled", {"instruction": ""}
 
     def infer(self) -> Sequence[Type]:
         a, b, sa, sb = (v.tile for v in self.operands[:4])
