@@ -275,11 +275,11 @@ class Kernel(ByName, KernelDef):
         super().__init__(fn)
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
         self.__module__, self.__qualname__ = fn.__module__, fn.__qualname__
-        self._variants: dict[frozenset[str], Kernel] = {}
+        self._variants: dict[tuple[str, ...], Kernel] = {}
         self._prepare()
 
     def _prepare(self) -> None:
-        self._optional = frozenset(p.name for p in self.params if p.optional)
+        self._optional = {p.name: i for i, p in enumerate(self.params) if p.optional}
         self._compiled: dict[Any, Any] = {}
         self._runtime = [p for p in self.params if p.kind != "const"]
         self._consts = frozenset(p.name for p in self.params if p.kind == "const")
@@ -296,15 +296,20 @@ class Kernel(ByName, KernelDef):
                                 got=str(len(args)), try_="pass constants by name")
         if not self._optional:
             return self, args, kwargs
-        there = {p.name for p, x in zip(self.params, args, strict=False) if x is not None}
-        absent = frozenset(n for n in self._optional if n not in there and kwargs.get(n) is None)
+        count = len(args)
+        absent = tuple([n for n, i in self._optional.items()
+                        if (i >= count or args[i] is None) and kwargs.get(n) is None])
         if absent not in self._variants:
             self._variants[absent] = self._with(
                 [*(p if p.name not in self._optional else replace(p, default=inspect.Parameter.empty)
                    for p in self.params if p.name not in absent),
                  *(Param(p.name, "const", None, None) for p in self.params if p.name in absent)])
-        given = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
-        return self._variants[absent], given, {n: x for n, x in kwargs.items() if n not in absent}
+        for n in absent:
+            if n in kwargs or self._optional[n] < count:
+                args = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
+                kwargs = {n: x for n, x in kwargs.items() if n not in absent}
+                break
+        return self._variants[absent], args, kwargs
 
     def _with(self, params: list[Param]) -> Kernel:
         variant = object.__new__(type(self))
