@@ -6,6 +6,7 @@ from typing import Any
 import tilelang as tile
 from tilelang.ops.attention.backward import dbias_kernel, delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
 from tilelang.ops.attention.blockmask import BlockMask
+from tilelang.ops.attention.decode import few, run
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.attention.options import Options, blocks, check_heads, made, options, page_block
 from tilelang.ops.common import dtype_of
@@ -68,7 +69,8 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
 
     f32, f16 or bf16, any strides; computed in f32, but for probabilities, which a GPU multiplies in v's dtype. Gives
     the result [B, H, S, E], written into `out` where one is given; with `return_lse` also log(sum(exp(scores))) f32
-    [B, H, S], which is +inf for queries that see nothing; their results are 0. `scale` is 1 / sqrt(D) unless given.
+    [B, H, S], which is +inf for queries that see nothing; their results are 0. `scale` is 1 / sqrt(D) unless given. Up
+    to 4 queries, or 16 where heads share keys, take the kernels of `attention_decode`.
 
     What a query sees, its own place being i + L - S (bottom-right aligned): with `causal` no keys behind it; with
     `window` (left, right) so many before and behind, -1 for all; what `mask_mod(b, h, i, j)`, a `@tile.function`,
@@ -83,6 +85,9 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
+    if out is None and block_mask is None and seqused_q is None and few(q, k):
+        o, lse = run(q, k, v, opts, seqused_k)
+        return (o, lse) if return_lse else o
     all_written = seqused_q is None
     o = made(q, (*q.shape[:3], v.shape[3]), dtype_of(q), None if all_written else 0) if out is None else out
     lse = made(q, tuple(q.shape[:3]), tile.dtype("f32"), None if all_written else float("inf")) if return_lse else None

@@ -5,10 +5,22 @@ import math
 from typing import Any
 
 import tilelang as tile
+from tilelang.jit import current_target
 from tilelang.ops.attention.options import Options, check_heads, made, options, page_block
-from tilelang.ops.attention.scores import LOG2E, key_block, key_range, normalised, rescale, score, visible, weigh
+from tilelang.ops.attention.scores import (
+    LOG2E,
+    biased,
+    key_block,
+    key_range,
+    normalised,
+    rescale,
+    score,
+    visible,
+    weigh,
+)
 from tilelang.ops.attention.sparse import WORD, expanded
 from tilelang.ops.common import block, dtype_of
+from tilelang.targets import SHAPES
 
 ROWWISE = 4
 """Up to so many rows a CPU multiplies and adds keys as memory holds them: packing them would take longer."""
@@ -31,6 +43,7 @@ def decode_kernel(
     v_bits: tile.Tensor[tile.i32, "C G L Y"] = None,
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     sinks: tile.Tensor[tile.f32, "H"] = None,
+    bias: tile.Tensor[tile.A, "B G R M"] = None,
     used_k: tile.Tensor[tile.i32, "B"] = None,
     table: tile.Tensor[tile.i32, "B P"] = None,
     LEFT: tile.Const = None,
@@ -70,7 +83,7 @@ def decode_kernel(
             offset = (scaled * tile.load(k_zero, (b, g, 0), (BD,))[None, :]).sum(1)[:, None]
         query = scaled.to(q.dtype)
     slope = tile.gather(alibi, (tile.zeros((BM,), tile.i32) + b, heads))[:, None] if alibi is not None else None
-    plain = CAP is None and alibi is None and MOD is None
+    plain = CAP is None and alibi is None and MOD is None and bias is None
     lo, hi = key_range(0, queries, L, shift, LEFT, RIGHT, BN)
     share = tile.cdiv(tile.cdiv(tile.maximum(hi - lo, 0), N), BN) * BN
     lo = lo + part * share
@@ -91,7 +104,12 @@ def decode_kernel(
             x = x - offset
         j = n + tile.arange(BN)[None, :]
         seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK)
-        x = x * (scale * LOG2E) if plain else score(x * scale, b, h, i, j, shift, slope, CAP, MOD) * LOG2E
+        if plain:
+            x = x * (scale * LOG2E)
+        else:
+            x = score(x * scale, b, h, i, j, shift, slope, CAP, MOD)
+            x, seen = biased(x, seen, bias, b, g, m * BM, n)
+            x = x * LOG2E
         x = tile.where(seen, x, float("-inf"))
         p, top, total, acc = weigh(x, top, total, acc)
         if v_scale is not None:
@@ -177,13 +195,19 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
     if (k_bits is None) != (v_bits is None) or (k_bits is not None and (k_scale is not None or v_scale is not None)):
         raise ValueError("k_bits and v_bits come together, and without scales")
     opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, q.shape[0], 0)
-    o, lse = _run(q, k, v, opts, seqused_k, block_table, splits, k_scale=k_scale, k_zero=k_zero, v_scale=v_scale,
+    o, lse = run(q, k, v, opts, seqused_k, block_table, splits, k_scale=k_scale, k_zero=k_zero, v_scale=v_scale,
                   v_zero=v_zero, k_bits=k_bits, v_bits=v_bits)
     return (o, lse) if return_lse else o
 
 
-def _run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any, splits: int | None,
-         **given: Any) -> tuple[Any, Any]:
+def few(q: Any, k: Any) -> bool:
+    """Whether so few rows of queries q [B, H, S, D] share each of the keys k [B, G, L, D] that these kernels are the
+    faster ones for whole sequences, too. What they give has the same shape, which is all that is asked of `shapes`."""
+    return current_target() != SHAPES and q.shape[2] <= (4 if q.shape[1] == k.shape[1] else 16)
+
+
+def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any = None, splits: int | None = None,
+        **given: Any) -> tuple[Any, Any]:
     """(result, LSE) by the kernels; `given` are further arguments of the first."""
     batch, heads, queries, d = q.shape
     groups, e = k.shape[1], v.shape[3]
@@ -200,15 +224,18 @@ def _run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any
     bn = block(longest, 64, 16) if gpu else block(longest, 256 if bm == 1 else 64 if bm <= ROWWISE else 128, 32)
     if block_table is not None:
         bn = page_block(k.shape[2], bn)
-    programs = batch * groups * -(-rows // bm)
+    programs = max(batch * groups * -(-rows // bm), 1)
     wanted = splits or -(-(264 if gpu else 2 * tile.get_num_threads()) // programs)
     parts = wanted if splits else max(min(wanted, longest // 512), 1)
     shape = (parts, batch, groups, rows)
     o = made(q, (*shape, e), dtype_of(q) if parts == 1 else tile.dtype("f32"))
     lse = made(q, shape, tile.dtype("f32"))
     sizes = {"BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep)}
+    tensors = dict(opts.tensors)
+    if "bias" in tensors:
+        tensors["bias"] = tensors["bias"].reshape(batch, groups, rows, longest)
     decode_kernel(q.reshape(batch, groups, rows, d), k, v, o, lse, opts.scale, queries, sinks=opts.sinks,
-                  used_k=seqused_k, table=block_table, **opts.tensors, **opts.consts, **sizes, **given, BM=bm, BN=bn,
+                  used_k=seqused_k, table=block_table, **tensors, **opts.consts, **sizes, **given, BM=bm, BN=bn,
                   ROUND=gpu, ROWWISE=not gpu and bm <= ROWWISE)
     if parts > 1:
         partial, sums = o, lse
@@ -229,7 +256,7 @@ def _mla(q: Any, cache: Any, seqused: Any = None, block_table: Any = None, colum
     if block_table is not None and seqused is None:
         raise ValueError("with a block_table, seqused must give the lengths")
     opts = options(q, causal, scale, None, None, None, None, None, None, None, q.shape[0], 0)
-    return _run(q, k, k[..., :columns], opts, seqused, block_table, splits, SHARED=True)
+    return run(q, k, k[..., :columns], opts, seqused, block_table, splits, SHARED=True)
 
 
 def mla_decode(q: Any, cache: Any, causal: bool = True, scale: float | None = None, *, columns: int = 512,

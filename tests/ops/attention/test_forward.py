@@ -10,7 +10,7 @@ import torch
 import tilelang as tile
 from tests.ops.attention.oracle import EPS, attention, bounds, doubled, two_of_three, wavy
 from tilelang import ops
-from tilelang.ops.attention import reference
+from tilelang.ops.attention import api, reference
 
 OPTIONS: dict[str, Any] = {
     "causal, sinks": lambda h, s, n: {"causal": True, "sinks": torch.randn(h)},
@@ -39,6 +39,15 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, 
 def test_options(name: str) -> None:
     torch.manual_seed(0)
     for h, g, s, n in SHAPES:
+        q, k, v = torch.randn(2, h, s, 24), torch.randn(2, g, n, 24), torch.randn(2, g, n, 40)
+        check(q, k, v, OPTIONS[name](h, s, n))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_few_queries_take_the_kernels_of_decoding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    monkeypatch.setattr(api, "forward", None)
+    for h, g, s, n in [(4, 2, 7, 150), (2, 2, 3, 97), (3, 1, 1, 2)]:
         q, k, v = torch.randn(2, h, s, 24), torch.randn(2, g, n, 24), torch.randn(2, g, n, 40)
         check(q, k, v, OPTIONS[name](h, s, n))
 
