@@ -135,6 +135,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "range": "total = tile.zeros(4)\nfor k in tile.range(0, 10, 4):\n    total += k\ntile.print(total)",
         "static_range": "for k in tile.static_range(3):\n    x = x * 2\ntile.print(x)",
         "grid": "p, q = tile.grid(2, 2)\ntile.print(p, q)",
+        "wait_previous": "weight = tile.load(X, 0, 4)  # which no kernel before this one writes\n"
+                         "tile.wait_previous()\ntile.print(weight * tile.load(Y, 0, 4))",
+        "start_next": "tile.start_next()\ntile.print(x)",
         "num_workers": "tile.print(tile.num_workers() >= 1)",
         "persistent": "for p, q in tile.persistent(2, 2):\n    tile.atomic_add(Y, p * 2 + q, 1)",
     },

@@ -126,7 +126,7 @@ class _Renderer(Bulk):
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
         return Rendered(text, name, threads, shared_bytes, parameters(self.fn, self.maps), tuple(self.ops),
-                        self.target.ports, self.maps)
+                        self.target.ports, self.maps, any(op.name == "wait_previous" for op in self.fn.body.ops))
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -343,6 +343,10 @@ class _Renderer(Bulk):
 
     def _barrier(self, op: Op) -> None:
         self.line(f"tl::barrier({self.number(op)});")
+
+    def _between_launches(self, op: Op) -> None:
+        self.line(f"tl::{op.name}({self.number(op)});")
+    _wait_previous = _start_next = _between_launches
 
     def _meet(self, op: Op) -> None:
         half, warps = op.attrs["half"], op.attrs["warps"]

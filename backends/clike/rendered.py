@@ -42,8 +42,8 @@ def tensor_maps(fn: Function) -> tuple[TensorMap, ...]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text, its parameters, the operations it numbers, what shared memory it is for, and the maps of tensors that
-    are its last parameters."""
+    """The text, its parameters, the operations it numbers, what shared memory it is for, the maps of tensors that are
+    its last parameters, and whether it begins before the kernel before it has ended."""
 
     text: str
     name: str
@@ -53,6 +53,7 @@ class Rendered:
     ops: tuple[Op, ...]
     ports: Ports
     maps: tuple[TensorMap, ...] = ()
+    overlaps: bool = False
 
 
 def c_name(name: str) -> str:

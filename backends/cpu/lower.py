@@ -106,9 +106,9 @@ class _Lowering:
         self.b.effect(Print, *memories, **op.attrs)
 
     def _lower_barrier(self, op: Op) -> None:
-        """One worker runs a whole program: nothing to wait for. The same holds for `commit` and `wait`."""
+        """One worker runs a whole program, and one call at a time: nothing to wait for. The same holds for others."""
 
-    _lower_commit = _lower_wait = _lower_barrier
+    _lower_commit = _lower_wait = _lower_wait_previous = _lower_start_next = _lower_barrier
 
     def _lower_reshape(self, op: Op) -> None:
         source = self.stored[op.operands[0]]

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 from tilelang.backends.cuda.target import for_device, runs
 from tilelang.backends.simt import driver as simt
@@ -19,10 +20,24 @@ _MAP_TYPES = {1: 0, 2: 1, 4: 2, 8: 4}  # CUtensorMapDataType: unsigned integers 
 _PROMOTE_128 = 2  # CUtensorMapL2promotion
 _STRIDE = 16
 """A stride of a dimension of one element, which may be anything that a map can say."""
+_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _FREE_SHARED = 48 << 10
 """Dynamic shared memory a kernel may have without asking for it."""
 EXPORTED = simt.Exported(2, [LIBRARY], _MULTIPROCESSORS, {
-    "TL_FREE_SHARED": _FREE_SHARED, "TL_MAX_DYNAMIC_SHARED": _MAX_DYNAMIC_SHARED}, ".cubin")
+    "TL_FREE_SHARED": _FREE_SHARED, "TL_MAX_DYNAMIC_SHARED": _MAX_DYNAMIC_SHARED, "TL_OVERLAP": _OVERLAP}, ".cubin")
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
+
+    _fields_ = (("number", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (*((name, ctypes.c_uint) for name in ("x", "y", "z", "threads", "threads_y", "threads_z", "shared")),
+                ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
 
 class Driver(simt.Driver):
@@ -93,6 +108,17 @@ class Device(simt.Device):
             yield
         finally:
             self.driver.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def overlapping(self, function: ctypes.c_void_p, threads: int, shared_bytes: int, stream: ctypes.c_void_p,
+                    params: Any) -> Callable[[int, int], int]:
+        attribute = _Attribute(_OVERLAP, 0, (1,))
+        config = _Config(1, 1, 1, threads, 1, 1, shared_bytes, None, ctypes.pointer(attribute), 1)
+        at, start = ctypes.byref(config), self.driver.library.cuLaunchKernelEx
+
+        def launch(x: int, y: int) -> int:
+            config.x, config.y, config.stream = x, y, stream.value
+            return int(start(at, function, params, None))
+        return launch
 
     def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
                    boxes: Sequence[int], swizzle: int) -> bytes:

@@ -19,6 +19,7 @@ from tilelang.backends.emulator.run import (
     Policy,
     Result,
     TensorMap,
+    Touched,
     load,
 )
 from tilelang.errors import AssertFailed, CheckError
@@ -28,6 +29,9 @@ from tilelang.ir.interpreter import count_programs, grid_extents
 
 WORKERS = 2
 """Programs that a persistent grid is told to have."""
+OVERLAPPING = 4
+"""Launches before one that overlaps them that are remembered."""
+_before: list[tuple[Touched, ...]] = []  # of the last launch; before it, those that it did not wait for to begin
 
 
 def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
@@ -38,7 +42,9 @@ def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
     `arrays` are the tensors (NumPy; bytes of packed ones) and scalars; each run starts from the same contents and the
     last run's are kept. `output` gets what the first run prints.
     """
+    global _before
     program = load(rendered.text)
+    earlier = _before if rendered.overlaps else []
     programs = count_programs(fn, grid_extents(fn, arrays, shapes, WORKERS))
     outputs = [i for i, p in enumerate(fn.params) if isinstance(p.type, TensorType) and p.type.writable]
     before = {i: arrays[i].copy() for i in outputs}
@@ -46,10 +52,13 @@ def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
         for i, old in before.items():
             arrays[i][...] = old
         args = arguments(fn, rendered, arrays, shapes, strides)
-        yield program.launch(
+        result = program.launch(
             rendered.name, args, programs=programs, threads=rendered.threads, shared_bytes=rendered.shared_bytes,
             policy=policy, ports=rendered.ports, output=None if number else output,
+            before=[t for launch in earlier for t in launch] if rendered.overlaps else None,
         ) if programs else Result([], {}, True)
+        _before = [*earlier, result.touched][-OVERLAPPING:]
+        yield result
 
 
 def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

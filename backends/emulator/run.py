@@ -23,7 +23,7 @@ POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
 KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "product-pending",
          "missing-fence", "uninitialised-shared", "uninitialised-global", "uninitialised-register", "bounds-shared",
          "bounds-global", "bounds-register", "misaligned", "divergent-barrier", "divergent-collective", "mbarrier",
-         "transaction", "deadlock", "assertion")
+         "transaction", "deadlock", "assertion", "overlap")
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
            "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "mbarrier", "bulk", "shared_load",
@@ -90,13 +90,22 @@ class Counter:
         return self.instructions.get("mma", 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Touched:
+    """What a launch did to each byte of an array: 1 where it read it, 2 where it wrote it, 3 for both."""
+
+    array: np.ndarray[Any, Any]  # kept, so that nothing else comes to lie there
+    bytes: np.ndarray[Any, Any]
+
+
 @dataclass(frozen=True)
 class Result:
-    """What a launch found and counted. After a mistake that ends a launch, the outputs are incomplete."""
+    """What a launch found, counted and touched. After a mistake that ends a launch, the outputs are incomplete."""
 
     findings: list[Finding]
     counters: dict[int, Counter]
     completed: bool
+    touched: tuple[Touched, ...] = ()
 
 
 class _Pointer(ctypes.Structure):
@@ -111,6 +120,10 @@ class _TensorMap(ctypes.Structure):
 
 class _Finding(ctypes.Structure):
     _fields_ = (("kind", ctypes.c_char_p), ("op", ctypes.c_int), ("other", ctypes.c_int), ("message", ctypes.c_char_p))
+
+
+class _Early(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("op", ctypes.c_int), ("writes", ctypes.c_int))
 
 
 class _Banks(ctypes.Structure):
@@ -151,8 +164,11 @@ def _runtime() -> ctypes.CDLL:
     library.emu_free.argtypes = (ctypes.c_void_p,)
     library.emu_finding.restype = ctypes.POINTER(_Finding)
     library.emu_counter.restype = ctypes.POINTER(_Counter)
+    library.emu_touched.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    library.emu_early.restype = ctypes.POINTER(_Early)
     library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.c_int,
-                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_Machine), _PRINT)
+                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_Machine),
+                                   ctypes.c_int, _PRINT)
     return library
 
 
@@ -190,11 +206,12 @@ class Program:
                            for kernel, found in unwritten(text).items()}
 
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
-               policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS,
-               output: Output | None = None) -> Result:
+               policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS, output: Output | None = None,
+               before: Sequence[Touched] | None = None) -> Result:
         """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type.
         `ports` are those of the shared memory that conflicts are counted for. `output` is called, while the kernel
-        runs, for every operation that prints; what it raises is raised."""
+        runs, for every operation that prints; what it raises is raised. `before` is what launches touched that may
+        not have ended until the kernel waits for them; None where they have."""
         try:
             entry = getattr(self._library, f"{name}__entry")
         except AttributeError:
@@ -205,7 +222,8 @@ class Program:
         self._check_signature(name, args)
         with _lock:
             machine = _machine(getattr(self._library, f"{name}__warp")(), ports)
-            result = self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output)
+            result = self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output,
+                                  before)
         return replace(result, findings=self._unwritten[name] + result.findings)
 
     def _check_signature(self, name: str, args: Sequence[Any]) -> None:
@@ -222,7 +240,8 @@ class Program:
                                   got=f"{given} bytes ({type(value).__name__})")
 
     def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
-                policy: Policy, seed: int, machine: _Machine, output: Output | None) -> Result:
+                policy: Policy, seed: int, machine: _Machine, output: Output | None,
+                before: Sequence[Touched] | None) -> Result:
         runtime, buffers, keep = self._runtime, dict[int, int](), list[Any]()
         errors: list[BaseException] = []
 
@@ -249,11 +268,12 @@ class Program:
                     pointers[i] = holder.ctypes.data
                 keep.append(holder)
             abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,
-                                           shared_bytes, POLICIES.index(policy), seed, machine,
+                                           shared_bytes, POLICIES.index(policy), seed, machine, before is not None,
                                            _PRINT(handed) if output is not None else _PRINT())
             if errors:
                 raise errors[0]
-            return Result(self._findings(), self._counters(), not abandoned)
+            return Result(self._findings() + self._overlapping(before or ()), self._counters(), not abandoned,
+                          tuple(self._touched(args[i].array, buffer) for i, buffer in buffers.items()))
         finally:
             for buffer in buffers.values():
                 runtime.emu_free(buffer)
@@ -261,6 +281,25 @@ class Program:
     def _findings(self) -> list[Finding]:
         records = [self._runtime.emu_finding(i).contents for i in range(self._runtime.emu_finding_count())]
         return [Finding(r.kind.decode(), r.op, r.other, r.message.decode()) for r in records]
+
+    def _touched(self, array: np.ndarray[Any, Any], buffer: int) -> Touched:
+        out = np.zeros(extent(array)[1], np.uint8)
+        self._runtime.emu_touched(buffer, out.ctypes.data)
+        return Touched(array, out)
+
+    def _overlapping(self, before: Sequence[Touched]) -> list[Finding]:
+        """What the kernel touched before it waited for the launches before, and they did, too."""
+        found = dict[tuple[int, bool], Finding]()
+        for i in range(self._runtime.emu_early_count()):
+            e = self._runtime.emu_early(i).contents
+            for old in before:
+                first = e.start - extent(old.array)[0]
+                theirs = old.bytes[max(first, 0):max(first + e.bytes, 0)]
+                if (theirs if e.writes else theirs & 2).any():
+                    found[e.op, bool(e.writes)] = Finding(
+                        "overlap", e.op, -1, f"{'writes' if e.writes else 'reads'}, before it waits for the launch "
+                        f"before, what that one {'wrote' if (theirs & 2).any() else 'reads'}")
+        return list(found.values())
 
     def _counters(self) -> dict[int, Counter]:
         out = {}

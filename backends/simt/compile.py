@@ -15,6 +15,7 @@ from tilelang.backends.simt.bulk import encodable
 from tilelang.backends.simt.dma import count_waits
 from tilelang.backends.simt.driver import Exported
 from tilelang.backends.simt.lower import lower
+from tilelang.backends.simt.overlap import overlap
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.products import Uses
@@ -35,7 +36,7 @@ from tilelang.passes.pipeline import TILE_PASSES
 
 PLACED_PASSES: tuple[Pass, ...] = (separate, place, pipeline, through_registers)
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
-                                   insert_barriers, count_waits, count_products, order_products)
+                                   insert_barriers, count_waits, count_products, order_products, overlap)
 
 
 @dataclass

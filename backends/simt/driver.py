@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -117,6 +117,12 @@ class Device(ABC):
             self.driver.call(names.function, ctypes.byref(function), module, name.encode())
             self.allow(function, shared_bytes)
         return function
+
+    def overlapping(self, function: ctypes.c_void_p, threads: int, shared_bytes: int, stream: ctypes.c_void_p,
+                    params: Any) -> Callable[[int, int], int]:
+        """`launch(x, y)` of a kernel that begins before the one before it in the stream has ended; it gives the
+        driver's code. `stream` holds the stream of each launch. Raises TargetError."""
+        raise TargetError("the device runs kernels of a stream one after the other", got=self.target)
 
     def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
                    boxes: Sequence[int], swizzle: int) -> bytes:

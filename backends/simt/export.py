@@ -85,7 +85,8 @@ def _table(lowered: Lowered, name: str) -> str:
     gpu, reached = lowered.exported, windows(lowered.thread)
     numbers = {"TL_CUDA": int(lowered.target.name.startswith("cuda")), "TL_DEVICE": gpu.kind,
                "TL_MULTIPROCESSORS": gpu.multiprocessors, "TL_PARAMETERS": len(lowered.rendered.parameters),
-               "TL_ROWS": MAX_GRID_Y, "TL_REACH": LIMIT, "TL_WINDOWS": len(reached), **gpu.macros}
+               "TL_OVERLAPS": int(lowered.rendered.overlaps), "TL_ROWS": MAX_GRID_Y, "TL_REACH": LIMIT,
+               "TL_WINDOWS": len(reached), **gpu.macros}
     found = codes(lowered)
     rows = [f"{{image{i}, {x.rendered.threads}, {x.dynamic_shared}, {max(int(x.report['resident_blocks']), 1)}}}"
             for i, x in enumerate(found)]

@@ -134,6 +134,11 @@ class Launch:
         last: Prepared | None = None
         put_maps = self._mapper() if self.rendered.maps else None
 
+        def start_plain(x: int, y: int) -> int:
+            return int(launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, where, params, None))
+        start = device.overlapping(function, threads, shared_bytes, where, params) if self.rendered.overlaps else \
+            start_plain
+
         def fire(prepared: Prepared, head: Sequence[Any], stream: int) -> None:
             nonlocal last, last_stream
             x, y = prepared.grid
@@ -150,10 +155,10 @@ class Launch:
                     where.value = last_stream = stream
                 get_current(current_at)
                 if current.value == own:
-                    code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, where, params, None)
+                    code = start(x, y)
                 else:
                     with device.current():
-                        code = launch_kernel(function, x, y, 1, threads, 1, 1, shared_bytes, where, params, None)
+                        code = start(x, y)
             if code:
                 raise device.driver.error(names.launch, code)
         return fire

@@ -19,7 +19,8 @@ class SimtTarget:
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
     and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
     while the other moves data (`schedule.py`), 0 where there are no such schedules. Where `two_f32`, one instruction
-    adds or multiplies two f32; where `bulk`, one thread may copy blocks (`bulk.py`)."""
+    adds or multiplies two f32; where `bulk`, one thread may copy blocks (`bulk.py`); where
+    `overlap`, a kernel may begin before the one before it has ended (`overlap.py`)."""
 
     name: str
     arch: int
@@ -40,6 +41,7 @@ class SimtTarget:
     turns: int = 0
     two_f32: bool = False
     bulk: bool = False
+    overlap: bool = False
     group_mma: tuple[GroupRow, ...] = ()
 
     def fraction(self, op: Op) -> int:

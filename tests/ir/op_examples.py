@@ -246,6 +246,15 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %r = exp %t : f32
   store %y, %lane, %r {axes=()}
 }""",
+    "wait_previous": """
+func @wait_previous(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
+  %n = dim %x {axis=0} : i32
+  %i = grid %n : i32
+  start_next
+  wait_previous
+  %t = load %x, %i {shape=(), axes=(), fill=0} : f32
+  store %y, %i, %t {axes=()}
+}""",
     "num_workers": tiles("num_workers", "%r = num_workers : i32", {}, {"r": "i32"}),
     "for": tiles("for", """
 %lo = const {value=1, dtype=i32} : i32
@@ -418,7 +427,7 @@ func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<in
 }
 for _op, _host in (("barrier", "alloc"), ("commit", "copy_async"), ("wait", "copy_async"), ("yield", "for"),
                    ("st", "ld"), ("st_scatter", "ld_gather"), ("interleave", "extract"), ("repeat", "extract"),
-                   ("prefetch", "streams")):
+                   ("prefetch", "streams"), ("start_next", "wait_previous")):
     EXAMPLES[_op] = EXAMPLES[_host]
 EXAMPLES = {key: text.lstrip("\n") for key, text in EXAMPLES.items()}
 

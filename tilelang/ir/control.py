@@ -66,6 +66,30 @@ class NumWorkers(Op):
         return np.asarray(frame.num_workers, np.int32)
 
 
+class WaitPrevious(Op):
+    """Waits until the kernels before this one in its stream have ended; stands at the top level. Where the target can
+    (NVIDIA's griddepcontrol.wait), the kernel begins before they have."""
+    name, levels, effects = "wait_previous", ALL_LEVELS, "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
+class StartNext(Op):
+    """The next kernel in the stream, if it has `wait_previous`, may begin when all programs have come here or ended
+    (NVIDIA's griddepcontrol.launch_dependents)."""
+    name, levels, effects = "start_next", ALL_LEVELS, "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
 class Yield(Op):
     """Ends a region with its results."""
     name, levels, effects = "yield", ALL_LEVELS, "control"

@@ -130,6 +130,11 @@ class KernelDef:
         for op in [op for op in fn.walk() if op.name == "grid"][1:]:
             raise UnsupportedSyntax("a second grid", loc=op.loc, needs="one tile.grid or tile.persistent in a kernel",
                                     got="another one", try_="one grid of all extents: m, n = tile.grid(M, N)")
+        for op in fn.walk():
+            if op.name == "wait_previous" and op not in fn.body.ops:
+                raise UnsupportedSyntax("tile.wait_previous() in a loop or a branch", loc=op.loc,
+                                        needs="a place that every program comes to once", got="a nested one",
+                                        try_="call it outside, before the loop or branch")
         _accumulate(fn)
         self.captured = {**emitter.captured, **self.captured}  # the oldest: nothing was compiled before it
         return fn

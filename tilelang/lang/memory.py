@@ -66,6 +66,24 @@ def grid(*counts: Any, group: int = 1) -> Any:
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
 
+def wait_previous() -> None:
+    """Waits until the kernels before this one in its stream have ended and what they wrote can be read.
+
+    On sm_90 and later a kernel that calls it begins while they still run (programmatic dependent launch, CUDA C++
+    Programming Guide); on other targets kernels run one after the other anyway. As the first statement it only lets
+    the kernel begin early: the wait itself stands where a tensor is first touched after it. What a kernel loads
+    before (weights, say) no kernel before it may write, and what it stores they may not touch; the emulator checks
+    that against the launches before. It stands outside of loops and branches. Raises UnsupportedSyntax elsewhere."""
+    emit(control.WaitPrevious)
+
+
+def start_next() -> None:
+    """Lets the next kernel in the stream begin, if it calls `wait_previous`, once all programs of this one have come
+    here or ended. What that one does behind its wait comes after all of this kernel, so this may stand anywhere: the
+    earlier, the sooner; blocks that have begun take room on the device."""
+    emit(control.StartNext)
+
+
 def num_workers() -> Tile:
     """How many programs run at once."""
     return Tile(emit(control.NumWorkers).result)

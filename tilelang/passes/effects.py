@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 
 LOOPS = ("for", "while")
-_NO_FENCE = {"yield", "print", "assert", "grid", "commit", "for", "while", "if", "nest"}
+_NO_FENCE = {"yield", "print", "assert", "grid", "commit", "for", "while", "if", "nest", "start_next"}
 
 
 def pure(op: Op) -> bool:

@@ -88,6 +88,10 @@ TL_FN void syncwarp(op) { __syncwarp(); }
 // Of sm_90 and later: what the thread wrote to shared memory comes before what copies and products do there.
 TL_FN void fence_memory(op) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Of sm_90 and later: until the kernels before this one have ended; and the next one may begin.
+TL_FN void wait_previous(op) { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+TL_FN void start_next(op) { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // Shuffles move 4 or 8 bytes: smaller values travel in 4.
 #define TL_SHUFFLE(NAME, BUILTIN)                                        \
   template <class T>                                                     \

@@ -213,6 +213,8 @@ TL_FN T atomic_cas(P<T> p, i64 off, plain<T> expected, plain<T> desired, bool ma
 // ---- threads meeting
 
 TL_FN void barrier(op o) { emu_barrier(o.id, false); }
+TL_FN void wait_previous(op) { emu_wait_previous(); }
+TL_FN void start_next(op) {}
 TL_FN void meet(op o) { emu_barrier(o.id, true); }
 template <int LEVEL> TL_FN void priority(op) {}
 template <int READS, int PRODUCTS> TL_FN void spread(op) {}

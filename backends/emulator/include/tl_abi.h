@@ -143,6 +143,7 @@ void emu_commit(int op);
 void emu_wait(int pending, int op);
 void emu_wait_operations(int count, int op);  // until at most so many copies of the thread are under way
 void emu_barrier(int op, int meet);  // `meet`: others may be at another one that says so
+void emu_wait_previous();
 void emu_collective(emu::Collective* call);
 void emu_group_product(const emu::GroupProduct* call);
 void emu_group_commit(int op);

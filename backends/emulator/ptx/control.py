@@ -276,5 +276,5 @@ def _nothing(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 RULES: dict[str, Rule] = {
     "bra": _branch, "ret": _exit, "exit": _exit, "bar": _barrier, "barrier": _barrier, "shfl": _shuffle,
     "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "wgmma": _wgmma, "__assertfail": _assertion, "vprintf": _print,
-    "membar": _nothing, "fence": _nothing, "elect": _elect,
+    "membar": _nothing, "fence": _nothing, "elect": _elect, "griddepcontrol": _nothing,
 }

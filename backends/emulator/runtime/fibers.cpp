@@ -175,6 +175,7 @@ static void start_block(i64 block) {
     t.id = i, t.lane = i % run.lanes, t.warp = i / run.lanes;
     t.group = t.fences = t.fences_seen = 0;
     t.fenced = false;
+    t.alone = !run.overlaps;
     t.known = Known{};
     t.copies.clear();
     t.log.clear();
@@ -212,6 +213,8 @@ using namespace emu;
 extern "C" int emu_thread() { return current->id; }
 extern "C" long long emu_program() { return run.block; }
 
+extern "C" void emu_wait_previous() { current->alone = true; }
+
 extern "C" void emu_print(int op) {
   if (!run.print) return printed.clear();
   run.print_op = op;
@@ -235,7 +238,9 @@ extern "C" void emu_barrier(int op, int meet) {
   run.at_barrier = 0;
   run.atomics = 0;
   run.epoch++;
-  for (int i = 0; i < run.threads; i++) threads[i].fences_seen = threads[i].fences;
+  bool alone = false;
+  for (int i = 0; i < run.threads; i++) alone |= threads[i].alone;
+  for (int i = 0; i < run.threads; i++) threads[i].fences_seen = threads[i].fences, threads[i].alone = alone;
   know_bulk();
   for (int w = 0; w < run.warps; w++) {
     flush(w, warps[w].all);

@@ -25,19 +25,29 @@ EXPORT Buffer* emu_buffer(void* start, i64 bytes, i64 phase, int index, int init
   return b;
 }
 
+// Of each byte of a buffer, whether a launch read it (1) or wrote it (2).
+EXPORT void emu_touched(const Buffer* b, u8* out) {
+  const i64 step = b->shadow.granule;
+  for (i64 i = 0; i < b->bytes; i += step) {
+    const GlobalCell& c = b->shadow.cells[size_t(i / step)];
+    memset(out + i, (c.reader ? 1 : 0) | (c.writer ? 2 : 0), size_t(std::min(step, b->bytes - i)));
+  }
+}
+
 EXPORT void emu_free(Buffer* b) { delete b; }
 
 // 0 when every block ran to its end, 1 when a mistake ended the launch.
 EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int count, u32 shared_bytes, int policy,
-                      u64 seed, const Machine* machine, void (*print)(int, const void*, i64)) {
+                      u64 seed, const Machine* machine, int overlaps, void (*print)(int, const void*, i64)) {
   current = nullptr;
+  early.clear();
   clear_findings();
   counters.clear();
   prepare_stacks();
   if (!f16_table[1]) prepare_tables();
   run = Launch{};
   run.entry = entry, run.args = args, run.policy = Policy(policy), run.seed = seed;
-  run.print = print;
+  run.print = print, run.overlaps = overlaps;
   printed.clear();
   run.machine = machine, run.lanes = machine->lanes;
   run.threads = count, run.warps = (count + run.lanes - 1) / run.lanes, run.shared_bytes = shared_bytes;
@@ -53,6 +63,8 @@ EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int coun
   return run.abandoned;
 }
 
+EXPORT int emu_early_count() { return int(early.size()); }
+EXPORT const Early* emu_early(int i) { return &early[i]; }
 EXPORT int emu_finding_count() { return int(findings.size()); }
 EXPORT const Finding* emu_finding(int i) { return &findings[i]; }
 EXPORT int emu_counter_count() { return int(counters.size()); }

@@ -225,9 +225,28 @@ static bool atomic_pair(u8 a, u8 b) {  // bit fields are written by atomics, so 
   return (a == LOAD_BITS || a == STORE_BITS) && (b == LOAD_BITS || b == STORE_BITS);
 }
 
+// What is touched while the launches before may still run: neighbours by one operation are one record.
+struct Early {
+  const u8* start;
+  i64 bytes;
+  int op, writes;
+};
+static std::vector<Early> early;
+
+static void note_early(const u8* start, i64 bytes, int op, bool writes) {
+  for (size_t i = early.size(); i-- > 0 && i + 8 > early.size();) {
+    Early& e = early[i];
+    if (e.op != op || e.writes != int(writes) || start > e.start + e.bytes || start < e.start) continue;
+    e.bytes = std::max(e.bytes, i64(start - e.start) + bytes);
+    return;
+  }
+  early.push_back({start, bytes, op, int(writes)});
+}
+
 static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
   const bool writes = use == STORE || use == ATOMIC || use == STORE_BITS;
   const bool reads = use != STORE && use != STORE_BITS;
+  if (!current->alone) note_early(b.start + at, bytes, op, writes);
   const u32 me = u32(run.block) + 1;
   const Stamp now = stamp(*current);
   b.shadow.refine(bytes);

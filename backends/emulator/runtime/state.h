@@ -67,6 +67,7 @@ struct Thread {
   u32 group;  // async copies committed so far
   u32 fences, fences_seen;  // of memory: made by this thread, and at the last barrier
   bool fenced;              // registers, since it last waited for products
+  bool alone;               // the launches before have ended, as far as it knows
   Known known;
   std::vector<Copy> copies;
   std::vector<Record> log;
@@ -108,7 +109,7 @@ struct Launch {
   u32 ready_warps;
   int at_barrier, barrier_op, meet, done;
   u32 atomics, streak;  // since the last barrier, and since a thread last gave way
-  bool abandoned;
+  bool abandoned, overlaps;  // launches before may not have ended when it begins
   void (*print)(int op, const void* bytes, i64 count);  // null: what kernels print is dropped
   int print_op = -1;                                    // whose bytes wait in `printed` for the host
 };

@@ -24,6 +24,20 @@ struct Window {
 #include "kernel.h"
 
 #if TL_CUDA
+// CUlaunchConfig with one CUlaunchAttribute.
+struct Attribute { int number, pad, value[16]; };
+struct Config {
+  unsigned x, y, z, threads, threads_y, threads_z, shared_bytes;
+  void* stream;
+  Attribute* attributes;
+  unsigned count;
+};
+#if TL_OVERLAPS
+#define OVERLAPPING(F) F(overlap, "cuLaunchKernelEx", (const Config* config, void* function, void** parameters, \
+                                                       void** extra))
+#else
+#define OVERLAPPING(F)
+#endif
 #define FUNCTIONS(F) \
   F(start, "cuInit", (unsigned flags)) \
   F(load, "cuModuleLoadData", (void** module, const void* image)) \
@@ -37,6 +51,7 @@ struct Window {
   F(pop, "cuCtxPopCurrent_v2", (void** context)) \
   F(error_name, "cuGetErrorName", (int code, const char** text)) \
   F(error_text, "cuGetErrorString", (int code, const char** text)) \
+  OVERLAPPING(F) \
   F(launch, "cuLaunchKernel", (void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, \
                                unsigned, unsigned shared_bytes, void* stream, void** parameters, void** extra))
 typedef void* Current;
@@ -207,9 +222,16 @@ extern "C" int32_t tl_launch(int64_t* context, int64_t programs, int32_t device)
   CHECK("the question for the device", current(&before));
   int here = before == devices[device].own;
   if (!here && enter(device)) return -1;
-  int failed = check("the launch", driver.launch(
-      devices[device].functions[which], static_cast<unsigned>(programs / rows), static_cast<unsigned>(rows), 1,
-      code.threads, 1, 1, code.shared_bytes, TVMFFIEnvGetStream(TL_DEVICE, device), parameters, nullptr));
+  void *function = devices[device].functions[which], *stream = TVMFFIEnvGetStream(TL_DEVICE, device);
+  unsigned x = static_cast<unsigned>(programs / rows), y = static_cast<unsigned>(rows);
+#if TL_OVERLAPS
+  Attribute attribute = {TL_OVERLAP, 0, {1}};
+  Config config = {x, y, 1, code.threads, 1, 1, code.shared_bytes, stream, &attribute, 1};
+  int failed = check("the launch", driver.overlap(&config, function, parameters, nullptr));
+#else
+  int failed = check("the launch", driver.launch(function, x, y, 1, code.threads, 1, 1, code.shared_bytes, stream,
+                                                 parameters, nullptr));
+#endif
   if (!here && leave(before)) return -1;
   return failed;
 }

@@ -127,6 +127,13 @@ def big(call: Exported) -> None:
     assert launch.shared == launch.shared_limit == 64 << 10 if call.kind == "cuda" else launch.shared == 0
 
 
+def overlap(call: Exported) -> None:
+    x, w, y = np.arange(300, dtype=np.float32), np.full(300, 2, np.float32), np.zeros(300, np.float32)
+    call("overlap", x, w, y)
+    np.testing.assert_array_equal(y, 2 * x)
+    assert call.kind == "hip" or call.fake.library.fake_overlapping() == 1
+
+
 def far(call: Exported) -> None:
     """One row again and again, which windows cannot tell from others."""
     x, y = np.arange(64, dtype=np.float32), np.zeros((64, 64), np.float32)
@@ -140,7 +147,7 @@ def far(call: Exported) -> None:
 def main(folder: Path, kind: str) -> None:
     """Every case, in one process: the driver is found once."""
     call = Exported(folder, kind)
-    for case in (scale, far, persistent, counted, unpack, big):
+    for case in (scale, far, persistent, counted, unpack, big, overlap):
         call.fake.launches.clear()
         case(call)
         print(case.__name__)

@@ -97,6 +97,23 @@ int cuLaunchKernel(LAUNCH) {
   FAIL(cuLaunchKernel);
   return depth ? launch(f, gx, gy, gz, bx, by, bz, shared, stream, params, extra) : 201;
 }
+typedef struct { int number, pad, value[16]; } attribute;
+typedef struct {
+  unsigned gx, gy, gz, bx, by, bz, shared;
+  void *stream;
+  attribute *attributes;
+  unsigned count;
+} config;
+static int overlapping;
+int fake_overlapping(void) { return overlapping; }  // launches that may begin before those before them have ended
+int cuLaunchKernelEx(const config *c, void *f, void **params, void **extra) {
+  FAIL(cuLaunchKernelEx);
+  for (unsigned i = 0; i < c->count; i++) {
+    if (c->attributes[i].number != 6) return 1;
+    overlapping += c->attributes[i].value[0];
+  }
+  return depth ? launch(f, c->gx, c->gy, c->gz, c->bx, c->by, c->bz, c->shared, c->stream, params, extra) : 201;
+}
 // A map of a tensor as `fake.py` reads it: address, rank, size of elements, swizzle, then extents, strides, boxes.
 int cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address, const uint64_t *extents,
                            const uint64_t *strides, const uint32_t *boxes, const uint32_t *steps, int interleave,

@@ -16,6 +16,7 @@ import tilelang as tile
 from tests.backends.cuda.test_launch import big_fn
 from tests.backends.simt.exported import DLPACK, SONAME
 from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu
+from tests.backends.simt.overlapping import overlap_fn
 from tests.backends.simt.test_launch import counted_fn, persistent_fn, scale_fn, unpack_fn
 from tilelang.backends import host
 from tilelang.backends.cpu.codegen import slots
@@ -40,12 +41,13 @@ def test_libraries_compute_what_kernels_mean(gpu: FakeDriver, tmp_path: Path) ->
     for fn, args in ((scale_fn, (x, x, 1.0, 0)), (persistent_fn, (np.ones(64, np.int32),)), (counted_fn, (x[0], 1)),
                      (unpack_fn, (tile.Packed.from_codes(codes, tile.u3),)), (big_fn, (x[0],))):
         Kernel(fn).export(folder, *args, target=target, name=fn.__name__.removesuffix("_fn"))
+    Kernel(overlap_fn).export(folder, x[0], x[0], target={"cuda": "cuda:sm_90a"}.get(gpu.kind, target), name="overlap")
     assert not gpu.launches
     (folder / "driver").mkdir()
     done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.backends.simt.exported", str(folder),
                            gpu.kind], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.split() == [
-        "scale", "far", "persistent", "counted", "unpack", "big"], done.stderr
+        "scale", "far", "persistent", "counted", "unpack", "big", "overlap"], done.stderr
 
 
 ALONE = """
