@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +70,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Counter:
-    """What the requests of one op cost. `instructions` counts those of whole warps, by class."""
+    """What the requests of one op cost. `instructions` counts those of whole warps, by class; `words` those that each
+    bank of shared memory gave or took, `waits` those of them that came after another of the same bank and phase."""
 
     requests: int = 0
     bytes: int = 0
@@ -78,16 +80,23 @@ class Counter:
     wavefronts: int = 0
     ideal_wavefronts: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
+    words: tuple[int, ...] = ()
+    waits: tuple[int, ...] = ()
 
     def __add__(self, other: Counter) -> Counter:
         total = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
         classes = self.instructions.keys() | other.instructions.keys()
         return Counter(**total, instructions={c: self.instructions.get(c, 0) + other.instructions.get(c, 0)
-                                              for c in sorted(classes)})
+                                              for c in sorted(classes)},
+                       words=_each(self.words, other.words), waits=_each(self.waits, other.waits))
 
     @property
     def mma(self) -> int:
         return self.instructions.get("mma", 0)
+
+
+def _each(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(x + y for x, y in zip_longest(a, b, fillvalue=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +158,13 @@ def _machine(lanes: int, ports: Ports) -> _Machine:
 
 
 _PRINT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+_BANKS = 64  # emu::MAX_BANKS
 _COUNTS = ("requests", "bytes", "sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")
 
 
 class _Counter(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_int64) for name in _COUNTS), ("instructions", ctypes.c_int64 * len(CLASSES)))
+    _fields_ = (*((name, ctypes.c_int64) for name in _COUNTS), ("instructions", ctypes.c_int64 * len(CLASSES)),
+                ("words", ctypes.c_int64 * _BANKS), ("waits", ctypes.c_int64 * _BANKS))
 
 
 @lru_cache(maxsize=1)
@@ -272,7 +283,7 @@ class Program:
                                            _PRINT(handed) if output is not None else _PRINT())
             if errors:
                 raise errors[0]
-            return Result(self._findings() + self._overlapping(before or ()), self._counters(), not abandoned,
+            return Result(self._findings() + self._overlapping(before or ()), self._counters(machine), not abandoned,
                           tuple(self._touched(args[i].array, buffer) for i, buffer in buffers.items()))
         finally:
             for buffer in buffers.values():
@@ -301,13 +312,15 @@ class Program:
                         f"before, what that one {'wrote' if (theirs & 2).any() else 'reads'}")
         return list(found.values())
 
-    def _counters(self) -> dict[int, Counter]:
-        out = {}
+    def _counters(self, machine: _Machine) -> dict[int, Counter]:
+        out, banks = {}, max(x.count for widths in machine.banks for x in widths)
         for i in range(self._runtime.emu_counter_count()):
             op = ctypes.c_int()
             record = self._runtime.emu_counter(i, ctypes.byref(op)).contents
             instructions = {name: n for name, n in zip(CLASSES, record.instructions, strict=True) if n}
-            out[op.value] = Counter(**{name: getattr(record, name) for name in _COUNTS}, instructions=instructions)
+            words, waits = (tuple(each[:banks]) if any(record.words) else () for each in (record.words, record.waits))
+            out[op.value] = Counter(**{name: getattr(record, name) for name in _COUNTS}, instructions=instructions,
+                                    words=words, waits=waits)
         return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tilelang import targets
 from tilelang.errors import TargetError
+from tilelang.explain.banks import Heat, counted, derived
 from tilelang.ir.core import BufferType, Function, Op, TensorType, TileType
 from tilelang.ir.memory import CopyAsync
 from tilelang.ir.text import print_function
@@ -74,7 +75,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the page shows. `floor` holds bytes and operations beside what a call with `shapes` must move."""
+    """Everything the page shows. `heat` is counted by the emulator where there are `counters`, else derived."""
 
     name: str
     target: str
@@ -92,6 +93,7 @@ class Facts:
     work: Work | None = None
     least_bytes: int = 0
     counters: dict[Place, Any] = field(default_factory=dict)
+    heat: list[Heat] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -115,20 +117,23 @@ def gather(lowered: Any, target: str, bound: Bound | None = None, run: bool = Fa
     except TargetError as error:
         missing.append(str(error))
     simt = targets.on_device(target)
-    counted, shapes, least = None, "", 0
+    done, shapes, least = None, "", 0
     counters: dict[Place, Any] = {}
+    heat: list[Heat] = []
     if bound is not None:
         _, extents, _ = bound.memory(on_host=False)
-        counted = work(lowered.tile, extents)
+        done = work(lowered.tile, extents)
         shapes = ", ".join(f"{n}: {a.dtype}{list(a.shape)}" for n, a in bound.tensors.items())
         least = sum(_size(a.shape, a.dtype.bits) for a in bound.tensors.values())
         if run and simt:
-            counters = _counters(lowered, bound)
+            counters, heat = _counters(lowered, bound)
+        elif simt:
+            heat = derived(lowered.thread, lowered.target.ports, lowered.target.warp, extents)
     return Facts(
         lowered.tile.name, target, _sources(lowered, levels), levels, report, missing, _pictures(lowered.placed),
         _conversions(lowered) if simt else [], _decisions(lowered) if simt else [],
         _buffers(lowered.thread) if simt else [], _loops(lowered.placed) if simt else [], _accesses(lowered.thread),
-        shapes, counted, least, counters)
+        shapes, done, least, counters, heat)
 
 
 def _size(shape: Sequence[int], bits: int) -> int:
@@ -339,28 +344,41 @@ def _conversions(lowered: Any) -> list[Decision]:
 
 
 def _decisions(lowered: Any) -> list[Decision]:
-    """For each product the instruction, and what other rows of the target lack."""
-    from tilelang.backends.simt.instructions import holds
-    from tilelang.ir.dtypes import dtype
+    """For each product the instruction, and the other rows of the target by why they were not chosen."""
     out = []
     for op in lowered.placed.walk():
-        if op.name != "dot":
-            continue
-        a, b = (v.tile for v in op.operands[:2])
-        chosen = op.attrs["instruction"] or "no matrix instruction: products and sums of single elements"
-        rejected = []
-        for row in lowered.target.mma:
-            if row.name == op.attrs["instruction"]:
-                continue
-            if row.acc != op.attrs["dtype"].name:
-                why = f"sums in {row.acc}"
-            elif not (holds(dtype(row.a), a.dtype) and holds(dtype(row.b), b.dtype)):
-                why = f"multiplies {row.a} by {row.b}"
-            else:
-                why = f"k is {row.k}, the product's {a.shape[-1]}" if row.k > a.shape[-1] else "comes after the chosen"
-            rejected.append(f"{row.name}: {why}")
-        out.append(Decision(_place(op), f"{a.dtype}{list(a.shape)} x {b.dtype}{list(b.shape)}: {chosen}", rejected))
+        if op.name == "dot":
+            a, b = (v.tile for v in op.operands[:2])
+            name = op.attrs["instruction"]
+            rejected: dict[str, list[str]] = {}
+            for row in lowered.target.mma:
+                if row.name != name:
+                    rejected.setdefault(_rejection(row, op, lowered.target.mma), []).append(row.name)
+            chosen = name or "no matrix instruction: products and sums of single elements"
+            out.append(Decision(_place(op), f"{a.dtype}{list(a.shape)} x {b.dtype}{list(b.shape)}: {chosen}",
+                                [f"{why}: {', '.join(names)}" for why, names in rejected.items()]))
     return out
+
+
+def _rejection(row: Any, dot: Op, rows: Iterable[Any]) -> str:
+    """Why a product is not made by a matrix instruction; the order is that of `instructions.choose`."""
+    from tilelang.backends.simt.instructions import holds
+    from tilelang.ir.dtypes import dtype
+    a, b = (v.tile for v in dot.operands[:2])
+    chosen = next((x for x in rows if x.name == dot.attrs["instruction"]), None)
+    if row.acc != dot.attrs["dtype"].name:
+        return f"sums in {row.acc}"
+    if not (holds(dtype(row.a), a.dtype) and holds(dtype(row.b), b.dtype)):
+        return f"multiplies {row.a} by {row.b}"
+    if row.k > a.shape[-1]:
+        return f"k is {row.k}, the product's {a.shape[-1]}"
+    if chosen is None:
+        return "of one warp; here four multiply together" if dot.attrs["instruction"] else "does not fit the tile"
+    if (row.a, row.b) != (chosen.a, chosen.b):
+        return f"exact, too, but wider: multiplies {row.a}"
+    if (row.m, row.n) == (chosen.m, chosen.n):
+        return f"does less at once: k is {row.k}"
+    return "another size, whose layouts cost more in the search"
 
 
 def _buffers(fn: Function) -> list[Buffer]:
@@ -404,10 +422,12 @@ def _accesses(fn: Function) -> list[tuple[Place | None, str, str, int]]:
     return list(out)
 
 
-def _counters(lowered: Any, bound: Bound) -> dict[Place, Any]:
+def _counters(lowered: Any, bound: Bound) -> tuple[dict[Place, Any], list[Heat]]:
     from tilelang.backends.emulator.execute import observe
     from tilelang.backends.emulator.run import POLICIES
     arrays, shapes, strides = bound.memory()
     code = lowered.suited(shapes, strides)
     (result,) = observe(code.tile, code.rendered, arrays, shapes, strides, POLICIES[:1])
-    return {place: c for place, c in targets.by_line(result.counters, code.rendered.ops).items() if place[0]}
+    by_line = targets.by_line(result.counters, code.rendered.ops)
+    return {place: c for place, c in by_line.items() if place[0]}, counted(code.rendered.ops, result.counters,
+                                                                           code.target.ports)

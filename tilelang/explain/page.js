@@ -9,7 +9,10 @@ const make = (tag, text, attributes = {}) => {
 };
 const heat = (p) => data.heat[p] || 0;
 
+let marked;  // the place whose lines are lit, which another level shows, too
+
 function mark(place, from) {
+  marked = place;
   document.querySelectorAll(".on").forEach((node) => node.classList.remove("on"));
   if (place === undefined) return;
   for (const pane of [$("source"), $("level")]) {
@@ -50,7 +53,10 @@ function show(index) {
     b.setAttribute("aria-selected", i === index);
     b.tabIndex = i === index ? 0 : -1;
   });
+  $("tabs").scrollLeft = $("tabs").children[index].offsetLeft - $("tabs").offsetLeft - 40;
   $("level").replaceChildren(...data.levels[index].lines.map(([text, place]) => line(text, place)));
+  $("level").scrollTop = 0;
+  mark(marked, $("source"));
 }
 
 for (const [file, lines] of data.sources) {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelang.explain.facts import Facts, Place
-from tilelang.explain.terms import PEAKS, chips, cost, floors, place_text
+from tilelang.explain.terms import PEAKS, chips, cost, floors, heat_source, heat_text, loop_text, place_text
 from tilelang.passes.work import Work
 
 _HERE = Path(__file__).parent
@@ -92,14 +92,16 @@ def _sections(facts: Facts) -> Iterable[str]:
     if facts.loops:
         yield "<h2>Copies that run ahead</h2>"
         for loop in facts.loops:
-            yield (f"<p>{escape(place_text(loop.place))}: {loop.copies} copies a turn, {loop.ahead} turns ahead; each "
-                   f"turn waits until all but {loop.pending} groups have landed.</p>")
+            yield (f"<p>{escape(place_text(loop.place))}: {loop_text(loop)}; each turn waits until all but "
+                   f"{loop.pending} of their groups have landed.</p>")
             yield f'<div class="scroll">{_timeline(loop.ahead)}</div>'
     if facts.buffers:
         yield "<h2>Shared memory</h2>"
         yield f'<div class="scroll">{_memory(facts)}</div>'
         rows = [(b.name, f"{b.dtype}{list(b.shape)}", str(b.offset), str(b.size)) for b in facts.buffers]
         yield from _table(("buffer", "type", "offset", "bytes"), rows, 2)
+    if facts.heat:
+        yield from _banks(facts)
     if facts.accesses:
         yield "<h2>Accesses of a thread</h2>"
         rows = [(place_text(p), op, memory, str(size)) for p, op, memory, size in facts.accesses]
@@ -148,6 +150,22 @@ def _memory(facts: Facts) -> str:
     out.append(f'<text class="soft" x="80" y="{height + 20}">first operation</text><text class="soft" '
                f'x="{width + 80}" y="{height + 20}" text-anchor="end">last</text></svg>')
     return "".join(out)
+
+
+def _banks(facts: Facts) -> Iterable[str]:
+    """A row of banks for each line's accesses to a buffer: the more words, the darker; on top what waited."""
+    yield (f'<h3>Banks</h3><p class="soft">Words of four bytes that each bank gives or takes, '
+           f"{escape(heat_source(facts))}. Bank 0 is on the left; the darker, the more; from below, in the other "
+           "colour, the part that waits for another word of the same bank. Not in it are copies of blocks by one "
+           "thread and products of several warps.</p>")
+    most = max(max(h.words) for h in facts.heat) or 1
+    for h in facts.heat:
+        cells = "".join(f'<i style="--w:{words / most:.2f};--q:{waits / max(words, 1):.2f}" '
+                        f'title="bank {bank}: {words:,} words, {waits:,} wait"></i>'
+                        for bank, (words, waits) in enumerate(zip(h.words, h.waits, strict=True)))
+        label = f"<code>{escape(h.buffer)}</code> {escape(heat_text(h))}"
+        yield (f'<figure class="banks"><figcaption>{label}</figcaption><div role="img" aria-label="'
+               f'{escape(h.buffer)}, {escape(heat_text(h))}" style="--n:{len(h.words)}">{cells}</div></figure>')
 
 
 def _roofline(facts: Facts, work: Work) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tilelang.explain.facts import Facts
-from tilelang.explain.terms import chips, cost, floors, place_text
+from tilelang.explain.terms import chips, cost, floors, heat_source, heat_text, loop_text, place_text
 
 
 def text(facts: Facts) -> str:
@@ -31,11 +31,15 @@ def _lines(facts: Facts) -> Iterator[str]:
     if facts.loops:
         yield "\ncopies that run ahead"
     for loop in facts.loops:
-        yield f"  {place_text(loop.place)}  {loop.copies} copies a turn, {loop.ahead} turns ahead"
+        yield f"  {place_text(loop.place)}  {loop_text(loop)}"
     if facts.buffers:
         yield "\nshared memory"
     for b in facts.buffers:
         yield f"  {b.offset:>7} .. {b.offset + b.size:<7} {b.name} {b.dtype}{list(b.shape)}"
+    if facts.heat:
+        yield f"\nbanks of shared memory, {heat_source(facts)}"
+    for h in facts.heat:
+        yield f"  {h.buffer}  {heat_text(h)}"
     if facts.accesses:
         yield "\naccesses of a thread, bytes at once"
     for place, op, memory, size in facts.accesses:

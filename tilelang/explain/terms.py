@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tilelang.explain.facts import Facts, Place
+from tilelang.explain.banks import Heat
+from tilelang.explain.facts import Facts, Loop, Place
 
 PEAKS = {
     "cuda:sm_75": ("T4", 320, 65), "cuda:sm_80": ("A100 SXM 80 GB", 2039, 312), "cuda:sm_86": ("A10", 600, 125),
@@ -24,6 +25,26 @@ def cost(c: Any) -> str:
     """One line about a counter."""
     classes = ", ".join(f"{n} {name}" for name, n in c.instructions.items())
     return f"{classes}; sectors {c.sectors} of {c.ideal_sectors}, wavefronts {c.wavefronts} of {c.ideal_wavefronts}"
+
+
+def loop_text(loop: Loop) -> str:
+    """What a loop copies, and when."""
+    return f"{loop.copies} copies a turn, {loop.ahead} {'turn' if loop.ahead == 1 else 'turns'} ahead"
+
+
+def heat_source(facts: Facts) -> str:
+    """Where the counts of banks come from."""
+    return "counted by the emulator, in all programs" if facts.counters else \
+        "derived from the code (each access once, by all threads of the first program; --run counts them)"
+
+
+def heat_text(h: Heat) -> str:
+    """One line about the banks that an access uses."""
+    low, high, total, waits = min(h.words), max(h.words), sum(h.words), sum(h.waits)
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    wait = f"{waits:,} of {total:,} wait" if waits else "none waits"
+    what = f"{place_text(h.place)} {'stores' if h.stores else 'loads'}"
+    return f"{what}: {each} words in each of {len(h.words)} banks, {wait}"
 
 
 def chips(facts: Facts) -> Iterator[tuple[str, str, str]]:

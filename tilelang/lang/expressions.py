@@ -289,7 +289,7 @@ class Expressions:
         """Assigns to a name or a (nested) tuple of names."""
         if isinstance(target, ast.Name):
             self.env[target.id] = value
-            if isinstance(value, Tile) and not value.value.name:
+            if isinstance(value, Tile | Memory) and not value.value.name:
                 value.value.name = target.id
         elif isinstance(target, ast.Tuple | ast.List):
             items = self.apply(target, list, value)

@@ -8,6 +8,7 @@ namespace emu {
 struct Counter {
   i64 requests, bytes, sectors, ideal_sectors, wavefronts, ideal_wavefronts;
   i64 instructions[USES + 3];  // of whole warps; then loads, stores and atomics of shared memory
+  i64 words[MAX_BANKS], waits[MAX_BANKS];  // that each bank gave or took; those of them behind another of its phase
 };
 
 static std::map<int, Counter> counters;
@@ -46,7 +47,12 @@ static void count_shared(Counter& c, const Record* const* lanes, int bytes, bool
       for (int b = 0; b < lanes[l]->bytes; b += 4) words[n++] = (lanes[l]->address + b) >> 2;
     }
     n = distinct(words, n);
-    for (int i = 0; i < n; i++) most = std::max(most, ++used[words[i] % banks.count]);
+    for (int i = 0; i < n; i++) {
+      const i64 bank = words[i] % banks.count;
+      c.words[bank]++;
+      c.waits[bank] += used[bank] > 0;
+      most = std::max(most, ++used[bank]);
+    }
     c.wavefronts += most;
     c.ideal_wavefronts += n > 0;
   }
