@@ -24,7 +24,9 @@ POLICIES: tuple[Policy, ...] = ("forward", "reverse", "random")
 KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "async-unwaited", "product-pending",
          "missing-fence", "uninitialised-shared", "uninitialised-global", "uninitialised-register", "bounds-shared",
          "bounds-global", "bounds-register", "misaligned", "divergent-barrier", "divergent-collective", "mbarrier",
-         "transaction", "deadlock", "assertion", "overlap")
+         "transaction", "deadlock", "assertion", "overlap", "cluster-lifetime")
+MAX_THREADS = 2048
+"""Threads of a cluster of blocks."""
 # Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
            "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "mbarrier", "bulk", "shared_load",
@@ -178,8 +180,8 @@ def _runtime() -> ctypes.CDLL:
     library.emu_touched.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     library.emu_early.restype = ctypes.POINTER(_Early)
     library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.c_int,
-                                   ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(_Machine),
-                                   ctypes.c_int, _PRINT)
+                                   ctypes.c_int, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64,
+                                   ctypes.POINTER(_Machine), ctypes.c_int, _PRINT)
     return library
 
 
@@ -219,10 +221,10 @@ class Program:
     def launch(self, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0,
                policy: Policy = "forward", seed: int = 0, ports: Ports = PORTS, output: Output | None = None,
                before: Sequence[Touched] | None = None) -> Result:
-        """Runs the blocks one after another. Arguments are `Buffer`s and scalars; a NumPy scalar fixes its C type.
-        `ports` are those of the shared memory that conflicts are counted for. `output` is called, while the kernel
-        runs, for every operation that prints; what it raises is raised. `before` is what launches touched that may
-        not have ended until the kernel waits for them; None where they have."""
+        """Runs the blocks one after another, those of a cluster together. Arguments are `Buffer`s and scalars; a NumPy
+        scalar fixes its C type. `ports` are those of the shared memory that conflicts are counted for. `output` is
+        called, while the kernel runs, for every operation that prints; what it raises is raised. `before` is what
+        launches touched that may not have ended until the kernel waits for them; None where they have."""
         try:
             entry = getattr(self._library, f"{name}__entry")
         except AttributeError:
@@ -230,10 +232,15 @@ class Program:
         limit = getattr(self._library, f"{name}__threads")()
         if not 0 < threads <= min(limit, 1024):
             raise TargetError(f"kernel `{name}` cannot run with {threads} threads", needs=f"1 to {min(limit, 1024)}")
+        cluster = getattr(self._library, f"{name}__cluster")()
+        if programs % cluster or cluster * -(-threads // 128) * 128 > MAX_THREADS:
+            raise TargetError(f"kernel `{name}` cannot run in clusters of {cluster} blocks",
+                              got=f"{programs} blocks of {threads} threads",
+                              needs=f"whole clusters, of at most {MAX_THREADS} threads each")
         self._check_signature(name, args)
         with _lock:
             machine = _machine(getattr(self._library, f"{name}__warp")(), ports)
-            result = self._launch(entry, args, programs, threads, shared_bytes, policy, seed, machine, output,
+            result = self._launch(entry, args, programs, cluster, threads, shared_bytes, policy, seed, machine, output,
                                   before)
         return replace(result, findings=self._unwritten[name] + result.findings)
 
@@ -250,7 +257,7 @@ class Program:
                 raise TargetError(f"argument {i} of kernel `{name}` has the wrong size", needs=f"{size} bytes",
                                   got=f"{given} bytes ({type(value).__name__})")
 
-    def _launch(self, entry: Any, args: Sequence[Any], programs: int, threads: int, shared_bytes: int,
+    def _launch(self, entry: Any, args: Sequence[Any], programs: int, cluster: int, threads: int, shared_bytes: int,
                 policy: Policy, seed: int, machine: _Machine, output: Output | None,
                 before: Sequence[Touched] | None) -> Result:
         runtime, buffers, keep = self._runtime, dict[int, int](), list[Any]()
@@ -278,7 +285,7 @@ class Program:
                     holder = np.atleast_1d(scalar(value))
                     pointers[i] = holder.ctypes.data
                 keep.append(holder)
-            abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, threads,
+            abandoned = runtime.emu_launch(ctypes.cast(entry, ctypes.c_void_p), pointers, programs, cluster, threads,
                                            shared_bytes, POLICIES.index(policy), seed, machine, before is not None,
                                            _PRINT(handed) if output is not None else _PRINT())
             if errors:

@@ -25,21 +25,20 @@ struct gptr {
   gptr operator+(i64 n) const { return {(T*)((u64)p + u64(n) * sizeof(T)), buffer}; }
 };
 
-struct arena {};  // dynamic shared memory
+struct arena { i64 base; };  // dynamic shared memory
 
 template <class T>
 struct sptr {
-  i64 base, limit;  // bytes from the start of shared memory, and of this buffer
+  i64 base, limit;  // bytes from the start of the cluster's shared memory, and of this buffer
 };
 
 TL_FN arena declare_shared(i64 bytes) {
-  emu_declare_shared(bytes);
-  return {};
+  return {emu_declare_shared(bytes)};
 }
 
 template <class T>
-TL_FN sptr<T> shared(arena, i64 offset, i64 count) {
-  return {offset, count * i64(sizeof(T))};
+TL_FN sptr<T> shared(arena a, i64 offset, i64 count) {
+  return {a.base + offset, count * i64(sizeof(T))};
 }
 
 template <class T>
@@ -213,6 +212,10 @@ TL_FN T atomic_cas(P<T> p, i64 off, plain<T> expected, plain<T> desired, bool ma
 // ---- threads meeting
 
 TL_FN void barrier(op o) { emu_barrier(o.id, false); }
+TL_FN int cluster_rank() { return emu_cluster_rank(); }
+TL_FN void cluster_barrier(op o) { emu_cluster_barrier(o.id); }
+template <class T> using rptr = sptr<T>;
+template <class T> TL_FN rptr<T> peer(sptr<T> s, int rank, op o) { return {emu_peer(s.base, rank, o.id), s.limit}; }
 TL_FN void wait_previous(op) { emu_wait_previous(); }
 TL_FN void start_next(op) {}
 TL_FN void meet(op o) { emu_barrier(o.id, true); }
@@ -461,10 +464,14 @@ int signature(void (*)(A...), int* sizes) {
   enum { name##__limit = THREADS }; \
   static void name
 #define TL_SHARED(name, BYTES) const tl::arena name = tl::declare_shared(BYTES)
+#ifndef TL_CLUSTER
+#define TL_CLUSTER 1
+#endif
 #define TL_EXPORT(name)                                                                                       \
   extern "C" {                                                                                                \
   __attribute__((visibility("default"))) void name##__entry(void** args) { emu::call(&name, args); }          \
   __attribute__((visibility("default"))) int name##__signature(int* sizes) { return emu::signature(&name, sizes); } \
   __attribute__((visibility("default"))) int name##__threads() { return name##__limit; }                      \
+  __attribute__((visibility("default"))) int name##__cluster() { return TL_CLUSTER; }                         \
   __attribute__((visibility("default"))) int name##__warp() { return TL_WARP; }                               \
   }

@@ -131,7 +131,7 @@ struct Collective {
 extern "C" {
 int emu_thread();
 long long emu_program();
-void emu_declare_shared(long long bytes);
+long long emu_declare_shared(long long bytes);  // where it begins
 // The address to access. `base` is the pointer the kernel holds, `offset` counts elements of `size` bytes.
 void* emu_global(emu::Buffer* buffer, const void* base, long long offset, int size, int bytes, emu::Use use, int op);
 void* emu_bits(emu::Buffer* buffer, const void* base, long long bit, int width, emu::Use use, int op);
@@ -143,6 +143,9 @@ void emu_commit(int op);
 void emu_wait(int pending, int op);
 void emu_wait_operations(int count, int op);  // until at most so many copies of the thread are under way
 void emu_barrier(int op, int meet);  // `meet`: others may be at another one that says so
+int emu_cluster_rank();
+void emu_cluster_barrier(int op);
+long long emu_peer(long long base, int rank, int op);  // the same place in the shared memory of another block
 void emu_wait_previous();
 void emu_collective(emu::Collective* call);
 void emu_group_product(const emu::GroupProduct* call);

@@ -27,11 +27,17 @@ static std::vector<MBarrier*> mbarriers;
 static std::vector<BulkCopy> under_way;
 static u32 phases_before[MAX_MBARRIERS];
 
+static void keep_readers() {
+  if (readers.empty()) readers.assign(shared_cells.cells.size() * size_t(all_warps()), 0);
+}
+
 static void start_bulk() {
   for (MBarrier* b : mbarriers) delete b;
   mbarriers.clear();
   under_way.clear();
   readers.clear();
+  memset(visits, 0, sizeof visits);
+  if (run.blocks > 1) keep_readers();
   memset(phases_before, 0, sizeof phases_before);
 }
 
@@ -57,18 +63,22 @@ static int waiting_bulk(int* op, int* other, std::string* why) {
 
 // ---- what threads know of each other
 
-static void know_bulk() {  // all of it, after a barrier of the block
-  if (mbarriers.empty()) return;
+// Whether more than barriers of the block orders anything.
+static bool knowing() { return run.blocks > 1 || !mbarriers.empty(); }
+
+static void know_all(int first, int last) {  // after a barrier of these blocks
+  if (!knowing()) return;
   Known all{};
-  for (int i = 0; i < run.threads; i++) all.join(threads[i].known);
-  for (int i = 0; i < run.threads; i++) threads[i].known = all;
+  for (int i = first * run.stride; i < last * run.stride; i++) all.join(threads[i].known);
+  for (int w = first * run.warps; w < last * run.warps; w++) all.until[w] = warps[w].time++;
+  for (int i = first * run.stride; i < last * run.stride; i++) threads[i].known = all;
 }
 
 // The lanes of a warp have met: what they did so far is one.
 static void release_warp(int warp) {
   Warp& w = warps[warp];
   w.clock++;
-  if (mbarriers.empty()) return;
+  if (!knowing()) return;
   Known all{};
   for (Lanes m = w.all; m; m &= m - 1) all.join(threads[warp * run.lanes + lowest(m)].known);
   all.until[warp] = w.time++;
@@ -184,7 +194,7 @@ static void start_copy(BulkCopy& c) {
   const u32 bytes = u32(size_of_box(m));
   for (u32 i = 0; i < bytes; i += 16) check_shared(c.to + i, 16, BULK, c.op, *current);
   for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
-    shared_cells.cells[i].wrote = {run.epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};
+    shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};
   Counter& count = counters[c.op];
   i64 last = -1;
   walk_box(c, [&](i64 from, u32, int size) {
@@ -230,17 +240,17 @@ extern "C" void emu_mbarrier_init(long long base, long long limit, long long i, 
   if (find_mbarrier(at)) fail("mbarrier", op, -1, "initialises shared byte %u, which is a barrier already", at);
   if (arrivals < 1) fail("mbarrier", op, -1, "initialises a barrier of %d arrivals", arrivals);
   check_shared(at, 8, STORE, op, *current);
-  if (readers.empty()) readers.assign(shared_cells.cells.size() * size_t(run.warps), 0);
-  u32 taken = 0;
-  for (const MBarrier* b : mbarriers) taken |= 1u << b->number;
-  const int number = ~taken ? __builtin_ctz(~taken) : MAX_MBARRIERS;
+  keep_readers();
+  u64 taken = 0;
+  for (const MBarrier* b : mbarriers) taken |= u64(1) << b->number;
+  const int number = ~taken ? __builtin_ctzll(~taken) : MAX_MBARRIERS;
   if (number == MAX_MBARRIERS)
     fail("mbarrier", op, -1, "the emulator knows %d barriers in shared memory at once", MAX_MBARRIERS);
   MBarrier* b = new MBarrier{};
   b->at = at, b->number = number, b->arrivals = b->missing = arrivals;
   b->first = phases_before[number];
   b->expect_op = b->copy_op = -1;
-  b->seen.resize(size_t(run.threads));
+  b->seen.resize(size_t(run.blocks * run.stride));
   mbarriers.push_back(b);
 }
 
@@ -302,7 +312,7 @@ extern "C" void emu_tensor_load(long long base, long long limit, long long offse
   BulkCopy c{*map, {}, op, 0, 0, &mbarrier(place_of(bar_base, bar_limit, i, op), op)};
   memcpy(c.at, at, sizeof(int) * size_t(map->rank));
   const i64 bytes = size_of_box(*map);
-  if (offset < 0 || offset + bytes > limit || base + offset + bytes > i64(run.shared_bytes))
+  if (offset < 0 || offset + bytes > limit || base + offset + bytes > end_of(base))
     fail("bounds-shared", op, -1, "a copy of %lld bytes to byte %lld of a shared buffer of %lld", (long long)bytes,
          offset, limit);
   c.to = u32(base + offset);

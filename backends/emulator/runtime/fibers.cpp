@@ -33,8 +33,8 @@ static int pick(Lanes mask) {
 
 static void set_ready(int warp, Lanes mask) {
   warps[warp].ready = mask;
-  if (mask) run.ready_warps |= 1u << warp;
-  else run.ready_warps &= ~(1u << warp);
+  if (mask) run.ready_warps |= u64(1) << warp;
+  else run.ready_warps &= ~(u64(1) << warp);
 }
 
 // The thread to run next; null where none can. A warp goes on as long as it can, as its lanes meet often.
@@ -43,7 +43,7 @@ static Thread* next() {
   const int here = current->warp;
   int w = here;
   if (run.policy == RANDOM || !warps[here].ready) {
-    const u32 below = run.ready_warps & ((1u << here) - 1), above = run.ready_warps & ~((2u << here) - 1);
+    const u64 below = run.ready_warps & ((u64(1) << here) - 1), above = run.ready_warps & ~((u64(2) << here) - 1);
     if (run.policy == FORWARD) w = pick(above ? above : below);
     else w = pick(run.policy == REVERSE && below ? below : run.ready_warps);
   }
@@ -75,8 +75,15 @@ static void stop_ready() {  // the running thread cannot go on for now
 
 // Nobody can go on: some wait where others never come.
 [[noreturn]] static void deadlock() {
-  int waiting = 0, collective = -1, group = -1, bulk = -1, other = -1;
-  for (int w = 0; w < run.warps; w++) {
+  int waiting = 0, collective = -1, group = -1, bulk = -1, other = -1, barrier = -1, at_barrier = 0, done = 0;
+  for (int i = 0; i < run.blocks; i++) {
+    const Block& b = blocks[i];
+    if (b.at_barrier) barrier = b.barrier_op;
+    at_barrier += b.at_barrier, done += b.done;
+  }
+  if (run.at_cluster && barrier < 0) barrier = run.cluster_op;
+  else if (run.at_cluster) other = run.cluster_op;
+  for (int w = 0; w < all_warps(); w++) {
     if (!warps[w].waiting) continue;
     waiting += size(warps[w].waiting);
     collective = warps[w].calls[lowest(warps[w].waiting)]->op;
@@ -85,17 +92,17 @@ static void stop_ready() {  // the running thread cannot go on for now
   const int in_groups = waiting_groups(&group), in_bulk = waiting_bulk(&bulk, &other, &why);
   // First what the others may wait for, too.
   int ops[2] = {-1, -1}, n = 0;
-  for (int op : {bulk, other, collective, group, run.at_barrier ? run.barrier_op : -1})
+  for (int op : {bulk, other, collective, group, barrier})
     if (op >= 0 && n < 2) ops[n++] = op;
   fail("deadlock", ops[0], ops[1],
        "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d in shared memory"
-       "%s, %d have exited", waiting, in_groups, run.at_barrier, in_bulk, why.c_str(), run.done);
+       "%s, %d have exited", waiting, in_groups, at_barrier + run.at_cluster, in_bulk, why.c_str(), done);
 }
 
 // Lets the lanes with long logs go on, when all others have come as far as they can.
 static bool drain() {
   bool any = false;
-  for (int w = 0; w < run.warps; w++) {
+  for (int w = 0; w < all_warps(); w++) {
     if (!warps[w].full) continue;
     flush(w, warps[w].all);
     set_ready(w, warps[w].ready | warps[w].full);
@@ -135,57 +142,75 @@ static void enter() {
   run.entry(run.args);
   Thread& t = *current;
   Warp& w = warps[t.warp];
+  Block& b = here();
   w.exited |= Lanes(1) << t.lane;
-  run.done++;
+  b.done++;
   if (!t.copies.empty())
     report("async-unwaited", t.copies[0].op, -1, "exits with %zu async copies never waited for", t.copies.size());
   check_groups_done();
   if (w.waiting)
     fail("divergent-collective", w.calls[lowest(w.waiting)]->op, -1,
          "exits while lanes of its warp wait for it");
-  if (run.at_barrier)
-    fail("divergent-barrier", run.barrier_op, -1, "exits while %d threads wait at a barrier", run.at_barrier);
+  if (b.at_barrier)
+    fail("divergent-barrier", b.barrier_op, -1, "exits while %d threads wait at a barrier", b.at_barrier);
+  if (run.at_cluster)
+    fail("divergent-barrier", run.cluster_op, -1, "exits while %d threads wait at a barrier of the cluster",
+         run.at_cluster);
   stop_ready();
-  if (run.done == run.threads) {
-    check_bulk_done();
-    leave();
+  if (b.done == run.threads) {
+    check_exit();
+    if (++run.blocks_done == run.blocks) {
+      check_bulk_done();
+      leave();
+    }
   }
   suspend();
   __builtin_unreachable();
 }
 
-static void start_block(i64 block) {
-  run.block = block;
-  run.block_epoch = ++run.epoch;
-  run.at_barrier = run.done = 0;
-  run.ready_warps = 0;
-  run.atomics = run.streak = 0;
-  start_groups();
-  start_bulk();
-  memset(shared_memory, 0xff, run.shared_bytes);  // NaN in every float format
-  for (int w = 0; w < run.warps; w++) {
-    const int left = run.threads - w * run.lanes;
-    warps[w] = Warp{};
-    warps[w].time = 1;
-    warps[w].all = ~Lanes(0) >> (MAX_LANES - (left < run.lanes ? left : run.lanes));
-    set_ready(w, warps[w].all);
-  }
-  for (int i = 0; i < run.threads; i++) {
-    Thread& t = threads[i];
-    t.id = i, t.lane = i % run.lanes, t.warp = i / run.lanes;
-    t.group = t.fences = t.fences_seen = 0;
-    t.fenced = false;
-    t.alone = !run.overlaps;
-    t.known = Known{};
-    t.copies.clear();
-    t.log.clear();
-    // Stacks at one distance would share the sets of the first cache: shift each.
-    t.stack = first_frame(stacks + (i + 1) * STACK - 64 - (i % 61) * 192, enter);
-  }
+static void begin_epoch(int block) {
+  blocks[block].epoch = ++run.epoch;
+  epochs.push_back(u8(block));
 }
 
-static void run_block(i64 block) {
-  start_block(block);
+static void start_cluster(i64 first) {
+  run.first_epoch = run.epoch + 1;
+  run.ready_warps = 0;
+  run.blocks_done = run.at_cluster = 0;
+  run.atomics = run.streak = 0;
+  epochs.clear();
+  memset(shared_memory, 0xff, size_t(run.blocks) * run.span);  // NaN in every float format
+  for (int b = 0; b < run.blocks; b++) {
+    blocks[b] = Block{};
+    blocks[b].program = first + b;
+    begin_epoch(b);
+    for (int w = 0; w < run.warps; w++) {
+      const int left = run.threads - w * run.lanes;
+      Warp& warp = warps[b * run.warps + w];
+      warp = Warp{};
+      warp.time = 1;
+      warp.all = left > 0 ? ~Lanes(0) >> (MAX_LANES - (left < run.lanes ? left : run.lanes)) : 0;
+      set_ready(b * run.warps + w, warp.all);
+    }
+    for (int i = 0; i < run.stride; i++) {
+      Thread& t = threads[b * run.stride + i];
+      t.id = b * run.stride + i, t.lane = i % run.lanes, t.warp = t.id / run.lanes, t.block = b;
+      t.group = t.fences = t.fences_seen = 0;
+      t.fenced = false;
+      t.alone = !run.overlaps;
+      t.known = Known{};
+      t.copies.clear();
+      t.log.clear();
+      // Stacks at one distance would share the sets of the first cache: shift each.
+      t.stack = first_frame(stacks + (t.id + 1) * STACK - 64 - (i % 61) * 192, enter);
+    }
+  }
+  start_groups();
+  start_bulk();
+}
+
+static void run_cluster(i64 first) {
+  start_cluster(first);
   const int w = pick(run.ready_warps);
   current = &threads[w * run.lanes + pick(warps[w].ready)];
   emu_switch(&host, current->stack);
@@ -210,8 +235,9 @@ static void prepare_stacks() {
 
 using namespace emu;
 
-extern "C" int emu_thread() { return current->id; }
-extern "C" long long emu_program() { return run.block; }
+extern "C" int emu_thread() { return number_of(*current); }
+extern "C" long long emu_program() { return here().program; }
+extern "C" int emu_cluster_rank() { return current->block; }
 
 extern "C" void emu_wait_previous() { current->alone = true; }
 
@@ -221,31 +247,62 @@ extern "C" void emu_print(int op) {
   emu_switch(&current->stack, host);
 }
 
-extern "C" void emu_barrier(int op, int meet) {
-  Thread& t = *current;
-  if (run.at_barrier && run.barrier_op != op && !(meet && run.meet))
-    fail("divergent-barrier", op, run.barrier_op, "is at this barrier while %d threads wait at another",
-         run.at_barrier);
-  if (run.done) fail("divergent-barrier", op, -1, "waits at a barrier after %d threads have exited", run.done);
-  run.barrier_op = op;
-  run.meet = meet;
-  t.log.push_back({0, op, 0, BARRIER, 0});
-  if (++run.at_barrier < run.threads) {
-    stop_ready();
-    suspend();
-    return;
-  }
-  run.at_barrier = 0;
-  run.atomics = 0;
-  run.epoch++;
+// All threads of some blocks have met: what they did so far comes before what they do next.
+static void met(int first, int last) {
   bool alone = false;
-  for (int i = 0; i < run.threads; i++) alone |= threads[i].alone;
-  for (int i = 0; i < run.threads; i++) threads[i].fences_seen = threads[i].fences, threads[i].alone = alone;
-  know_bulk();
-  for (int w = 0; w < run.warps; w++) {
+  for (int i = first * run.stride; i < last * run.stride; i++) alone |= threads[i].alone;
+  for (int i = first * run.stride; i < last * run.stride; i++)
+    threads[i].fences_seen = threads[i].fences, threads[i].alone = alone;
+  run.atomics = 0;
+  know_all(first, last);
+  for (int b = first; b < last; b++) begin_epoch(b);
+  for (int w = first * run.warps; w < last * run.warps; w++) {
     flush(w, warps[w].all);
     warps[w].clock = 0;
     set_ready(w, warps[w].all);
   }
   if (run.policy != FORWARD) give_way();
+}
+
+extern "C" void emu_barrier(int op, int meet) {
+  Thread& t = *current;
+  Block& b = here();
+  if (b.at_barrier && b.barrier_op != op && !(meet && b.meet))
+    fail("divergent-barrier", op, b.barrier_op, "is at this barrier while %d threads wait at another", b.at_barrier);
+  if (b.done) fail("divergent-barrier", op, -1, "waits at a barrier after %d threads have exited", b.done);
+  b.barrier_op = op;
+  b.meet = meet;
+  t.log.push_back({0, op, 0, BARRIER, 0});
+  if (++b.at_barrier < run.threads) {
+    stop_ready();
+    suspend();
+    return;
+  }
+  b.at_barrier = 0;
+  met(t.block, t.block + 1);
+}
+
+extern "C" void emu_cluster_barrier(int op) {
+  if (run.at_cluster && run.cluster_op != op)
+    fail("divergent-barrier", op, run.cluster_op, "is at this barrier of the cluster while %d threads wait at another",
+         run.at_cluster);
+  for (int b = 0; b < run.blocks; b++)
+    if (blocks[b].done)
+      fail("divergent-barrier", op, -1, "waits at a barrier of the cluster after %d threads of block %lld have exited",
+           blocks[b].done, (long long)blocks[b].program);
+  run.cluster_op = op;
+  current->log.push_back({0, op, 0, BARRIER, 0});
+  if (++run.at_cluster < run.threads * run.blocks) {
+    stop_ready();
+    suspend();
+    return;
+  }
+  run.at_cluster = 0;
+  met(0, run.blocks);
+}
+
+extern "C" long long emu_peer(long long base, int rank, int op) {
+  if (rank < 0 || rank >= run.blocks)
+    fail("bounds-shared", op, -1, "shared memory of block %d of a cluster of %d", rank, run.blocks);
+  return base % run.span + rank * i64(run.span);
 }

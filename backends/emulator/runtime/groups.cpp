@@ -65,8 +65,10 @@ static void check_groups_done() {
 struct Operand {
   u32 start, leading, stride, width;
 
+  // In the shared memory of the running thread's block.
   explicit Operand(u64 bits) {
-    start = u32(bits & 0x3fff) << 4;
+    const u32 own = u32(current->block) * run.span;
+    start = own + ((u32(bits & 0x3fff) << 4) - own) % (1 << 18);
     leading = u32(bits >> 16 & 0x3fff) << 4;
     stride = u32(bits >> 32 & 0x3fff) << 4;
     const int mode = int(bits >> 62);
@@ -88,7 +90,7 @@ static void read_operand(const Pending& p, u64 bits, bool transposed, int rows, 
     for (int byte = 0; byte < bytes; byte += 16) {
       const u32 at = o.at(u32(line), u32(byte));
       if (check) {
-        if (at + 16 > run.shared_bytes)
+        if (at + 16 > end_of(o.start))
           fail("bounds-shared", p.call.op, -1, "a product reads shared byte %u", at);
         check_shared(at, 16, MMA, p.call.op, *current, *check);
         read->push_back({at, 16});
@@ -209,7 +211,7 @@ static void meet(Meeting meeting, int op, int argument, const GroupProduct* call
   Thread& t = *current;
   const int number = t.id / GROUP;
   Group& g = groups[number];
-  if ((number + 1) * GROUP > run.threads)
+  if (number_of(t) / GROUP * GROUP + GROUP > run.threads)
     fail("divergent-collective", op, -1, "a product needs groups of %d threads, the block has %d", GROUP, run.threads);
   if (g.arrived && (g.op != op || g.meeting != meeting || g.argument != argument))
     fail("divergent-collective", op, g.op, "is here while threads of its group wait elsewhere");

@@ -16,7 +16,8 @@ static std::vector<std::string*> messages;
 static void add(const char* kind, int op, int other, const char* format, va_list arguments) {
   if (!reported.insert({kind, op, other}).second) return;
   char text[512];
-  int n = current ? snprintf(text, sizeof text, "thread %d of block %lld: ", current->id, (long long)run.block) : 0;
+  int n = current ? snprintf(text, sizeof text, "thread %d of block %lld: ", number_of(*current),
+                             (long long)here().program) : 0;
   vsnprintf(text + n, sizeof text - n, format, arguments);
   messages.push_back(new std::string(text));
   findings.push_back({kind, op, other, messages.back()->c_str()});

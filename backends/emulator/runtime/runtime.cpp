@@ -37,7 +37,7 @@ EXPORT void emu_touched(const Buffer* b, u8* out) {
 EXPORT void emu_free(Buffer* b) { delete b; }
 
 // 0 when every block ran to its end, 1 when a mistake ended the launch.
-EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int count, u32 shared_bytes, int policy,
+EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int cluster, int count, u32 shared_bytes, int policy,
                       u64 seed, const Machine* machine, int overlaps, void (*print)(int, const void*, i64)) {
   current = nullptr;
   early.clear();
@@ -50,15 +50,21 @@ EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int coun
   run.print = print, run.overlaps = overlaps;
   printed.clear();
   run.machine = machine, run.lanes = machine->lanes;
-  run.threads = count, run.warps = (count + run.lanes - 1) / run.lanes, run.shared_bytes = shared_bytes;
+  run.blocks = cluster;
+  // Of several blocks, each one's threads begin with a whole group.
+  const int unit = cluster > 1 ? GROUP : run.lanes;
+  run.threads = count, run.stride = (count + unit - 1) / unit * unit, run.warps = run.stride / run.lanes;
+  run.shared_bytes = shared_bytes, run.span = (shared_bytes + 1024) & ~u32(1023);
+  const size_t shared = size_t(cluster) * run.span;
   free(shared_memory);
-  shared_memory = (u8*)aligned_alloc(1024, (size_t(shared_bytes) + 1024) & ~size_t(1023));
-  shared_cells.reset(shared_bytes, 16, SharedCell{});
-  std::vector<i64> shuffled(run.policy == RANDOM ? programs : 0);
+  shared_memory = (u8*)aligned_alloc(1024, shared);
+  shared_cells.reset(i64(shared), 16, SharedCell{});
+  const i64 clusters = programs / cluster;
+  std::vector<i64> shuffled(run.policy == RANDOM ? clusters : 0);
   for (size_t i = 0; i < shuffled.size(); i++) shuffled[i] = i64(i);
-  for (i64 i = 0; i < programs && !run.abandoned; i++) {
-    run_block(block_at(i, programs, shuffled));
-    for (int w = 0; w < run.warps; w++) flush(w, warps[w].all);
+  for (i64 i = 0; i < clusters && !run.abandoned; i++) {
+    run_cluster(cluster * block_at(i, clusters, shuffled));
+    for (int w = 0; w < all_warps(); w++) flush(w, warps[w].all);
   }
   return run.abandoned;
 }

@@ -52,15 +52,19 @@ static Cells<SharedCell> shared_cells;
 static std::vector<u32> readers;
 
 static Stamp stamp(const Thread& t) {
-  return {run.epoch, u16(warps[t.warp].clock), u8(t.warp), u8(t.lane), warps[t.warp].time};
+  return {blocks[t.block].epoch, u16(warps[t.warp].clock), u8(t.warp), u8(t.lane), warps[t.warp].time};
+}
+
+static bool of_one_block(u32 epoch, u32 other) {
+  return run.blocks == 1 || epochs[epoch - run.first_epoch] == epochs[other - run.first_epoch];
 }
 
 // Whether something comes before what `now` does, of which `known` tells what else comes before it. Barriers order all
 // threads, syncwarp orders the lanes of a warp; only its own barrier tells of a copy.
 static bool ordered(const Stamp& before, const Stamp& now, const Known& known) {
-  if (before.epoch < run.block_epoch) return true;
+  if (before.epoch < run.first_epoch) return true;
   const bool copy = before.warp >= MAX_WARPS && before.warp != MANY;
-  if (!copy && before.epoch != now.epoch) return true;
+  if (!copy && before.epoch != now.epoch && of_one_block(before.epoch, now.epoch)) return true;
   if (before.warp != MANY && known.until[before.warp] >= before.time) return true;
   return !copy && before.warp == now.warp && before.warp != MANY &&
          (before.clock != now.clock || (before.lane == now.lane && now.lane != MANY));
@@ -68,13 +72,20 @@ static bool ordered(const Stamp& before, const Stamp& now, const Known& known) {
 
 static void note_read(size_t cell, int warp) {
   if (readers.empty()) return;
-  u32* row = &readers[cell * run.warps];
-  if (shared_cells.cells[cell].read.epoch != run.epoch) memset(row, 0, run.warps * sizeof(u32));
+  u32* row = &readers[cell * size_t(all_warps())];
+  const u32 read = shared_cells.cells[cell].read.epoch;
+  if (run.blocks > 1 ? read < run.first_epoch : read != blocks[0].epoch) memset(row, 0, all_warps() * sizeof(u32));
   row[warp] = warps[warp].time;
 }
 
 static bool reads_ordered(size_t cell, const Stamp& now, const Known& known) {
   const Stamp& read = shared_cells.cells[cell].read;
+  if (run.blocks > 1) {  // what others read, and what this warp did
+    for (int w = 0; w < all_warps(); w++)
+      if (w != now.warp && read.epoch >= run.first_epoch && readers[cell * size_t(all_warps()) + w] > known.until[w])
+        return false;
+    return read.warp == MANY || read.warp != now.warp || ordered(read, now, known);
+  }
   if (read.warp != MANY || readers.empty() || read.epoch != now.epoch) return ordered(read, now, known);
   for (int w = 0; w < run.warps; w++)
     if (readers[cell * run.warps + w] > known.until[w]) return false;
@@ -98,11 +109,45 @@ static void refine_shared(u32 bytes) {
   const size_t before = shared_cells.cells.size();
   shared_cells.refine(bytes);
   if (readers.empty() || shared_cells.cells.size() == before) return;
-  std::vector<u32> fine(shared_cells.cells.size() * run.warps);
+  const size_t row = size_t(all_warps());
+  std::vector<u32> fine(shared_cells.cells.size() * row);
   const size_t parts = shared_cells.cells.size() / before;
   for (size_t i = 0; i < shared_cells.cells.size(); i++)
-    memcpy(&fine[i * run.warps], &readers[i / parts * run.warps], run.warps * sizeof(u32));
+    memcpy(&fine[i * row], &readers[i / parts * row], row * sizeof(u32));
   readers.swap(fine);
+}
+
+// Of each block, by warps of others: when and by what its shared memory was last accessed.
+struct Visit {
+  u32 time;
+  int op;
+};
+static Visit visits[MAX_BLOCKS][MAX_WARPS];
+
+// A block's shared memory is there from when it has begun, which one knows who has met it, until it exits.
+static void visit(int block, int op, const Thread& by, const Known& known) {
+  u32 met = 0;
+  for (int w = block * run.warps; w < (block + 1) * run.warps; w++) met |= known.until[w];
+  if (!met)
+    report("cluster-lifetime", op, -1, "accesses shared memory of block %lld, which may not have begun: nothing was "
+           "waited for that it does", (long long)blocks[block].program);
+  else if (blocks[block].done == run.threads)
+    report("cluster-lifetime", op, -1, "accesses shared memory of block %lld, which has exited",
+           (long long)blocks[block].program);
+  visits[block][by.warp] = {warps[by.warp].time, op};
+}
+
+// When the last thread of a block exits.
+static void check_exit() {
+  if (run.blocks == 1) return;
+  const int block = current->block;
+  Known all{};
+  for (int i = block * run.stride; i < (block + 1) * run.stride; i++) all.join(threads[i].known);
+  for (int w = 0; w < all_warps(); w++)
+    if (visits[block][w].time > all.until[w])
+      report("cluster-lifetime", visits[block][w].op, -1,
+             "accesses shared memory of block %lld, which may exit before: it waits for nothing that comes after",
+             (long long)here().program);
 }
 
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by, const Known& known) {
@@ -112,13 +157,14 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
   if (use == MMA) now.warp = MANY;  // any warp of the group may read it
   // What a lane names is handed to, or comes from, several lanes.
   if (use == LDMATRIX || use == STMATRIX || use == LD_TRANSPOSED || use == MMA) now.lane = MANY;
+  if (run.blocks > 1 && int(offset / run.span) != by.block) visit(int(offset / run.span), op, by, known);
   refine_shared(bytes);
   const u32 end = (offset + bytes) / shared_cells.granule;
   for (u32 i = offset / shared_cells.granule; i < end; i++) {
     SharedCell& c = shared_cells.cells[i];
     const u32 at = i * shared_cells.granule;
-    const bool atomics = use == ATOMIC && c.atomic, written = c.wrote.epoch >= run.block_epoch;
-    if (c.pending && run.block_epoch <= c.wrote.epoch)
+    const bool atomics = use == ATOMIC && c.atomic, written = c.wrote.epoch >= run.first_epoch;
+    if (c.pending && run.first_epoch <= c.wrote.epoch)
       report("async-pending", op, c.copy_op, "%s shared byte %u while the async copy of %s is under way",
              writes ? "writes" : "reads", at, name(c.wrote).c_str());
     else if (written && c.bulk && !ordered(c.wrote, now, known))
@@ -177,7 +223,7 @@ static void end_read(u32 offset, u32 bytes, int op) {
 static void check_shared_bounds(i64 base, i64 limit, i64 offset, int size, int bytes, int op) {
   i64 start;
   if (__builtin_mul_overflow(offset, i64(size), &start) || start < 0 || start > limit - bytes ||
-      base + start > i64(run.shared_bytes) - bytes)
+      base + start > end_of(base) - bytes)
     fail("bounds-shared", op, -1, "element %lld (%d bytes) of a shared buffer of %lld elements", (long long)offset,
          bytes, (long long)(limit / size));
   if ((base + start) % bytes)
@@ -247,7 +293,7 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
   const bool writes = use == STORE || use == ATOMIC || use == STORE_BITS;
   const bool reads = use != STORE && use != STORE_BITS;
   if (!current->alone) note_early(b.start + at, bytes, op, writes);
-  const u32 me = u32(run.block) + 1;
+  const u32 me = u32(here().program) + 1;
   const Stamp now = stamp(*current);
   b.shadow.refine(bytes);
   for (i64 i = at / b.shadow.granule; i < (at + bytes) / b.shadow.granule; i++) {
@@ -377,10 +423,11 @@ extern "C" void emu_wait_operations(int count, int) {
   copies.erase(copies.begin(), copies.begin() + i64(done));
 }
 
-extern "C" void emu_declare_shared(long long bytes) {
+extern "C" long long emu_declare_shared(long long bytes) {
   if (bytes > i64(run.shared_bytes))
     fail("bounds-shared", -1, -1, "the kernel needs %lld bytes of shared memory, the launch gave %u", bytes,
          run.shared_bytes);
+  return current->block * i64(run.span);
 }
 
 extern "C" void emu_check_failed(int op) { fail("assertion", op, -1, "a checked condition is false"); }

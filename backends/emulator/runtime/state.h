@@ -23,7 +23,7 @@ typedef int64_t i64;
 typedef uint64_t u64;
 
 constexpr size_t LOG = 8192;  // records of a lane before it lets the others catch up
-constexpr int MAX_LANES = 64, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32;
+constexpr int MAX_LANES = 64, MAX_THREADS = 2048, MAX_WARPS = MAX_THREADS / 32, MAX_BLOCKS = 8;  // of a cluster
 
 typedef u64 Lanes;  // a set of lanes of one warp
 
@@ -46,7 +46,7 @@ struct Copy {  // an asynchronous copy under way
   int op;
 };
 
-constexpr int MAX_MBARRIERS = 32, ACTORS = MAX_WARPS + MAX_MBARRIERS;
+constexpr int MAX_MBARRIERS = 64, ACTORS = MAX_WARPS + MAX_MBARRIERS;
 
 // What of others a thread comes after, beyond what barriers of the block order: of each warp how far it had come when
 // it released what it did, of each barrier in shared memory how many phases it has ended.
@@ -61,8 +61,9 @@ struct Known {
   }
 };
 
+// Threads and warps are numbered throughout the cluster, each block's from a multiple of `run.stride` and `run.warps`.
 struct Thread {
-  int id, lane, warp;
+  int id, lane, warp, block;
   void* stack;
   u32 group;  // async copies committed so far
   u32 fences, fences_seen;  // of memory: made by this thread, and at the last barrier
@@ -94,20 +95,27 @@ struct Machine {
   Banks banks[2][3];  // of loads and of stores, of up to 4, 8 and 16 bytes a lane
 };
 
+// One of the blocks that are resident together.
+struct Block {
+  i64 program;
+  u32 epoch;  // ends at its barriers
+  int at_barrier, barrier_op, meet, done;
+};
+
 constexpr int GROUP = 128, MAX_GROUPS = MAX_THREADS / GROUP;  // threads that multiply together
 
 struct Launch {
   const Machine* machine;
   void (*entry)(void**);
   void** args;
-  int threads, warps, lanes;  // `lanes` of a whole warp
-  u32 shared_bytes;
+  int blocks;                          // of a cluster
+  int threads, warps, stride, lanes;   // of a block; `lanes` of a whole warp
+  u32 shared_bytes, span;              // of a block; from one block's shared memory to the next one's
   Policy policy;
   u64 seed;
-  i64 block;
-  u32 block_epoch, epoch;  // epochs end at barriers and blocks; those from block_epoch on are of this block
-  u32 ready_warps;
-  int at_barrier, barrier_op, meet, done;
+  u32 first_epoch, epoch;  // the last that has begun; those from first_epoch on are of this cluster
+  u64 ready_warps;
+  int blocks_done, at_cluster, cluster_op;
   u32 atomics, streak;  // since the last barrier, and since a thread last gave way
   bool abandoned, overlaps;  // launches before may not have ended when it begins
   void (*print)(int op, const void* bytes, i64 count);  // null: what kernels print is dropped
@@ -115,11 +123,23 @@ struct Launch {
 };
 
 static Launch run;
+static Block blocks[MAX_BLOCKS];
+static std::vector<u8> epochs;  // of the cluster: whose each is
 static Thread threads[MAX_THREADS];
 static Warp warps[MAX_WARPS];
 static Thread* current;
 static u8* shared_memory;
 static std::vector<u8> printed;
+
+static Block& here() { return blocks[current->block]; }
+static int all_warps() { return run.blocks * run.warps; }
+// A thread's number in its block.
+static int number_of(const Thread& t) { return t.id % run.stride; }
+// The end of the shared memory of the block in which a byte lies.
+static i64 end_of(i64 byte) {
+  const i64 block = byte / run.span;
+  return (block < run.blocks ? block : run.blocks - 1) * run.span + run.shared_bytes;
+}
 
 // ---- reports.cpp
 static void report(const char* kind, int op, int other, const char* format, ...) __attribute__((format(printf, 4, 5)));
@@ -136,6 +156,7 @@ static void flush(int warp, Lanes mask);
 // ---- shadow.cpp
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by, const Known& known);
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by);
+static void check_exit();
 static void end_read(u32 offset, u32 bytes, int op);
 static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, int size, int bytes, int op);
 static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op);
@@ -148,7 +169,7 @@ static void start_bulk();
 static bool land_next();
 static int waiting_bulk(int* op, int* other, std::string* why);
 static void check_bulk_done();
-static void know_bulk();
+static void know_all(int first, int last);
 static void release_warp(int warp);
 static void arrive(const Warp& w, int warp);
 // ---- matrix.cpp

@@ -20,7 +20,7 @@ static void shuffle(const Warp& w) {
 static u8* named(const Collective& c, Thread& t, int bytes) {
   const i64 at = c.base + c.offset;
   current = &t;  // whom reports name
-  if (c.offset < 0 || c.offset + bytes > c.limit || at + bytes > i64(run.shared_bytes))
+  if (c.offset < 0 || c.offset + bytes > c.limit || at + bytes > end_of(c.base))
     fail("bounds-shared", c.op, -1, "lane %d names %d bytes at byte %lld of a buffer of %lld", t.lane, bytes, c.offset,
          c.limit);
   if (at % bytes) fail("misaligned", c.op, -1, "lane %d names %d bytes at shared byte %lld", t.lane, bytes,

@@ -12,9 +12,9 @@ from tilelang.backends.emulator.run import POLICIES, Buffer, Policy, Result, loa
 F = "tl::gptr<const float> a, tl::gptr<float> o"
 
 
-def kernel(params: str, body: str, threads: int = 64) -> str:
+def kernel(params: str, body: str, threads: int = 64, head: str = "") -> str:
     """The text of kernel `k`: `t` is the thread, `p` the block."""
-    return f"""
+    return f"""{head}
 #include "tl.h"
 TL_KERNEL(k, {threads})({params}) {{
   const int t = tl::thread();
@@ -68,4 +68,5 @@ class Case:
     args: list[Any] = field(default_factory=lambda: [values(256), output(256)])
     also: tuple[str, ...] = ()  # kinds that may follow from the mistake
     shared: int = 1024
+    head: str = ""
     always: bool = True  # whether every run finds it; else one of them does
