@@ -66,7 +66,7 @@ def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> t
     while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
         rows //= 2
     deepest = 1024 if narrow and k <= 1024 else 256 * more
-    return even(m, rows, 4), columns, even(k, deepest, 8)
+    return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
 
 
 def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:

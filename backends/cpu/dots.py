@@ -4,7 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.reduction import columns
 from tilelang.layouts import SharedLayout
 
 
@@ -61,6 +63,14 @@ def choose(a: DType, b: DType, acc: DType, k: int, features: frozenset[str]) -> 
 def of_groups(a: str, b: str, features: frozenset[str]) -> DotRow | None:
     """The first row whose instruction multiplies groups of these operands on such a host."""
     return next((row for row in ROWS if row.group > 1 and (row.a, row.b) == (a, b) and row.feature in features), None)
+
+
+def few_rows(op: Op, target: Any) -> bool:
+    """Whether a `dot` of floats is better made of its operands as memory holds them: packing `b` takes about as long
+    as a multiplication by so many rows."""
+    a, b = op.operands[:2]
+    along = a.shape[-1] if columns(b) is not None else b.shape[-1]
+    return op.attrs["dtype"].kind == "float" and a.shape[-2] <= 3 * target.registers // 8 and along >= 16
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from tilelang.backends.cpu import dots
 from tilelang.ir.core import Op
 
 OPT_LEVEL = 3
@@ -45,9 +46,9 @@ class CpuTarget:
         return 64 if self.vector_bytes == 64 else 0
 
     def performs(self, op: Op) -> bool:
-        """Whether there is an instruction for an operation that `decompose` would expand: bytes are looked up in
-        registers."""
-        return op.name == "lookup4" and "avx2" in self.features
+        """Whether an operation that `decompose` would expand is done as it is: bytes are looked up in registers, and
+        `dot` packs its operands, which a product of few rows is not worth."""
+        return op.name == "lookup4" and "avx2" in self.features or op.name == "dot" and not dots.few_rows(op, self)
 
     @property
     def fused(self) -> bool:

@@ -53,7 +53,7 @@ class SimtTarget:
     def performs(self, op: Op) -> bool:
         """Whether there is an instruction for an operation that `decompose` would expand."""
         if op.name != "dot_scaled":
-            return False
+            return op.name == "dot"
         a, b, *scales = op.operands[:4]
         return {v.dtype.name for v in scales} == {"e8m0"} and \
             bool(scaled_rows(self.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scales[0].shape[-1]))

@@ -22,9 +22,6 @@ from tilelang.ops.attention.sparse import WORD, expanded
 from tilelang.ops.common import block, dtype_of
 from tilelang.targets import SHAPES
 
-ROWWISE = 4
-"""Up to so many rows a CPU multiplies and adds keys as memory holds them: packing them would take longer."""
-
 
 @tile.kernel
 def decode_kernel(
@@ -56,14 +53,13 @@ def decode_kernel(
     BD: tile.Const = 64,
     BE: tile.Const = 64,
     ROUND: tile.Const = False,
-    ROWWISE: tile.Const = False,
     SHARED: tile.Const = False,
 ):
     """Part n of N of the keys, for BM of the R rows of a key head: its query heads, `queries` rows each. Codes of keys
     stand for k_scale (code - k_zero), of values for v_scale (code - v_zero): the scales of keys go into the queries,
     those of values into the weights, so that products are of codes. With `k_bits`, `v_bits` rows
-    are packed (`sparse.py`). ROWWISE: products without `dot`. SHARED: values
-    are the first columns of keys, which are read once."""
+    are packed (`sparse.py`). SHARED: values are the first columns of keys, which are read
+    once."""
     N, B, G, R = o.shape[0], q.shape[0], k.shape[1], q.shape[2]
     part, bg, m = tile.grid(N, B * G, tile.cdiv(R, BM))
     b, g = bg // G, bg % G
@@ -96,10 +92,7 @@ def decode_kernel(
             keys = key_block(k, at_k, g, n, 0, L, table, BN, BD, SHARED and used_k is not None)
         else:
             keys = expanded(k, k_bits, at_k, g, n, L, table, BN, BD, False)
-        if ROWWISE:
-            x = (query.to(tile.f32)[:, None, :] * keys.to(tile.f32)[None, :, :]).sum(2)
-        else:
-            x = tile.dot(query, keys.to(q.dtype).T)
+        x = tile.dot(query, keys.to(q.dtype).T)
         if offset is not None:
             x = x - offset
         j = n + tile.arange(BN)[None, :]
@@ -120,10 +113,7 @@ def decode_kernel(
             values = expanded(v, v_bits, at_k, g, n, L, table, BN, BE, used_k is not None)
         else:
             values = keys[:, :BE] if SHARED else key_block(v, at_k, g, n, 0, L, table, BN, BE, used_k is not None)
-        if ROWWISE:
-            acc = acc + (p[:, :, None] * values.to(tile.f32)[None, :, :]).sum(1)
-        else:
-            acc = tile.dot(p.to(q.dtype) if ROUND else p, values.to(q.dtype), acc)
+        acc = tile.dot(p.to(q.dtype) if ROUND else p, values.to(q.dtype), acc)
     if sinks is not None:
         sink = tile.where(part == 0, tile.gather(sinks, (heads,)) * LOG2E, float("-inf"))
         top, base, keep = rescale(top, sink)
@@ -221,7 +211,7 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
     bm = block(rows, 64, 16) if gpu else block(rows, 96, 1 if rows < 12 else 12)
-    bn = block(longest, 64, 16) if gpu else block(longest, 256 if bm == 1 else 64 if bm <= ROWWISE else 128, 32)
+    bn = block(longest, 64, 16) if gpu else block(longest, 256 if bm == 1 else 64 if bm <= 4 else 128, 32)
     if block_table is not None:
         bn = page_block(k.shape[2], bn)
     programs = max(batch * groups * -(-rows // bm), 1)
@@ -236,7 +226,7 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
         tensors["bias"] = tensors["bias"].reshape(batch, groups, rows, longest)
     decode_kernel(q.reshape(batch, groups, rows, d), k, v, o, lse, opts.scale, queries, sinks=opts.sinks,
                   used_k=seqused_k, table=block_table, **tensors, **opts.consts, **sizes, **given, BM=bm, BN=bn,
-                  ROUND=gpu, ROWWISE=not gpu and bm <= ROWWISE)
+                  ROUND=gpu)
     if parts > 1:
         partial, sums = o, lse
         o, lse = made(q, (*shape[1:], e), dtype_of(q)), made(q, shape[1:], tile.dtype("f32"))

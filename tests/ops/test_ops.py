@@ -92,7 +92,7 @@ def test_linear() -> None:
 def test_blocks_of_products(m: int, n: int, k: int, narrow: bool) -> None:
     bm, bn, bk = matmul.blocks(m, n, k, narrow)
     large = 512 if narrow else 256
-    assert 4 <= bm <= large and 32 <= bn <= 256 and 8 <= bk <= (1024 if narrow else 256)
+    assert min(m, 4) <= bm <= large and 32 <= bn <= 256 and 8 <= bk <= (1024 if narrow else 256)
     assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // 256))
     for extent, size, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
         assert size - step < extent and -(-extent // size) * size - extent < size

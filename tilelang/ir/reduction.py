@@ -242,6 +242,20 @@ class Dot(Op):
                                 got=str(dt), try_="leave out the accumulator's dtype")
         return [out]
 
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        """The sums of the products of rows and columns, along the dimension of `b` that may be the last in memory."""
+        dt, (x, y, *acc) = self.attrs["dtype"], self.operands
+        (*batch, m, k), n, turned = x.shape, y.shape[-1], columns(y)
+        if turned is not None:
+            axis, parts = len(batch) + 2, ((x, (m, 1, k)), (turned, (1, n, k)))
+        else:
+            axis, parts = len(batch) + 1, ((x, (m, k, 1)), (y, (1, k, n)))
+        whole = (*batch, *map(max, *(shape for _, shape in parts)))
+        factors = [b.broadcast(b.emit(Reshape, v if v.dtype is dt else b.emit(ew.Cast, v, dtype=dt),
+                                      shape=(*batch, *shape)), whole) for v, shape in parts]
+        total = b.reduced(b.emit(ew.Mul, *factors), "sum", axis)
+        return [b.emit(ew.Add, acc[0], total) if acc else total]
+
     def eval(self, frame: Any, *args: Any) -> Any:
         dt = self.attrs["dtype"]
         wide = np.int64 if dt.kind == "int" else np.float64
@@ -250,6 +264,15 @@ class Dot(Op):
         if len(args) == 3:
             out = out + args[2].astype(wide)
         return from_compute(out, dt)
+
+
+def columns(x: Value) -> Value | None:
+    """What `x` [*B, K, N] is the transposition of, [*B, N, K]; None where it is none."""
+    op = x.owner
+    if op is None or op.name != "permute" or op.attrs["order"] != (*range(x.tile.rank - 2), x.tile.rank - 1,
+                                                                  x.tile.rank - 2):
+        return None
+    return op.operands[0]
 
 
 def significand(dt: DType) -> int:

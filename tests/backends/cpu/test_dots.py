@@ -24,7 +24,7 @@ from tilelang.passes.meaning import difference
 
 @pytest.fixture(params=["host", "avx2"])
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_for(request.param, monkeypatch, matmul_kernel, softmax_kernel, batched)
+    compile_for(request.param, monkeypatch, matmul_kernel, softmax_kernel, batched, both_ways)
 
 
 @tile.kernel
@@ -50,6 +50,30 @@ def test_packed_operands(types: tuple[torch.dtype, torch.dtype], shape: tuple[in
     for bm, bn in ((12, 32), (m, n)):
         batched(a, b, c, BM=bm, BN=bn, BK=-(-k // 4) * 4)
         assert torch.equal(c.long(), want)
+
+
+@tile.kernel
+def both_ways(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], v: tile.Tensor[tile.T, "K N"],
+              y: tile.Out[tile.f32, "2 M N"], BM: tile.Const, BK: tile.Const = 48, BN: tile.Const = 20):
+    m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN))
+    rows, zero = tile.load(x, (m * BM, 0), (BM, BK)), tile.zeros((BM, BN), tile.f32)
+    at = m * BM, n * BN
+    tile.store(y, (0, *at), tile.dot(rows, tile.load(w, (n * BN, 0), (BN, BK)).T, zero + 1.0), (None, BM, BN))
+    tile.store(y, (1, *at), tile.dot(rows, tile.load(v, (0, n * BN), (BK, BN)), zero + 1.0), (None, BM, BN))
+
+
+@pytest.mark.parametrize("dt", [torch.float16, torch.float32])
+@pytest.mark.usefixtures("target")
+def test_products_of_few_rows_take_operands_as_they_lie(dt: torch.dtype) -> None:
+    most = 3 * machine.host().registers // 8
+    for rows in (1, 5, most, most + 1):
+        x, w = torch.randn(rows, 45).to(dt), torch.randn(33, 45).to(dt)
+        y = torch.empty(2, rows, 33)
+        both_ways(x, w, w.T.contiguous(), y, BM=rows)
+        terms = x.double().abs() @ w.double().abs().T + 1.0
+        assert ((y - (x.double() @ w.double().T + 1.0)).abs() <= (45 + 1) * 2.0 ** -24 * terms).all()
+        names = [op.name for op in both_ways.lower(x, w, w.T.contiguous(), y, BM=rows).placed.walk()]
+        assert names.count("dot") == (2 if rows > most else 0)
 
 
 @pytest.mark.usefixtures("target")
