@@ -80,10 +80,10 @@ def test_cross_entropy_kernels() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_linear_cross_entropy_is_a_linear_layer_and_cross_entropy(reduction: str, monkeypatch: pytest.MonkeyPatch
                                                                   ) -> None:
-    """In chunks of 4 rows: to the bit what is had with all logits at once, but for the sum of dw over chunks."""
-    monkeypatch.setattr(cross_entropy, "CHUNK", 4 * 50)
-    x, w = torch.randn(11, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
-    target = torch.randint(0, 50, (11,))
+    """In chunks of 16 rows: to the bit what is had with all logits at once, but for the sum of dw over chunks."""
+    monkeypatch.setattr(cross_entropy, "CHUNK", 16 * 50)
+    x, w = torch.randn(45, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    target = torch.randint(0, 50, (45,))
     target[3] = -100
     got = ops.linear_cross_entropy(x, w, target, reduction=reduction)
     plain = ops.cross_entropy(ops.matmul(x, w.T), target, reduction=reduction)
@@ -92,7 +92,7 @@ def test_linear_cross_entropy_is_a_linear_layer_and_cross_entropy(reduction: str
     assert (abs(got - want) <= 64 * EPS * 32).all()
     grads = [torch.autograd.grad(y.sum(), (x, w)) for y in (got, plain)]
     assert torch.equal(grads[0][0], grads[1][0])
-    assert (abs(grads[0][1] - grads[1][1]) <= 11 * EPS * x.abs().sum(0)).all()
+    assert (abs(grads[0][1] - grads[1][1]) <= 45 * EPS * x.abs().sum(0)).all()
 
 
 def test_cross_entropy_operators() -> None:
