@@ -52,7 +52,7 @@ def test_a_tuned_kernel_stands_beside_its_modules(folder: Path, capsys: pytest.C
     ("explain good.py:tuned --target reference", "nothing is compiled for 'reference'"),
     ("explain good.py:tuned -o nowhere/page.html", "No such file or directory: 'nowhere/page.html'"),
     ("compile wrong.py:k", "wrong.py cannot be imported"), ("compile raises.py:k", "KeyError: 'mine'"),
-    ("compile good.py:TWO", "good.py:TWO is no kernel"), ("compile .:k", ". cannot be read"),
+    ("compile good.py:TWO", "good.py:TWO is no kernel\n  needs: good.py:tuned"), ("compile .:k", ". cannot be read"),
     ("check good.py:tuned --target cpu", "cpu has no text that the emulator runs"),
     ("reduce good.py", "good.py is no reproducer"), ("reduce wrong.py", "is no reproducer: SyntaxError"),
     ("reduce none.py", "No such file"), ("reduce .", ". is no reproducer"),

@@ -24,6 +24,11 @@ def test_what_is_given() -> None:
         assert tile.bench(pause, 0, 4, return_mode=mode) >= 2.0
 
 
+def test_a_result_is_not_a_function() -> None:
+    with pytest.raises(TypeError, match="bench needs a function to call, such as lambda: kernel"):
+        tile.bench(pause())  # type: ignore[arg-type, func-returns-value]
+
+
 def test_sides_take_turns() -> None:
     order: list[str] = []
     ours, theirs, ratio = tile.bench(lambda: (order.append("a"), pause()), 0, 20,

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tilelang.ir.dtypes import DType, codebook, dtype
+from tilelang.ir.dtypes import names as _names
 from tilelang.ir.packed import Packed
 from tilelang.jit import Kernel, get_num_threads, kernel, on_gpu, set_num_threads, target
 from tilelang.lang.annotations import Const, InOut, Out, Tensor
@@ -39,6 +40,11 @@ def __getattr__(name: str) -> Any:
         return dtype(name)
     except ValueError:
         raise AttributeError(f"module 'tilelang' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the number types of the table, too."""
+    return sorted({*globals(), *_PUBLIC, *_LATE, *_names()})
 
 
 def function(fn: Any) -> Any:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tilelang.errors import TileError
@@ -36,12 +37,15 @@ def _given(options: argparse.Namespace) -> _Given:
     from tilelang.jit import Kernel
     from tilelang.tuning.tuned import Tuned
     file, _, name = options.kernel.partition(":")
-    kernel = _load(file, name)
+    module = _load(file)
+    kernel = getattr(module, name, None)
     if isinstance(kernel, Tuned):  # its constants are those of the kernel, or the first it would choose among
         lacking = {p.name for p in kernel.kernel.params if p.kind == "const" and p.required}
         kernel = kernel.kernel.bind(**{k: v for k, v in kernel.configs[0].items() if k in lacking})
     if not isinstance(kernel, Kernel):
-        raise SystemExit(_fail(f"{options.kernel} is no kernel", "FILE:KERNEL with a function marked @tile.kernel"))
+        known = ", ".join(f"{file}:{n}" for n, v in vars(module).items() if isinstance(v, Kernel | Tuned))
+        raise SystemExit(_fail(f"{options.kernel} is no kernel",
+                               known or "FILE:KERNEL with a function marked @tile.kernel"))
     for item in options.set:
         if "=" not in item:
             raise SystemExit(_fail(f"--set {item} gives no value", "--set NAME=VALUE"))
@@ -152,8 +156,8 @@ def _extent(name: str, text: str) -> int:
     return int(text)
 
 
-def _load(file: str, name: str) -> Any:
-    """A name of a Python file, which runs as it would where it is imported from its own folder."""
+def _load(file: str) -> ModuleType:
+    """A Python file as a module, which runs as it would where it is imported from its own folder."""
     path = Path(file)
     stem = path.stem if path.stem not in sys.modules else f"{path.stem} of tilelang"
     spec = importlib.util.spec_from_file_location(stem, path)
@@ -172,7 +176,7 @@ def _load(file: str, name: str) -> Any:
             trace = trace.tb_next
         print("".join(traceback.format_exception(type(error), error, trace)), file=sys.stderr, end="")
         raise SystemExit(_fail(f"{file} cannot be imported", "a Python file without mistakes")) from None
-    return getattr(module, name, None)
+    return module
 
 
 def _fail(got: str, needs: str) -> int:

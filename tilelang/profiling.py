@@ -35,13 +35,18 @@ def bench(fn: Callable[[], Any], warmup: float = 25, rep: float = 100, grad_to_n
     `mode` is "wall" (the host's clock around a call and what it left running), "event" (the GPU's own clock),
     "graph" (the GPU's clock around replays of a CUDA graph of the call: no launch from Python is in it) or "auto",
     which is "event" where torch has a GPU in use, else "wall". `cold` overwrites the caches before each call: the
-    default on GPUs, as in Triton. Raises ValueError for an unknown mode, TargetError for a GPU's where there is none.
+    default on GPUs, as in Triton. Raises ValueError for an unknown mode, TypeError for what is no function,
+    TargetError for a GPU's mode where there is none.
     """
     if return_mode not in _REDUCE:
         raise ValueError(f"return_mode needs one of {', '.join(_REDUCE)}, got {return_mode!r}")
+    functions = (fn,) if against is None else (fn, against)
+    for side in functions:
+        if not callable(side):
+            raise TypeError(f"bench needs a function to call, such as lambda: kernel(x, y), got {type(side).__name__}")
     timer = clock(mode)
     flush = timer.flush if (timer.on_gpu if cold is None else cold) else None
-    sides = [timer.prepared(f) for f in ((fn,) if against is None else (fn, against))]
+    sides = [timer.prepared(f) for f in functions]
     grads = list(grad_to_none or ())
 
     def once(side: Callable[[], Any]) -> float:

@@ -36,9 +36,10 @@ def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, 
     running the kernel's interpreter with every operation disturbed by its largest error.
 
     How many examples are tried follows the active hypothesis profile. Needs the package hypothesis."""
-    from hypothesis import given, note
+    from hypothesis import given, note, settings
     from hypothesis import strategies as st
 
+    @settings(deadline=None)  # the first call with new types or constants compiles
     @given(st.data())
     def check(data: st.DataObject) -> None:
         types = {p.tensor.dtype: data.draw(st.sampled_from(list((dtypes or {}).get(p.tensor.dtype, [dtype("f32")]))),

@@ -125,3 +125,18 @@ def too_many(x: X, y: Y):
 def slope_of_integers(x: X, y: Y):
     a = tile.arange(8)
     b = tile.derivative(a * a, a)
+
+
+@tile.kernel
+def not_loaded(x: X, y: Y):
+    a = x * 2
+
+
+@tile.kernel
+def misspelt(x: X, y: Y):
+    a = tile.sqroot(tile.load(x, (0,), (8,)))
+
+
+@tile.kernel
+def half(x: X, y: Y):
+    a = tile.load(x, (0,), (16 / 2,))

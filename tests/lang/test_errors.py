@@ -183,6 +183,30 @@ a second grid
   got:   i32[8]
   why:   integers have no slope
   try:   convert it first: y.to(tile.f32)"""),
+    "not_loaded": (errors.UnsupportedSyntax, """\
+a tensor is not a tile
+  --> FILE:132 in not_loaded
+  132 | a = x * 2
+      |     ^^^^^
+  needs: tiles and numbers
+  got:   tensor<in f32, N>, 2
+  try:   tile.load(tensor, offsets, shape) gives a tile of it"""),
+    "misspelt": (errors.UnsupportedSyntax, """\
+`tile` has no `sqroot`
+  --> FILE:137 in misspelt
+  137 | a = tile.sqroot(tile.load(x, (0,), (8,)))
+      |     ^^^^^^^^^^^
+  needs: an attribute of tilelang
+  got:   sqroot
+  try:   sqrt or rsqrt or sort"""),
+    "half": (errors.NonConstantExtent, """\
+a tile extent must be a positive integer
+  --> FILE:142 in half
+  142 | a = tile.load(x, (0,), (16 / 2,))
+      |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  needs: an int of at least 1
+  got:   8.0
+  try:   // divides integers"""),
 }
 
 
@@ -234,3 +258,13 @@ def test_an_annotation_of_unknown_names() -> None:
     with pytest.raises(errors.UnsupportedSyntax, match="the annotation of `x` cannot be evaluated"):
         @tile.kernel
         def kernel(x: nowhere.f32): ...  # type: ignore[name-defined]
+
+
+@tile.kernel
+def of_numpy(x: mistakes.X, y: mistakes.Y):
+    tile.store(y, 0, np.exp(tile.load(x, 0, 8)))
+
+
+def test_functions_of_others_that_tile_has_too() -> None:
+    with pytest.raises(errors.UnsupportedSyntax, match=r"(?s)`exp` cannot be called.*numpy.exp\n  try:   tile.exp"):
+        of_numpy(np.ones(8, np.float32))

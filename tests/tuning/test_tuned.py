@@ -96,6 +96,8 @@ def test_every_candidate_says_what_became_of_it(monkeypatch: pytest.MonkeyPatch)
     became = {c.config["B"]: c for c in fast.tune(torch.ones(100))}
     assert {b: c.status for b, c in became.items()} == {0: "invalid", 8: "timed", 16: "wrong", 32: "spills",
                                                         1 << 20: "pruned"}
+    assert str(became[0]).startswith("Candidate(config={'B': 0}, estimate=inf, status='invalid', why='")
+    assert len(str(became[8])) < 300  # no text of the kernel
     assert became[16].why == "it is off" and became[8].times and "8 bytes" in became[32].why
 
 

@@ -32,6 +32,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: math.logical_not}
+_OPERATORS = {*_BINARY.values(), *_COMPARE.values(), *_UNARY.values()}
 _PYTHON = {builtins.print: memory.print, builtins.range: memory.range}
 _ON_TILES: dict[Any, Callable[..., Any]] = {builtins.abs: math.abs, builtins.min: shaping.min,
                                             builtins.max: shaping.max, builtins.sum: shaping.sum,
@@ -102,6 +103,9 @@ class Expressions:
         ) as error:
             if isinstance(error, TypeError):
                 self.check_arguments(node, fn, args, kwargs)
+                self.check_tiles(node, fn, args)
+            if isinstance(error, AttributeError) and fn is getattr:
+                raise self.unknown(node, *args) from error
             raise UnsupportedSyntax(
                 f"this expression cannot be evaluated: {error}",
                 loc=self.at(node),
@@ -109,6 +113,21 @@ class Expressions:
                 got=", ".join(describe(a) for a in args) or "nothing",
                 try_="check the arguments",
             ) from error
+
+    def unknown(self, node: ast.AST, value: Any, name: str) -> TileError:
+        """What to raise for an attribute that a value lacks."""
+        near = difflib.get_close_matches(name, dir(value), 3)
+        what = f"`{ast.unparse(node.value)}`" if isinstance(node, ast.Attribute) else describe(value)
+        return UnsupportedSyntax(f"{what} has no `{name}`", loc=self.at(node),
+                                 needs=f"an attribute of {describe(value)}", got=name,
+                                 try_=" or ".join(near) or "look in docs/language.md for what there is")
+
+    def check_tiles(self, node: ast.AST, fn: Callable[..., Any], args: Sequence[Any]) -> None:
+        """Raises UnsupportedSyntax where an operator is applied to a tensor that was not loaded."""
+        if fn in _OPERATORS and any(isinstance(a, Memory) for a in args):
+            raise UnsupportedSyntax("a tensor is not a tile", loc=self.at(node), needs="tiles and numbers",
+                                    got=", ".join(map(describe, args)),
+                                    try_="tile.load(tensor, offsets, shape) gives a tile of it")
 
     def check_arguments(self, node: ast.AST, fn: Callable[..., Any], args: Sequence[Any],
                         kwargs: dict[str, Any]) -> None:
@@ -260,7 +279,8 @@ class Expressions:
         raise UnsupportedSyntax(f"`{name}` cannot be called in a kernel", loc=self.at(node),
                                 needs="functions of tile.*, functions marked @tile.function, or Python functions of "
                                 "constants", got=f"{getattr(callee, '__module__', '?')}.{name}",
-                                try_="mark it @tile.function if it works on tiles")
+                                try_=f"tile.{name}" if name in PUBLIC else
+                                "mark it @tile.function if it works on tiles")
 
     def eval_Lambda(self, node: ast.Lambda) -> Callable[..., Any]:
         names = [a.arg for a in node.args.args]

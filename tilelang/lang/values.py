@@ -272,7 +272,8 @@ def extent(x: Any) -> int:
                                 try_="use a constant block size with tile.cdiv for the grid, or make it a tile.Const")
     if isinstance(x, bool) or not isinstance(x, int) or x < 1:
         raise NonConstantExtent("a tile extent must be a positive integer", loc=here(), needs="an int of at least 1",
-                                got=repr(x), try_="pass a positive block size")
+                                got=repr(x), try_="// divides integers" if isinstance(x, float) else
+                                "pass a positive block size")
     return x
 
 

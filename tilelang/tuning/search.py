@@ -41,7 +41,7 @@ class Candidate:
     """One configuration on its way: its function, the model's estimate, and what became of it."""
 
     config: Config
-    code: Code = field(init=False)  # of those that trace
+    code: Code = field(init=False, repr=False)  # of those that trace
     estimate: float = math.inf
     status: str = "waiting"
     why: str = ""
