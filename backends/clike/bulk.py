@@ -39,6 +39,18 @@ class Bulk:
                   f"tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {self.name(barriers)}, {self.scalar(index)}, "
                   f"{self.number(op)});")
 
+    def _tensor_store(self, op: Op) -> None:
+        buffer, offset, _, *at = op.operands
+        coordinates = ", ".join(map(self.scalar, at))
+        self.line(f"tl::tensor_store({self.address(buffer, offset)}, {self.map_name(map_of(op, self.fn))}, "
+                  f"tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {self.number(op)});")
+
+    def _bulk_commit(self, op: Op) -> None:
+        self.line(f"tl::bulk_commit({self.number(op)});")
+
+    def _bulk_wait(self, op: Op) -> None:
+        self.line(f"tl::bulk_wait<0, {str(op.attrs['read']).lower()}>({self.number(op)});")
+
     def _elected(self, op: Op) -> None:
         self.define(op.result, f"tl::elected({self.number(op)})")
 

@@ -29,15 +29,19 @@ class TensorMap:
     swizzle: int
 
 
-def map_of(load: Op, fn: Function) -> TensorMap:
-    """The map that a `tensor_load` needs."""
-    return TensorMap(fn.params.index(load.operands[4]), load.attrs["order"], load.attrs["boxes"],
-                     load.attrs["swizzle"])
+TENSOR = {"tensor_load": 4, "tensor_store": 2}
+"""The operations that need maps, and which operand the tensor is."""
+
+
+def map_of(op: Op, fn: Function) -> TensorMap:
+    """The map that one of them needs."""
+    return TensorMap(fn.params.index(op.operands[TENSOR[op.name]]), op.attrs["order"], op.attrs["boxes"],
+                     op.attrs["swizzle"])
 
 
 def tensor_maps(fn: Function) -> tuple[TensorMap, ...]:
     """Those that a function's copies of blocks need, each once."""
-    return tuple(dict.fromkeys(map_of(op, fn) for op in fn.walk() if op.name == "tensor_load"))
+    return tuple(dict.fromkeys(map_of(op, fn) for op in fn.walk() if op.name in TENSOR))
 
 
 @dataclass(frozen=True)

@@ -369,11 +369,22 @@ def _linear(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     for at, digits in zip(index, place.dims, strict=True):
         rest = at
         for extent, step in reversed(digits[1:]):
-            out = b.add(out, b.mul(b.mod(rest, extent), step))
-            rest = b.div(rest, extent)
+            rest, digit = _divided(b, rest, extent)
+            out = b.add(out, b.mul(digit, step))
         if digits:
             out = b.add(out, b.mul(rest, digits[0][1]))
     return out
+
+
+def _divided(b: ThreadBuilder, x: Index, by: int) -> tuple[Index, Index]:
+    """(x // by, x % by). Where no bit can be carried from a constant, that stays apart."""
+    inner, constant = b.split(x)
+    bits = possible_bits(inner) if isinstance(inner, Value) else -1
+    if isinstance(inner, int) or bits < 0 or bits & constant or constant < 0 or by & (by - 1):
+        return b.div(x, by), b.mod(x, by)
+    above: Index = b.pure(ew.Shr, inner, b.index(by.bit_length() - 1)) if bits >= by else 0
+    below: Index = 0 if bits % by == 0 else inner if bits < by else b.pure(ew.And, inner, b.index(by - 1))
+    return b.add(above, constant // by), b.add(below, constant % by)
 
 
 def join(b: ThreadBuilder, parts: Sequence[Value]) -> Value:

@@ -2,8 +2,8 @@
 
 requires: THREAD with barriers
 ensures: before a `group_mma` stands a fence of registers, after it a `commit`; what threads wrote to memory that one
-reads, or that copies of blocks write or count their bytes in, is fenced before the barrier after which it does; sums
-are waited for as late as possible: before something else uses them, and, because others may then write over the
+reads, or that copies of blocks read, write or count their bytes in, is fenced before the barrier after which it does;
+sums are waited for as late as possible: before something else uses them, and, because others may then write over the
 operands, before a barrier; but where a warp gives back a block of a ring (`mbarrier_arrive`), that is the one before,
 and products of the same iteration go on
 example: `barrier; group_mma; add; barrier` becomes `fence memory; barrier; fence registers; group_mma; commit; add;
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tilelang.backends.clike.rendered import TENSOR
 from tilelang.backends.simt.shared_memory import root, shared_allocs, span_of, touched
 from tilelang.ir.core import Function, Op, Region, Value
 from tilelang.ir.memory import Commit, Wait
@@ -33,7 +34,7 @@ class State(NamedTuple):
 
 def order_products(fn: Function, target: Any = None) -> Function:
     """Inserts them, in place."""
-    if any(op.name in ("group_mma", "tensor_load") for op in fn.walk()):
+    if any(op.name in ("group_mma", *TENSOR) for op in fn.walk()):
         order = _Order(fn)
         ops, state = order.ops(fn.body.ops, State())
         fn.body.ops = [*ops, *order.wait(state, len(state.groups), None)]
@@ -71,7 +72,7 @@ def _aside(op: Op) -> bool:
 class _Order:
     def __init__(self, fn: Function) -> None:
         self.uses, self.continuing = uses_of(fn), continuing(fn)
-        self.read = {root(v) for op in fn.walk() if op.name == "group_mma" for v, _ in touched(op)}
+        self.read = {root(v) for op in fn.walk() if op.name in ("group_mma", "tensor_store") for v, _ in touched(op)}
         filled = [span_of(root(op.operands[0])) for op in fn.walk() if op.name == "tensor_load"]
         for op in shared_allocs(fn) if filled else ():
             lo, hi = span_of(op.result)

@@ -7,12 +7,14 @@ ISA 8.7, section 5.5). A block is as many boxes as its shared layout needs.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
+from tilelang.backends.clike.rendered import tensor_maps
 from tilelang.backends.simt.access import address
-from tilelang.backends.thread.builder import I32, ThreadBuilder
+from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import bulk
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, TensorType, Value
@@ -121,12 +123,28 @@ def worth(block_bytes: int, count: int, warps: int, lanes: int) -> bool:
 
 def load(b: ThreadBuilder, op: bulk.CopyBulk, of: Callable[[Value], Value], phase: int) -> None:
     """The code of the thread that starts a `copy_bulk`."""
-    at, axes = op.buffer, op.attrs["axes"]
+    at = op.buffer
     memory, offsets, buffer = op.operands[0], op.operands[1:at], of(op.operands[at])
     barriers, number = map(of, op.operands[-2:])
+    lead = [b.to_index(of(v)) for v in op.index]
+    for place, coordinates, attrs in _each(b, memory, offsets, op.attrs["axes"], buffer, lead, of):
+        b.effect(bulk.TensorLoad, buffer, place, barriers, number, memory, *coordinates, **attrs, phase=phase)
+
+
+def store(b: ThreadBuilder, op: bulk.StoreBulk, of: Callable[[Value], Value], phase: int) -> None:
+    """The code of the thread that starts a `store_bulk`."""
+    memory, *offsets, staged = op.operands
+    buffer = of(staged)
+    for place, coordinates, attrs in _each(b, memory, offsets, op.attrs["axes"], buffer, [], of):
+        b.effect(bulk.TensorStore, buffer, place, memory, *coordinates, **attrs, phase=phase)
+
+
+def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Sequence[int], buffer: Value,
+          lead: Sequence[Index], of: Callable[[Value], Value]) -> Iterator[tuple[Value, list[Value], dict[str, Any]]]:
+    """For each box of the part of a buffer at index `lead` of its first dimensions: its place in the buffer, its
+    coordinates in the tensor, and what its map says."""
     t = buffer.type
     assert isinstance(t, BufferType) and isinstance(memory.type, TensorType) and t.layout is not None
-    lead = [b.to_index(of(v)) for v in op.index]
     start = address(b, t.layout, [*lead, *[0] * (t.rank - len(lead))])
     found = boxes(SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle), t.dtype.storage.itemsize)
     assert isinstance(found, Boxes), found
@@ -140,14 +158,13 @@ def load(b: ThreadBuilder, op: bulk.CopyBulk, of: Callable[[Value], Value], phas
             first = first if first.dtype is I32 else b.pure(ew.Cast, first, dtype=I32)
             step = index[axes.index(a)] if a in axes else 0
             coordinates.append(b.pure(ew.Add, first, b.const(step, I32)) if step else first)
-        b.effect(bulk.TensorLoad, buffer, b.index(b.add(start, place)), barriers, number, memory, *coordinates,
-                 order=tuple(order), boxes=extents, swizzle=found.swizzle, phase=phase)
+        yield b.index(b.add(start, place)), coordinates, {"order": tuple(order), "boxes": extents,
+                                                          "swizzle": found.swizzle}
 
 
 def encodable(fn: Function, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> bool:
-    """Whether the tensors of which a THREAD function copies boxes have shapes and strides (elements) that a map can
-    say."""
-    used = {fn.params.index(op.operands[4]): op.operands[4].dtype.storage.itemsize
-            for op in fn.walk() if op.name == "tensor_load"}
+    """Whether the tensors that a THREAD function copies boxes of, or to, have shapes and strides (elements) that a map
+    can say."""
+    used = {m.index: fn.params[m.index].dtype.storage.itemsize for m in tensor_maps(fn)}
     return all(n > 0 and (n == 1 or 0 < stride * size < MAX_STRIDE)
                for i, size in used.items() for n, stride in zip(shapes[i], strides[i], strict=True))

@@ -23,6 +23,7 @@ from tilelang.backends.simt.schedule import count_products
 from tilelang.backends.simt.separate import separate
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.split import split_loops
+from tilelang.backends.simt.stores import objections, store_blocks
 from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import through_registers
@@ -34,7 +35,7 @@ from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
-PLACED_PASSES: tuple[Pass, ...] = (separate, place, pipeline, through_registers)
+PLACED_PASSES: tuple[Pass, ...] = (separate, place, pipeline, through_registers, store_blocks)
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
                                    insert_barriers, count_waits, count_products, order_products, overlap)
 
@@ -95,11 +96,16 @@ class Lowered(ABC):
     @property
     def copies(self) -> str:
         """By line, how blocks for later iterations are copied: "TMA" by one thread, with the blocks that a ring has,
-        or "cp.async" by all of them and why, where the target has both."""
+        or "cp.async" by all of them and why; and how blocks go to tensors: "TMA store", or "stores" by all threads and
+        why. Where the target has both."""
         out: dict[str, None] = {}
+        stored = objections(self.placed, self.target)
         for op in self.placed.walk():
-            if isinstance(op, CopyAsync) and (op.name == "copy_bulk" or op.attrs["fallback"]):
-                t, line = op.operands[op.buffer].type, f"line {op.loc.line}: " if op.loc else ""
+            line = f"line {op.loc.line}: " if op.loc else ""
+            if op.name == "store_bulk" or op in stored:
+                out[f"{line}TMA store" if op.name == "store_bulk" else f"{line}stores ({stored[op]})"] = None
+            elif isinstance(op, CopyAsync) and (op.name == "copy_bulk" or op.attrs["fallback"]):
+                t = op.operands[op.buffer].type
                 assert isinstance(t, BufferType)
                 out[f"{line}TMA, {t.shape[0]} stages" if op.name == "copy_bulk" else
                     f"{line}cp.async ({op.attrs['fallback']})"] = None

@@ -30,7 +30,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
-from tilelang.ir.bulk import CopyBulk, Elected
+from tilelang.ir.bulk import BulkWait, CopyBulk, Elected, StoreBulk
 from tilelang.ir.control import Assert, For, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.memory import CopyAsync
@@ -335,6 +335,14 @@ class _Lowering:
     def _lower_copy_bulk(self, op: Op) -> None:
         assert isinstance(op, CopyBulk)
         bulk.load(self.b, op, lambda v: self.of.get(v, v), self.access.managed[op.operands[op.buffer]])
+
+    def _lower_store_bulk(self, op: Op) -> None:
+        assert isinstance(op, StoreBulk)
+        bulk.store(self.b, op, lambda v: self.of.get(v, v), self.exchange.begin())
+
+    def _lower_bulk_wait(self, op: Op) -> None:
+        """Until there the buffers are read: in another phase than that of the stores to them."""
+        self.b.effect(BulkWait, *(self.of[v] for v in op.operands), read=op.attrs["read"], phase=self.exchange.begin())
 
     def _lower_once(self, op: Op) -> None:
         with self.b.branch(self.b.effect(Elected).result):

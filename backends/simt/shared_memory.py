@@ -46,7 +46,8 @@ def touched(op: Op) -> list[tuple[Value, int]]:
     """The memory that a THREAD operation accesses, each with the phase."""
     if op.name == "group_mma":
         return [(v, phase) for v, phase in zip(op.operands[1:], op.attrs["phases"], strict=True) if phase]
-    return [(v, op.attrs.get("phase", 0)) for v in (op.operands if op.name == "print_shared" else op.operands[:1])
+    several = op.name in ("print_shared", "bulk_wait")
+    return [(v, op.attrs.get("phase", 0)) for v in (op.operands if several else op.operands[:1])
             if isinstance(v.type, BufferType | TensorType)]
 
 

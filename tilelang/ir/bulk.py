@@ -1,5 +1,6 @@
 """Copies of whole blocks by one thread, and the barriers in shared memory that count their bytes (NVIDIA's TMA and
-mbarrier). In the interpreter a copy arrives when its barrier is waited for; barriers alone do nothing there.
+mbarrier). In the interpreter a copy arrives when its barrier is waited for; barriers alone do nothing there, and a
+block goes to a tensor at once.
 
 A barrier is an element of a buffer of u64, named by its index. Its phase ends when all arrivals have been made and all
 bytes that were expected have come; the next phase begins at once. Who waits names the parity of a phase.
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tilelang.errors import VerifyError
 from tilelang.ir.core import BufferType, Op, TileType, Type
 from tilelang.ir.dtypes import dtype
-from tilelang.ir.memory import CopyAsync, memory_type
+from tilelang.ir.memory import CopyAsync, _window, memory_type
 from tilelang.ir.simt import SCHEDULED
 from tilelang.ir.thread import THREAD
 
@@ -89,6 +92,51 @@ class CopyBulk(CopyAsync):
         return ()
 
 
+class StoreBulk(Op):
+    """One thread starts the copy of a whole buffer to a block of a tensor: (tensor, offsets…, buffer); the inverse of
+    `copy_bulk`. Elements outside the tensor are dropped."""
+    name, levels, effects, attributes = "store_bulk", frozenset({"placed"}), "write", {"axes": ...}
+
+    def infer(self) -> Sequence[Type]:
+        for at in (0, -1):
+            memory_type(self, self.operands[at])
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, buffer = args[0], args[-1]
+        if array.size:
+            index, inside = _window(array, args[1:-1], buffer.shape, list(self.attrs["axes"]))
+            where = tuple(np.broadcast_to(i, buffer.shape)[inside] for i in index)
+            array[where] = buffer[inside]
+            frame.mark_written(self, array, where)
+        return ()
+
+
+class BulkCommit(Op):
+    """Closes the group of copies to tensors that this thread started since the last `bulk_commit`."""
+    name, levels, effects = "bulk_commit", SCHEDULED, "control"
+
+    def infer(self) -> Sequence[Type]:
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
+class BulkWait(Op):
+    """Waits until the groups that this thread has closed are done: where `read`, until the buffers (the operands) have
+    been read, else until the tensors have been written, too."""
+    name, levels, effects, attributes = "bulk_wait", SCHEDULED, "control", {"read": True, "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        for v in self.operands:
+            memory_type(self, v)
+        return []
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return ()
+
+
 class Elected(Op):
     """Whether this is the one thread of the program that does what is done once. Whole warps ask."""
     name, levels, effects = "elected", THREAD, "control"
@@ -106,5 +154,17 @@ class TensorLoad(Op):
 
     def infer(self) -> Sequence[Type]:
         for at in (0, 2, 4):
+            memory_type(self, self.operands[at])
+        return []
+
+
+class TensorStore(Op):
+    """One thread starts the copy of a box to a tensor: (buffer, offset, tensor, coordinates…), else as `tensor_load`.
+    The buffer is read, and the tensor written, until a `bulk_wait`."""
+    name, levels, effects = "tensor_store", THREAD, "control"
+    attributes = {"order": ..., "boxes": ..., "swizzle": ..., "phase": 0}
+
+    def infer(self) -> Sequence[Type]:
+        for at in (0, 2):
             memory_type(self, self.operands[at])
         return []

@@ -65,6 +65,30 @@ TL_FN void tensor_load(T* s, int off, const tensor_map& map, vec<i32, N> at, u64
 }
 #undef TL_TENSOR_LOAD
 
+// The same to a tensor. The thread that starts copies closes groups of them, and waits for these.
+#define TL_TENSOR_STORE(RANK, PLACE, ...)                                                                             \
+  if constexpr (N == RANK)                                                                                            \
+    asm volatile("cp.async.bulk.tensor." #RANK "d.global.shared::cta.tile.bulk_group [%1, {" PLACE "}], [%0];"          \
+                 ::"r"(shared_address(s, off)), "l"(&map), __VA_ARGS__ : "memory");
+template <int N, class T>
+TL_FN void tensor_store(T* s, int off, const tensor_map& map, vec<i32, N> at, op) {
+  TL_TENSOR_STORE(1, "%2", "r"(at[0]))
+  TL_TENSOR_STORE(2, "%2, %3", "r"(at[0]), "r"(at[1]))
+  TL_TENSOR_STORE(3, "%2, %3, %4", "r"(at[0]), "r"(at[1]), "r"(at[2]))
+  TL_TENSOR_STORE(4, "%2, %3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
+  TL_TENSOR_STORE(5, "%2, %3, %4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
+}
+#undef TL_TENSOR_STORE
+
+TL_FN void bulk_commit(op) { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Until at most PENDING groups have not been read from shared memory, or have not been written.
+template <int PENDING, bool READ>
+TL_FN void bulk_wait(op) {
+  if constexpr (READ) asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+  else asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 }  // namespace tl
 
 #define TL_TENSOR_MAP const __grid_constant__ tl::tensor_map

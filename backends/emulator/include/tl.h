@@ -431,6 +431,14 @@ TL_FN void tensor_load(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at
   emu_tensor_load(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, b.base, b.limit, i, o.id);
 }
 
+template <int N, class T>
+TL_FN void tensor_store(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at, op o) {
+  emu_tensor_store(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, o.id);
+}
+
+TL_FN void bulk_commit(op o) { emu_bulk_commit(o.id); }
+template <int PENDING, bool READ> TL_FN void bulk_wait(op o) { emu_bulk_wait(PENDING, READ, o.id); }
+
 }  // namespace tl
 
 // ---- kernels

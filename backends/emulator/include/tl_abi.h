@@ -8,7 +8,7 @@ struct Buffer;  // the memory behind a global pointer, with its shadow
 
 // How an access uses memory; also the class its instruction is counted under.
 enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STMATRIX, LD_TRANSPOSED, MMA, SHUFFLE,
-           SYNCWARP, BARRIER, DMA, MBARRIER, BULK, USES };
+           SYNCWARP, BARRIER, DMA, MBARRIER, BULK, BULK_STORE, USES };
 
 // NVIDIA's products: name, rows, type of the accumulator, elements in a register of A and of B, bytes a lane holds
 // of A, what two elements add to a sum, their formats.
@@ -162,6 +162,10 @@ void emu_mbarrier_expect(long long base, long long limit, long long offset, int 
 void emu_mbarrier_wait(long long base, long long limit, long long offset, int parity, int op);
 void emu_tensor_load(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
                      long long bar_base, long long bar_limit, long long bar_offset, int op);
+void emu_tensor_store(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
+                      int op);
+void emu_bulk_commit(int op);
+void emu_bulk_wait(int pending, int read, int op);  // until the last groups have been read, or written
 void emu_check_failed(int op);
 void emu_print_part(long long base, long long limit, long long count, int size, int op);
 void emu_print(int op);  // hands over the parts so far

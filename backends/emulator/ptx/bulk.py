@@ -1,11 +1,13 @@
-"""Barriers in shared memory, and copies of boxes of tensors whose bytes they count: they land when somebody waits."""
+"""Barriers in shared memory, and copies of boxes of tensors: they land when somebody waits."""
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 
 from tilelang.backends.emulator.ptx.build import Builder, Rule
 from tilelang.backends.emulator.ptx.forms import Mnemonic
-from tilelang.backends.emulator.ptx.machine import Machine, MBarrier, Step, TensorMap
+from tilelang.backends.emulator.ptx.machine import BulkStore, Machine, MBarrier, Step, TensorMap
 from tilelang.backends.emulator.ptx.numbers import Array
 from tilelang.backends.emulator.ptx.parse import Instruction, PtxError, Vector
 
@@ -79,42 +81,80 @@ def _try_wait(c: Builder, i: Instruction, at: int) -> Step:
     return step
 
 
-def load(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
-    """`cp.async.bulk.tensor` of a tile from a tensor to shared memory."""
-    to, place, barrier = i.operands
+def copy(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """`cp.async.bulk`: of a tile between a tensor and shared memory, and of groups of those to tensors."""
+    if "commit_group" in m.mods:
+        return _commit
+    if "wait_group" in m.mods:
+        pending = c.read(i.operands[0], "u32")
+        return lambda m: _wait(m, int(pending(m)[0]))
+    stores = "bulk_group" in m.mods
+    place, there, *barrier = i.operands if stores else (i.operands[1], i.operands[0], *i.operands[2:])
     if "tensor" not in m.mods or "tile" not in m.mods or not isinstance(place, Vector) or len(place.items) != 2:
         raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
     source, coordinates = place.items
     assert isinstance(coordinates, Vector)
-    target, bar, origin = c.address(to), c.address(barrier), c.read(source, "u64")
+    inside, origin = c.address(there), c.read(source, "u64")
+    bar = c.address(barrier[0]) if barrier else None
     takes = [c.read(o, "s32") for o in coordinates.items]
 
     def step(m: Machine) -> None:
-        starts, given = origin(m)[m.index], [take(m)[m.index] for take in takes]
-        for n, (address, name) in enumerate(zip(target(m), bar(m), strict=True)):
+        starts, given, threads = origin(m)[m.index], [take(m)[m.index] for take in takes], np.flatnonzero(m.active)
+        bars = bar(m) if bar is not None else None
+        for n, address in enumerate(inside(m)):
             tensor = m.bulk.maps.get(int(starts[n]))
             if tensor is None or len(tensor.extents) != len(takes):
                 raise PtxError("a copy of a block by what is no map of a tensor of as many dimensions")
-            _barrier(m, int(name)).copies.append(_box(m, tensor, [int(x[n]) for x in given], int(address)))
+            box = tensor, [int(x[n]) for x in given], int(address)
+            if bars is not None:
+                _barrier(m, int(bars[n])).copies.append(_box(m, *box))
+            else:
+                thread = int(threads[n])
+                m.bulk.stores.append(BulkStore(thread, m.bulk.groups.get(thread, 0), partial(_store, m, *box)))
     return step
+
+
+def _commit(m: Machine) -> None:
+    for thread in map(int, np.flatnonzero(m.active)):
+        m.bulk.groups[thread] = m.bulk.groups.get(thread, 0) + 1
+
+
+def _wait(m: Machine, pending: int) -> None:
+    """Late, as the hardware may: a copy reads shared memory, and writes the tensor, when it is waited for."""
+    over = [s for s in m.bulk.stores if m.active[s.thread] and s.group + pending < m.bulk.groups.get(s.thread, 0)]
+    for s in over:
+        s.land()
+        m.bulk.stores.remove(s)
+
+
+def _store(m: Machine, t: TensorMap, at: list[int], start: int) -> None:
+    places, source, inside = _places(m, t, at, start)
+    world = m.spaces["global"]
+    world.store(world.check(source[inside], t.size), m.spaces["shared"].load(places, t.size)[inside])
 
 
 def _box(m: Machine, t: TensorMap, at: list[int], to: int) -> tuple[Array, Array]:
     """Where the elements of a box go, and what they are."""
+    places, source, inside = _places(m, t, at, to)
+    words = np.zeros(len(inside), f"u{t.size}")
+    world = m.spaces["global"]
+    words[inside] = world.load(world.check(source[inside], t.size), t.size)
+    return places, words
+
+
+def _places(m: Machine, t: TensorMap, at: list[int], to: int) -> tuple[Array, Array, Array]:
+    """Of each element of a box its place in shared memory, its address, and whether the tensor has it."""
     pattern = 8 * t.swizzle or 128
     if to % pattern:
         raise PtxError("a copy of a block to a misaligned place", needs=f"a multiple of {pattern}", got=f"{to:#x}")
     index = np.indices(t.boxes[::-1]).reshape(len(t.boxes), -1)[::-1]  # neighbours first
     where = index + np.asarray(at)[:, None]
     inside = ((where >= 0) & (where < np.asarray(t.extents)[:, None])).all(0)
-    words = np.zeros(index.shape[1], f"u{t.size}")
     source = t.start + (where * np.asarray(t.strides)[:, None]).sum(0)
-    world = m.spaces["global"]
-    words[inside] = world.load(world.check(source[inside], t.size), t.size)
     place = to + np.arange(index.shape[1]) * t.size
     if t.swizzle:
         place ^= (place >> 7 & t.swizzle // 16 - 1) << 4
-    return m.spaces["shared"].check(place, t.size), words
+    return m.spaces["shared"].check(place, t.size), source, inside
 
 
 def _land(m: Machine, b: MBarrier) -> None:

@@ -99,12 +99,24 @@ class MBarrier:
 
 
 @dataclass
+class BulkStore:
+    """A copy to a tensor under way: the thread that started it and its group, and what it does when it is done."""
+
+    thread: int
+    group: int
+    land: Callable[[], None]
+
+
+@dataclass
 class Bulk:
-    """Barriers in shared memory by address, tensor maps by the address of their parameter, the instructions that wait
-    for a barrier, and those of them at which parked threads are to look again."""
+    """Barriers in shared memory by address, tensor maps by the address of their parameter, copies to tensors that
+    nobody has waited for and how many groups of them each thread has closed, the instructions that wait for a barrier,
+    and those of them at which parked threads are to look again."""
 
     barriers: dict[int, MBarrier] = field(default_factory=dict)
     maps: dict[int, TensorMap] = field(default_factory=dict)
+    stores: list[BulkStore] = field(default_factory=list)
+    groups: dict[int, int] = field(default_factory=dict)
     waits: set[int] = field(default_factory=set)
     again: set[int] = field(default_factory=set)
 
@@ -185,3 +197,6 @@ class Machine:
             raise PtxError("async copies are under way when the kernel ends", needs="a wait for every group")
         if any(b.copies for b in self.bulk.barriers.values()):
             raise PtxError("a copy of a block is under way when the kernel ends", needs="a wait for its phase")
+        if self.bulk.stores:
+            raise PtxError("a copy of a block to a tensor is under way when the kernel ends",
+                           needs="a wait for its group")

@@ -103,7 +103,7 @@ def _store(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 # -- async copies -----------------------------------------------------------------------------------------------------
 def _async(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     if "bulk" in m.mods:
-        return bulk.load(c, i, m, at)
+        return bulk.copy(c, i, m, at)
     _checked(m, "commit_group", "wait_group", "wait_all", "16")
     if "commit_group" in m.mods:
         return _commit

@@ -180,27 +180,20 @@ static void check_bulk_done() {
       report("async-unwaited", b->copy_op, -1, "a copy of a block whose phase nobody waited for");
 }
 
-static void start_copy(BulkCopy& c) {
+// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there.
+static void check_box(const BulkCopy& c, Use use) {
   const TensorMap& m = c.map;
-  const u32 pattern = m.swizzle ? u32(m.swizzle) * 8 : 128;
+  const u32 bytes = u32(size_of_box(m)), pattern = m.swizzle ? u32(m.swizzle) * 8 : 128;
   if (c.to % pattern)
-    fail("misaligned", c.op, -1, "a copy of a block to shared byte %u, no multiple of %u", c.to, pattern);
-  MBarrier& b = *c.barrier;
-  const SharedCell& here = shared_cells.cells[b.at / shared_cells.granule];
-  if (threads[here.writer].fences_seen <= here.fences)
-    report("missing-fence", c.op, here.write_op,
-           "a copy of a block uses the barrier at shared byte %u, after whose initialisation thread %d made no fence "
-           "of memory before a barrier of the block", b.at, here.writer);
-  const u32 bytes = u32(size_of_box(m));
-  for (u32 i = 0; i < bytes; i += 16) check_shared(c.to + i, 16, BULK, c.op, *current);
-  for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
-    shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};
+    fail("misaligned", c.op, -1, "a copy of a block %s shared byte %u, no multiple of %u", use == BULK ? "to" : "from",
+         c.to, pattern);
+  for (u32 i = 0; i < bytes; i += 16) check_shared(c.to + i, 16, use, c.op, *current);
   Counter& count = counters[c.op];
   i64 last = -1;
   walk_box(c, [&](i64 from, u32, int size) {
     if (from < 0) return;
     const i64 at = check_global_bounds(*m.buffer, m.start, from, 1, size, c.op);
-    check_global(*m.buffer, at, u32(size), LOAD, c.op);
+    check_global(*m.buffer, at, u32(size), use == BULK ? LOAD : STORE, c.op);
     const i64 sector = (at + m.buffer->phase) >> 5;
     count.sectors += sector != last;
     last = sector;
@@ -208,6 +201,20 @@ static void start_copy(BulkCopy& c) {
   });
   count.requests++;
   count.ideal_sectors += (bytes + 31) / 32;
+}
+
+static void start_copy(BulkCopy& c) {
+  const TensorMap& m = c.map;
+  MBarrier& b = *c.barrier;
+  const SharedCell& here = shared_cells.cells[b.at / shared_cells.granule];
+  if (threads[here.writer].fences_seen <= here.fences)
+    report("missing-fence", c.op, here.write_op,
+           "a copy of a block uses the barrier at shared byte %u, after whose initialisation thread %d made no fence "
+           "of memory before a barrier of the block", b.at, here.writer);
+  check_box(c, BULK);
+  const u32 bytes = u32(size_of_box(m));
+  for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
+    shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};
   b.asked = c.phase + 1;
   b.copy_op = c.op;
   under_way.push_back(c);
@@ -228,6 +235,14 @@ static void arrive(const Warp& w, int warp) {
 static u32 place_of(i64 base, i64 limit, i64 number, int op) {
   check_shared_bounds(base, limit, number, 8, 8, op);
   return u32(base + number * 8);
+}
+
+static u32 place_of_box(i64 base, i64 limit, i64 offset, const TensorMap& map, int op) {
+  const i64 bytes = size_of_box(map);
+  if (offset < 0 || offset + bytes > limit || base + offset + bytes > end_of(base))
+    fail("bounds-shared", op, -1, "a copy of %lld bytes at byte %lld of a shared buffer of %lld", (long long)bytes,
+         (long long)offset, (long long)limit);
+  return u32(base + offset);
 }
 
 }  // namespace emu
@@ -311,11 +326,7 @@ extern "C" void emu_tensor_load(long long base, long long limit, long long offse
   current->log.push_back({0, op, 0, BULK, 0});
   BulkCopy c{*map, {}, op, 0, 0, &mbarrier(place_of(bar_base, bar_limit, i, op), op)};
   memcpy(c.at, at, sizeof(int) * size_t(map->rank));
-  const i64 bytes = size_of_box(*map);
-  if (offset < 0 || offset + bytes > limit || base + offset + bytes > end_of(base))
-    fail("bounds-shared", op, -1, "a copy of %lld bytes to byte %lld of a shared buffer of %lld", (long long)bytes,
-         offset, limit);
-  c.to = u32(base + offset);
+  c.to = place_of_box(base, limit, offset, *map, op);
   c.phase = c.barrier->phase;
   start_copy(c);
   if (run.policy == REVERSE || (run.policy == RANDOM && draw(2))) land_next();

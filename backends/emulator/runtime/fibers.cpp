@@ -148,6 +148,7 @@ static void enter() {
   if (!t.copies.empty())
     report("async-unwaited", t.copies[0].op, -1, "exits with %zu async copies never waited for", t.copies.size());
   check_groups_done();
+  check_stores_read();
   if (w.waiting)
     fail("divergent-collective", w.calls[lowest(w.waiting)]->op, -1,
          "exits while lanes of its warp wait for it");
@@ -161,6 +162,7 @@ static void enter() {
     check_exit();
     if (++run.blocks_done == run.blocks) {
       check_bulk_done();
+      finish_stores();
       leave();
     }
   }
@@ -195,7 +197,7 @@ static void start_cluster(i64 first) {
     for (int i = 0; i < run.stride; i++) {
       Thread& t = threads[b * run.stride + i];
       t.id = b * run.stride + i, t.lane = i % run.lanes, t.warp = t.id / run.lanes, t.block = b;
-      t.group = t.fences = t.fences_seen = 0;
+      t.group = t.stores = t.fences = t.fences_seen = 0;
       t.fenced = false;
       t.alone = !run.overlaps;
       t.known = Known{};

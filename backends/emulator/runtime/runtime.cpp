@@ -6,6 +6,7 @@
 #include "matrix.cpp"
 #include "groups.cpp"
 #include "bulk.cpp"
+#include "stores.cpp"
 #include "reports.cpp"
 
 static i64 block_at(i64 i, i64 programs, std::vector<i64>& shuffled) {
@@ -41,6 +42,7 @@ EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int clus
                       u64 seed, const Machine* machine, int overlaps, void (*print)(int, const void*, i64)) {
   current = nullptr;
   early.clear();
+  stores.clear();
   clear_findings();
   counters.clear();
   prepare_stacks();

@@ -39,9 +39,10 @@ constexpr u8 MANY = 0xff;
 
 struct SharedCell {
   Stamp wrote, read;
-  int write_op, read_op, copy_op, product_op;
+  int write_op, read_op, copy_op, product_op, store_op;
   u16 writer;     // thread that wrote last
   u16 products;   // reading it, under way
+  u16 stores;     // copies of blocks to tensors that may still read it
   u32 fences;     // of memory that the writer had made
   bool atomic, pending, bulk;  // bulk: written by a copy of a block
 };
@@ -151,7 +152,8 @@ static void check_exit() {
 }
 
 static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& by, const Known& known) {
-  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED || use == MMA || use == MBARRIER;
+  const bool loads = use == LOAD || use == LDMATRIX || use == LD_TRANSPOSED || use == MMA || use == MBARRIER ||
+                     use == BULK_STORE;
   const bool writes = !loads, reads = loads || use == ATOMIC;
   Stamp now = stamp(by);
   if (use == MMA) now.warp = MANY;  // any warp of the group may read it
@@ -177,14 +179,20 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
              name(c.wrote).c_str());
     else if (reads && !written)
       report("uninitialised-shared", op, -1, "reads shared byte %u, which holds no value", at);
-    else if ((use == MMA || use == BULK) && written && !c.bulk && threads[c.writer].fences_seen <= c.fences)
+    else if ((use == MMA || use == BULK || use == BULK_STORE) && written && !c.bulk &&
+             threads[c.writer].fences_seen <= c.fences)
       report("missing-fence", op, c.write_op,
              "a %s shared byte %u, after whose write thread %d made no fence of memory before a barrier",
-             use == MMA ? "product reads" : "copy of a block writes", at, c.writer);
+             use == MMA ? "product reads" : use == BULK ? "copy of a block writes" : "copy of a block reads", at,
+             c.writer);
     if (use == MMA) c.products++, c.product_op = op;
+    if (use == BULK_STORE) c.stores++, c.store_op = op;
     if (writes) {
       if (c.products)
         report("product-pending", op, c.product_op, "writes shared byte %u, which a product under way reads", at);
+      else if (c.stores)
+        report("async-pending", op, c.store_op,
+               "writes shared byte %u, which a copy of a block to a tensor may still read", at);
       else if (!atomics && !reads_ordered(i, now, known))
         report("race-war", op, c.read_op, "writes shared byte %u, which %s read with no barrier between", at,
                name(c.read).c_str());
@@ -230,6 +238,17 @@ static void check_shared_bounds(i64 base, i64 limit, i64 offset, int size, int b
     fail("misaligned", op, -1, "an access of %d bytes at shared byte %lld", bytes, (long long)(base + start));
 }
 
+// A copy of a block to a tensor has read these bytes, as this thread knows.
+static void end_store(u32 offset, u32 bytes, int op) {
+  for (u32 i = offset / shared_cells.granule; i < (offset + bytes) / shared_cells.granule; i++) {
+    SharedCell& c = shared_cells.cells[i];
+    c.stores--;
+    note_read(i, current->warp);
+    c.read = join(c.read, stamp(*current));
+    c.read_op = op;
+  }
+}
+
 // ---- asynchronous copies
 
 static void land(const Copy& copy) {
@@ -253,7 +272,8 @@ static void complete(const Copy& copy) {
 struct GlobalCell {
   u32 writer, reader;  // blocks + 1; EVERY for several
   Stamp wrote, read;
-  int write_op, read_op;
+  int write_op, read_op, store_op;
+  u16 stores;  // copies of blocks to it that nobody has waited for
   u8 use;  // of the last write
   bool initialised;
 };
@@ -300,7 +320,10 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     GlobalCell& c = b.shadow.cells[i];
     const i64 byte = i * b.shadow.granule;
     const bool benign = atomic_pair(c.use, use);
-    if (reads && !c.initialised)
+    if (c.stores && c.writer == me && !benign)
+      report("async-pending", op, c.store_op, "%s byte %lld of argument %d, to which a copy of a block may be under way",
+             writes ? "writes" : "reads", (long long)byte, b.index);
+    else if (reads && !c.initialised)
       report("uninitialised-global", op, -1, "reads byte %lld of argument %d, which holds no value", (long long)byte,
              b.index);
     if (c.writer && c.writer != me && !benign)

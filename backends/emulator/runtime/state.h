@@ -66,6 +66,7 @@ struct Thread {
   int id, lane, warp, block;
   void* stack;
   u32 group;  // async copies committed so far
+  u32 stores;  // the same of copies of blocks to tensors
   u32 fences, fences_seen;  // of memory: made by this thread, and at the last barrier
   bool fenced;              // registers, since it last waited for products
   bool alone;               // the launches before have ended, as far as it knows
@@ -172,6 +173,9 @@ static void check_bulk_done();
 static void know_all(int first, int last);
 static void release_warp(int warp);
 static void arrive(const Warp& w, int warp);
+// ---- stores.cpp
+static void check_stores_read();
+static void finish_stores();
 // ---- matrix.cpp
 static int lanes_of(Shape shape);
 static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* sums);

@@ -1,4 +1,4 @@
-"""Copies of boxes of tensors: what they leave in shared memory, in both tiers."""
+"""Copies of boxes of tensors: what they leave in shared memory, and in tensors, in both tiers."""
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from tests.backends.emulator.bulk import PARTS, RING, arguments
 from tests.backends.emulator.ptx.tiers import needs_nvrtc, on_ptx
 from tests.backends.emulator.texts import F, found, kernel, run
-from tilelang.backends.emulator.run import Buffer, TensorMap
+from tilelang.backends.emulator.run import POLICIES, Buffer, TensorMap
 
 TEXT = """
 #define TL_BULK
@@ -75,6 +75,58 @@ def test_the_prelude_of_the_gpu_agrees(which: int) -> None:
     text, args, wanted = case(*CASES[which])
     on_ptx(text, "compute_90a")("k", args, threads=32, shared_bytes=8192)
     np.testing.assert_array_equal(args[1].array, wanted)
+
+
+BACK = """
+#define TL_BULK
+#include "tl.h"
+TL_KERNEL(k, 32)(tl::gptr<{t}> a, tl::gptr<const {t}> o, TL_TENSOR_MAP m, {parameters}) {{
+  TL_SHARED(smem, {shared});
+  const tl::sptr<{t}> s = tl::shared<{t}>(smem, 1024, {count});
+  const int t = tl::thread();
+  for (int i = t; i < {count}; i += 32) tl::st<1>(s, i, tl::ld<1>(o, i, tl::op(1)), tl::op(2));
+  tl::fence_memory(tl::op(3));
+  tl::barrier(tl::op(4));
+  if (tl::elected(tl::op(5))) {{
+    tl::tensor_store(s, 0, m, tl::vec<tl::i32, {rank}>{{{at}}}, tl::op(6));
+    tl::bulk_commit(tl::op(7));
+    tl::bulk_wait<0, true>(tl::op(8));
+  }}
+}}
+TL_EXPORT(k)
+"""
+
+
+def back(t: str, extents: tuple[int, ...], box: tuple[int, ...], start: tuple[int, ...],
+         swizzle: int) -> tuple[str, list[Any], np.ndarray[Any, Any]]:
+    """The text of the copy the other way, its arguments, and what the tensor holds: all of `case`'s but what lies
+    outside of the box."""
+    text, (a, _, tensor, *at), memory = case(t, extents, box, start, swizzle)
+    text = BACK.format(t=t, parameters=", ".join(f"int x{i}" for i in range(len(box))), count=memory.size,
+                       shared=1024 + memory.nbytes, rank=len(box), at=", ".join(f"x{i}" for i in range(len(box))))
+    wanted = np.zeros_like(a.array)
+    where = tuple(slice(max(s, 0), max(s + n, 0)) for s, n in zip(start, box, strict=True))
+    wanted[where] = a.array[where]
+    written = np.zeros((*extents[:-1], a.array.strides[-2] // a.array.itemsize if len(extents) > 1 else extents[-1]),
+                       a.array.dtype)[..., :extents[-1]]
+    return text, [Buffer(written), Buffer(memory), tensor, *at], wanted
+
+
+@pytest.mark.parametrize("which", range(len(CASES)))
+def test_a_box_goes_where_it_should(which: int) -> None:
+    text, args, wanted = back(*CASES[which])
+    for policy in POLICIES:
+        args[0].array[...] = 0
+        assert not run(text, args, 32, 8192, policy=policy).findings
+        np.testing.assert_array_equal(args[0].array, wanted)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("which", range(len(CASES)))
+def test_the_prelude_of_the_gpu_agrees_on_the_way_back(which: int) -> None:
+    text, args, wanted = back(*CASES[which])
+    on_ptx(text, "compute_90a")("k", args, threads=32, shared_bytes=8192)
+    np.testing.assert_array_equal(args[0].array, wanted)
 
 
 @needs_nvrtc
