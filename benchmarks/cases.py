@@ -50,6 +50,16 @@ def matmuls() -> Iterator[Case]:
                "flop", 2 * n ** 3, 0.8, 0.0)
 
 
+def few_rows() -> Iterator[Case]:
+    """Linear layers of one row, as in decoding, bound by reading the weight, and of a short text."""
+    for m, n, k in ((1, 4096, 4096), (10, 1152, 384)):
+        for dt in (torch.float32, torch.bfloat16):
+            x, w = torch.randn(m, k).to(dt), torch.randn(n, k).to(dt)
+            name = str(dt).removeprefix("torch.")
+            yield Case(f"linear {name} {m}x{n}x{k}", functools.partial(ops.linear, x, w),
+                       functools.partial(F.linear, x, w), "byte", n * k * dt.itemsize, 1.0, 4.0)
+
+
 def rowwise() -> Iterator[Case]:
     """4096 x 4096 f32; outputs are written into existing memory on both sides where torch can."""
     n = 4096
@@ -126,6 +136,7 @@ def local_linear() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     """Every case, made when it is reached."""
     yield from matmuls()
+    yield from few_rows()
     yield from rowwise()
     yield from attentions()
     yield from gradients()

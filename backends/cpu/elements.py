@@ -174,7 +174,6 @@ class Elements:
             ix = where[axes.index(a)] if a in axes else ZERO
             at = b.add(b.to_index(self.scalar(off)), ix.base)
             stride = self._stride(memory, a)
-            offset = b.add(offset, b.mul(at, stride))
             dim = self.b.extent(memory, a)
             if ix.lanes is not None:
                 lane_stride = b.mul(stride, ix.step)
@@ -182,6 +181,9 @@ class Elements:
                     mask = self._lane_mask(at, dim, ix)
             elif self.masked:
                 scalars += [b.pure(ew.Ge, b.index(at), b.index(0)), b.pure(ew.Lt, b.index(at), b.index(dim))]
+                # Masked lanes take processors long where there is no memory behind them.
+                at = b.clamp(at, 0, b.sub(dim, 1))
+            offset = b.add(offset, b.mul(at, stride))
         if scalars:
             every = b.all_of(scalars)
             mask = every if mask is None else b.pure(ew.And, mask, b.splat(every, mask.shape[0]))

@@ -19,6 +19,8 @@ from tilelang.ir.thread import ConvertLayout, Nest
 
 COSTLY = 8
 """Inline cost (operations per element) from which a value needed by several nests is stored rather than recomputed."""
+OFTEN = 16
+"""How many times what is read may be read again rather than stored."""
 TURN = 7
 """Cost of an element read the other way round than memory holds it."""
 _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
@@ -206,22 +208,28 @@ class _Placer:
             self.roots_memo[v] = frozenset(out)
         return self.roots_memo[v]
 
-    def repeated(self, v: Value) -> bool:
-        """Whether a broadcast repeats the value in a loop outside of one it varies in, so that no loop can keep it."""
+    def repeated(self, v: Value) -> int:
+        """How often a broadcast repeats the value in a loop outside of one it varies in, so that no loop keeps it."""
+        most = 1
         for op, _ in self.users.get(v, []):
             if op.name == "broadcast" and v.shape and len(v.shape) == len(op.result.shape):
                 wider = [i for i, (a, b) in enumerate(zip(v.shape, op.result.shape, strict=True)) if a < b]
                 if wider and any(extent > 1 for extent in v.shape[wider[0] + 1:]):
-                    return True
-            elif op.name == "reshape" and self.inline(op) and self.repeated(op.result):
-                return True
-        return False
+                    most = max(most, op.result.shape[wider[0]])
+            elif op.name == "reshape" and self.inline(op):
+                most = max(most, self.repeated(op.result))
+        return most
+
+    def dear(self, v: Value) -> bool:
+        """Whether the value is better computed once where no loop can keep it: for its cost, or because it is read,
+        behind masks at edges, again and again."""
+        return self.cost(v) >= COSTLY or self.repeated(v) >= OFTEN and not self.trivial(v)
 
     def kept(self, v: Value) -> bool:
         """Whether the tile should be in memory: some use needs it there, or it is dear and computed more than once."""
         if v not in self.kept_memo:
             self.kept_memo[v] = self.must_store(v) or (
-                self.cost(v) >= COSTLY and (len(self.roots_of(v)) > 1 or self.repeated(v)))
+                self.dear(v) and (len(self.roots_of(v)) > 1 or self.repeated(v) > 1))
         return self.kept_memo[v]
 
     def must_store(self, v: Value) -> bool:
@@ -257,7 +265,7 @@ class _Placer:
     def op(self, op: Op) -> None:
         if self.inline(op):
             v = op.results[0]
-            if self.must_store(v) or (self.kept(v) and self.cost(v) >= COSTLY):
+            if self.must_store(v) or (self.kept(v) and self.dear(v)):
                 self.root(op, v, v.shape)
             return
         if op.name == "reduce":

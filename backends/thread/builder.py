@@ -163,10 +163,10 @@ class ThreadBuilder:
     def mod(self, a: Index, b: int) -> Index:
         return a % b if isinstance(a, int) else 0 if b == 1 else self.pure(ew.Mod, a, self.index(b))
 
-    def clamp(self, x: Index, lo: int, hi: int) -> Index:
-        if isinstance(x, int):
+    def clamp(self, x: Index, lo: int, hi: Index) -> Index:
+        if isinstance(x, int) and isinstance(hi, int):
             return min(max(x, lo), hi)
-        return self.pure(ew.Min, self.pure(ew.Max, x, self.index(lo)), self.index(hi))
+        return self.pure(ew.Min, self.pure(ew.Max, self.index(x), self.index(lo)), self.index(hi))
 
     def all_of(self, conditions: Sequence[Value]) -> Value:
         out = conditions[0]
