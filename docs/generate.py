@@ -166,6 +166,18 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "barrier": "s = tile.shared(4, tile.f32)\ntile.store(s, 0, x)\ntile.barrier()  # others may read it now\n"
                    "tile.print(tile.load(s, 1, 2))",
     },
+    "Clusters of programs": {
+        "peer": "p = tile.grid(2, cluster=(2,))\ns = tile.shared(2, tile.f32)\n"
+                "tile.store(s, 0, tile.load(X, p * 2, 2))\nother = tile.peer(s, 1 - tile.cluster_rank())\n"
+                "tile.cluster_barrier()  # it has been written\n"
+                "tile.store(Y, p * 2, tile.load(other, 0, 2))\ntile.cluster_barrier()  # it has been read",
+        "cluster_rank": "p, q = tile.grid(2, 2, cluster=(1, 2))\n"
+                        "tile.store(Y, p * 2 + q, tile.full(1, 10, tile.f32) + tile.cluster_rank())",
+        "cluster_barrier": "p = tile.grid(2, cluster=(2,))\ns = tile.shared(1, tile.f32)\n"
+                           "tile.cluster_barrier()  # both have begun\n"
+                           "tile.store(tile.peer(s, 1 - p), 0, tile.full(1, 7, tile.f32) + p)\n"
+                           "tile.cluster_barrier()  # both have been written\ntile.store(Y, p, tile.load(s, 0, 1))",
+    },
     "Debugging": {
         "print": 'tile.print("x is", x)',
         "assert_": 'tile.assert_(x < 5, "x is small")\nassert tile.all(i >= 0)  # the same as a statement\n'

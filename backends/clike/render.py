@@ -20,11 +20,13 @@ from tilelang.backends.clike.expressions import (
     unary_or_infix,
     wrap,
 )
+from tilelang.backends.clike.programs import Programs
 from tilelang.backends.clike.rendered import Rendered, c_name, parameters, tensor_maps
 from tilelang.backends.simt.asynchronous import continuing
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
+from tilelang.ir.cluster import cluster_of, uses
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
 
@@ -34,7 +36,7 @@ def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> R
     return _Renderer(fn, target).run(title, shared_bytes)
 
 
-class _Renderer(Bulk):
+class _Renderer(Bulk, Programs):
     def __init__(self, fn: Function, target: SimtTarget) -> None:
         self.fn, self.target = fn, target
         self.lines: list[str] = []
@@ -120,13 +122,16 @@ class _Renderer(Bulk):
         self.region(self.fn.body)
         groups = ["#define TL_GROUPS"] if any(op.name == "group_mma" for op in self.fn.walk()) else []
         groups += ["#define TL_BULK"] if self.maps else []
+        cluster = math.prod(cluster_of(self.fn))
+        groups += [f"#define TL_CLUSTER {cluster}"] if uses(self.fn) else []
         head = [f"// {title}", f"#define TL_WARP {self.target.warp}", *groups, '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({wrap(args)}) {{"]
         if shared_bytes:
             head.append(f"  TL_SHARED(smem, {shared_bytes});")
         text = "\n".join([*head, *self.lines, "}", f"TL_EXPORT({name})", ""])
+        overlaps = any(op.name == "wait_previous" for op in self.fn.body.ops)
         return Rendered(text, name, threads, shared_bytes, parameters(self.fn, self.maps), tuple(self.ops),
-                        self.target.ports, self.maps, any(op.name == "wait_previous" for op in self.fn.body.ops))
+                        self.target.ports, self.maps, overlaps, cluster)
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -223,20 +228,6 @@ class _Renderer(Bulk):
     def _num_workers(self, op: Op) -> None:
         self.define(op.result, "workers")
 
-    def _grid(self, op: Op) -> None:
-        """Programs of one extent run in order: nothing says that neighbours share anything."""
-        extents, group, dies = [self.scalar(v) for v in op.operands], op.attrs["group"], self.target.dies
-        value = "tl::program()"
-        if len(extents) > 1 and (group > 1 or dies[0] > 1):
-            value = f"tl::ordered<{group}, {dies[0]}, {dies[1]}>({value}, (tl::i64){' * '.join(extents)}, " \
-                f"{', '.join(extents[-2:])})"
-        for v, extent in reversed(list(zip(op.results[1:], extents[1:], strict=True))):
-            number, following = self.fresh("program"), self.fresh("program")
-            self.line(f"const tl::i64 {number} = {value}, {following} = tl::quotient({number}, {extent});")
-            self.define(v, f"(tl::i32)({number} - {following} * {extent})")
-            value = following
-        self.define(op.results[0], f"(tl::i32){value}")
-
     def _dim(self, op: Op) -> None:
         memory, axis = op.operands[0], op.attrs["axis"]
         text = str(memory.type.shape[axis]) if isinstance(memory.type, BufferType) else \
@@ -254,7 +245,9 @@ class _Renderer(Bulk):
 
     def _block(self, op: Op) -> None:
         memory, offset = op.operands
-        kind, make = ("srow", "row") if op.attrs["kept"] else ("sptr", "block")
+        assert isinstance(memory.type, BufferType)
+        kind, make = ("srow", "row") if op.attrs["kept"] else \
+            ("rptr" if memory.type.space == "cluster" else "sptr", "block")
         self.line(f"const tl::{kind}<{memory_type(memory)}> {self.name(op.result)} = "
                   f"tl::{make}({self.name(memory)}, (int){self.scalar(offset)});")
 
@@ -342,11 +335,8 @@ class _Renderer(Bulk):
         self.line(f"tl::fence_{op.attrs['kind']}({self.number(op)});")
 
     def _barrier(self, op: Op) -> None:
-        self.line(f"tl::barrier({self.number(op)});")
-
-    def _between_launches(self, op: Op) -> None:
         self.line(f"tl::{op.name}({self.number(op)});")
-    _wait_previous = _start_next = _between_launches
+    _cluster_barrier = _wait_previous = _start_next = _barrier
 
     def _meet(self, op: Op) -> None:
         half, warps = op.attrs["half"], op.attrs["warps"]

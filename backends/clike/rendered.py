@@ -47,7 +47,8 @@ def tensor_maps(fn: Function) -> tuple[TensorMap, ...]:
 @dataclass(frozen=True)
 class Rendered:
     """The text, its parameters, the operations it numbers, what shared memory it is for, the maps of tensors that are
-    its last parameters, and whether it begins before the kernel before it has ended."""
+    its last parameters, whether it begins before the kernel before it has ended, and how many of its programs are a
+    cluster."""
 
     text: str
     name: str
@@ -58,6 +59,7 @@ class Rendered:
     ports: Ports
     maps: tuple[TensorMap, ...] = ()
     overlaps: bool = False
+    cluster: int = 1
 
 
 def c_name(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tilelang.backends.cpu import dots
 from tilelang.ir import elementwise as ew
+from tilelang.ir.cluster import refuse_clusters
 from tilelang.ir.control import Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, clone_region, map_regions
 from tilelang.ir.dtypes import dtype
@@ -47,6 +48,7 @@ def unit_reshape(op: Op) -> bool:
 
 def place(fn: Function, target: Any) -> Function:
     """A new function at level PLACED."""
+    refuse_clusters(fn, "the CPU")
     fn = synchronous(fn.clone())
     pack_dots(fn, target)
     placer = _Placer(fn)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from tilelang.backends.clike.rendered import TENSOR
 from tilelang.backends.simt.shared_memory import root, shared_allocs, span_of, touched
+from tilelang.ir.cluster import BARRIERS
 from tilelang.ir.core import Function, Op, Region, Value
 from tilelang.ir.memory import Commit, Wait
 from tilelang.ir.simt import Fence
@@ -91,7 +92,7 @@ class _Order:
         out: list[Op] = []
         started = 0
         for op in ops:
-            if op.name == "barrier" and state.written:
+            if op.name in BARRIERS and state.written:
                 out.append(Fence([], {"kind": "memory"}, loc=op.loc))
                 state = state._replace(written=False)
             count = self.needed(op, state, started)
@@ -117,7 +118,7 @@ class _Order:
 
     def needed(self, op: Op, state: State, started: int) -> int:
         """How many groups must be done before `op`, in a region that has started so many."""
-        if op.name == "barrier" or op.regions and not _aside(op):
+        if op.name in BARRIERS or op.regions and not _aside(op):
             return len(state.groups)
         if op.name == "mbarrier_arrive":
             return max(len(state.groups) - started, 0)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tilelang.backends.simt.shared_memory import root, size_of, touched
+from tilelang.ir.cluster import BARRIERS
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.memory import Barrier
 
@@ -85,7 +86,7 @@ class _Scan:
     def region(self, region: Region, state: State, before: set[Op]) -> State:
         """The accesses pending after the region; `before` collects operations that need a barrier in front."""
         for op in region.ops:
-            if op.name in ("barrier", "meet"):  # where warps take turns, `schedule` has ordered all there is
+            if op.name in (*BARRIERS, "meet"):  # where warps take turns, `schedule` has ordered all there is
                 state = self.after_barrier(state)
             elif op.name == "wait":  # a thread's own copies are done: others see them after a barrier
                 state = frozenset(replace(t, phase=ARRIVED) if t.writes and t.phase in self.copies else t

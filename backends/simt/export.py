@@ -21,6 +21,7 @@ from tilelang.backends.cpu.numbers import I32, I64
 from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.launch import MAX_GRID_Y, behind_grid
 from tilelang.backends.simt.window import LIMIT, Window, windows
+from tilelang.errors import TargetError
 from tilelang.ir.core import Function, Region, Value
 
 _LAUNCHER = Path(__file__).parent / "runtime" / "launcher.cpp"
@@ -34,6 +35,9 @@ def codes(lowered: Lowered) -> list[Lowered]:
 def link(lowered: Lowered, name: str, failures: Failures, path: Path) -> None:
     """Writes the library: `name` is called as `__tvm_ffi_<name>`. Raises TargetError where there is no C++ compiler or
     none for the GPU."""
+    if lowered.rendered.cluster > 1:
+        raise TargetError(f"`{lowered.tile.name}` cannot be exported", loc=lowered.tile.loc,
+                          needs="programs that run by themselves", got="clusters of them", try_="call it in Python")
     # Any processor of the host's kind will do for this little code.
     target = replace(machine.host(), cpu="generic", attributes="", vector_bytes=16, registers=16, features=frozenset(),
                      native_casts=frozenset())

@@ -97,7 +97,9 @@ class Launch:
         sizes = [self.tile.params[m.index].dtype.storage.itemsize for m in self.rendered.maps]
         maps = tuple((tuple(shapes[m.index][d] for d in m.order), tuple(strides[m.index][d] * size for d in m.order))
                      for m, size in zip(self.rendered.maps, sizes, strict=True))
-        return Prepared(tail, _split(count_programs(self.tile, extents), self.widest, self.tile), maps)
+        cluster = self.rendered.cluster
+        x, y = _split(count_programs(self.tile, extents) // cluster, self.widest // cluster, self.tile)
+        return Prepared(tail, (cluster * x, y), maps)
 
     def _mapper(self) -> Callable[[Prepared, Sequence[Any]], None]:
         """Puts the maps of a call where the driver takes them from."""

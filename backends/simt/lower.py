@@ -31,7 +31,8 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction, simt
 from tilelang.ir import thread as th
 from tilelang.ir.bulk import BulkWait, CopyBulk, Elected, StoreBulk
-from tilelang.ir.control import Assert, For, If, While
+from tilelang.ir.cluster import cluster_of, refuse_clusters
+from tilelang.ir.control import Assert, For, Grid, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.memory import CopyAsync
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
@@ -39,6 +40,8 @@ from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversi
 
 def lower(fn: Function, target: SimtTarget) -> Function:
     """A new function at level THREAD."""
+    if not target.clusters:
+        refuse_clusters(fn, target.name)
     out = Function(fn.name, fn.params, Region(), "thread", fn.loc)
     _Lowering(fn, ThreadBuilder(out.body), target).region(fn.body)
     return out
@@ -54,6 +57,7 @@ class _Lowering:
     def __init__(self, fn: Function, b: ThreadBuilder, target: SimtTarget) -> None:
         self.b, self.target = b, target
         self.of: dict[Value, Value] = {}
+        self.cluster = cluster_of(fn)
         count = thread_count(fn, target)
         self.threads = Threads(b, b.pure(simt.ThreadId, count=count), count)
         self.exchange = Exchange(b, self.threads, target)
@@ -379,6 +383,11 @@ class _Lowering:
     def _lower_print(self, op: Op) -> None:
         memories = [self._stage(v) for v in op.operands]
         self.exchange.note(self.b.effect(simt.PrintShared, *memories, text=op.attrs["text"]))
+
+    def _lower_grid(self, op: Op) -> None:
+        """Programs that do not know of each other need no cluster."""
+        grid = self.b.effect(Grid, *(self.of.get(v, v) for v in op.operands), **{**op.attrs, "cluster": self.cluster})
+        self.of.update(zip(op.results, grid.results, strict=True))
 
     # -- control flow -------------------------------------------------------------------------------------------------
     def _args(self, args: Sequence[Value]) -> list[Value]:

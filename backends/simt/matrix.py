@@ -10,7 +10,7 @@ from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import simt
-from tilelang.ir.core import Value
+from tilelang.ir.core import BufferType, Value
 from tilelang.ir.dtypes import DType
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, local, replicated, shared, spatial
 
@@ -103,11 +103,16 @@ def _accesses(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLa
     return out, trans
 
 
+def _own(memory: Value) -> bool:
+    """Whether it is the program's own: matrices are in no other's."""
+    return isinstance(memory.type, BufferType) and memory.type.space == "shared"
+
+
 def load_matrices(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLayout, layout: RegisterLayout,
                   lead: Sequence[Index], phase: int) -> Value | None:
     """The tile at index `lead` of the first dimensions of a buffer, in `layout`; None where `ldmatrix` cannot."""
     found = _accesses(b, threads, memory, place, layout, lead)
-    if found is None:
+    if found is None or not _own(memory):
         return None
     accesses, trans = found
     return join(b, [b.effect(simt.LdMatrix, a.block, a.where, count=a.count, trans=trans, phase=phase).result
@@ -119,7 +124,7 @@ def store_matrices(b: ThreadBuilder, threads: Threads, value: Value, memory: Val
     """Writes a tile in `layout` to a buffer; False, and nothing is done, where `stmatrix` cannot: where threads hold
     copies one of them would have to be chosen."""
     found = _accesses(b, threads, memory, place, layout, []) if threads.leader(layout) is None else None
-    if found is None:
+    if found is None or not _own(memory):
         return False
     accesses, trans = found
     size = memory.dtype.storage.itemsize

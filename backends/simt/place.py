@@ -181,8 +181,10 @@ class _Placer:
         """Memory of the user's in the layout asked for, else in one that its readers and writers are served by."""
         size, threads = op.attrs["dtype"].storage.itemsize, self.inference.threads
         users: list[tuple[Op, RegisterLayout]] = []
+        ours = {op.result, *(p.result for p in self.inference.fn.walk() if p.name == "peer" and
+                             p.operands[0] is op.result)}
         for user in self.inference.fn.walk():
-            if op.result not in user.operands:
+            if not ours & set(user.operands):
                 continue
             if user.name == "copy_async":
                 shape = op.attrs["shape"][len(user.operands) - user.operands.index(op.result) - 1:]

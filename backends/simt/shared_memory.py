@@ -30,8 +30,8 @@ def shared_allocs(fn: Function) -> list[Op]:
 
 
 def root(v: Value) -> Value:
-    """The whole memory that a block or window is part of."""
-    while v.owner is not None and v.owner.name in ("block", "window"):
+    """The whole memory that a block or window is part of, or that is the same of another program."""
+    while v.owner is not None and v.owner.name in ("block", "window", "peer"):
         v = v.owner.operands[0]
     return v
 

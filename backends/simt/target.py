@@ -20,7 +20,8 @@ class SimtTarget:
     and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
     while the other moves data (`schedule.py`), 0 where there are no such schedules. Where `two_f32`, one instruction
     adds or multiplies two f32; where `bulk`, one thread may copy blocks (`bulk.py`); where
-    `overlap`, a kernel may begin before the one before it has ended (`overlap.py`)."""
+    `overlap`, a kernel may begin before the one before it has ended (`overlap.py`); where `clusters`, programs of a
+    cluster run together and reach each other's shared memory."""
 
     name: str
     arch: int
@@ -42,6 +43,7 @@ class SimtTarget:
     two_f32: bool = False
     bulk: bool = False
     overlap: bool = False
+    clusters: bool = False
     group_mma: tuple[GroupRow, ...] = ()
 
     def fraction(self, op: Op) -> int:

@@ -246,6 +246,25 @@ func @grid(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %r = exp %t : f32
   store %y, %lane, %r {axes=()}
 }""",
+    "peer": """
+func @peer(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
+  %two = const {value=2, dtype=i32} : i32
+  %one = const {value=1, dtype=i32} : i32
+  %zero = const {value=0, dtype=i32} : i32
+  %i = grid %two {group=1, cluster=(2,)} : i32
+  %r = cluster_rank : i32
+  %other = sub %one, %r : i32
+  %s = alloc {dtype=f32, shape=(4,), space='shared', layout=None} : buffer<shared f32, 4>
+  %p = peer %s, %other : buffer<cluster f32, 4>
+  %a = load %x, %zero {shape=(4,), axes=(0,), fill=0} : f32[4]
+  store %s, %zero, %a {axes=(0,)}
+  cluster_barrier
+  %b = load %p, %zero {shape=(4,), axes=(0,), fill=0} : f32[4]
+  cluster_barrier
+  %at = add %i, %zero : i32
+  %t = reduce %b {kind='sum', axis=0} : f32
+  store %y, %at, %t {axes=()}
+}""",
     "wait_previous": """
 func @wait_previous(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
   %n = dim %x {axis=0} : i32
@@ -427,7 +446,8 @@ func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<in
 }
 for _op, _host in (("barrier", "alloc"), ("commit", "copy_async"), ("wait", "copy_async"), ("yield", "for"),
                    ("st", "ld"), ("st_scatter", "ld_gather"), ("interleave", "extract"), ("repeat", "extract"),
-                   ("prefetch", "streams"), ("start_next", "wait_previous")):
+                   ("prefetch", "streams"), ("start_next", "wait_previous"),
+                   ("cluster_rank", "peer"), ("cluster_barrier", "peer")):
     EXAMPLES[_op] = EXAMPLES[_host]
 EXAMPLES = {key: text.lstrip("\n") for key, text in EXAMPLES.items()}
 

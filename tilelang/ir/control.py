@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from tilelang.ir.shape import I32
 
 MAX_GROUP = 1 << 15
 """Rows of a grid that run together at most."""
+MAX_CLUSTER = 8
+"""Programs of a cluster at most: what every GPU with clusters takes (CUDA C++ Programming Guide)."""
 MAX_PROGRAMS = ((1 << 31) - 1) * ((1 << 16) - 1)
 """Programs of a grid at most: what CUDA can launch in two extents."""
 
@@ -22,8 +25,9 @@ MAX_PROGRAMS = ((1 << 31) - 1) * ((1 << 16) - 1)
 class Grid(Op):
     """Ids of this program in a grid of the given extents; stands once, at the top level of a function. The extents
     depend on dimensions, scalar parameters and constants only, because the caller evaluates them. Programs run in
-    any order, in parallel; with `group`, GPUs begin with that many rows of the last two extents, column by column."""
-    name, levels, effects, attributes = "grid", ALL_LEVELS, "control", {"group": 1}
+    any order, in parallel; with `group`, GPUs begin with that many rows of the last two extents, column by column. A
+    `cluster` lists of how many neighbours along each extent a cluster is."""
+    name, levels, effects, attributes = "grid", ALL_LEVELS, "control", {"group": 1, "cluster": ()}
 
     def infer(self) -> Sequence[Type]:
         group = self.attrs["group"]
@@ -32,6 +36,13 @@ class Grid(Op):
                               needs=f"group=1 … {MAX_GROUP}, of rows of a grid with two extents or more",
                               got=f"group={group!r}, {len(self.operands)} extents",
                               try_="tile.grid(rows, columns, group=8)")
+        cluster = self.attrs["cluster"]
+        if cluster and (type(cluster) is not tuple or len(cluster) != len(self.operands) or prod(cluster) > MAX_CLUSTER
+                        or any(type(n) is not int or n < 1 for n in cluster)):
+            raise VerifyError("`grid` has no such clusters", op=self.name, loc=self.loc,
+                              needs=f"a number for each extent, of at most {MAX_CLUSTER} programs in all",
+                              got=f"cluster={cluster!r}, {len(self.operands)} extents",
+                              try_="tile.grid(rows, columns, cluster=(2, 1))")
         for v in self.operands:
             if v.type != TileType((), I32):
                 raise DTypeMismatch("grid extents are i32 scalars", loc=self.loc, needs="i32", got=str(v.type),
@@ -39,6 +50,7 @@ class Grid(Op):
         return [TileType((), I32)] * len(self.operands)
 
     def eval(self, frame: Any, *args: Any) -> Any:
+        frame.cluster_extents = self.attrs["cluster"]
         return tuple(np.asarray(i, np.int32) for i in frame.program_ids([int(a) for a in args]))
 
     def wrapping(self) -> list[Op]:

@@ -81,7 +81,8 @@ class TensorType:
 
 @dataclass(frozen=True)
 class BufferType:
-    """Memory of one program: `space` is "shared" (tier 2 and staging) or "scratch" (of one CPU worker)."""
+    """Memory of one program: `space` is "shared" (tier 2 and staging), "cluster" (that of another program of the
+    cluster) or "scratch" (of one CPU worker)."""
 
     dtype: DType
     shape: tuple[int, ...]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelang.errors import CheckError, TargetError
+from tilelang.ir.cluster import Cluster, cluster_of
 from tilelang.ir.control import MAX_PROGRAMS, Grid
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.dtypes import DType
@@ -33,6 +34,8 @@ class Frame:
         self.written: dict[int, tuple[Any, Any]] = {}  # id of a buffer -> (the buffer, which elements are set)
         self.copies: list[list[tuple[Op, Any, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
         self.barriers: dict[tuple[int, int], list[tuple[Op, Any, Any, Any]]] = {}  # copies that a barrier tells of
+        self.cluster_extents: tuple[int, ...] = ()  # as the grid says
+        self.cluster: Cluster | None = None  # where programs of a cluster meet
 
     def run_region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         """Runs the operations in order; gives what the region yields."""
@@ -49,6 +52,13 @@ class Frame:
         if self.ids is None:
             raise _GridFound(extents, self.values)
         return self.ids
+
+    def cluster_rank(self) -> Any:
+        """The number of this program in its cluster."""
+        rank = 0
+        for at, n in zip(self.ids or (), self.cluster_extents, strict=False):
+            rank = rank * n + at % n
+        return np.asarray(rank, np.int32)
 
     # -- memory of the program ---------------------------------------------------------------------------------------
     def allocate(self, shape: Sequence[int], dt: DType) -> Any:
@@ -91,23 +101,33 @@ class Frame:
 
 def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callable[[str], None] = print,
         order: Callable[[int], Sequence[int]] = range) -> None:
-    """Runs every program of `fn`'s grid, one after the other in the given order of linear ids.
+    """Runs every program of `fn`'s grid, one after the other in the given order of linear ids; those of a cluster that
+    reach each other's memory run together.
 
     `args` holds one value for each parameter: for a tensor the NumPy array in `DType.storage` (written in place), for
     a scalar a NumPy scalar. Raises what the operations raise: `AssertFailed`, `CheckError`.
     """
-    def execute(ids: Sequence[int] | None) -> None:
+    def frame_of(ids: Sequence[int] | None) -> Frame:
         frame = Frame(ids, num_workers, output)
         frame.values.update(zip(fn.params, args, strict=True))
-        frame.run_region(fn.body, [])
+        return frame
+
+    def execute(ids: Sequence[int] | None) -> None:
+        frame_of(ids).run_region(fn.body, [])
 
     with np.errstate(all="ignore"):
         try:
             execute(None)
         except _GridFound as found:
             _refuse_wrapped(fn, found.values)
+            cluster = cluster_of(fn)
             for linear in order(count_programs(fn, found.extents)):
-                execute([int(i) for i in np.unravel_index(linear, found.extents)])
+                ids = [int(i) for i in np.unravel_index(linear, found.extents)]
+                if not cluster:
+                    execute(ids)
+                elif not any(i % n for i, n in zip(ids, cluster, strict=True)):  # the first of its cluster
+                    Cluster([frame_of([i + j for i, j in zip(ids, rest, strict=True)])
+                             for rest in np.ndindex(*cluster)]).run(fn.body)
 
 
 def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]],
@@ -148,7 +168,13 @@ def _refuse_wrapped(fn: Function, values: Mapping[Value, Any]) -> None:
 
 
 def count_programs(fn: Function, extents: Sequence[int]) -> int:
-    """How many programs a grid of these extents has. Raises TargetError for more than `MAX_PROGRAMS`."""
+    """How many programs a grid of these extents has. Raises TargetError for more than `MAX_PROGRAMS`, and where
+    programs that reach each other's memory are no whole clusters."""
+    cluster = cluster_of(fn)
+    if cluster and any(n % c for n, c in zip(extents, cluster, strict=True)):
+        raise TargetError(f"the grid of `{fn.name}` is not made of whole clusters", loc=fn.loc,
+                          needs=f"multiples of {' x '.join(map(str, cluster))}", got=' x '.join(map(str, extents)),
+                          try_="round the extents up: programs outside of the tensors load and store nothing")
     count = math.prod(max(n, 0) for n in extents)
     if count > MAX_PROGRAMS:
         raise TargetError(f"`{fn.name}` has too many programs", loc=fn.loc, needs=f"a grid of at most {MAX_PROGRAMS}",

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelang.errors import Loc, TileError, VerifyError
-from tilelang.ir import control, elementwise, memory, reduction, shape, thread  # noqa: F401 (fill Op.registry)
+from tilelang.ir import (  # noqa: F401 (fill Op.registry)
+    cluster,
+    control,
+    elementwise,
+    memory,
+    reduction,
+    shape,
+    thread,
+)
 from tilelang.ir.core import BufferType, Dim, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType, codebook, dtype
 from tilelang.ir.specs import SPECS, refines

@@ -5,6 +5,7 @@ import builtins
 from typing import Any
 
 from tilelang.errors import ShapeMismatch, UnsupportedSyntax
+from tilelang.ir import cluster as clusters
 from tilelang.ir import control
 from tilelang.ir import memory as mem
 from tilelang.ir.core import BufferType, Value
@@ -56,13 +57,16 @@ def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.rang
     return out
 
 
-def grid(*counts: Any, group: int = 1) -> Any:
+def grid(*counts: Any, group: int = 1, cluster: tuple[int, ...] = ()) -> Any:
     """This program's position in a grid of that many programs: one i32 scalar, or a tuple of them.
 
     Programs may run in any order, and what a kernel computes does not depend on it. Which run at once decides what
     they share in caches: on a GPU `group` rows (of the last two extents) at a time are walked column by column. A call
-    in which the arithmetic of an extent (M * N, say) wraps raises TargetError."""
-    ids = emit(control.Grid, *(offset(c) for c in counts), group=group).results
+    in which the arithmetic of an extent (M * N, say) wraps raises TargetError.
+
+    `cluster`, a number for each extent and at most 8 programs in all, lets neighbours run at the same time and reach
+    each other's shared memory: see `peer`. A call whose grid is not made of whole clusters raises TargetError then."""
+    ids = emit(control.Grid, *(offset(c) for c in counts), group=group, cluster=tuple(cluster)).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
 
@@ -224,6 +228,27 @@ def wait(pending: int = 0) -> None:
 def barrier() -> None:
     """All threads of the program meet; shared memory written before is visible after."""
     emit(mem.Barrier)
+
+
+def peer(memory: Any, rank: Any) -> Any:
+    """The same memory, made by `tile.shared`, of the program of number `rank` in this one's cluster: on NVIDIA GPUs
+    from sm_90 on its shared memory, which loads, stores and atomic operations reach. Between a write and a read by
+    different programs stands `cluster_barrier`; so does one before the first access, when that program may not have
+    begun, and behind the last, before it may end. Other targets raise TargetError."""
+    if not isinstance(memory, Memory) or memory.prefix:
+        raise UnsupportedSyntax("tile.peer of what is no whole buffer", loc=here(), needs="memory made by tile.shared",
+                                got=type(memory).__name__, try_="tile.peer(s, rank)[i] is a slice of it")
+    return Memory(emit(clusters.Peer, memory.value, offset(rank)).result)
+
+
+def cluster_rank() -> Tile:
+    """The number of this program in its cluster (`grid`), the last extent counting fastest."""
+    return Tile(emit(clusters.ClusterRank).result)
+
+
+def cluster_barrier() -> None:
+    """All threads of all programs of the cluster meet; shared memory written before is visible to them after."""
+    emit(clusters.ClusterBarrier)
 
 
 # -- debugging --------------------------------------------------------------------------------------------------------

@@ -162,12 +162,20 @@ TL_FN void print(op, const char* text, const P&... parts) {
 #ifdef TL_BULK
 #include "tl_bulk.h"
 #endif
+#ifdef TL_CLUSTER
+#include "tl_cluster.h"
+#endif
 
 #ifdef TL_ALONE
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, 1)
 #else
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS)
 #endif
-#define TL_KERNEL(name, THREADS) extern "C" __global__ void TL_BOUNDS(THREADS) name
+#ifdef TL_CLUSTER
+#define TL_CLUSTERS __cluster_dims__(TL_CLUSTER, 1, 1)
+#else
+#define TL_CLUSTERS
+#endif
+#define TL_KERNEL(name, THREADS) extern "C" __global__ void TL_CLUSTERS TL_BOUNDS(THREADS) name
 #define TL_SHARED(name, BYTES) extern __shared__ __align__(1024) unsigned char name[]
 #define TL_EXPORT(name)
