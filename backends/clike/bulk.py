@@ -42,7 +42,8 @@ class Bulk:
     def _tensor_store(self, op: Op) -> None:
         buffer, offset, _, *at = op.operands
         coordinates = ", ".join(map(self.scalar, at))
-        self.line(f"tl::tensor_store({self.address(buffer, offset)}, {self.map_name(map_of(op, self.fn))}, "
+        name = "tensor_add" if op.attrs["add"] else "tensor_store"
+        self.line(f"tl::{name}({self.address(buffer, offset)}, {self.map_name(map_of(op, self.fn))}, "
                   f"tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {self.number(op)});")
 
     def _bulk_commit(self, op: Op) -> None:

@@ -21,12 +21,14 @@ class Parameter:
 @dataclass(frozen=True)
 class TensorMap:
     """How boxes of tensor `index` of the kernel's parameters are copied: its dimensions with that of neighbours first,
-    the extents of a box in that order, and the bytes of rows whose pieces are permuted (0: none)."""
+    the extents of a box in that order, the bytes of rows whose pieces are permuted (0: none), and whether boxes are
+    added to it."""
 
     index: int
     order: tuple[int, ...]
     boxes: tuple[int, ...]
     swizzle: int
+    add: bool = False
 
 
 TENSOR = {"tensor_load": 4, "tensor_store": 2}
@@ -36,7 +38,7 @@ TENSOR = {"tensor_load": 4, "tensor_store": 2}
 def map_of(op: Op, fn: Function) -> TensorMap:
     """The map that one of them needs."""
     return TensorMap(fn.params.index(op.operands[TENSOR[op.name]]), op.attrs["order"], op.attrs["boxes"],
-                     op.attrs["swizzle"])
+                     op.attrs["swizzle"], op.attrs.get("add", False))
 
 
 def tensor_maps(fn: Function) -> tuple[TensorMap, ...]:

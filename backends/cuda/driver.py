@@ -17,6 +17,7 @@ MAX_GRID_X = (1 << 31) - 1
 _MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _MAP_TYPES = {1: 0, 2: 1, 4: 2, 8: 4}  # CUtensorMapDataType: unsigned integers of so many bytes
+_MAP_F32 = 7
 _PROMOTE_128 = 2  # CUtensorMapL2promotion
 _STRIDE = 16
 """A stride of a dimension of one element, which may be anything that a map can say."""
@@ -121,13 +122,13 @@ class Device(simt.Device):
         return launch
 
     def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
-                   boxes: Sequence[int], swizzle: int) -> bytes:
-        rank, wide = len(extents), ctypes.c_uint64
+                   boxes: Sequence[int], swizzle: int, floats: bool = False) -> bytes:
+        rank, wide, kind = len(extents), ctypes.c_uint64, _MAP_F32 if floats else _MAP_TYPES[size]
         narrow = ctypes.c_uint32 * rank
         room = ctypes.create_string_buffer(2 * MAP)
         at = -ctypes.addressof(room) % MAP_ALIGN
         steps = [stride if n > 1 else _STRIDE for n, stride in zip(extents, strides, strict=True)][1:]
-        self.driver.call("cuTensorMapEncodeTiled", ctypes.byref(room, at), _MAP_TYPES[size], rank, wide(address),
+        self.driver.call("cuTensorMapEncodeTiled", ctypes.byref(room, at), kind, rank, wide(address),
                          (wide * rank)(*extents), (wide * max(rank - 1, 1))(*steps), narrow(*boxes),
                          narrow(*[1] * rank), 0, swizzle.bit_length() - 5 if swizzle else 0, _PROMOTE_128, 0)
         return room.raw[at:at + MAP]

@@ -136,7 +136,7 @@ def store(b: ThreadBuilder, op: bulk.StoreBulk, of: Callable[[Value], Value], ph
     memory, *offsets, staged = op.operands
     buffer = of(staged)
     for place, coordinates, attrs in _each(b, memory, offsets, op.attrs["axes"], buffer, [], of):
-        b.effect(bulk.TensorStore, buffer, place, memory, *coordinates, **attrs, phase=phase)
+        b.effect(bulk.TensorStore, buffer, place, memory, *coordinates, **attrs, add=op.attrs["add"], phase=phase)
 
 
 def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Sequence[int], buffer: Value,

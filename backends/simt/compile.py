@@ -103,7 +103,9 @@ class Lowered(ABC):
         for op in self.placed.walk():
             line = f"line {op.loc.line}: " if op.loc else ""
             if op.name == "store_bulk" or op in stored:
-                out[f"{line}TMA store" if op.name == "store_bulk" else f"{line}stores ({stored[op]})"] = None
+                adds = op.attrs.get("add") or op.name == "atomic"
+                out[f"{line}TMA {'add' if adds else 'store'}" if op.name == "store_bulk" else
+                    f"{line}{'atomics' if adds else 'stores'} ({stored[op]})"] = None
             elif isinstance(op, CopyAsync) and (op.name == "copy_bulk" or op.attrs["fallback"]):
                 t = op.operands[op.buffer].type
                 assert isinstance(t, BufferType)

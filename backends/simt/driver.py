@@ -125,10 +125,10 @@ class Device(ABC):
         raise TargetError("the device runs kernels of a stream one after the other", got=self.target)
 
     def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
-                   boxes: Sequence[int], swizzle: int) -> bytes:
+                   boxes: Sequence[int], swizzle: int, floats: bool = False) -> bytes:
         """What a kernel takes to copy boxes of the tensor at an address, of elements of `size` bytes: extents, strides
-        in bytes and extents of a box, the dimension of neighbours first; rows of `swizzle` bytes are permuted. Raises
-        TargetError."""
+        in bytes and extents of a box, the dimension of neighbours first; rows of `swizzle` bytes are permuted;
+        `floats`: elements are added to, as f32. Raises TargetError."""
         raise TargetError("the device copies no blocks of tensors by one thread", got=self.target)
 
     @contextmanager

@@ -116,7 +116,8 @@ class Launch:
                 if key not in known:
                     if len(known) >= KNOWN_MAPS:
                         known.clear()
-                    known[key] = self.device.tensor_map(head[at], size, *prepared.maps[i], m.boxes, m.swizzle)
+                    floats = m.add and self.tile.params[m.index].dtype.kind == "float"
+                    known[key] = self.device.tensor_map(head[at], size, *prepared.maps[i], m.boxes, m.swizzle, floats)
                 ctypes.memmove(place, known[key], MAP)
                 last[i] = key
         return put

@@ -1,14 +1,16 @@
-"""store_blocks: tiles go to tensors by way of shared memory, copied as whole blocks by one thread (NVIDIA's TMA).
+"""store_blocks: tiles go to tensors, or are added to them, by way of shared memory: one thread copies whole blocks
+(NVIDIA's TMA).
 
 requires: PLACED after `pipeline`, so that what rings leave of shared memory is known
 ensures: a `store` of a tile to a tensor that can be copied so, and costs more by all threads, is a `store` to a
 buffer, of the tile in the layout that it was computed in, a `barrier`, and a `store_bulk` of one thread; that thread
 waits at the end of the region until buffers have been read: after it, and a barrier, they may hold something else
-example: `%r = convert_layout %t; store %c, %m, %n, %r` becomes `store %s, 0, 0, %t; barrier; once { store_bulk %c, %m,
-%n, %s; bulk_commit }; …; once { bulk_wait %s {read=True} }`
+example: `%r = convert_layout %t; store %c, %m, %n, %r` becomes `store %s, 0, 0, %t; barrier; once { store_bulk %c,
+%m, %n, %s; bulk_commit }; …; once { bulk_wait %s {read=True} }`
 
-Copies to one tensor are not ordered among themselves: what another operation of the program accesses stays as it is,
-and in a loop the one before is waited for.
+An `atomic` addition whose indices name a block (`block_index.py`), and whose results nobody uses, becomes the same
+with `add`. Copies to one tensor are not ordered among themselves: what another operation of the program accesses stays
+as it is, and in a loop the one before is waited for.
 """
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tilelang.backends.simt import bulk
+from tilelang.backends.simt.block_index import Sum, block_of
 from tilelang.backends.simt.exchange import wavefronts
 from tilelang.backends.simt.infer import GLOBAL, LOOP_WEIGHT, access_cost, conversion_cost
 from tilelang.backends.simt.matrix import as_rows
@@ -24,9 +27,10 @@ from tilelang.backends.simt.registers import thread_count, vector_width
 from tilelang.backends.simt.shared_memory import size_of
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import bulk as ir
+from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
-from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.layouts import RegisterLayout, SharedLayout, Swizzle
 
@@ -34,21 +38,36 @@ INSTRUCTION = 32
 """What an instruction of a warp costs, in bytes: as `access_cost` has it."""
 WAVEFRONT = 128
 """Bytes that shared memory serves in a cycle."""
+ATOMIC_INSTRUCTIONS = 8
+"""What a thread runs for an element that it adds to a tensor: comparisons of its indices, the address, the atomic."""
 BOX_INSTRUCTIONS = 8
 """What the one thread runs for a box: its coordinates, its place, and the start of its copy."""
 
 
 @dataclass(frozen=True)
-class Staging:
-    """How a tile goes to its tensor: what is stored, in which shared layout, in which boxes."""
+class Write:
+    """A tile that is written to a block of a tensor, or added to it: as it is computed, and as threads would write it;
+    where the block begins along each dimension of the tensor, and which of these its own dimensions walk."""
 
+    tensor: Value
+    starts: list[Sum]
+    axes: tuple[int, ...]
     source: Value
+    stored: Value
+    add: bool
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How it goes through shared memory: in which layout, in which boxes."""
+
+    write: Write
     place: SharedLayout
     boxes: bulk.Boxes
 
     @property
     def bytes(self) -> int:
-        return self.place.size * self.source.dtype.storage.itemsize
+        return self.place.size * self.write.source.dtype.storage.itemsize
 
 
 def store_blocks(fn: Function, target: SimtTarget) -> Function:
@@ -67,14 +86,9 @@ def objections(fn: Function, target: SimtTarget) -> dict[Op, str]:
     stores, out = Stores(fn, target), dict[Op, str]()
     for region, loops in _regions(fn.body, 0):
         for op in region.ops:
-            if of_block(op) and isinstance(why := stores.staging(op, region, loops), str):
+            if (write := stores.write(op)) and isinstance(why := stores.staging(op, write, region, loops), str):
                 out[op] = why
     return out
-
-
-def of_block(op: Op) -> bool:
-    """Whether an operation stores a tile to a tensor."""
-    return op.name == "store" and isinstance(op.operands[0].type, TensorType) and bool(op.operands[-1].shape)
 
 
 def _regions(region: Region, loops: int) -> Iterator[tuple[Region, int]]:
@@ -97,19 +111,35 @@ class Stores:
                 self.users.setdefault(v, []).append(op)
 
     # -- whether ------------------------------------------------------------------------------------------------------
-    def staging(self, op: Op, region: Region, loops: int) -> Staging | str:
-        """How a store becomes a copy of a block, or why it does not."""
-        t, v = op.operands[0].type, self._source(op)
+    def write(self, op: Op) -> Write | None:
+        """What an operation writes, or adds without asking what was there, to a block of a tensor."""
+        if op.name not in ("store", "atomic") or not isinstance(op.operands[0].type, TensorType):
+            return None
+        memory, *rest, v = op.operands
+        if not v.shape:
+            return None
+        if op.name == "store":
+            converted = v.owner is not None and v.owner.name == "convert_layout"
+            source = v.owner.operands[0] if v.owner is not None and converted else v
+            return Write(memory, [((at,), 0) for at in rest], op.attrs["axes"], source, v, False)
+        if op.attrs["kind"] != "add" or op.attrs["masked"] or self.users.get(op.result) or v.dtype.name == "f64":
+            return None
+        block = block_of(rest)
+        return Write(memory, *block, v, v, True) if block is not None else None
+
+    def staging(self, op: Op, write: Write, region: Region, loops: int) -> Staging | str:
+        """How it becomes a copy of a block, or why it does not."""
+        t, v, axes = write.tensor.type, write.source, write.axes
         assert isinstance(t, TensorType) and isinstance(v.tile.layout, RegisterLayout)
-        if any(user is not op and user.name != "dim" for user in self.users[op.operands[0]]):
+        if any(user is not op and user.name != "dim" for user in self.users[write.tensor]):
             return "the program accesses the tensor elsewhere, too"
         unit = next((i for i, u in enumerate(t.unit) if u), None)
-        if unit not in op.attrs["axes"]:
+        if unit not in axes:
             return "neighbours in the block are none in the tensor"
-        best, cost, why = None, self._by_all(op, v, loops), "no box has its rows"
-        for place in layouts(v.shape, op.attrs["axes"].index(unit), v.dtype.storage.itemsize):
+        best, cost, why = None, self._by_all(write, axes.index(unit), loops), "no box has its rows"
+        for place in layouts(v.shape, axes.index(unit), v.dtype.storage.itemsize):
             buffer = BufferType(v.dtype, v.shape, "shared", place)
-            objection = bulk.objection(t, op.operands[1:-1], op.attrs["axes"], buffer)
+            objection = bulk.objection(t, [term for terms, _ in write.starts for term in terms], axes, buffer)
             found = bulk.boxes(place, v.dtype.storage.itemsize)
             if objection or isinstance(found, str):
                 why = objection or why
@@ -118,26 +148,22 @@ class Stores:
             if best is None and here >= cost:
                 why = "stores by all threads cost less"
             if here < cost:
-                best, cost = Staging(v, place, found), here
+                best, cost = Staging(write, place, found), here
         if best is None:
             return why
         left = self.target.shared_bytes - self._held(op, region)
         return best if best.bytes <= left else f"shared memory has {max(left, 0)} bytes left for its {best.bytes}"
 
-    def _source(self, op: Op) -> Value:
-        """The tile as it was before a conversion for this store."""
-        v = op.operands[-1]
-        return v.owner.operands[0] if v.owner is not None and v.owner.name == "convert_layout" else v
-
-    def _by_all(self, op: Op, v: Value, loops: int) -> int:
-        """What the store costs as it is, its conversion included."""
-        t, layout, size = op.operands[0].type, op.operands[-1].tile.layout, v.dtype.storage.itemsize
+    def _by_all(self, write: Write, axis: int, loops: int) -> int:
+        """What it costs as it is, a conversion included; neighbours in the tensor are so along `axis` of the tile."""
+        v, t, layout = write.source, write.tensor.type, write.stored.tile.layout
         assert isinstance(t, TensorType) and isinstance(layout, RegisterLayout)
         assert isinstance(v.tile.layout, RegisterLayout)
-        axis = op.attrs["axes"].index(next(i for i, u in enumerate(t.unit) if u))
-        weight, warp = LOOP_WEIGHT**loops, self.target.warp
+        weight, warp, size = LOOP_WEIGHT**loops, self.target.warp, v.dtype.storage.itemsize
+        width = size if write.add else min(t.align, 16)
+        atomics = INSTRUCTION * ATOMIC_INSTRUCTIONS * v.tile.size // warp if write.add else 0
         return conversion_cost(v.tile.layout, layout, v.shape, size, warp, weight) + \
-            weight * access_cost(layout, v.shape, axis, size, min(t.align, 16), warp)
+            weight * (access_cost(layout, v.shape, axis, size, width, warp) + atomics)
 
     def _by_one(self, v: Value, place: SharedLayout, found: bulk.Boxes, loops: int) -> int:
         """What it costs through shared memory."""
@@ -161,7 +187,7 @@ class Stores:
                    any(user not in before for user in self.users.get(a.result, [])))
         after = [o for later in region.ops[at + 1:] for o in (later, *(i for r in later.regions for i in r.walk()))]
         moved = [v.tile.size * v.dtype.storage.itemsize for o in after for v in o.operands
-                 if o.name in MOVING and isinstance(v.type, type(op.operands[-1].type)) and v.shape]
+                 if o.name in MOVING and isinstance(v.type, TileType) and v.shape]
         return kept + max(moved, default=0)
 
     # -- how ----------------------------------------------------------------------------------------------------------
@@ -169,7 +195,8 @@ class Stores:
         """The stores of one region."""
         buffers: list[Value] = []
         for op in list(region.ops):
-            if not of_block(op) or isinstance(found := self.staging(op, region, loops), str):
+            write = self.write(op)
+            if write is None or isinstance(found := self.staging(op, write, region, loops), str):
                 continue
             buffers.append(self._rewrite(op, found, region, loops))
         if buffers:
@@ -184,8 +211,9 @@ class Stores:
                 self.users[v].append(wait)
 
     def _rewrite(self, op: Op, found: Staging, region: Region, loops: int) -> Value:
-        memory, *offsets, stored = op.operands
-        v = found.source
+        write, new = found.write, list[Op]()
+        memory, v, stored = write.tensor, write.source, write.stored
+        offsets = [self._start(new, s, op) for s in write.starts]
         alloc = mem.Alloc([], {"dtype": v.dtype, "shape": v.shape, "layout": found.place, "managed": True,
                                "align": found.boxes.align}, loc=op.loc)
         self.fn.body.ops.insert(0, alloc)
@@ -193,19 +221,34 @@ class Stores:
         buffer.name = f"{memory.name}_block"
         zero = sh.Const([], {"value": 0, "dtype": dtype("i32")}, loc=op.loc)
         whole = tuple(range(v.tile.rank))
-        start = ir.StoreBulk([memory, *offsets, buffer], {"axes": op.attrs["axes"]}, loc=op.loc)
-        earlier = [ir.BulkWait([], {"read": False}, loc=op.loc)] if loops else []
-        new: list[Op] = [
-            zero, mem.Store([buffer, *[zero.result] * len(whole), v], {"axes": whole}, loc=op.loc),
-            mem.Barrier([], loc=op.loc),
+        start = ir.StoreBulk([memory, *offsets, buffer], {"axes": write.axes, "add": write.add}, loc=op.loc)
+        earlier = [ir.BulkWait([], {"read": False}, loc=op.loc)] if loops and not write.add else []
+        put = mem.Store([buffer, *[zero.result] * len(whole), v], {"axes": whole}, loc=op.loc)
+        new += [
+            zero, put, mem.Barrier([], loc=op.loc),
             ir.Once([], {}, [Region([], [*earlier, start, ir.BulkCommit([], loc=op.loc)])], op.loc)]
         at = region.ops.index(op)
         region.ops[at:at + 1] = new
         if stored is not v and self.users[stored] == [op]:
             assert stored.owner is not None
             next(r for r, _ in _regions(self.fn.body, 0) if stored.owner in r.ops).ops.remove(stored.owner)
-        self.users[buffer], self.users[memory] = [new[1], start], [start]
+        self.users[buffer], self.users[memory] = [put, start], [start]
         return buffer
+
+    def _start(self, out: list[Op], of: Sum, like: Op) -> Value:
+        """The index at which a block begins, as a value."""
+        terms, constant = of
+        total = terms[0] if terms else None
+        for term in terms[1:]:
+            assert total is not None
+            out.append(ew.Add([total, term], {}, loc=like.loc))
+            total = out[-1].result
+        if constant or total is None:
+            out.append(sh.Const([], {"value": constant, "dtype": dtype("i32")}, loc=like.loc))
+            if total is not None:
+                out.append(ew.Add([total, out[-1].result], {}, loc=like.loc))
+            total = out[-1].result
+        return total
 
 
 MOVING = ("convert_layout", "reduce", "scan", "reshape", "slice", "concat", "lookup", "atomic", "print", "view")

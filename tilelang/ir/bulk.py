@@ -15,6 +15,7 @@ import numpy as np
 from tilelang.errors import VerifyError
 from tilelang.ir.core import BufferType, Op, TileType, Type
 from tilelang.ir.dtypes import dtype
+from tilelang.ir.elementwise import from_compute, to_compute
 from tilelang.ir.memory import CopyAsync, _window, memory_type
 from tilelang.ir.simt import SCHEDULED
 from tilelang.ir.thread import THREAD
@@ -94,8 +95,8 @@ class CopyBulk(CopyAsync):
 
 class StoreBulk(Op):
     """One thread starts the copy of a whole buffer to a block of a tensor: (tensor, offsets…, buffer); the inverse of
-    `copy_bulk`. Elements outside the tensor are dropped."""
-    name, levels, effects, attributes = "store_bulk", frozenset({"placed"}), "write", {"axes": ...}
+    `copy_bulk`. Elements outside the tensor are dropped. `add`: they are added to the tensor's, each atomically."""
+    name, levels, effects, attributes = "store_bulk", frozenset({"placed"}), "write", {"axes": ..., "add": False}
 
     def infer(self) -> Sequence[Type]:
         for at in (0, -1):
@@ -107,7 +108,9 @@ class StoreBulk(Op):
         if array.size:
             index, inside = _window(array, args[1:-1], buffer.shape, list(self.attrs["axes"]))
             where = tuple(np.broadcast_to(i, buffer.shape)[inside] for i in index)
-            array[where] = buffer[inside]
+            dt, value = self.operands[0].dtype, buffer[inside]
+            array[where] = from_compute(to_compute(array[where], dt) + to_compute(value, dt), dt) \
+                if self.attrs["add"] else value
             frame.mark_written(self, array, where)
         return ()
 
@@ -160,9 +163,9 @@ class TensorLoad(Op):
 
 class TensorStore(Op):
     """One thread starts the copy of a box to a tensor: (buffer, offset, tensor, coordinates…), else as `tensor_load`.
-    The buffer is read, and the tensor written, until a `bulk_wait`."""
+    The buffer is read, and the tensor written, or `add`ed to, until a `bulk_wait`."""
     name, levels, effects = "tensor_store", THREAD, "control"
-    attributes = {"order": ..., "boxes": ..., "swizzle": ..., "phase": 0}
+    attributes = {"order": ..., "boxes": ..., "swizzle": ..., "add": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         for at in (0, 2):

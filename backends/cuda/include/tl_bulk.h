@@ -66,18 +66,22 @@ TL_FN void tensor_load(T* s, int off, const tensor_map& map, vec<i32, N> at, u64
 #undef TL_TENSOR_LOAD
 
 // The same to a tensor. The thread that starts copies closes groups of them, and waits for these.
-#define TL_TENSOR_STORE(RANK, PLACE, ...)                                                                             \
+#define TL_TENSOR_STORE(RANK, START, HOW, PLACE, ...)                                                                 \
   if constexpr (N == RANK)                                                                                            \
-    asm volatile("cp.async.bulk.tensor." #RANK "d.global.shared::cta.tile.bulk_group [%1, {" PLACE "}], [%0];"          \
+    asm volatile(START ".async.bulk.tensor." #RANK "d.global.shared::cta" HOW ".tile.bulk_group [%1, {" PLACE "}], [%0];" \
                  ::"r"(shared_address(s, off)), "l"(&map), __VA_ARGS__ : "memory");
-template <int N, class T>
-TL_FN void tensor_store(T* s, int off, const tensor_map& map, vec<i32, N> at, op) {
-  TL_TENSOR_STORE(1, "%2", "r"(at[0]))
-  TL_TENSOR_STORE(2, "%2, %3", "r"(at[0]), "r"(at[1]))
-  TL_TENSOR_STORE(3, "%2, %3, %4", "r"(at[0]), "r"(at[1]), "r"(at[2]))
-  TL_TENSOR_STORE(4, "%2, %3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
-  TL_TENSOR_STORE(5, "%2, %3, %4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
-}
+#define TL_TENSOR_STORES(NAME, START, HOW)                                                                            \
+  template <int N, class T>                                                                                           \
+  TL_FN void NAME(T* s, int off, const tensor_map& map, vec<i32, N> at, op) {                                         \
+    TL_TENSOR_STORE(1, START, HOW, "%2", "r"(at[0]))                                                                  \
+    TL_TENSOR_STORE(2, START, HOW, "%2, %3", "r"(at[0]), "r"(at[1]))                                                  \
+    TL_TENSOR_STORE(3, START, HOW, "%2, %3, %4", "r"(at[0]), "r"(at[1]), "r"(at[2]))                                  \
+    TL_TENSOR_STORE(4, START, HOW, "%2, %3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))                  \
+    TL_TENSOR_STORE(5, START, HOW, "%2, %3, %4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))  \
+  }
+TL_TENSOR_STORES(tensor_store, "cp", "")
+TL_TENSOR_STORES(tensor_add, "cp.reduce", ".add")  // each element atomically, as numbers of the map's type
+#undef TL_TENSOR_STORES
 #undef TL_TENSOR_STORE
 
 TL_FN void bulk_commit(op) { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

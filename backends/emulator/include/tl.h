@@ -433,7 +433,20 @@ TL_FN void tensor_load(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at
 
 template <int N, class T>
 TL_FN void tensor_store(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at, op o) {
-  emu_tensor_store(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, o.id);
+  emu_tensor_store(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, nullptr, o.id);
+}
+
+template <int N, class T>
+TL_FN void tensor_add(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at, op o) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics are 4 or 8 bytes");
+  emu_tensor_store(s.base, s.limit, off * i64(sizeof(T)), &map, at.v,
+                   [](void* sum, const void* by) {
+                     T x, y;
+                     TL_COPY(&x, sum, sizeof x);
+                     TL_COPY(&y, by, sizeof y);
+                     x = T(x + y);
+                     TL_COPY(sum, &x, sizeof x);
+                   }, o.id);
 }
 
 TL_FN void bulk_commit(op o) { emu_bulk_commit(o.id); }

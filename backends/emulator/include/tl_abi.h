@@ -162,8 +162,9 @@ void emu_mbarrier_expect(long long base, long long limit, long long offset, int 
 void emu_mbarrier_wait(long long base, long long limit, long long offset, int parity, int op);
 void emu_tensor_load(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
                      long long bar_base, long long bar_limit, long long bar_offset, int op);
+// `add` adds one element to another; null where they are written.
 void emu_tensor_store(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
-                      int op);
+                      void (*add)(void*, const void*), int op);
 void emu_bulk_commit(int op);
 void emu_bulk_wait(int pending, int read, int op);  // until the last groups have been read, or written
 void emu_check_failed(int op);

@@ -88,7 +88,7 @@ def copy(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     if "wait_group" in m.mods:
         pending = c.read(i.operands[0], "u32")
         return lambda m: _wait(m, int(pending(m)[0]))
-    stores = "bulk_group" in m.mods
+    stores, adds = "bulk_group" in m.mods, "reduce" in m.mods and "add" in m.mods
     place, there, *barrier = i.operands if stores else (i.operands[1], i.operands[0], *i.operands[2:])
     if "tensor" not in m.mods or "tile" not in m.mods or not isinstance(place, Vector) or len(place.items) != 2:
         raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
@@ -110,7 +110,8 @@ def copy(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
                 _barrier(m, int(bars[n])).copies.append(_box(m, *box))
             else:
                 thread = int(threads[n])
-                m.bulk.stores.append(BulkStore(thread, m.bulk.groups.get(thread, 0), partial(_store, m, *box)))
+                land = partial(_store, m, *box, adds)
+                m.bulk.stores.append(BulkStore(thread, m.bulk.groups.get(thread, 0), land))
     return step
 
 
@@ -127,10 +128,14 @@ def _wait(m: Machine, pending: int) -> None:
         m.bulk.stores.remove(s)
 
 
-def _store(m: Machine, t: TensorMap, at: list[int], start: int) -> None:
+def _store(m: Machine, t: TensorMap, at: list[int], start: int, adds: bool) -> None:
     places, source, inside = _places(m, t, at, start)
     world = m.spaces["global"]
-    world.store(world.check(source[inside], t.size), m.spaces["shared"].load(places, t.size)[inside])
+    offsets, values = world.check(source[inside], t.size), m.spaces["shared"].load(places, t.size)[inside]
+    if adds:
+        kind = f"{t.kind}{t.size}"
+        values = (world.load(offsets, t.size).view(kind) + values.view(kind)).view(values.dtype)
+    world.store(offsets, values)
 
 
 def _box(m: Machine, t: TensorMap, at: list[int], to: int) -> tuple[Array, Array]:

@@ -23,7 +23,8 @@ GAP = 4096  # bytes between buffers, so that a small overrun lands in none
 
 class TensorMap(NamedTuple):
     """How boxes of a tensor are copied: the address of its first element, the bytes of one; extents, strides in bytes
-    and extents of a box, the dimension of neighbours first; bytes of rows whose pieces are permuted."""
+    and extents of a box, the dimension of neighbours first; bytes of rows whose pieces are permuted; NumPy's letter
+    for the kind of elements."""
 
     start: int
     size: int
@@ -31,6 +32,7 @@ class TensorMap(NamedTuple):
     strides: tuple[int, ...]
     boxes: tuple[int, ...]
     swizzle: int
+    kind: str = "u"
 
 
 class Space:

@@ -54,7 +54,7 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
             values = values.ljust(-(-len(values) // 64) * 64, b"\0")
             maps[ARGUMENTS + len(values)] = machine.TensorMap(
                 addresses[given.argument], args[given.argument].array.itemsize, given.extents, given.strides,
-                given.boxes, given.swizzle)
+                given.boxes, given.swizzle, args[given.argument].array.dtype.kind)
             values += bytes(size)
             continue
         value = np.uint64(addresses[i]) if isinstance(given, Buffer) else scalar(given)

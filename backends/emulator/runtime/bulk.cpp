@@ -180,8 +180,8 @@ static void check_bulk_done() {
       report("async-unwaited", b->copy_op, -1, "a copy of a block whose phase nobody waited for");
 }
 
-// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there.
-static void check_box(const BulkCopy& c, Use use) {
+// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there; `other` what it does to the tensor.
+static void check_box(const BulkCopy& c, Use use, Use other) {
   const TensorMap& m = c.map;
   const u32 bytes = u32(size_of_box(m)), pattern = m.swizzle ? u32(m.swizzle) * 8 : 128;
   if (c.to % pattern)
@@ -193,7 +193,7 @@ static void check_box(const BulkCopy& c, Use use) {
   walk_box(c, [&](i64 from, u32, int size) {
     if (from < 0) return;
     const i64 at = check_global_bounds(*m.buffer, m.start, from, 1, size, c.op);
-    check_global(*m.buffer, at, u32(size), use == BULK ? LOAD : STORE, c.op);
+    check_global(*m.buffer, at, u32(size), other, c.op);
     const i64 sector = (at + m.buffer->phase) >> 5;
     count.sectors += sector != last;
     last = sector;
@@ -211,7 +211,7 @@ static void start_copy(BulkCopy& c) {
     report("missing-fence", c.op, here.write_op,
            "a copy of a block uses the barrier at shared byte %u, after whose initialisation thread %d made no fence "
            "of memory before a barrier of the block", b.at, here.writer);
-  check_box(c, BULK);
+  check_box(c, BULK, LOAD);
   const u32 bytes = u32(size_of_box(m));
   for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
     shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};

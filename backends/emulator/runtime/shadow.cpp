@@ -320,7 +320,7 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     GlobalCell& c = b.shadow.cells[i];
     const i64 byte = i * b.shadow.granule;
     const bool benign = atomic_pair(c.use, use);
-    if (c.stores && c.writer == me && !benign)
+    if (c.stores && !benign)
       report("async-pending", op, c.store_op, "%s byte %lld of argument %d, to which a copy of a block may be under way",
              writes ? "writes" : "reads", (long long)byte, b.index);
     else if (reads && !c.initialised)

@@ -6,7 +6,8 @@ namespace emu {
 
 struct BulkStore {
   BulkCopy box;   // no barrier tells of it
-  int thread;     // that started it
+  void (*add)(void*, const void*);  // null: it writes
+  int thread;                       // that started it
   u32 group;      // of that thread's
   bool read;
   std::vector<u8> values;  // by their place in shared memory, once read
@@ -32,7 +33,10 @@ static void write_store(BulkStore& s) {
   const TensorMap& m = s.box.map;
   walk_box(s.box, [&](i64 from, u32 to, int bytes) {
     if (from < 0) return;
-    memcpy((u8*)m.start + from, &s.values[to - s.box.to], size_t(bytes));
+    u8 *there = (u8*)m.start + from, *here = &s.values[to - s.box.to];
+    if (!s.add) memcpy(there, here, size_t(bytes));
+    else
+      for (int e = 0; e < bytes; e += m.size) s.add(there + e, here + e);
     const i64 at = (u8*)m.start + from - m.buffer->start;
     for (i64 i = at / m.buffer->shadow.granule; i < (at + bytes) / m.buffer->shadow.granule; i++) {
       GlobalCell& c = m.buffer->shadow.cells[i];
@@ -62,13 +66,13 @@ static void finish_stores() {
 using namespace emu;
 
 extern "C" void emu_tensor_store(long long base, long long limit, long long offset, const TensorMap* map, const int* at,
-                                 int op) {
+                                 void (*add)(void*, const void*), int op) {
   pause(BULK_STORE, op);
   current->log.push_back({0, op, 0, BULK_STORE, 0});
-  BulkStore s{{*map, {}, op, place_of_box(base, limit, offset, *map, op), 0, nullptr}, current->id, current->stores,
-              false, {}};
+  BulkStore s{{*map, {}, op, place_of_box(base, limit, offset, *map, op), 0, nullptr}, add, current->id,
+              current->stores, false, {}};
   memcpy(s.box.at, at, sizeof(int) * size_t(map->rank));
-  check_box(s.box, BULK_STORE);
+  check_box(s.box, BULK_STORE, add ? ATOMIC : STORE);
   walk_box(s.box, [&](i64 from, u32, int bytes) {
     if (from < 0) return;
     Buffer& b = *map->buffer;

@@ -129,6 +129,20 @@ def test_the_prelude_of_the_gpu_agrees_on_the_way_back(which: int) -> None:
     np.testing.assert_array_equal(args[0].array, wanted)
 
 
+@pytest.mark.parametrize("which", [1, 5])
+@pytest.mark.parametrize("tier", ["emulator", pytest.param("ptx", marks=needs_nvrtc)])
+def test_a_box_is_added_to_what_is_there(which: int, tier: str) -> None:
+    text, args, added = back(*CASES[which])
+    text = text.replace("tl::tensor_store", "tl::tensor_add")
+    rng = np.random.default_rng(0)
+    args[0].array[...] = before = rng.integers(0, 9, args[0].array.shape).astype(args[0].array.dtype)
+    if tier == "ptx":
+        on_ptx(text, "compute_90a")("k", args, threads=32, shared_bytes=8192)
+    else:
+        assert not run(text, args, 32, 8192).findings
+    np.testing.assert_array_equal(args[0].array, before + added)
+
+
 @needs_nvrtc
 def test_a_ring_runs_as_ptx() -> None:
     """Waits spin until others arrive: threads at the lowest instruction must not keep those from going on."""

@@ -119,7 +119,7 @@ int cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address
                            const uint64_t *strides, const uint32_t *boxes, const uint32_t *steps, int interleave,
                            int swizzle, int promotion, int fill) { now.other++;
   FAIL(cuTensorMapEncodeTiled);
-  const int size = type == 0 ? 1 : type == 1 ? 2 : type == 2 ? 4 : type == 4 ? 8 : 0;
+  const int size = type == 0 ? 1 : type == 1 ? 2 : type == 2 || type == 7 ? 4 : type == 4 ? 8 : 0;
   if ((uintptr_t)map % 64 || !size || rank < 1 || rank > 5 || (uintptr_t)address % 16 || interleave || fill) return 1;
   if (boxes[0] * size % 16 || (swizzle && boxes[0] * size > 16u << swizzle)) return 1;
   memset(map, 0, 128);

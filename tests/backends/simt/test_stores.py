@@ -97,11 +97,43 @@ def turned(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: 
     tile.store(e, (0,), acc.sum(0).to(tile.f16))
 
 
+@tile.kernel
+def split(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.InOut[tile.f32, "M N"],
+          BM: tile.Const = 128, BK: tile.Const = 64):
+    """c += a @ b: programs of one block of c add to it."""
+    m, n, k = tile.grid(tile.cdiv(a.shape[0], BM), tile.cdiv(b.shape[1], BM), tile.cdiv(a.shape[1], BK))
+    acc = tile.dot(tile.load(a, (m * BM, k * BK), (BM, BK)), tile.load(b, (k * BK, n * BM), (BK, BM)))
+    tile.atomic_add(c, (tile.arange(BM)[:, None] + m * BM, n * BM + tile.arange(BM)[None, :]), acc)
+
+
+@pytest.mark.parametrize("block", [128, 16])
+def test_sums_of_several_programs(block: int) -> None:
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((72, 136), (136, 136)))
+    c = np.ones((72, 136), np.float32)
+    code = split.lower(a, b, c, target=TARGET, BM=block)
+    assert ("TMA add" if block == 128 else "atomics (stores by all threads cost less)") in code.copies
+    with tile.target(f"emulate:{TARGET}"):
+        split(a, b, c, BM=block)
+    np.testing.assert_array_equal(c, 1 + a.astype(np.float64) @ b.astype(np.float64))
+
+
+@tile.kernel
+def indexed(x: tile.InOut[tile.f32, "M N"], y: tile.InOut[tile.f32, "M N"], z: tile.InOut[tile.f32, "M N"],
+            BM: tile.Const = 256):
+    """Additions at indices that name no block, or whose results are used."""
+    i, j, v = tile.arange(BM)[:, None], tile.arange(BM)[None, :], tile.full((BM, BM), 1.0, tile.f32)
+    tile.atomic_add(x, (i, 2 * j), v)
+    tile.atomic_add(y, (i, i + j), v)
+    tile.store(z, (0, 0), tile.atomic_add(z, (i, j), v))
+
+
 def test_where_it_does_not_apply_the_report_says_why() -> None:
     a, c = np.zeros((64, 64), np.float16), np.zeros((64, 64), np.float16)
     code = turned.lower(a, a, c, np.zeros((64, 64), np.float32), np.zeros(64, np.float16), target=TARGET)
     for why in ("the program accesses the tensor elsewhere", "stores by all threads cost less"):
         assert f"stores ({why}" in code.copies
+    assert "TMA" not in indexed.lower(*np.zeros((3, 256, 256), np.float32), target=TARGET).copies
     odd = np.zeros((64, 65), np.float16)[:, :64]
     assert "not known to be multiples of 16" in kernels.matmul_t.lower(a, a, odd, target=TARGET, **CONSTS).copies
     assert "stores" not in kernels.matmul_t.lower(a, a, c, target="cuda:sm_80", **CONSTS).copies
