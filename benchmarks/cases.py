@@ -41,6 +41,11 @@ def matmuls() -> Iterator[Case]:
         name = str(dt).removeprefix("torch.")
         yield Case(f"{name} matmul 1024^3 (beside torch f32)", functools.partial(ops.matmul, a, b, c),
                    functools.partial(torch.mm, x, y, out=d), "flop", 2 * n ** 3, 0.9, 1.0)
+    for m, n, k in ((512,) * 3, (1024,) * 3, (2048,) * 3, (1000, 1024, 776)):
+        a, b = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16()
+        c, d = torch.empty(m, n, dtype=a.dtype), torch.empty(m, n, dtype=a.dtype)
+        yield Case(f"bfloat16 matmul {m}x{n}x{k} (beside torch bf16)", functools.partial(ops.matmul, a, b, c),
+                   functools.partial(torch.mm, a, b, out=d), "flop", 2 * m * n * k, 1.0, 1.0)
     ia, ib = (torch.randint(-128, 128, (n, n), dtype=torch.int8) for _ in range(2))
     ic, ix, iy, id_ = torch.empty(n, n, dtype=torch.int32), ia.float(), ib.float(), torch.empty(n, n)
     yield Case("int8 dot 1024^3 (beside torch f32)", functools.partial(ops.matmul, ia, ib, ic),

@@ -8,7 +8,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.common import dtype_of
-from tilelang.ops.matmul import blocks
+from tilelang.ops.matmul import blocks, packed_size
 
 
 @tile.kernel
@@ -52,14 +52,16 @@ def grouped_dw_kernel(x: tile.Tensor[tile.T, "M K"], dy: tile.Tensor[tile.T, "M 
 
 
 def _product(x: Any, w: Any, offsets: Any) -> Any:
-    bm, bn, bk = blocks(-(-x.shape[0] // max(1, w.shape[0])), w.shape[2], x.shape[1], gpu=tile.on_gpu(x, w))
+    bm, bn, bk = blocks(-(-x.shape[0] // max(1, w.shape[0])), w.shape[2], x.shape[1], packed_size(dtype_of(x)),
+                        tile.on_gpu(x, w))
     y = empty_like(x, (x.shape[0], w.shape[2]), dtype_of(x))
     y[...] = 0  # rows of no group
     return grouped_kernel(x, w, offsets, y, BM=bm, BN=bn, BK=bk)
 
 
 def _backward(x: Any, w: Any, offsets: Any, dy: Any) -> tuple[Any, Any]:
-    bm, bn, bk = blocks(w.shape[1], w.shape[2], -(-x.shape[0] // max(1, w.shape[0])), gpu=tile.on_gpu(x, w))
+    bm, bn, bk = blocks(w.shape[1], w.shape[2], -(-x.shape[0] // max(1, w.shape[0])), packed_size(dtype_of(w)),
+                        tile.on_gpu(x, w))
     dw = empty_like(w, tuple(w.shape), dtype_of(w))
     return _product(dy, w.swapaxes(1, 2), offsets), grouped_dw_kernel(x, dy, offsets, dw, BM=bm, BN=bn, BK=bk)
 

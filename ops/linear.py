@@ -7,8 +7,8 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.ops.activation import gelu_exact
-from tilelang.ops.common import rows
-from tilelang.ops.matmul import blocks, matmul
+from tilelang.ops.common import dtype_of, rows
+from tilelang.ops.matmul import blocks, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
 
 
@@ -45,8 +45,8 @@ def linear_gelu_backward_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[ti
 
 
 def _blocks(x: Any, w: Any) -> dict[str, int]:
-    return dict(zip(("BM", "BN", "BK"), blocks(x.shape[0], w.shape[0], x.shape[1], gpu=tile.on_gpu(x, w)),
-                    strict=True))
+    return dict(zip(("BM", "BN", "BK"), blocks(x.shape[0], w.shape[0], x.shape[1], packed_size(dtype_of(x)),
+                                               tile.on_gpu(x, w)), strict=True))
 
 
 def linear_backward(x: Any, w: Any, dy: Any, bias: Any = None, activation: str | None = None) -> tuple[Any, Any, Any]:

@@ -49,24 +49,28 @@ def of_steps(a, b, m, n, first, last, BM, BN, BK, ACC):
     return acc
 
 
-def blocks(m: int, n: int, k: int, narrow: bool = False, gpu: bool = False) -> tuple[int, int, int]:
+def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[int, int, int]:
     """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, blocks are of
-    one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands that fit
-    into i8 (`narrow`) leave room for blocks of twice the height and depth, so that packing them takes a smaller share
-    of the time, or even four times the depth where the sums then never leave registers before they are complete. On a
-    `gpu` blocks fill registers and shared memory."""
+    one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands of `size`
+    2 bytes leave room for blocks of twice the depth, those of 1 byte for twice the height and depth, so that packing
+    them takes a smaller share of the time, or even four times the depth where the sums then never leave registers
+    before they are complete. On a `gpu` blocks fill registers and shared memory."""
     if gpu:
-        return block(m, 128, 16), block(n, 128, 16), block(k, 64 if narrow else 32, 16)
+        return block(m, 128, 16), block(n, 128, 16), block(k, 64 if size == 1 else 32, 16)
 
     def even(extent: int, largest: int, multiple: int) -> int:
         count = -(-extent // largest)
         return block(-(-extent // count), largest, multiple)
-    more, columns = 2 if narrow else 1, even(n, 256, 32)
-    rows = 256 * more
+    rows, columns = 512 if size == 1 else 256, even(n, 256, 32)
     while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
         rows //= 2
-    deepest = 1024 if narrow and k <= 1024 else 256 * more
+    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2)
     return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
+
+
+def packed_size(dt: tile.DType) -> int:
+    """Bytes of a number as a product on a CPU takes it, where that has instructions for small ones."""
+    return 1 if dt.is_integer and dt.max <= 127 else 2 if dt is tile.bf16 else 4
 
 
 def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:
@@ -87,7 +91,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
         result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
     else:
         result = out
-    bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1], dt.is_integer and dt.max <= 127, tile.on_gpu(a, b))
+    bm, bn, bk = blocks(a.shape[0], b.shape[1], a.shape[1], packed_size(dt), tile.on_gpu(a, b))
     programs = 0
     if tile.on_gpu(a, b) and acc is tile.f32:
         programs = shared_by(a.shape[0], b.shape[1], a.shape[1], bm, bn, bk)

@@ -9,7 +9,18 @@ from llvmlite import ir
 
 from tilelang.backends.cpu.dots import DotRow
 from tilelang.backends.cpu.machine import LINE
-from tilelang.backends.cpu.numbers import I1, I8, I32, I64, Numbers, constant, full_like, storage_type, type_name
+from tilelang.backends.cpu.numbers import (
+    BF16,
+    I1,
+    I8,
+    I32,
+    I64,
+    Numbers,
+    constant,
+    full_like,
+    storage_type,
+    type_name,
+)
 from tilelang.ir.dtypes import DType
 
 PTR = ir.PointerType()
@@ -299,6 +310,8 @@ class Access:
                                    self._resize(y, full * row.group), row)
             return self._resize(wide, lanes)
         name = row.spelling[self.target.vector_bytes == 64]
+        if row.a == "bf16":
+            x, y = (self.b.bitcast(v, ir.VectorType(BF16, v.type.count)) for v in (x, y))
         if row.adds:
             return self._intrinsic(name, acc.type, [acc, x, y])
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))

@@ -292,8 +292,15 @@ class _Generator(Arithmetic, Control):
         return vectors[0]
 
     def op_transpose(self, op: Op) -> list[ir.Value]:
-        rows, columns = self.args(op), op.operands[0].shape[0]
-        n = len(rows)
+        rows, group = self.args(op), op.attrs["group"]
+        if group == 1:
+            return self._transposed(rows)
+        words = ir.VectorType(ir.IntType(rows[0].type.element.width * group), len(op.results))
+        columns = self._transposed([self.b.bitcast(row, words) for row in rows])
+        return [self.b.bitcast(column, self.type_of(op.results[0].type)) for column in columns]
+
+    def _transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        n, columns = len(rows), rows[0].type.count
         if n & (n - 1) or columns & (columns - 1) or n == 1 or columns == 1:
             out = []
             for j in range(columns):

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tilelang.ir.codec import holds
 from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.reduction import columns
@@ -17,7 +18,7 @@ class DotRow:
     `a`, `b`, `acc` are dtypes in scratch memory; `feature` is what the host must have; `bias` is added to every
     element of `a` beforehand (the instruction takes unsigned bytes) and taken off the accumulator again. `spelling` is
     what LLVM calls an instruction of groups on registers of 32 and of 64 bytes; unless it `adds`, acc is added to
-    what it gives.
+    what it gives. What it computes is `DotGroups`.
     """
 
     name: str
@@ -32,7 +33,9 @@ class DotRow:
 
 
 _VPDPBUSD = "llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.512"
+_VDPBF16PS = "llvm.x86.avx512bf16.dpbf16ps.256", "llvm.x86.avx512bf16.dpbf16ps.512"
 ROWS = (
+    DotRow("vdpbf16ps", "bf16", "bf16", "f32", 2, "bf16", 0, _VDPBF16PS, adds=True),
     DotRow("fma f32", "f32", "f32", "f32"),
     DotRow("fma f64", "f64", "f64", "f64"),
     DotRow("vpdpbusd", "u8", "i8", "i32", 4, "vnni", 0, _VPDPBUSD, adds=True),
@@ -43,21 +46,14 @@ ROWS = (
 )
 
 
-def _holds(wide: DType, narrow: DType, bias: int) -> bool:
-    lo, hi = narrow.min + bias, narrow.max + bias
-    return bool(wide.min <= lo and hi <= wide.max)
-
-
 def choose(a: DType, b: DType, acc: DType, k: int, features: frozenset[str]) -> DotRow:
-    """The first row that computes this exactly."""
+    """The first row that computes this as `Dot` allows it."""
     for row in ROWS:
         if row.acc != acc.name or k % row.group or (row.feature and row.feature not in features):
             continue
-        if acc.kind == "float" or row.acc == "i64" or row.name == "mul i32":
+        if row.group == 1 or holds(dtype(row.a), a, row.bias) and holds(dtype(row.b), b):
             return row
-        if _holds(dtype(row.a), a, row.bias) and _holds(dtype(row.b), b, 0):
-            return row
-    raise AssertionError("the last rows take everything")
+    raise AssertionError("the rows of single k take everything")
 
 
 def of_groups(a: str, b: str, features: frozenset[str]) -> DotRow | None:

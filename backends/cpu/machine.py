@@ -81,7 +81,7 @@ def host() -> CpuTarget:
         names.add("avx2")
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= have:
         vector_bytes, registers = 64, 32
-        names |= {name for name in ("vnni", "vbmi") if f"avx512{name}" in have}
+        names |= {name for name in ("vnni", "vbmi", "bf16") if f"avx512{name}" in have}
     machine = _machine(llvm.get_host_cpu_name(), features.flatten())
     has_half = "f16c" in have or machine.triple.startswith(("aarch64", "arm64"))
     half = {("f16", "f32"), ("f32", "f16")} if has_half else ()  # from f64 LLVM calls a library

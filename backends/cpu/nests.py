@@ -157,7 +157,8 @@ class NestLowering(Reductions):
         best = max(wanted)
         if self.reduces or self.effects or min(self.shape[best], self.shape[last]) < 4:
             return best
-        if all(self.targets[v].layout.dims[last][-1][1] == 1 for v, _ in self.yields):
+        if all(self.targets[v].layout.dims[last][-1][1] == 1 for v, _ in self.yields) or \
+                self._grouped() > 1 and best == last - 1:
             self.transposed = best
         return last
 
@@ -227,8 +228,8 @@ class NestLowering(Reductions):
         if self.transposed is not None:
             self._transposed_loops(self.transposed)
             return
-        group = self._group()
-        if group > 1:
+        group = self._grouped()
+        if group > 1 and self.vector == len(self.shape) - 1:
             self._interleaved_loops(group)
             return
         inner = [d for d in (self.vector, self.axis) if d is not None]
@@ -266,8 +267,9 @@ class NestLowering(Reductions):
         target.store(self.b, where, value)
 
     def _transposed_loops(self, along: int) -> None:
-        """Reads vectors along dimension `along`, writes them transposed along the last."""
-        b, d = self.b, self.vector
+        """Reads vectors along dimension `along`, writes them transposed along the last: groups of neighbours, where
+        they stay together in the packed tile."""
+        b, d, group = self.b, self.vector, self._grouped()
         assert d is not None
         side = self.vector_bytes // 4
 
@@ -276,25 +278,30 @@ class NestLowering(Reductions):
             for v, _ in self.yields:
                 rows = [b.splat(self.at(v, self._position({**at, along: i, d: Ix(b.add(j.base, n))})), i.lanes)
                         for n in range(j.lanes)]
-                columns = b.pure_op(th.Transpose, *rows).results
+                columns = b.pure_op(th.Transpose, *rows, group=group).results
                 for n, column in enumerate(columns):
-                    self.store(self.targets[v], self._position({**at, along: Ix(b.add(i.base, n)), d: j}), column)
+                    where = self._position({**at, along: Ix(b.add(i.base, n * group)), d: j})
+                    if group == 1:
+                        self.store(self.targets[v], where, column)
+                    else:
+                        b.store(self.targets[v].memory, self.targets[v].address(b, where)[0], column)
 
-        def split(extent: int, body: Callable[[Ix], None]) -> None:
-            full = extent // side * side
+        def split(extent: int, step: int, body: Callable[[Ix], None]) -> None:
+            full = extent // step * step
             if full:
-                with b.loop(0, full, side) as loop:
-                    body(Ix(loop.i, side))
+                with b.loop(0, full, step) as loop:
+                    body(Ix(loop.i, step))
             if extent > full:
                 body(Ix(full, extent - full))
 
         self._outer([x for x, e in enumerate(self.shape) if x not in (along, d) and e > 1], {},
-                    lambda at: split(self.shape[d], lambda j: split(self.shape[along], lambda i: block(at, i, j))))
+                    lambda at: split(self.shape[d], side, lambda j: split(
+                        self.shape[along], side * group, lambda i: block(at, i, j))))
 
-    def _group(self) -> int:
+    def _grouped(self) -> int:
         """How many rows stand interleaved in the packed tile that the nest writes: 1 in all others."""
         last = len(self.shape) - 1
-        if self.reduces or self.effects or len(self.yields) != 1 or last == 0 or self.vector != last:
+        if self.reduces or self.effects or len(self.yields) != 1 or last == 0:
             return 1
         *_, rows, columns = self.targets[self.yields[0][0]].layout.dims
         group, unit = rows[-1]

@@ -13,6 +13,23 @@ from tilelang.ir.dtypes import DType
 
 I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """bfloat, which llvmlite lacks. Numbers of bf16 are kept as their bits; only instructions that multiply them take
+    this type."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+BF16 = _BFloat()
 _FLOATS = {"f16": F16, "f32": F32, "f64": F64}
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from tilelang.ir import codec
+from tilelang.ir.codec import holds
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, local, spatial
 
@@ -163,23 +161,6 @@ def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int
         return batched(RegisterLayout(((), (wn,)), (-wm, 0), ()) * local(rk, rn) * atom)
     scales = (of_a(row.scales[0]), of_b(row.scales[1])) if scaled and row.scales else ()
     return DotPlan(row, wm, wn, batched(acc), of_a(row.a_atom), of_b(row.b_atom), scales)
-
-
-def holds(wide: DType, narrow: DType) -> bool:
-    """Whether `wide` has every value of `narrow`."""
-    if wide is narrow:
-        return True
-    if narrow.kind in ("int", "uint", "bool", "bipolar", "ternary"):
-        if wide.kind == "float":
-            return narrow.bits <= wide.mantissa_bits + 1
-        return bool(wide.min <= narrow.min and narrow.max <= wide.max)
-    if wide.kind != "float" or wide.bits <= 8:
-        return False
-    if narrow.kind == "float" and narrow.bits > 8:
-        return narrow.exponent_bits <= wide.exponent_bits and narrow.mantissa_bits <= wide.mantissa_bits
-    values = codec.values_of(narrow)
-    there = codec.decode(codec.encode(values, wide), wide)
-    return bool(np.array_equal(np.asarray(values, np.float64), np.asarray(there, np.float64), equal_nan=True))
 
 
 def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, name: str = "") -> MmaRow | None:

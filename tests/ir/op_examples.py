@@ -360,6 +360,16 @@ func @atomic_rmw(%y: tensor<inout i32, 8:1>, %v: i32) thread {
   %older = atomic_rmw %y, %zero, %old {kind='max'} : i32
   %oldest = atomic_rmw %y, %one, %older, %v {kind='cas'} : i32
 }""",
+    "transpose.groups": """
+func @pairs(%x: tensor<in bf16, 12:1>, %y: tensor<out bf16, 12:1>) thread {
+  %c0 = const {value=0, dtype=i64} : i64
+  %c6 = const {value=6, dtype=i64} : i64
+  %a = ld %x, %c0 {lanes=6} : bf16[6]
+  %b = ld %x, %c6 {lanes=6} : bf16[6]
+  %p, %q, %r = transpose %a, %b {group=2} : bf16[4], bf16[4], bf16[4]
+  %s = interleave %p, %q, %r : bf16[12]
+  st %y, %c0, %s {stream=False}
+}""",
     "transpose": """
 func @transpose(%x: tensor<in f32, 12:1>, %y: tensor<out f32, 12:1>) thread {
   %c0 = const {value=0, dtype=i64} : i64

@@ -88,11 +88,10 @@ def test_linear() -> None:
     close(ops.linear(x, w, b, "gelu"), activation.reference(want), 2 * bound + 1e-6)
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 3000), st.booleans())
-def test_blocks_of_products(m: int, n: int, k: int, narrow: bool) -> None:
-    bm, bn, bk = matmul.blocks(m, n, k, narrow)
-    large = 512 if narrow else 256
-    assert min(m, 4) <= bm <= large and 32 <= bn <= 256 and 8 <= bk <= (1024 if narrow else 256)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([1, 2, 4]))
+def test_blocks_of_products(m: int, n: int, k: int, size: int) -> None:
+    bm, bn, bk = matmul.blocks(m, n, k, size)
+    assert min(m, 4) <= bm <= (512 if size == 1 else 256) and 32 <= bn <= 256 and 8 <= bk <= 1024 // size
     assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // 256))
-    for extent, size, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
-        assert size - step < extent and -(-extent // size) * size - extent < size
+    for extent, made, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
+        assert made - step < extent and -(-extent // made) * made - extent < made

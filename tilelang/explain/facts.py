@@ -362,7 +362,7 @@ def _decisions(lowered: Any) -> list[Decision]:
 
 def _rejection(row: Any, dot: Op, rows: Iterable[Any]) -> str:
     """Why a product is not made by a matrix instruction; the order is that of `instructions.choose`."""
-    from tilelang.backends.simt.instructions import holds
+    from tilelang.ir.codec import holds
     from tilelang.ir.dtypes import dtype
     a, b = (v.tile for v in dot.operands[:2])
     chosen = next((x for x in rows if x.name == dot.attrs["instruction"]), None)

@@ -216,3 +216,20 @@ def _encode_float(real: Any, dt: DType) -> Any:
 def cast(array: Any, src: DType, dst: DType) -> Any:
     """Stored elements of `src` converted to `dst` by the module's rules."""
     return np.asarray(array) if src is dst else encode(decode(array, src), dst)
+
+
+def holds(wide: DType, narrow: DType, bias: int = 0) -> bool:
+    """Whether `wide` has every value of `narrow`, with `bias` added to integers."""
+    if wide is narrow and not bias:
+        return True
+    if narrow.kind in ("int", "uint", "bool", "bipolar", "ternary"):
+        if wide.kind == "float":
+            return narrow.bits <= wide.mantissa_bits + 1
+        return bool(wide.min <= narrow.min + bias and narrow.max + bias <= wide.max)
+    if wide.kind != "float" or wide.bits <= 8:
+        return False
+    if narrow.kind == "float" and narrow.bits > 8:
+        return narrow.exponent_bits <= wide.exponent_bits and narrow.mantissa_bits <= wide.mantissa_bits
+    values = values_of(narrow)
+    there = decode(encode(values, wide), wide)
+    return bool(np.array_equal(np.asarray(values, np.float64), np.asarray(there, np.float64), equal_nan=True))

@@ -165,13 +165,24 @@ class Abs(_Unary):
     name, fn = "abs", np.abs
 
 
+def odd_fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of f32 in f64, rounded to odd: rounding that to f32 in any direction is rounding the exact value
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd")."""
+    product, c = np.asarray(a, np.float64) * b, np.asarray(c, np.float64)  # 48 bits: the product is exact
+    total = np.asarray(product + c)
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    bits = total.view(np.int64)
+    even = (abs(error) > 0) & (bits & 1 == 0)  # NaN compares false: infinities stay
+    return (bits + np.where(even, np.where((error > 0) == (total > 0), 1, -1), 0)).view(np.float64)
+
+
 def _fma(a: Any, b: Any, c: Any) -> Any:
-    wide = np.asarray(a).dtype if np.asarray(a).dtype.kind != "f" else np.float64
-    return (np.asarray(a, wide) * np.asarray(b, wide) + np.asarray(c, wide)).astype(np.asarray(a).dtype)
+    return odd_fma(a, b, c).astype(np.float32) if np.asarray(a).dtype == np.float32 else a * b + c
 
 
 class Fma(Elementwise):
-    """a * b + c, rounded once for floats."""
+    """a * b + c, rounded once for f32 (and in f64 twice: NumPy has no more bits)."""
     name, arity, fn = "fma", 3, _fma
 
 

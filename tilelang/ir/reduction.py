@@ -217,6 +217,7 @@ class Dot(Op):
     """acc + a @ b over the last two dimensions, leading ones batched: [*B, M, K] x [*B, K, N] -> [*B, M, N].
 
     Operand values are exact; products accumulate in `dtype` (integers modulo 2**bits, floats in unspecified order).
+    Where bf16 holds both operands, numbers below `least` may count as zero, operands as well as sums.
     At PLACED the stored `a` may be `bias` too large, as some instructions want it; the product is that of a - bias.
     `instruction` names the row of the target's table that computes it, "" for the ordinary one; `fallback` says why
     it is none of several warps where there is one for these types.
@@ -255,6 +256,15 @@ class Dot(Op):
                                       shape=(*batch, *shape)), whole) for v, shape in parts]
         total = b.reduced(b.emit(ew.Mul, *factors), "sum", axis)
         return [b.emit(ew.Add, acc[0], total) if acc else total]
+
+    @property
+    def least(self) -> float:
+        """The magnitude from which on numbers count in any case: instructions for bf16 have no subnormal numbers
+        (x86's AVX512-BF16)."""
+        of = dtype("bf16")
+        if self.attrs["dtype"].name != "f32" or not all(codec.holds(of, v.dtype) for v in self.operands[:2]):
+            return 0.0
+        return of.smallest_normal
 
     def eval(self, frame: Any, *args: Any) -> Any:
         dt = self.attrs["dtype"]

@@ -14,11 +14,11 @@ from tilelang.errors import VerifyError
 from tilelang.ir import codec
 from tilelang.ir.core import Op, TensorType, TileType, Type
 from tilelang.ir.dtypes import dtype
-from tilelang.ir.elementwise import from_compute, to_compute
+from tilelang.ir.elementwise import Fma, from_compute, to_compute
 from tilelang.ir.memory import memory_type
 from tilelang.ir.reduction import reduced
 
-I64, I32 = dtype("i64"), dtype("i32")
+I64, I32, BF16 = dtype("i64"), dtype("i32"), dtype("bf16")
 THREAD = frozenset({"thread"})
 PLACED = frozenset({"placed"})
 
@@ -217,18 +217,20 @@ class Extract(Op):
 
 
 class Transpose(Op):
-    """n vectors of m lanes to m vectors of n lanes: result j holds lane j of every operand."""
-    name, levels = "transpose", THREAD
+    """n vectors of m * group lanes to m vectors of n * group lanes: result j holds group j of every operand."""
+    name, levels, attributes = "transpose", THREAD, {"group": 1}
 
     def infer(self) -> Sequence[Type]:
         first = self.operands[0].tile
         if any(v.type != first for v in self.operands):
             raise VerifyError("`transpose` of unequal vectors", op=self.name, loc=self.loc, needs=str(first),
                               got=str([str(v.type) for v in self.operands]), try_="pass equal vectors")
-        return [TileType((len(self.operands),), first.dtype)] * first.shape[0]
+        group = self.attrs["group"]
+        return [TileType((len(self.operands) * group,), first.dtype)] * (first.shape[0] // group)
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        return tuple(np.stack(args).T.copy())
+        groups = np.stack(args).reshape(len(args), -1, self.attrs["group"])
+        return tuple(groups.swapaxes(0, 1).reshape(groups.shape[1], -1))
 
 
 class ReduceEach(Op):
@@ -270,8 +272,10 @@ class LaneLookup(Op):
 
 
 class DotGroups(Op):
-    """acc[i] + sum over j < g of a[g*i + j] * b[g*i + j]: the integer dot-product instructions (operands acc i32[n],
-    a and b of n*g lanes). Exact modulo 2**32."""
+    """acc[i] + sum over j < g of a[g*i + j] * b[g*i + j]: the dot-product instructions of CPUs (operands acc[n], a and
+    b of n*g lanes). Of integers, acc i32, exact modulo 2**32. Of bf16, acc f32: the last product of a group is added
+    first, each by one rounding to nearest; numbers below 2^-126, operands as well as sums, are zeros of their sign.
+    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VDPBF16PS; a test compares the machine."""
     name, levels = "dot_groups", THREAD
 
     def infer(self) -> Sequence[Type]:
@@ -279,10 +283,18 @@ class DotGroups(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         acc, a, b = args
+        if acc.dtype.kind == "f":
+            return self._rounded(acc, *(codec.decode(x, BF16).reshape(len(acc), -1) for x in (a, b)))
         a, b = (codec.decode(x, v.dtype).astype(np.int64) for x, v in zip((a, b), self.operands[1:], strict=True))
         return from_compute(acc.astype(np.int64) + (a * b).reshape(len(acc), -1).sum(1), I32)
 
-
+    def _rounded(self, acc: Any, a: Any, b: Any) -> Any:
+        def flushed(x: Any) -> Any:
+            return np.where(abs(x) < BF16.smallest_normal, np.copysign(np.float32(0), x), x)
+        a, b, acc = flushed(a), flushed(b), flushed(acc)
+        for j in reversed(range(a.shape[1])):
+            acc = flushed(Fma.fn(a[:, j], b[:, j], acc))
+        return acc
 
 
 class Interleave(Op):

@@ -297,7 +297,8 @@ def topk(x: Tile, k: int, axis: int = -1) -> tuple[Tile, Tile]:
 
 def dot(a: Tile, b: Tile, acc: Tile | None = None, dtype: DType | None = None) -> Tile:
     """acc + a @ b of [..., M, K] and [..., K, N]. Operands may have any dtypes; their values are exact, products
-    accumulate in f32 (f64 with an f64 operand, i32 for two integers) unless `dtype` says otherwise."""
+    accumulate in f32 (f64 with an f64 operand, i32 for two integers) unless `dtype` says otherwise. On CPUs with
+    AVX512-BF16 numbers of bf16 below 2^-126, and sums of their products below it, count as zero."""
     from tilelang.ir.dtypes import dtype as named
     dt = dtype or (acc.dtype if acc is not None else named(reduction.dot_dtype(a.dtype, b.dtype)))
     operands = [a.value, b.value] + ([acc.value] if acc is not None else [])

@@ -168,8 +168,9 @@ def _error_of(op: Op, fraction: Fraction | None = None) -> Callable[..., Any] | 
     if isinstance(op, ew.Cast):
         return lambda out, a: ulp * np.abs(out) * (a != out)
     if op.name == "dot":
-        sum_ulp = 2.0 ** -fraction(op) if fraction else sum_ulp
-        return lambda out, a, b, *acc: sum_ulp * a.shape[-1] * (np.abs(a) @ np.abs(b) + sum(map(np.abs, acc)))
+        sum_ulp, least = 2.0 ** -fraction(op) if fraction else sum_ulp, op.least  # type: ignore[attr-defined]
+        return lambda out, a, b, *acc: sum_ulp * a.shape[-1] * (np.abs(a) @ np.abs(b) + sum(map(np.abs, acc))) + \
+            least * (np.abs(a).sum(-1)[..., None] + np.abs(b).sum(-2)[..., None, :] + a.shape[-1] + 1)
     if op.name == "dot_scaled":
         return _error_of_scaled
     if op.name in ("reduce", "scan") and op.attrs["kind"] in ("sum", "prod"):

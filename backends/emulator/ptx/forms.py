@@ -14,6 +14,7 @@ import numpy as np
 from tilelang.backends.emulator.ptx import numbers as n
 from tilelang.backends.emulator.ptx.numbers import Array
 from tilelang.backends.emulator.ptx.parse import TYPES, PtxError
+from tilelang.ir.elementwise import odd_fma
 
 Function = Callable[..., Any]
 
@@ -57,7 +58,7 @@ def _rounded(m: Mnemonic, native: Function, parts: Callable[..., tuple[Array, Ar
         return native
     if m.type != "f32":
         raise NotImplementedError(f"{m.name}.{mode} of {m.type}")
-    return lambda *args: n.to_f32(n.exact(*parts(*args)), mode)
+    return lambda *args: n.to_f32(odd_fma(*parts(*args)), mode)
 
 
 def _add(m: Mnemonic) -> Function:
@@ -91,7 +92,7 @@ def _fma(m: Mnemonic) -> Function:
         return n.fma_halves
     if m.type == "f32":
         mode = m.one_of("rz", "rm", "rp") or "rn"
-        return lambda a, b, c: n.to_f32(n.exact(a, b, c), mode)
+        return lambda a, b, c: n.to_f32(odd_fma(a, b, c), mode)
     raise NotImplementedError(f"fma of {m.type}")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tilelang.ir.elementwise import odd_fma
+
 Array = np.ndarray[Any, Any]
 DTYPES: dict[str, type[np.generic]] = {
     "pred": np.bool_, "f16": np.float16, "bf16": np.uint16, "tf32": np.uint32, "f32": np.float32, "f64": np.float64,
@@ -23,18 +25,6 @@ NAN16 = np.uint16(0x7FFF)
 
 
 # -- rounding to f32 --------------------------------------------------------------------------------------------------
-def exact(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of f32 in f64, rounded to odd: rounding that to f32 in any direction is rounding the exact value
-    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd")."""
-    product, c = a.astype(np.float64) * b, c.astype(np.float64)  # 48 bits: the product is exact
-    total = product + c
-    part = total - product
-    error = (product - (total - part)) + (c - part)
-    bits = total.view(np.int64)
-    even = (abs(error) > 0) & (bits & 1 == 0)  # NaN compares false: infinities stay
-    return (bits + np.where(even, np.where((error > 0) == (total > 0), 1, -1), 0)).view(np.float64)
-
-
 def to_f32(x: Array, mode: str) -> Array:
     """f64 to f32 by `rn`, `rz`, `rm` or `rp`."""
     near = x.astype(np.float32)
@@ -57,7 +47,7 @@ def _fma() -> Any:
 def fma_halves(a: Array, b: Array, c: Array) -> Array:
     """Both f16 numbers of each word."""
     a, b, c = (x.view(np.float16).astype(np.float32) for x in (a, b, c))
-    return exact(a, b, c).astype(np.float16).view(np.uint32)
+    return odd_fma(a, b, c).astype(np.float16).view(np.uint32)
 
 
 def fma_f64(a: Array, b: Array, c: Array) -> Array:

@@ -14,12 +14,14 @@ from tests.ir.op_examples import EXAMPLES, example, tiles
 from tilelang import ops
 from tilelang.backends.cpu import dots, machine
 from tilelang.ir import codec
+from tilelang.ir.core import TileType, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.parser import parse
 from tilelang.ir.reduction import dot_dtype
+from tilelang.ir.thread import DotGroups
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.softmax import softmax_kernel
-from tilelang.passes.meaning import difference
+from tilelang.passes.meaning import difference, explained, noise, same_bits
 
 
 @pytest.fixture(params=["host", "avx2"])
@@ -36,15 +38,18 @@ def batched(a: tile.Tensor[tile.T, "G M K"], b: tile.Tensor[tile.U, "G K N"], c:
 
 
 @pytest.mark.parametrize("types", [(torch.int8, torch.int8), (torch.uint8, torch.int8), (torch.int16, torch.int8)])
-@pytest.mark.parametrize("shape", [(14, 70, 36), (12, 32, 4), (3, 5, 8), (25, 33, 21)])
+@pytest.mark.parametrize(("shape", "turned"), [((14, 70, 36), False), ((12, 32, 4), True), ((3, 5, 8), False),
+                                               ((25, 33, 21), True)])
 @pytest.mark.usefixtures("target")
-def test_packed_operands(types: tuple[torch.dtype, torch.dtype], shape: tuple[int, int, int]) -> None:
-    """Extremes of the types, whole blocks and blocks that cross every edge, batches."""
+def test_packed_operands(types: tuple[torch.dtype, torch.dtype], shape: tuple[int, int, int], turned: bool) -> None:
+    """Extremes of the types, whole blocks and blocks that cross every edge, batches, either order in memory."""
     m, n, k = shape
     limits = [torch.iinfo(t) for t in types]
     a, b = (torch.randint(i.min, i.max + 1, s, dtype=t) for i, s, t in
             zip(limits, ((2, m, k), (2, k, n)), types, strict=True))
     a[0, 0], b[0, :, 0] = limits[0].min, limits[1].min
+    if turned:
+        a, b = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (a, b))
     c = torch.empty(2, m, n, dtype=torch.int32)
     want = a.long() @ b.long()
     for bm, bn in ((12, 32), (m, n)):
@@ -81,6 +86,10 @@ def test_kernels() -> None:
     """A matmul and a softmax, with edges."""
     a, b = torch.randn(77, 50), torch.randn(50, 91)
     torch.testing.assert_close(ops.matmul(a, b), a @ b, rtol=1e-5, atol=1e-5)
+    x, y = a.bfloat16(), b.bfloat16()
+    want, sums = x.double() @ y.double(), 50 * 2.0 ** -23 * (x.double().abs() @ y.double().abs())
+    for right in (y, y.T.contiguous().T):
+        assert ((ops.matmul(x, right).double() - want).abs() <= sums + 2.0 ** -8 * (want.abs() + sums)).all()
     ia, ib = (torch.randint(-128, 128, (130, 130), dtype=torch.int8) for _ in range(2))
     assert np.array_equal(ops.matmul(ia, ib), ia.int() @ ib.int())
     torch.testing.assert_close(ops.softmax(a), torch.softmax(a, -1), rtol=1e-5, atol=1e-6)
@@ -124,7 +133,7 @@ def looked_up(table: tile.Tensor[tile.i8, "64"], words: tile.Tensor[tile.u32, "6
 def test_every_pair_has_an_instruction_that_takes_its_numbers() -> None:
     """Of all pairs of types in the table: integers are exact or wrap as the sum does, floats keep their numbers."""
     rows = {}
-    for features in (frozenset[str](), frozenset({"avx2"}), frozenset({"avx2", "vnni"})):
+    for features in (frozenset[str](), frozenset({"avx2"}), frozenset({"avx2", "vnni", "bf16"})):
         for a in EVERY:
             for b in EVERY:
                 row = rows[a, b] = dots.choose(a, b, dtype(dot_dtype(a, b)), 4, features)
@@ -139,15 +148,54 @@ def test_every_pair_has_an_instruction_that_takes_its_numbers() -> None:
                                               codec.decode(x, operand).astype(np.float64))
 
 
+@pytest.mark.parametrize(("operands", "sums"), [((0, 256), (0, 256)), ((120, 134), (110, 145)), ((50, 78), (0, 32)),
+                                                ((0, 130), (0, 4)), ((180, 256), (230, 256))])
+def test_products_of_bf16_are_rounded_as_their_meaning_says(operands: tuple[int, int], sums: tuple[int, int]) -> None:
+    """To the bit, with biased exponents from these ranges: all, ordinary ones, products and sums below the smallest
+    normal number, subnormal operands, overflow and what is not finite."""
+    if "bf16" not in HOST.features:
+        pytest.skip("needs a processor with AVX512-BF16")
+    rng = np.random.default_rng(0)
+
+    def numbers(bits: int, exponents: tuple[int, int], *shape: int) -> np.ndarray:
+        sign, rest = (rng.integers(0, 1 << b, shape) for b in (1, bits))
+        return sign << bits + 8 | rng.integers(*exponents, shape) << bits | rest
+    a, b = (numbers(7, operands, *shape).astype(np.uint16) for shape in ((64, 16, 2), (64, 2, 16)))
+    c, y = numbers(23, sums, 64, 16, 16).astype(np.uint32).view(np.float32), np.zeros((64, 16, 16), np.float32)
+    group = DotGroups([Value(TileType((n,), dtype(name))) for n, name in ((16, "f32"), (32, "bf16"), (32, "bf16"))])
+    with np.errstate(all="ignore"):
+        want = group.eval(None, c.ravel(), np.broadcast_to(a[:, :, None], (64, 16, 16, 2)),
+                          np.broadcast_to(b.swapaxes(1, 2)[:, None], (64, 16, 16, 2)))
+    fn = parse(tiles("pairs", "%r = dot %a, %b, %c {dtype=f32} : f32[64, 16, 16]", {
+        "a": "bf16[64, 16, 2]", "b": "bf16[64, 2, 16]", "c": "f32[64, 16, 16]"}, {"r": "f32[64, 16, 16]"}))
+    native(fn)([a, b, c, y])
+    assert same_bits(want, y.ravel(), dtype("f32")).all()
+
+
+@pytest.mark.usefixtures("target")
+def test_bounds_know_what_products_of_bf16_leave_out() -> None:
+    """2^-130 * 2^127 is 0.125, or 0 where numbers below 2^-126 count as zero: the bound allows for both."""
+    fn = parse(tiles("small", "%r = dot %a, %b {dtype=f32} : f32[1, 1]", {"a": "bf16[1, 2]", "b": "bf16[2, 1]"},
+                     {"r": "f32[1, 1]"}))
+    args = [codec.encode(np.array(x), dtype("bf16")) for x in ([[2.0 ** -130, 1]], [[2.0 ** 127], [2.0 ** -120]])]
+    args.append(np.zeros((1, 1), np.float32))
+    samples = [s[-1] for s in noise(fn, args, np.random.default_rng(0))]
+    exact = np.full((1, 1), 0.125 + 2.0 ** -120, np.float32)
+    native(fn)(args)
+    for got in (args[-1], np.full((1, 1), 2.0 ** -120, np.float32), exact):
+        assert explained(exact, got, samples, dtype("f32")).all()
+    assert not explained(exact, exact + 16, samples, dtype("f32")).any()
+
+
 PARTNERS = [dtype(n) for n in "i1 u3 s2 ternary i8 u8 i16 i32 u33 i64 f4e2m1 e8m0 f8e5m2 f16 bf16 f32 f64".split()]
 
 
-@pytest.mark.parametrize("step", [1, 5])
-def test_classes_of_operands(step: int) -> None:
-    """Every class of types as left and as right operand."""
+@pytest.mark.parametrize(("step", "k"), [(1, 8), (5, 5)])
+def test_classes_of_operands(step: int, k: int) -> None:
+    """Every class of types as left and as right operand, in groups along k and not."""
     pairs = list(zip(PARTNERS, [*PARTNERS[step:], *PARTNERS[:step]], strict=True))
-    inputs = {f"a{i}": f"{a}[3, 5]" for i, (a, _) in enumerate(pairs)} | {
-        f"b{i}": f"{b}[5, 4]" for i, (_, b) in enumerate(pairs)}
+    inputs = {f"a{i}": f"{a}[3, {k}]" for i, (a, _) in enumerate(pairs)} | {
+        f"b{i}": f"{b}[{k}, 4]" for i, (_, b) in enumerate(pairs)}
     accs = [dot_dtype(a, b) for a, b in pairs]
     body = "\n".join(f"%r{i} = dot %a{i}, %b{i} {{dtype={acc}}} : {acc}[3, 4]" for i, acc in enumerate(accs))
     fn = parse(tiles("dots", body, inputs, {f"r{i}": f"{acc}[3, 4]" for i, acc in enumerate(accs)}))
