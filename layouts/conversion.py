@@ -1,9 +1,9 @@
 """What it takes to bring a tile from one register layout into another."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -69,81 +69,66 @@ def conversion(src: RegisterLayout, dst: RegisterLayout, shape: tuple[int, ...],
     if src == dst:
         return Conversion("none", tuple(range(src.local_size)))
     have, want = flat_table(src, shape), flat_table(dst, shape)
-    take = []
-    for i in range(want.shape[1]):
-        register = _register(have, want[:, i])
-        if register is None:
-            moves = _moves(src, have, want, shape, warp)
-            return Conversion("shared") if moves is None else Conversion("shuffle", moves=moves)
-        take.append(register)
-    same = len(take) == src.local_size and take == list(range(len(take)))
-    return Conversion("none" if same else "registers", tuple(take))
+    take = _own(have, want)
+    if take is None:
+        moves = _moves(src, have, want, shape, warp)
+        return Conversion("shared") if moves is None else Conversion("shuffle", moves=moves)
+    return Conversion("none" if take == tuple(range(src.local_size)) else "registers", take)
 
 
-def _register(have: Any, want: Any) -> int | None:
-    """The register of `have` in which every thread holds the element it wants (-1: any)."""
-    threads = np.flatnonzero(want >= 0)
-    if not len(threads):
-        return 0
-    first = threads[0]
-    for register in np.flatnonzero(have[first] == want[first]):
-        if np.array_equal(have[threads, register], want[threads]):
-            return int(register)
-    return None
+def _own(have: Any, want: Any) -> tuple[int, ...] | None:
+    """For each register of `want` the one of `have` in which every thread holds what it wants (0: it wants nothing);
+    None where some register has none."""
+    wanted = want >= 0
+    first = wanted.argmax(0)
+    there = have[first] == want[first, np.arange(want.shape[1])][:, None]
+    register = np.where(wanted.any(0), there.argmax(1), 0)
+    return tuple(register.tolist()) if ((have[:, register] == want) | ~wanted).all() else None
 
 
 def _moves(src: RegisterLayout, have: Any, want: Any, shape: tuple[int, ...], warp: int) -> tuple[Move, ...] | None:
     """A shuffle for every register, the same in all warps; None where some element comes from another warp, or from a
     lane that is no sum over the bits of the lane number."""
-    count = len(have)
-    if count % warp:
+    warps, left = divmod(len(have), warp)
+    if left:
         return None
-    held = np.zeros((count // warp, int(max(have.max(), want.max())) + 2), bool)  # the last column: any element
-    each = np.arange(count)[:, None] // warp
-    held[each, have] = True
-    held[:, -1] = True
-    if not held[each, want].all() or _scattered(have, want, warp):  # found out at once, for most that are tried
+    if not _held(src, shape, warp)[np.arange(len(want))[:, None] // warp, want].all():
         return None
-    out = []
-    for i in range(want.shape[1]):
-        wanted = want[:, i].reshape(-1, warp)
-        lanes = np.flatnonzero((wanted >= 0).any(0))
-        first = (wanted >= 0).argmax(0)[lanes]  # the warp that says where a lane's element is; the others must agree
-        held_in = np.empty((warp, len(lanes)), np.int64)
+    out: list[Move] = []
+    for registers in (slice(1), slice(1, None)):  # most that cannot be fail with the first
+        wanted = want[:, registers].T.reshape(-1, warps, warp)
+        first = (wanted >= 0).argmax(1)  # the warp that says where a lane's element is; the others must agree
+        held_in = np.empty((warp, *first.shape), np.int16)  # [lane that may hold it, register, lane]
         for number in np.unique(first):
             mine = first == number
-            held_in[:, mine] = _holders(src, shape, warp, int(number))[:, wanted[number, lanes[mine]]]
-        near = np.where(held_in >= 0, _distances(warp)[:, lanes], warp * warp).argmin(0)
-        register = held_in[near, np.arange(len(lanes))]
-        found = have.reshape(-1, warp, have.shape[1])[:, near, register]
-        if not np.all((found == wanted[:, lanes]) | (wanted[:, lanes] < 0)):
+            held_in[:, mine] = _holders(src, shape, warp, int(number))[:, wanted[:, number][mine]]
+        near = np.where(held_in >= 0, _distances(warp)[:, None], warp * warp).argmin(0)
+        register = np.take_along_axis(held_in, near[None], 0)[0]
+        found = have.reshape(warps, warp, -1)[:, near, register].swapaxes(0, 1)
+        some = ((found == wanted) | (wanted < 0)).all()
+        made = _shuffles(near, register, (wanted >= 0).any(1)) if some else None
+        if made is None:
             return None
-        move = _move(lanes, near, register, warp)
-        if move is None:
-            return None
-        out.append(move)
+        out += made
     return tuple(out)
 
 
-def _scattered(have: Any, want: Any, warp: int) -> bool:
-    """Whether it is clear without looking at lanes one by one that no shuffles make the conversion: where each element
-    has one place in a warp, a register comes from more than two, or from others in other warps."""
-    warps, size = len(have) // warp, int(max(have.max(), want.max())) + 1
-    each = np.repeat(np.arange(warps), warp)[:, None]
-    place = np.full((warps, size), -1)
-    place[each, have] = np.arange(warp * have.shape[1]).reshape(warp, -1)[np.arange(len(have)) % warp]
-    if (have < 0).any() or (want < 0).any() or np.count_nonzero(place >= 0) < have.size:
-        return False
-    source = place[each, want].reshape(warps, warp, -1)
-    registers = np.sort(source[0] % have.shape[1], 0)
-    return bool((source != source[0]).any() or (np.count_nonzero(np.diff(registers, axis=0), 0) > 1).any())
+@lru_cache(maxsize=256)
+def _held(layout: RegisterLayout, shape: tuple[int, ...], warp: int) -> Any:
+    """[warp, element]: whether some lane of a warp holds an element; the last column: what lies outside of the tile
+    every lane has."""
+    table = flat_table(layout, shape)
+    out = np.zeros((len(table) // warp, prod(shape) + 1), bool)
+    out[np.arange(len(table))[:, None] // warp, table] = True
+    out[:, -1] = True
+    return out
 
 
 @lru_cache(maxsize=64)
 def _holders(layout: RegisterLayout, shape: tuple[int, ...], warp: int, number: int) -> Any:
     """[lane, element]: the first register of a lane of warp `number` that holds an element, -1 where none does."""
     table = flat_table(layout, shape)[number * warp:(number + 1) * warp]
-    out = np.full((warp, int(np.prod(shape)) + 1), -1, np.int32)  # the last column: what lies outside of the tile
+    out = np.full((warp, prod(shape) + 1), -1, np.int16)  # the last column: what lies outside of the tile
     for register in reversed(range(table.shape[1])):
         out[np.arange(warp), table[:, register]] = register
     return out
@@ -153,34 +138,40 @@ def _holders(layout: RegisterLayout, shape: tuple[int, ...], warp: int, number: 
 def _distances(warp: int) -> Any:
     """[lane, lane]: orders the first by the bits in which it differs from the second, then by number."""
     lanes = np.arange(warp)
-    return np.bitwise_count(lanes[:, None] ^ lanes).astype(np.int64) * warp + lanes[:, None]
+    return (np.bitwise_count(lanes[:, None] ^ lanes) * np.int16(warp) + lanes[:, None]).astype(np.int16)
 
 
-def _move(lanes: Any, there: Any, register: Any, warp: int) -> Move | None:
-    """The shuffle that brings each of `lanes` (in order) what `register` of the lane `there` holds; the other lanes
-    want nothing."""
-    bits = warp.bit_length() - 1
-    if not len(lanes):
-        return Move(0, 0, tuple(1 << b for b in range(bits)))
-    source = np.full(warp, -1)
-    source[lanes] = there
-    first, base = int(lanes[0]), int(there[0])
+def _shuffles(there: Any, register: Any, wants: Any) -> list[Move] | None:
+    """The shuffles that bring each lane that `wants` something what `register` of the lane `there` holds; arrays
+    [register of the result, lane]."""
+    (count, warp), bits = there.shape, there.shape[1].bit_length() - 1
+    each, first = np.arange(count)[:, None], wants.argmax(1)[:, None]
+    digits = np.arange(warp) >> np.arange(bits)[:, None] & 1
+    base, flipped = there[each, first], first | 1 << np.arange(bits)
     # A lane that wants nothing says nothing of its bits: they count as if they moved nothing.
-    weights = tuple(int(source[first | 1 << b]) - base if source[first | 1 << b] >= 0 and not first >> b & 1 else 0
-                    for b in range(bits))
-    total = base + (np.arange(warp)[:, None] >> np.arange(bits) & 1) @ np.array(weights)
-    if not np.array_equal(total[lanes], there) or total.min() < 0 or total.max() >= warp:
+    weights = np.where(wants[each, flipped] & (flipped != first), there[each, flipped] - base, 0)
+    source = base + weights @ digits
+    if ((source != there) & wants).any() or (source < 0).any() or (source >= warp).any():
         return None
-    if (register == register[0]).all():
-        return Move(int(register[0]), base, weights)
-    for bit in range(bits):
-        low, high = register[lanes >> bit & 1 == 0], register[lanes >> bit & 1 == 1]
-        if len(low) and len(high) and (low == low[0]).all() and (high == high[0]).all():
-            return Move(int(low[0]), base, weights, int(high[0]), bit)
-    return None
+    turned = (register != register[each, first]) & wants  # lanes that want another register than the first that wants
+    one = register[each, first], register[each, turned.argmax(1)[:, None]]
+    at = first >> np.arange(bits) & 1
+    agree = ((turned[:, None] == (digits != at[..., None])) | ~wants[:, None]).all(2)
+    if ((register != one[1]) & turned).any() or not (agree.any(1) | ~turned.any(1)).all():
+        return None
+    bit = agree.argmax(1)
+    out = []
+    for i, (some, several) in enumerate(zip(wants.any(1).tolist(), turned.any(1).tolist(), strict=True)):
+        low, high = (int(r[i, 0]) for r in one)
+        if several and at[i, bit[i]]:
+            low, high = high, low
+        out.append(Move(low, int(base[i, 0]), tuple(weights[i].tolist()), *((high, int(bit[i])) if several else ()))
+                   if some else Move(0, 0, tuple(1 << b for b in range(bits))))
+    return out
 
 
-def blocked(shape: Sequence[int], threads: int, order: Sequence[int], vector: int = 1) -> RegisterLayout:
+@lru_cache(maxsize=4096)
+def blocked(shape: tuple[int, ...], threads: int, order: tuple[int, ...], vector: int = 1) -> RegisterLayout:
     """Vectors of `vector` elements along the first dimension of `order`, threads along it and then the next ones,
     the rest of the tile repeated in each thread; left-over threads hold copies. The layout covers at least `shape`:
     extents are rounded up to what the threads divide.

@@ -54,7 +54,7 @@ class RegisterLayout:
         """Extents of all modes, in order."""
         return tuple(e for dim in self.modes for e in dim)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(prod(dim) for dim in self.modes)
 
@@ -62,11 +62,11 @@ class RegisterLayout:
     def rank(self) -> int:
         return len(self.modes)
 
-    @property
+    @cached_property
     def num_threads(self) -> int:
         return prod(-m if m < 0 else self.extents[m] for m in self.spatial)
 
-    @property
+    @cached_property
     def local_size(self) -> int:
         return prod(self.extents[m] for m in self.local)
 
@@ -143,12 +143,19 @@ class RegisterLayout:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RegisterLayout):
             return NotImplemented
-        a, b = self.canonical, other.canonical
-        return (a.modes, a.spatial, a.local) == (b.modes, b.spatial, b.local)
+        return self is other or self._key == other._key
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
         c = self.canonical
-        return hash((c.modes, c.spatial, c.local))
+        return c.modes, c.spatial, c.local
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
 
     # -- algebra -----------------------------------------------------------------------------------------------------
     def __mul__(self, inner: RegisterLayout) -> RegisterLayout:

@@ -211,7 +211,7 @@ class Access:
             return
         place, shape = t.layout or shared(t.shape), t.shape[len(lead):]
         size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
-        layout = blocked(shape, self.threads.count, list(reversed(range(rank))), max(16 // size, 1))
+        layout = blocked(shape, self.threads.count, tuple(reversed(range(rank))), max(16 // size, 1))
         run = place.run(-1) if place.dims else 1
         start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
         place = SharedLayout(place.dims[len(lead):], place.swizzle)

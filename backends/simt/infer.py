@@ -9,30 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from math import prod
+from functools import cache
+from math import inf, prod
 
-import numpy as np
-
+from tilelang.backends.simt.costs import EXCHANGE, Wanted, access_cost, buffer_cost, conversion_cost, crosses
 from tilelang.backends.simt.group_products import choose_group, group_plans
 from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_rows, sizes
-from tilelang.backends.simt.matrix import fragments
-from tilelang.backends.simt.registers import repeated, thread_digits, vector_width
+from tilelang.backends.simt.registers import repeated
 from tilelang.backends.simt.stage import Staged, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, blocked, conversion, flat_table, shared
+from tilelang.layouts import LayoutError, RegisterLayout, blocked
 
 LOOP_WEIGHT = 8
 """How often a loop's body is assumed to run."""
-EXCHANGE = 16384
-"""Cost, in bytes, of going through shared memory once: two barriers and the latency, at 128 bytes a cycle. In a loop
-twice that: nothing of the next products begins before it is through."""
-GLOBAL = 4
-"""What a byte of global memory costs beside one of shared memory."""
-Wanted = RegisterLayout | SharedLayout | None
-"""A layout in registers, or one in shared memory that the user of a tile reads by itself; None for any."""
 Map = Callable[[RegisterLayout], RegisterLayout | None]
 Maps = Callable[[RegisterLayout], Wanted | list[Wanted]]
 
@@ -119,63 +110,6 @@ def reshaped(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[int, ...])
         return None
 
 
-@lru_cache(maxsize=4096)
-def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None, size: int, width: int,
-                warp: int) -> int:
-    """Bytes of the 32-byte sectors that a block access touches, weighed, plus 32 for every instruction of a warp."""
-    table = flat_table(layout, shape)[:warp]
-    vector = 1
-    if axis is not None:
-        vector = min(layout.contiguous(axis), max(width // size, 1))
-        while shape[axis] % vector or layout.local_size % vector:
-            vector //= 2
-    first = table[:, ::vector]
-    warps = max(layout.num_threads // warp, 1)
-    if axis is None:
-        sectors = int(np.count_nonzero(first >= 0))
-    else:
-        row = prod(shape[axis + 1:])
-        inner = first // row % shape[axis]
-        other = first // (row * shape[axis]) * row + first % row
-        sector = np.where(first >= 0, other * (1 << 40) + inner * size // 32, -1)
-        sectors = sum(len(np.unique(sector[:, i][sector[:, i] >= 0])) for i in range(sector.shape[1]))
-    return warps * (GLOBAL * 32 * sectors + 32 * first.shape[1])
-
-
-@lru_cache(maxsize=4096)
-def buffer_cost(layout: RegisterLayout, shape: tuple[int, ...], size: int, whole: bool, matrices: bool,
-                warp: int) -> int:
-    """Bytes that an access to shared memory moves, plus 32 for every instruction of a warp."""
-    place = shared(shape)
-    width = vector_width(layout, place, size)[1] if whole and layout.shape == shape else 1
-    if matrices and layout.shape == shape and (found := fragments(layout, place, size)) is not None:
-        width = next(n for n in (4, 2, 1) if found[0].local_size % n == 0) * 4 // size
-    return layout.num_threads * (layout.local_size * size + 32 * layout.local_size // width // warp)
-
-
-@lru_cache(maxsize=4096)
-def crosses(layout: RegisterLayout, axis: int, warp: int) -> bool:
-    """Whether elements along `axis` lie in different warps."""
-    return any(d.adds is not None and d.adds[0] == axis and d.extent > 1 and d.stride * d.extent > warp
-               for d in thread_digits(layout))
-
-
-def conversion_cost(have: RegisterLayout | None, want: Wanted, shape: tuple[int, ...], size: int, warp: int,
-                    weight: int = 1) -> int:
-    """Bytes written and read, the fixed cost of an exchange included, as often as the loops around it run."""
-    exchange = EXCHANGE * (1 if weight == 1 else 2)
-    if isinstance(want, SharedLayout):
-        return weight * (exchange + prod(shape) * size)
-    reads = want.num_threads * want.local_size if want is not None else prod(shape)
-    by_memory = weight * (exchange + (prod(shape) + reads) * size)
-    if have is None or want is None:
-        return by_memory
-    how = conversion(have, want, shape, warp)
-    if how.kind == "shuffle":
-        return min(weight * how.shuffles * want.num_threads * 4, by_memory)
-    return {"none": 0, "registers": weight * prod(shape) * size // 8, "shared": by_memory}[how.kind]
-
-
 class Inference:
     """Groups and edges of a function, and the search over them."""
 
@@ -241,7 +175,7 @@ class Inference:
     def _edge(self, src: Value, dst: Value, have: Map, want: Maps, push: Map, shape: tuple[int, ...],
               weight: int) -> None:
         a, b = self.group(src), self.group(dst)
-        edge = Edge(a, b, have, want, push, shape, src.dtype.storage.itemsize, weight)
+        edge = Edge(a, b, have, cache(want), cache(push), shape, src.dtype.storage.itemsize, weight)
         a.edges.append(edge)
         if b is not a:
             b.edges.append(edge)
@@ -311,9 +245,10 @@ class Inference:
     def _survey_reduce(self, op: Op, weight: int) -> None:
         axis = op.attrs["axis"]
         self.group(op.operands[0]).reductions.append((axis, weight))
+        reduced = cache(lambda f: f.reduce([axis]))
         for src, dst in zip(op.operands, op.results, strict=True):
             if dst.shape:
-                self._edge(src, dst, lambda f: f.reduce([axis]), same, lambda f: f.reduce([axis]), dst.shape, weight)
+                self._edge(src, dst, reduced, same, reduced, dst.shape, weight)
 
     def _survey_dot(self, op: Op, weight: int) -> None:
         a, b = op.operands[:2]
@@ -379,7 +314,7 @@ class Inference:
         rank = len(g.shape)
         for axis, size, width, _ in g.accesses:
             if axis is not None:
-                order = [axis, *(d for d in reversed(range(rank)) if d != axis)]
+                order = (axis, *(d for d in reversed(range(rank)) if d != axis))
                 yield blocked(g.shape, self.threads, order, max(width // size, 1))
         yield from (layout for layout, *_ in g.views)
         for site in self.dots:
@@ -391,28 +326,33 @@ class Inference:
                 continue
             mapped = [e.push(other.layout)] if e.dst is g else e.wanted(other.layout) if e.have is same else []
             yield from (layout for layout in mapped if isinstance(layout, RegisterLayout))
-        yield blocked(g.shape, self.threads, list(reversed(range(rank))), max(16 // g.bytes, 1))
-        yield blocked(g.shape, self.threads, list(reversed(range(rank))), 1)
+        yield blocked(g.shape, self.threads, tuple(reversed(range(rank))), max(16 // g.bytes, 1))
+        yield blocked(g.shape, self.threads, tuple(reversed(range(rank))), 1)
 
-    def _cost(self, g: Group, layout: RegisterLayout) -> int:
+    def _cost(self, g: Group, layout: RegisterLayout, most: float = inf) -> int:
+        """What a layout of `g` costs beside those that its neighbours have, or a part of that above `most`."""
         total = layout.local_size * layout.num_threads  # registers, and copies of the same work
         for axis, size, width, weight in g.accesses:
             total += weight * access_cost(layout, g.shape, axis, size, width, self.target.warp)
         for size, whole, matrices, weight in g.buffers:
             total += weight * buffer_cost(layout, g.shape, size, whole, matrices, self.target.warp)
         total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))
+        for site in self.dots:
+            if site.acc is g:  # the instruction needs its accumulator
+                total += site.work.get(layout, 0) if layout in site.plans else 1 << 40
         for fixed, made, size, weight in g.views:
+            if total > most:
+                return total
             have, want = (fixed, layout) if made else (layout, fixed)
             total += conversion_cost(have, want, g.shape, size, self.target.warp, weight)
         for e in g.edges:
+            if total > most:
+                return total
             src = layout if e.src is g else e.src.layout
             dst = layout if e.dst is g else e.dst.layout
             if src is not None and dst is not None:
                 total += min(conversion_cost(e.have(src), want, e.shape, e.bytes, self.target.warp, e.weight)
                              for want in e.wanted(dst))
-        for site in self.dots:
-            if site.acc is g:  # the instruction needs its accumulator
-                total += site.work.get(layout, 0) if layout in site.plans else 1 << 40
         return total
 
     def _descend(self, backward: bool) -> int:
@@ -428,14 +368,21 @@ class Inference:
             changed = False
             for g in order:
                 best = self._best(g)
-                if g.layout is None or self._cost(g, best) < self._cost(g, g.layout):
+                if best != g.layout:
                     g.layout, changed = best, True
             if not changed and not any([self._follow(e) for g in order for e in g.edges if e.dst is g]):
                 break
         return self._total(order)
 
     def _best(self, g: Group) -> RegisterLayout:
-        return min(dict.fromkeys(self._candidates(g)), key=lambda f: self._cost(g, f))
+        """The cheapest layout beside those of the neighbours: of equally cheap ones that it has, else the first."""
+        best, cost = g.layout, self._cost(g, g.layout) if g.layout is not None else inf
+        for f in dict.fromkeys(self._candidates(g)):
+            found = self._cost(g, f, cost)
+            if best is None or found < cost:
+                best, cost = f, found
+        assert best is not None
+        return best
 
     def _total(self, groups: Iterable[Group]) -> int:
         return sum(self._cost(g, g.layout) for g in groups if g.layout is not None)

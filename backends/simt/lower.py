@@ -14,10 +14,10 @@ import numpy as np
 from tilelang.backends.simt import bulk
 from tilelang.backends.simt.access import Access, address, block_of, join
 from tilelang.backends.simt.collect import Collect
+from tilelang.backends.simt.costs import conversion_cost
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
-from tilelang.backends.simt.infer import conversion_cost
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.paired import Paired, cut, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count

@@ -188,7 +188,7 @@ class _Placer:
                 continue
             if user.name == "copy_async":
                 shape = op.attrs["shape"][len(user.operands) - user.operands.index(op.result) - 1:]
-                users.append((user, blocked(shape, threads, list(reversed(range(len(shape)))), max(16 // size, 1))))
+                users.append((user, blocked(shape, threads, tuple(reversed(range(len(shape)))), max(16 // size, 1))))
             elif user.name == "load" and user.result.shape:
                 users.append((user, self.layout(user.result)))
             elif user in self.inference.stores:

@@ -325,7 +325,7 @@ def _cells(layout: RegisterLayout | SharedLayout, shape: Sequence[int], size: in
 
 
 def _conversions(lowered: Any) -> list[Decision]:
-    from tilelang.backends.simt.infer import conversion_cost
+    from tilelang.backends.simt.costs import conversion_cost
     from tilelang.layouts import conversion
     how = {"none": "nothing: every thread holds it in the same registers",
            "registers": "other registers of the same thread", "shuffle": "shuffles within a warp",
