@@ -249,13 +249,15 @@ class _Loop:
 
         def const(value: Any, dt: DType = I64) -> Value:
             return emit(sh.Const, value=value, dtype=dt)
-        terms = [v for n in needs for v, _ in n.terms]
+        met = {v: i for i, v in enumerate(self.sums)}  # sets have another order each time, and the text would, too
+        needs = sorted(needs, key=lambda n: (n.index, n.constant, sorted((met[v], f) for v, f in n.terms)))
+        terms = sorted({v for n in needs for v, _ in n.terms}, key=lambda v: met[v])
         wide = {v: emit(ew.Cast, v, dtype=I64) for v in dict.fromkeys([lo, hi, *terms])}
         first, end = wide[lo], wide[hi]
         runs: list[Value] = []
         for n in needs:
             rest = const(n.constant)
-            for v, factor in sorted(n.terms, key=lambda t: list(wide).index(t[0])):
+            for v, factor in sorted(n.terms, key=lambda t: met[t[0]]):
                 rest = emit(ew.Add, rest, emit(ew.Mul, wide[v], const(factor)) if factor != 1 else wide[v])
             if n.index == 1:  # i <= -rest
                 end = emit(ew.Min, end, emit(ew.Sub, const(1), rest))

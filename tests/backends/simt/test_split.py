@@ -122,3 +122,11 @@ def test_windows_hold_whole_blocks() -> None:
     assert masks[0][:2] == ["true", "true"] and "true" not in masks[1]
     ends = [re.findall(r"tl::window_of\(b, \w+, (\w+)\)", text)[0] for text in (first, second)]
     assert f"{ends[0]} =" not in first and f"{ends[1]} =" in second
+
+
+def test_the_text_of_a_kernel_is_always_the_same() -> None:
+    """What is cached by it would be made anew in every process."""
+    a, b = (kernels.normal(128, 128, dtype=np.float16) for _ in range(2))
+    codes = [kernels.matmul.lower(a, b, np.empty((128, 128), np.float32), BM=64, BN=64, BK=32, STAGES=3,
+                                  target="cuda:sm_80") for _ in range(8)]
+    assert len({code.source for code in codes}) == 1
