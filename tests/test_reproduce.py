@@ -12,6 +12,7 @@ import pytest
 import tilelang as tile
 from tilelang import errors, reproduce
 from tilelang.backends.cpu.compile import Lowered
+from tilelang.checking import check
 from tilelang.cli import main
 from tilelang.ir.parser import parse
 from tilelang.ops.matmul import matmul_kernel
@@ -42,7 +43,7 @@ def test_a_mistake_inside_the_compiler_leaves_a_file(monkeypatch: pytest.MonkeyP
         roots(np.ones(12, np.float32), B=4)
     (note,) = error.value.__notes__
     path = Path(note.split("written to ")[1].split("; please")[0])
-    text, target = reproduce.load(path)
+    text, target, _ = reproduce.load(path)
     assert target == "cpu" and "sqrt" in text and "KeyError: " in path.read_text()
     assert reproduce.kind(reproduce.failure(text, target)) == "KeyError"
 
@@ -58,9 +59,45 @@ def test_findings_of_the_checkers_leave_a_file() -> None:
     with pytest.raises(errors.CheckError) as error, tile.target("emulate:cuda:sm_80"):
         unsynchronised(x)
     (note,) = error.value.__notes__
-    text, target = reproduce.load(note.removeprefix("What shows it again was written to "))
+    text, target, inputs = reproduce.load(note.removeprefix("What shows it again was written to "))
     assert target == "emulate:cuda:sm_80" and "alloc" in text
-    assert reproduce.kind(reproduce.failure(text, target)) == "CheckError"
+    assert np.array_equal(reproduce.unpacked(inputs)[0], x)
+    found = reproduce.failure(text, target, inputs)
+    assert reproduce.kind(found) == "uninitialised-shared" and "(inputs x: [512], y: [512])" in found
+
+
+@tile.kernel
+def not_waited_for(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+    n = tile.grid(tile.cdiv(x.shape[0], 64)) * 64
+    s = tile.shared(64, tile.f32)
+    tile.copy_async(x, s, n)
+    tile.commit()
+    tile.store(y, n, tile.load(s, 0, 64))
+
+
+def test_what_the_interpreter_rejects_too_is_shown_again() -> None:
+    checked = check(not_waited_for, "cuda:sm_80", extents={"N": 128})
+    assert checked.file is not None
+    assert reproduce.failure(*reproduce.load(checked.file)).startswith("CheckError: uninitialised-shared")
+    assert main(["reduce", str(checked.file)]) == 0
+    text, _, _ = reproduce.load(checked.file)
+    assert "load %s" in text and "copy_async" not in text  # which is no part of that finding
+
+
+def test_inputs_come_back_as_they_were() -> None:
+    a = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for x in (a, a.transpose(2, 0, 1), a[:, ::2, 1:], a[:0]):
+        fn = any_order.trace(any_order.types({}), {})
+        given = [x, np.full_like(x, 3.0), np.float32(2.5)]
+        back = reproduce.unpacked(reproduce.packed(fn, given))
+        assert np.array_equal(back[0], x) and not back[1].any() and back[2] == 2.5 and back[2].shape == ()
+        assert [np.argsort(b.strides).tolist() for b in back[:2]] == [np.argsort(x.strides).tolist()] * 2 or not x.size
+    assert reproduce.packed(fn, [np.random.default_rng(0).random((1 << 17, 1, 1)), a, 1.0]) == ""
+
+
+@tile.kernel
+def any_order(x: tile.Tensor[tile.f32, "A B C"], y: tile.Out[tile.f32, "A B C"], by: tile.f32):
+    tile.store(y, (0, 0, 0), tile.load(x, (0, 0, 0), (1, 1, 1)) * by)
 
 
 def test_the_file_shows_what_it_is_about(tmp_path: Path) -> None:
@@ -96,6 +133,6 @@ def test_a_mismatch_is_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     tile_ = roots.trace(roots.types({}), {"B": 2})
     path = reproduce.write(tile_, "cpu", "wrong", tmp_path / "case.py")
     assert main(["reduce", str(path)]) == 0
-    text, _ = reproduce.load(path)
+    text, _, _ = reproduce.load(path)
     assert "sqrt" in text and "abs" not in text and " add " not in text.replace("add %", "", 1), text
     assert "was" in capsys.readouterr().out

@@ -115,7 +115,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
                     known[key].count += 1
                 else:
                     known[key] = Found(f.kind, places, f.message, f"{case}, threads in {policy} order")
-                    out.file = out.file or kept(code.tile, targets.EMULATE + name, f"{f.kind}: {f.message}")
+                    out.file = out.file or kept(code.tile, targets.EMULATE + name, f"{f.kind}: {f.message}", arrays)
             if not number:
                 counters = targets.by_line(result.counters, code.rendered.ops)
         out.counters = out.counters or counters

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang import jit
+from tilelang import jit, targets
 from tilelang.args import torch_dtype
 from tilelang.errors import ArgumentLayout, Loc
 from tilelang.ir import codec
@@ -54,9 +54,9 @@ class ParsedKernel(Kernel):
                                      try_="pass a contiguous, aligned tensor")
         return self.tile
 
-    def check(self, target: str, trials: int = 1, seed: int = 0) -> str:
-        """What shows, on small random inputs, that a call on the target means something else than the interpreter, or
-        raises; "" where nothing does."""
+    def check(self, target: str, trials: int = 1, seed: int = 0, inputs: list[Any] | None = None) -> str:
+        """What shows, on `inputs` and small random ones, that a call on the target means something else than the
+        interpreter, or raises; "" where nothing does."""
         def machine(args: list[Any]) -> None:
             given = [_given(p.type, a) for p, a in zip(self.tile.params, args, strict=True)]
             with jit.target(target):
@@ -64,7 +64,8 @@ class ParsedKernel(Kernel):
             for x, a in zip(given, args, strict=True):
                 if isinstance(x, Packed):
                     a[...] = codec.from_bits(x.codes(), x.dtype)
-        return difference(self.tile, machine, np.random.default_rng(seed), trials=trials)
+        return difference(self.tile, machine, np.random.default_rng(seed), trials=trials, inputs=inputs,
+                          checked=target.startswith(targets.EMULATE))
 
 
 def _given(t: Type, a: Any) -> Any:

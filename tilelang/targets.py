@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tilelang.errors import TargetError
-from tilelang.ir.core import Function, Op
+from tilelang.ir.core import Function, Op, TensorType
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.layouts import RegisterLayout
 
@@ -116,7 +116,9 @@ def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
     NumPy array or scalar of every parameter. Raises CheckError, AssertFailed."""
     from tilelang.backends.emulator.execute import execute
     from tilelang.reproduce import reproducible
-    with reproducible(code.tile, f"{EMULATE}{code.target.name}"):
+    before = [a.copy() if isinstance(p.type, TensorType) and p.type.mode == "inout" else a
+              for p, a in zip(code.tile.params, arrays, strict=True)]
+    with reproducible(code.tile, f"{EMULATE}{code.target.name}", before):
         code = code.suited(shapes, strides)
         _last.clear()
         _last.update(by_line(execute(code.tile, code.rendered, arrays, shapes, strides), code.rendered.ops))

@@ -208,20 +208,27 @@ def noise(fn: Function, args: list[Any], rng: np.random.Generator,
 
 # -- comparing --------------------------------------------------------------------------------------------------------
 def difference(before: Function, after: Function | Callable[[list[Any]], None], rng: np.random.Generator,
-               exact: bool = False, trials: int = 4) -> str:
+               exact: bool = False, trials: int = 4, inputs: list[Any] | None = None, checked: bool = False) -> str:
     """What shows that `after` (a function, or compiled code that takes NumPy arguments in storage form) means
-    something else than `before`; empty if nothing does. Neither is changed. Inputs
-    that `before` rejects (a failed assertion, a read of memory never written) say nothing: others are drawn."""
-    for _ in range(8 * trials):
-        args = random_inputs(before, rng, full=trials % 2 == 0, special=exact and trials == 1)
+    something else than `before`; empty if nothing does. Neither is changed. `inputs` are tried first, then others are
+    drawn. Inputs that `before` rejects (a failed assertion, a read of memory never written) say nothing; where `after`
+    is `checked`, it may still find mistakes of memory with them, and other results it cannot have."""
+    for number in range(8 * trials):
+        args = inputs if inputs is not None and not number else \
+            random_inputs(before, rng, full=trials % 2 == 0, special=exact and trials == 1)
+        wanted = None
         try:
             wanted = _run(before, args)
-        except (AssertFailed, CheckError):
+        except AssertFailed:
             continue
+        except CheckError:
+            if not checked:
+                continue
         sizes = ", ".join(f"{p.name}: {list(a.shape) if isinstance(p.type, TensorType) else a}"
                           for p, a in zip(before.params, args, strict=True))
         try:
-            found = _compare(before, args, wanted, _run_any(after, args), None if exact else rng)
+            got = _run_any(after, args)
+            found = _compare(before, args, wanted, got, None if exact else rng) if wanted is not None else ""
         except Exception as error:  # whatever it raises, the function before did not
             found = f"{type(error).__name__}: {error}"
         if found:
