@@ -64,10 +64,10 @@ def softmax(x: Any) -> Any:
     """Softmax over the last dimension of [..., N], in the dtype of `x`, computed in f32."""
     flat = rows(x)
     n = flat.shape[1]
-    if n <= WIDEST:
-        out = softmax_kernel(flat, BM=max(1, 2048 // max(n, 1)), BN=block(n, WIDEST, 64))
+    if n <= WIDEST or n <= 4 * WIDEST and n % 64 == 0 and not tile.on_gpu(x):  # without edges it pays for longer
+        out = softmax_kernel(flat, BM=max(1, 2048 // max(n, 1)), BN=block(n, 4 * WIDEST, 64))
     else:
-        out = softmax_blocks_kernel(flat, BN=8192)
+        out = softmax_blocks_kernel(flat, BN=8192 if tile.on_gpu(x) else 4096)
     return out.reshape(x.shape)
 
 
