@@ -20,8 +20,9 @@ from functools import lru_cache
 
 from tilelang.backends.simt import bulk
 from tilelang.backends.simt.block_index import Sum, block_of
+from tilelang.backends.simt.costs import GLOBAL, access_cost, conversion_cost
 from tilelang.backends.simt.exchange import wavefronts
-from tilelang.backends.simt.infer import GLOBAL, LOOP_WEIGHT, access_cost, conversion_cost
+from tilelang.backends.simt.infer import LOOP_WEIGHT
 from tilelang.backends.simt.matrix import as_rows
 from tilelang.backends.simt.registers import thread_count, vector_width
 from tilelang.backends.simt.shared_memory import size_of
