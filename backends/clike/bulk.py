@@ -1,8 +1,9 @@
-"""The text of copies of blocks by one thread and of the barriers that count their bytes: part of the renderer."""
+"""The text of copies of blocks by one thread, of the barriers that count their bytes, and of warps that do nothing
+else: part of the renderer."""
 from __future__ import annotations
 
 from tilelang.backends.clike.rendered import TensorMap, map_of
-from tilelang.ir.core import Function, Op, Value
+from tilelang.ir.core import Function, Op, Region, Value
 
 
 class Bulk:
@@ -10,6 +11,7 @@ class Bulk:
 
     fn: Function
     maps: tuple[TensorMap, ...]
+    indent: str
 
     def name(self, v: Value) -> str:
         raise NotImplementedError
@@ -27,6 +29,9 @@ class Bulk:
         raise NotImplementedError
 
     def define(self, v: Value, text: str) -> None:
+        raise NotImplementedError
+
+    def nested(self, region: Region) -> None:
         raise NotImplementedError
 
     def map_name(self, tensor_map: TensorMap) -> str:
@@ -53,7 +58,8 @@ class Bulk:
         self.line(f"tl::bulk_wait<0, {str(op.attrs['read']).lower()}>({self.number(op)});")
 
     def _elected(self, op: Op) -> None:
-        self.define(op.result, f"tl::elected({self.number(op)})")
+        warp = f"<{op.attrs['warp']}>" if op.attrs["warp"] else ""
+        self.define(op.result, f"tl::elected{warp}({self.number(op)})")
 
     def _mbarrier_init(self, op: Op) -> None:
         number = self.number(op)
@@ -70,3 +76,20 @@ class Bulk:
         args = [self.name(barriers), *map(self.scalar, given), *map(str, op.attrs.values()), self.number(op)]
         self.line(f"tl::{op.name}({', '.join(args)});")
     _mbarrier_expect = _mbarrier_arrive = _mbarrier_wait = _mbarrier
+
+    def _barrier_of(self, op: Op) -> None:
+        self.line(f"tl::barrier_of<{op.attrs['threads']}>({self.number(op)});")
+
+    def _roles(self, op: Op) -> None:
+        """One branch over all that the roles do: the assembler gives registers to no others."""
+        number, counts = self.number(op), op.attrs["registers"]
+        asked = [f"tl::{name}_registers<{n}>({number});" for name, n in zip(("drop", "take"), counts, strict=False)]
+        self.line(f"if (tl::warp() >= {op.attrs['consumers']}) {{")
+        for n, region in enumerate(op.regions):
+            if n:
+                self.line("} else {")
+            for text in asked[n:n + 1]:
+                self.line(f"  {text}")
+            self.nested(region)
+            self.indent = self.indent[:-2]
+        self.line("}")

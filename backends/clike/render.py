@@ -100,6 +100,7 @@ class _Renderer(Bulk, Programs):
     # -- the function -------------------------------------------------------------------------------------------------
     def run(self, title: str, shared_bytes: int) -> Rendered:
         threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
+        threads += sum(op.attrs["producers"] for op in self.fn.body.ops if op.name == "roles") * self.target.warp
         args = []
         for p in parameters(self.fn, self.maps):
             if p.kind == "workers":
@@ -124,6 +125,7 @@ class _Renderer(Bulk, Programs):
         groups += ["#define TL_BULK"] if self.maps else []
         cluster = math.prod(cluster_of(self.fn))
         groups += [f"#define TL_CLUSTER {cluster}"] if uses(self.fn) else []
+        groups += ["#define TL_ROLES"] if any(op.name == "roles" for op in self.fn.body.ops) else []
         head = [f"// {title}", f"#define TL_WARP {self.target.warp}", *groups, '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({wrap(args)}) {{"]
         if shared_bytes:

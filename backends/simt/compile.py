@@ -19,6 +19,7 @@ from tilelang.backends.simt.overlap import overlap
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.products import Uses
+from tilelang.backends.simt.roles import split_roles
 from tilelang.backends.simt.schedule import count_products
 from tilelang.backends.simt.separate import separate
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
@@ -37,7 +38,8 @@ from tilelang.passes.pipeline import TILE_PASSES
 
 PLACED_PASSES: tuple[Pass, ...] = (separate, place, pipeline, through_registers, store_blocks)
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
-                                   insert_barriers, count_waits, count_products, order_products, overlap)
+                                   insert_barriers, count_waits, count_products, order_products, overlap,
+                                   split_roles)
 
 
 @dataclass
@@ -95,9 +97,9 @@ class Lowered(ABC):
 
     @property
     def copies(self) -> str:
-        """By line, how blocks for later iterations are copied: "TMA" by one thread, with the blocks that a ring has,
-        or "cp.async" by all of them and why; and how blocks go to tensors: "TMA store", or "stores" by all threads and
-        why. Where the target has both."""
+        """By line, how blocks for later iterations are copied: "TMA" by one thread, with the blocks of a ring and why
+        that is none of a warp that does nothing else, or "cp.async" by all of them and why; and how blocks go to
+        tensors: "TMA store", or "stores" by all threads and why. Where the target has both."""
         out: dict[str, None] = {}
         stored = objections(self.placed, self.target)
         for op in self.placed.walk():
@@ -109,9 +111,20 @@ class Lowered(ABC):
             elif isinstance(op, CopyAsync) and (op.name == "copy_bulk" or op.attrs["fallback"]):
                 t = op.operands[op.buffer].type
                 assert isinstance(t, BufferType)
-                out[f"{line}TMA, {t.shape[0]} stages" if op.name == "copy_bulk" else
-                    f"{line}cp.async ({op.attrs['fallback']})"] = None
+                why = f" ({op.attrs['fallback']})" if op.attrs["fallback"] else ""
+                out[f"{line}{f'TMA, {t.shape[0]} stages' if op.name == 'copy_bulk' else 'cp.async'}{why}"] = None
         return "; ".join(out)
+
+    @property
+    def roles(self) -> str:
+        """The warps that copy blocks and the others, with the registers of their threads, where these are different
+        ones."""
+        for op in self.placed.body.ops:
+            if op.name == "roles":
+                counts = op.attrs["registers"]
+                each = [f" of {n} registers" for n in counts] or ["", ""]
+                return f"{op.attrs['producers']} warps{each[0]} copy, {op.attrs['consumers']}{each[1]} do the rest"
+        return ""
 
     @property
     def source(self) -> str:

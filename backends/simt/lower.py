@@ -35,6 +35,7 @@ from tilelang.ir.cluster import cluster_of, refuse_clusters
 from tilelang.ir.control import Assert, For, Grid, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.memory import CopyAsync
+from tilelang.ir.roles import Roles
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
 
@@ -78,6 +79,7 @@ class _Lowering:
             target,
             windowed(fn) if target.windows else set(),
         )
+        self.consumers = 0  # the warps before those that copy blocks, where these are others
         self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
         self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
         self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, self.access.managed, target)
@@ -348,8 +350,13 @@ class _Lowering:
         """Until there the buffers are read: in another phase than that of the stores to them."""
         self.b.effect(BulkWait, *(self.of[v] for v in op.operands), read=op.attrs["read"], phase=self.exchange.begin())
 
+    def _lower_roles(self, op: Op) -> None:
+        self.consumers = op.attrs["consumers"]
+        self.b.effect(Roles, **op.attrs)
+
     def _lower_once(self, op: Op) -> None:
-        with self.b.branch(self.b.effect(Elected).result):
+        warp = self.consumers if op.attrs["producer"] else 0
+        with self.b.branch(self.b.effect(Elected, warp=warp).result):
             self.region(op.regions[0])
 
     def _lower_gather(self, op: Op) -> None:

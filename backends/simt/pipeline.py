@@ -12,14 +12,14 @@ memory holds one block only, what was loaded in an iteration is stored at its en
 
 Where the target has copies of blocks by one thread (`bulk.py`) and they can make all of a loop's, the ring has two
 barriers in shared memory for each block: who reads it waits until it is full, who fills it until all warps are past
-it.
+it. That thread is one of the warps that multiply or, where `roles.py` says so, of others that do nothing else.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 
-from tilelang.backends.simt import bulk
+from tilelang.backends.simt import bulk, roles
 from tilelang.backends.simt.registers import thread_count
 from tilelang.backends.simt.schedule import read_first, refusal, schedule_of, stated
 from tilelang.backends.simt.shared_memory import ALIGN, root, size_of
@@ -43,14 +43,14 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
     """Rewrites every such loop, in place."""
     allocs = {op.result: op for op in fn.walk() if op.name == "alloc" and op.attrs["managed"]}
 
-    def visit(region: Region, loops: int = 0) -> None:
+    def visit(region: Region, path: tuple[Op, ...] = ()) -> None:
         for op in list(region.ops):
             for inner in op.regions:
-                visit(inner, loops + (op.name in ("for", "while")))
+                visit(inner, (*path, op))
             if op.name == "for" and (op.attrs["stages"] > 1 or stated(op, target)):
                 stages = op.attrs["stages"] if target.async_copy else 2
                 loop = _Loop(region, op, allocs, stages, {row.name for row in target.group_mma})
-                loop.run(target, threads, fn.body, loops > 0)
+                loop.run(target, threads, fn.body, path)
     threads = thread_count(fn, target)
     visit(fn.body)
     return fn
@@ -62,13 +62,13 @@ class _Loop:
         self.beside = beside  # instructions that run beside the threads that start them
         self.index = self.body.args[0]
 
-    def run(self, target: SimtTarget, threads: int, top: Region, again: bool) -> None:
-        """`top` is where allocations stand; `again` whether the loop stands in another one."""
+    def run(self, target: SimtTarget, threads: int, top: Region, path: Sequence[Op]) -> None:
+        """`top` is where allocations stand; `path` what the loop stands in, the outermost first."""
         copies = [op for op in self.body.ops if op.name == "copy_async" and op.operands[-1] in self.allocs
                   and self._slice(op) is not None]
         block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
-        left = target.shared_bytes - self._others({op.operands[-1] for op in copies}, target.warp)
-        left -= ALIGN if target.bulk else 0  # for barriers
+        others = self._others({op.operands[-1] for op in copies}, target.warp)
+        left = target.shared_bytes - others - (ALIGN if target.bulk else 0)  # for barriers
         self.stages = min(self.stages, left // max(block, 1))
         if not copies or self.stages < (2 if target.async_copy else 1):
             if stated(self.op, target):
@@ -81,7 +81,13 @@ class _Loop:
         if target.bulk:
             why = self._objection(copies, threads // target.warp, target.warp)
             if not why:
-                self._by_barriers(copies, threads // target.warp, top, again)
+                alone = self._unproduced(copies, others + self.stages * block, target, threads, top, path)
+                if alone:
+                    for op in copies:
+                        op.attrs["fallback"] = alone
+                    self._by_barriers(copies, threads // target.warp, top, path)
+                else:
+                    self._by_producers(copies, threads // target.warp, top)
                 return
             for op in copies:
                 op.attrs["fallback"] = why
@@ -256,9 +262,9 @@ class _Loop:
         assert isinstance(found, bulk.Boxes)
         return found, prod(t.shape) * t.dtype.storage.itemsize
 
-    def _by_barriers(self, copies: Sequence[Op], warps: int, top: Region, again: bool) -> None:
-        """The loop carries the number of the oldest block, and the parity of the phase in which it is full."""
-        lo, hi, step = self.op.operands[:3]
+    def _rings(self, copies: Sequence[Op], warps: int, top: Region) -> tuple[set[Value], int, Value, Op]:
+        """(the rings that copies fill, the bytes of a block of each together, their barriers, what makes these). The
+        first half of the barriers tells that a block is full, the second that one is empty."""
         total = 0
         for copy in copies:
             found, block = self._boxes(copy)
@@ -268,41 +274,105 @@ class _Loop:
         rings = {self._ring(self.allocs[op.operands[-1]]) for op in copies}
         alloc = mem.Alloc([], {"dtype": ir.U64, "shape": (2 * self.stages,), "managed": True}, loc=self.op.loc)
         top.ops.insert(0, alloc)
-        barriers = alloc.result  # the first half tells that a block is full, the second that it is empty
+        barriers = alloc.result
         barriers.name = "barriers"
         arrivals = (1,) * self.stages + (warps,) * self.stages
+        return rings, total, barriers, ir.MBarrierInit([barriers], {"arrivals": arrivals}, loc=self.op.loc)
+
+    def _fill(self, copies: Sequence[Op], at: Value, slot: Value, barriers: Value, total: int) -> list[Op]:
+        """What one thread does to start the copies for iteration `at` into a block."""
+        out: list[Op] = [ir.MBarrierExpect([barriers, slot], {"bytes": total}, loc=self.op.loc)]
+        for copy in copies:
+            self._copy(out, copy, at, slot, barriers, slot, cls=ir.CopyBulk)
+        return out
+
+    def _by_barriers(self, copies: Sequence[Op], warps: int, top: Region, path: Sequence[Op]) -> None:
+        """The loop carries the number of the oldest block, and the parity of the phase in which it is full."""
+        lo, hi, step = self.op.operands[:3]
+        rings, total, barriers, start = self._rings(copies, warps, top)
 
         def fill(out: list[Op], at: Value, slot: Value, *first: Op) -> None:
             """Starts the copies for iteration `at`, if there is one, into a block."""
-            inner = [*first, ir.MBarrierExpect([barriers, slot], {"bytes": total}, loc=self.op.loc)]
-            for copy in copies:
-                self._copy(inner, copy, at, slot, barriers, slot, cls=ir.CopyBulk)
+            inner = [*first, *self._fill(copies, at, slot, barriers, total)]
             some = Region([], [ir.Once([], {}, [Region([], inner)], self.op.loc), self._made(Yield)])
             out.append(If([self._op(out, ew.Lt, at, hi)], {}, [some, Region([], [self._made(Yield)])], self.op.loc))
-        start = ir.MBarrierInit([barriers], {"arrivals": arrivals}, loc=self.op.loc)
         before: list[Op] = [ir.Once([], {}, [Region([], [start])], self.op.loc), self._made(mem.Barrier)]
         at = lo
         for stage in range(self.stages - 1):
             fill(before, at, self._const(before, stage))
             at = self._op(before, ew.Add, at, step)
         zero = self._const(before, 0)
-        oldest, parity = (Value(TileType((), I32), name) for name in ("stage", "parity"))
+        oldest, parity = self._position()
         head: list[Op] = [ir.MBarrierWait([barriers, oldest, parity], loc=self.op.loc)]
         body = self._rest(copies)
         newest, at = self._newest(head, oldest)
         empty = self._op(head, ew.Add, newest, self._const(head, self.stages))
         head.append(ir.MBarrierArrive([barriers, empty], loc=self.op.loc))
         fill(head, at, newest, ir.MBarrierWait([barriers, empty, parity], loc=self.op.loc))
-        carried, past = self._further(head, oldest, 1)
-        turned = self._op(head, ew.Xor, parity, self._op(head, ew.Cast, past, dtype=I32))
+        following = self._following(head, oldest, parity)
         self._start_beside(head, 1, body)
         self._read(body, rings, oldest)
         last = body.pop()
         region = Region([*self.body.args, oldest, parity],
-                        [*head, *body, Yield([*last.operands, carried, turned], loc=last.loc)])
+                        [*head, *body, Yield([*last.operands, *following], loc=last.loc)])
         drop = ir.MBarrierDrop([barriers], {"count": 2 * self.stages}, loc=self.op.loc)
+        again = any(op.name in ("for", "while") for op in path)
         after = [self._made(mem.Barrier), ir.Once([], {}, [Region([], [drop])], self.op.loc)] if again else []
         self._replace(before, For([*self.op.operands, zero, zero], {"stages": 1}, [region], self.op.loc), after)
+
+    def _position(self) -> tuple[Value, Value]:
+        """What a loop carries of a ring: the number of the oldest block, and the parity of the phase in which it is
+        full."""
+        oldest, parity = (Value(TileType((), I32), name) for name in ("stage", "parity"))
+        return oldest, parity
+
+    def _following(self, out: list[Op], oldest: Value, parity: Value) -> tuple[Value, Value]:
+        """The next iteration's position."""
+        carried, past = self._further(out, oldest, 1)
+        return carried, self._op(out, ew.Xor, parity, self._op(out, ew.Cast, past, dtype=I32))
+
+    # -- by warps of their own ----------------------------------------------------------------------------------------
+    def _unproduced(self, copies: Sequence[Op], shared: int, target: SimtTarget, threads: int, top: Region,
+                    path: Sequence[Op]) -> str:
+        """Why no warps of their own make the copies; nothing where they do. Raises TargetError where they are asked
+        for and cannot."""
+        way, loop = self.op.attrs["schedule"], self.op
+        if way == "plain":
+            return "its schedule is 'plain'"
+        if why := roles.hindrance(loop, copies, path, top, threads // target.warp, self.beside):
+            if way == "producer":
+                raise refusal(loop, "blocks whose places all warps know, and products that run beside them", why)
+            return why
+        fits = way == "producer" or roles.worth(loop, shared, threads, target)
+        return "" if fits else "a multiprocessor holds several blocks"
+
+    def _by_producers(self, copies: Sequence[Op], warps: int, top: Region) -> None:
+        """Both roles carry the position. A warp that has come to a block, and started its products, is past the one
+        before: it arrives at the barrier of the block that it has come to. So who fills a block waits at that of the
+        next, for the arrivals of the round before."""
+        rings, total, barriers, start = self._rings(copies, warps, top)
+        roles.begin(top, start, warps)
+        before, head = list[Op](), list[Op]()
+        zero = self._const(before, 0)
+        oldest, parity = self._position()
+        following, turned = self._following(head, oldest, parity)
+        count = self._const(head, self.stages)
+        fill: list[Op] = []
+        round_before = self._op(fill, ew.Xor, turned, self._const(fill, 1))
+        next_one = self._op(fill, ew.Add, following, count)
+        fill += [ir.MBarrierWait([barriers, next_one, round_before], loc=self.op.loc),
+                 *self._fill(copies, self.index, oldest, barriers, total)]
+        head += [ir.Once([], {"producer": True}, [Region([], fill)], self.op.loc),
+                 ir.MBarrierWait([barriers, oldest, parity], loc=self.op.loc)]
+        start_of_products = len(head)
+        head.append(ir.MBarrierArrive([barriers, self._op(head, ew.Add, oldest, count)], loc=self.op.loc))
+        body = self._rest(copies)
+        self._start_beside(head, start_of_products, body)
+        self._read(body, rings, oldest)
+        last = body.pop()
+        region = Region([*self.body.args, oldest, parity],
+                        [*head, *body, Yield([*last.operands, following, turned], loc=last.loc)])
+        self._replace(before, For([*self.op.operands, zero, zero], {"stages": 1}, [region], self.op.loc), [])
 
     def _made(self, cls: type[Op], **attrs: object) -> Op:
         return cls([], attrs, loc=self.op.loc)

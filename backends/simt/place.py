@@ -69,6 +69,16 @@ def warps_of_groups(fn: Function, target: SimtTarget) -> int:
     return max((row.warps for shape, row in rows if row is not None and shape[-2] % row.m == 0), default=1)
 
 
+def warps_of_consumers(fn: Function, target: SimtTarget) -> int:
+    """How many warps products want whose loop leaves copies to others: two groups, where they have rows for them, so
+    that one does something else while the other multiplies."""
+    loops = [op for op in fn.walk() if op.name == "for" and op.attrs["schedule"] == "producer"]
+    rows = [(op.result.shape[-2], row) for loop in loops for op in loop.regions[0].ops if op.name == "dot"
+            and (row := choose_group(target.group_mma, op.operands[0].dtype, op.operands[1].dtype,
+                                      op.attrs["dtype"]))]
+    return min((row.warps * (1 + (m % (2 * row.m) == 0)) for m, row in rows), default=1)
+
+
 def place(fn: Function, target: SimtTarget) -> Function:
     """A new function at level PLACED."""
     inference = _infer(fn, target)
@@ -80,7 +90,8 @@ def place(fn: Function, target: SimtTarget) -> Function:
 def _infer(fn: Function, target: SimtTarget) -> Inference:
     """Layouts for the number of warps that moves the fewest bytes; only dots make a difference."""
     turns = [target.turns for op in fn.walk() if op.name == "for" and op.attrs["schedule"] == "pingpong"]
-    staged, least = staged_loads(fn, target), max([warps_of_views(fn, target), *turns])
+    least = max([warps_of_views(fn, target), *turns, warps_of_consumers(fn, target)])
+    staged = staged_loads(fn, target)
     warps = max(warps_for(fn, target.warp), least, warps_of_groups(fn, target))
     best = Inference(fn, target, target.warp * warps, staged)
     cost = best.solve()

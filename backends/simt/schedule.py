@@ -38,7 +38,7 @@ def schedule_of(loop: Op, body: Sequence[Op], rings: set[Value], stages: int, ta
                 threads: int) -> str:
     """How a loop is to run whose body is `body` without its copies. Raises TargetError where the stated way does not
     fit."""
-    way = loop.attrs["schedule"]
+    way = loop.attrs["schedule"].replace("producer", "")
     if not target.turns or way in ("plain", "interleave"):
         return way if target.turns else "plain"
     needs, got = _hindrance(body, rings, stages, target, threads)

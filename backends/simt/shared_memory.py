@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import prod
 
+from tilelang.backends.simt.roles import productions
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
@@ -114,7 +115,10 @@ def spans(fn: Function) -> dict[Value, list[Span]]:
         if inside and (len(groups) == 1 or len(twins) == 1 and twins != {id(None)}):
             return [span for group in groups.values() for span in lives(group, depth + 1)]
         return [(min(start for start, _ in groups), max(end for _, end in groups))]
-    return {v: [(0, end)] if v in managed else lives(paths, 0) for v, paths in uses.items()}
+    early = {root(op.operands[0]) for branch in productions(fn) for op in branch.regions[0].walk()
+             if op.name == "tensor_load"}
+    return {v: [(0, end)] if v in managed else [(0, max(path[0][1] for path in paths))] if v in early
+            else lives(paths, 0) for v, paths in uses.items()}
 
 
 def _length(region: Region) -> int:

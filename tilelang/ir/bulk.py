@@ -69,8 +69,8 @@ class MBarrierWait(_OfBarriers):
 
 
 class Once(Op):
-    """What one thread of the program does for all."""
-    name, levels, effects = "once", frozenset({"placed"}), "control"
+    """What one thread of the program does for all: one of the `producer`s, where it says so (`roles`)."""
+    name, levels, effects, attributes = "once", frozenset({"placed"}), "control", {"producer": False}
 
     def infer(self) -> Sequence[Type]:
         return []
@@ -141,8 +141,8 @@ class BulkWait(Op):
 
 
 class Elected(Op):
-    """Whether this is the one thread of the program that does what is done once. Whole warps ask."""
-    name, levels, effects = "elected", THREAD, "control"
+    """Whether this is the one thread of a `warp` that does what is done once. Whole warps ask."""
+    name, levels, effects, attributes = "elected", THREAD, "control", {"warp": 0}
 
     def infer(self) -> Sequence[Type]:
         return [TileType((), dtype("i1"))]

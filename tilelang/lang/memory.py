@@ -15,7 +15,7 @@ from tilelang.lang.math import maximum, minimum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extents, offset
 
 UNROLLED = 1 << 16
-SCHEDULES = "", "plain", "pingpong", "interleave"
+SCHEDULES = "", "plain", "pingpong", "interleave", "producer"
 
 
 class Loop:
@@ -35,9 +35,11 @@ def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: 
     """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining (on a
     CPU: memory that loads without a `dot` read `stages` - 1 iterations later is asked for).
 
-    `schedule` says how a pipelined loop of products moves data while it multiplies, where the target has several ways
-    (gfx950): "pingpong" lets the halves of eight warps take turns, "interleave" spreads reads of shared memory among
-    the products of each warp, "plain" does neither; unless stated the compiler chooses. Other targets have one way.
+    `schedule` says how a pipelined loop of products moves data while it multiplies, where the target has several ways.
+    On gfx950 "pingpong" lets the halves of eight warps take turns, "interleave" spreads reads of shared memory among
+    the products of each warp. On sm_90a "producer" lets four more warps make the copies, which then run ahead of those
+    that multiply by as many blocks as there are `stages`. "plain" does none of these; unless stated the compiler
+    chooses. On targets without a way, its name says nothing.
     Raises UnsupportedSyntax for another name, and the compiler TargetError where a stated one does not fit."""
     if schedule not in SCHEDULES:
         raise UnsupportedSyntax(f"tile.range has no schedule {schedule!r}", loc=here(), needs=", ".join(SCHEDULES[1:]),

@@ -166,7 +166,7 @@ TL_FN void print(op, const char* text, const P&... parts) {
 #include "tl_cluster.h"
 #endif
 
-#ifdef TL_ALONE
+#if defined TL_ALONE || defined TL_ROLES  // whose registers are told only from a bound of blocks
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, 1)
 #else
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS)

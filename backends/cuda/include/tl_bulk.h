@@ -9,12 +9,21 @@ struct alignas(64) tensor_map {
   u64 opaque[16];
 };
 
-// True in one thread of the block, which the compiler then knows to be alone. Whole warps ask.
+// True in one thread of one warp, which the compiler then knows to be alone. Whole warps ask.
+template <int WARP = 0>
 TL_FN bool elected(op) {
   u32 one;
   asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(one));
-  return warp() == 0 && one;
+  return warp() == WARP && one;
 }
+
+// The four warps give back registers of their threads, or wait until there are so many; all of the branch they are in
+// has them.
+template <int COUNT> TL_FN void drop_registers(op) { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> TL_FN void take_registers(op) { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+
+// A barrier of the first threads of the block.
+template <int THREADS> TL_FN void barrier_of(op) { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
 TL_FN void mbarrier_init(u64* b, int i, int arrivals, op) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b, i)), "r"(arrivals) : "memory");

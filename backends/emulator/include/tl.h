@@ -219,6 +219,9 @@ template <class T> TL_FN rptr<T> peer(sptr<T> s, int rank, op o) { return {emu_p
 TL_FN void wait_previous(op) { emu_wait_previous(); }
 TL_FN void start_next(op) {}
 TL_FN void meet(op o) { emu_barrier(o.id, true); }
+template <int THREADS> TL_FN void barrier_of(op o) { emu_barrier_of(THREADS, o.id); }
+template <int COUNT> TL_FN void drop_registers(op o) { emu_registers(COUNT, false, o.id); }
+template <int COUNT> TL_FN void take_registers(op o) { emu_registers(COUNT, true, o.id); }
 template <int LEVEL> TL_FN void priority(op) {}
 template <int READS, int PRODUCTS> TL_FN void spread(op) {}
 
@@ -413,7 +416,7 @@ TL_FN void fence_memory(op o) { emu_fence_memory(o.id); }
 
 using tensor_map = emu::TensorMap;
 
-TL_FN bool elected(op) { return thread() == 0; }
+template <int WARP = 0> TL_FN bool elected(op) { return thread() == WARP * TL_WARP; }
 TL_FN void mbarrier_init(sptr<u64> b, int i, int arrivals, op o) {
   emu_mbarrier_init(b.base, b.limit, i, arrivals, o.id);
 }

@@ -147,6 +147,8 @@ int emu_cluster_rank();
 void emu_cluster_barrier(int op);
 long long emu_peer(long long base, int rank, int op);  // the same place in the shared memory of another block
 void emu_wait_previous();
+void emu_barrier_of(int threads, int op);  // of the first threads of the block
+void emu_registers(int count, int take, int op);  // a group of four warps gives back registers, or takes more
 void emu_collective(emu::Collective* call);
 void emu_group_product(const emu::GroupProduct* call);
 void emu_group_commit(int op);

@@ -66,12 +66,12 @@ static int waiting_bulk(int* op, int* other, std::string* why) {
 // Whether more than barriers of the block orders anything.
 static bool knowing() { return run.blocks > 1 || !mbarriers.empty(); }
 
-static void know_all(int first, int last) {  // after a barrier of these blocks
+static void know_all(int first, int last) {  // after a barrier of these threads
   if (!knowing()) return;
   Known all{};
-  for (int i = first * run.stride; i < last * run.stride; i++) all.join(threads[i].known);
-  for (int w = first * run.warps; w < last * run.warps; w++) all.until[w] = warps[w].time++;
-  for (int i = first * run.stride; i < last * run.stride; i++) threads[i].known = all;
+  for (int i = first; i < last; i++) all.join(threads[i].known);
+  for (int w = first / run.lanes; w < last / run.lanes; w++) all.until[w] = warps[w].time++;
+  for (int i = first; i < last; i++) threads[i].known = all;
 }
 
 // The lanes of a warp have met: what they did so far is one.

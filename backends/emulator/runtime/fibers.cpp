@@ -79,7 +79,8 @@ static void stop_ready() {  // the running thread cannot go on for now
   for (int i = 0; i < run.blocks; i++) {
     const Block& b = blocks[i];
     if (b.at_barrier) barrier = b.barrier_op;
-    at_barrier += b.at_barrier, done += b.done;
+    if (b.at_part) barrier = b.part_op;
+    at_barrier += b.at_barrier + b.at_part, done += b.done;
   }
   if (run.at_cluster && barrier < 0) barrier = run.cluster_op;
   else if (run.at_cluster) other = run.cluster_op;
@@ -89,10 +90,12 @@ static void stop_ready() {  // the running thread cannot go on for now
     collective = warps[w].calls[lowest(warps[w].waiting)]->op;
   }
   std::string why;
-  const int in_groups = waiting_groups(&group), in_bulk = waiting_bulk(&bulk, &other, &why);
+  int registers = -1;
+  const int for_registers = waiting_registers(&registers, &why);
+  const int in_groups = waiting_groups(&group) + for_registers, in_bulk = waiting_bulk(&bulk, &other, &why);
   // First what the others may wait for, too.
   int ops[2] = {-1, -1}, n = 0;
-  for (int op : {bulk, other, collective, group, barrier})
+  for (int op : {registers, bulk, other, collective, group, barrier})
     if (op >= 0 && n < 2) ops[n++] = op;
   fail("deadlock", ops[0], ops[1],
        "%d threads wait for the rest of their warp, %d for that of their group, %d at a barrier, %d in shared memory"
@@ -154,6 +157,8 @@ static void enter() {
          "exits while lanes of its warp wait for it");
   if (b.at_barrier)
     fail("divergent-barrier", b.barrier_op, -1, "exits while %d threads wait at a barrier", b.at_barrier);
+  if (b.at_part && number_of(t) < b.part)
+    fail("divergent-barrier", b.part_op, -1, "exits while %d threads wait at a barrier for it", b.at_part);
   if (run.at_cluster)
     fail("divergent-barrier", run.cluster_op, -1, "exits while %d threads wait at a barrier of the cluster",
          run.at_cluster);
@@ -170,8 +175,9 @@ static void enter() {
   __builtin_unreachable();
 }
 
-static void begin_epoch(int block) {
+static void begin_epoch(int block, bool whole) {
   blocks[block].epoch = ++run.epoch;
+  if (whole) blocks[block].whole = run.epoch;
   epochs.push_back(u8(block));
 }
 
@@ -185,7 +191,8 @@ static void start_cluster(i64 first) {
   for (int b = 0; b < run.blocks; b++) {
     blocks[b] = Block{};
     blocks[b].program = first + b;
-    begin_epoch(b);
+    blocks[b].together = run.warps;
+    begin_epoch(b, true);
     for (int w = 0; w < run.warps; w++) {
       const int left = run.threads - w * run.lanes;
       Warp& warp = warps[b * run.warps + w];
@@ -249,16 +256,15 @@ extern "C" void emu_print(int op) {
   emu_switch(&current->stack, host);
 }
 
-// All threads of some blocks have met: what they did so far comes before what they do next.
+// Whole warps have met, of the threads from one to before another: what they did so far comes before what they do next.
 static void met(int first, int last) {
   bool alone = false;
-  for (int i = first * run.stride; i < last * run.stride; i++) alone |= threads[i].alone;
-  for (int i = first * run.stride; i < last * run.stride; i++)
-    threads[i].fences_seen = threads[i].fences, threads[i].alone = alone;
+  for (int i = first; i < last; i++) alone |= threads[i].alone;
+  for (int i = first; i < last; i++) threads[i].fences_seen = threads[i].fences, threads[i].alone = alone;
   run.atomics = 0;
   know_all(first, last);
-  for (int b = first; b < last; b++) begin_epoch(b);
-  for (int w = first * run.warps; w < last * run.warps; w++) {
+  for (int b = first / run.stride; b * run.stride < last; b++) begin_epoch(b, last % run.stride == 0);
+  for (int w = first / run.lanes; w < last / run.lanes; w++) {
     flush(w, warps[w].all);
     warps[w].clock = 0;
     set_ready(w, warps[w].all);
@@ -281,7 +287,30 @@ extern "C" void emu_barrier(int op, int meet) {
     return;
   }
   b.at_barrier = 0;
-  met(t.block, t.block + 1);
+  met(t.block * run.stride, (t.block + 1) * run.stride);
+}
+
+extern "C" void emu_barrier_of(int count, int op) {
+  Thread& t = *current;
+  Block& b = here();
+  if (number_of(t) >= count || count > run.threads || count % run.lanes)
+    fail("divergent-barrier", op, -1, "is at a barrier of the first %d threads", count);
+  if (b.at_part && (b.part_op != op || b.part != count))
+    fail("divergent-barrier", op, b.part_op, "is at this barrier while %d threads wait at another", b.at_part);
+  const int first = t.block * run.stride, warp = first / run.lanes;
+  for (int w = warp; w < warp + count / run.lanes; w++)
+    if (warps[w].exited)
+      fail("divergent-barrier", op, -1, "waits at a barrier after threads of warp %d have exited", w - warp);
+  b.part_op = op, b.part = count;
+  t.log.push_back({0, op, 0, BARRIER, 0});
+  if (++b.at_part < count) {
+    stop_ready();
+    suspend();
+    return;
+  }
+  b.at_part = 0;
+  b.together = count / run.lanes;
+  met(first, first + count);
 }
 
 extern "C" void emu_cluster_barrier(int op) {
@@ -300,7 +329,7 @@ extern "C" void emu_cluster_barrier(int op) {
     return;
   }
   run.at_cluster = 0;
-  met(0, run.blocks);
+  met(0, run.blocks * run.stride);
 }
 
 extern "C" long long emu_peer(long long base, int rank, int op) {

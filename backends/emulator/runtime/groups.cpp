@@ -23,7 +23,9 @@ struct Pending {
   std::vector<std::pair<u32, u32>> read;  // offset and bytes
 };
 
-enum Meeting { PRODUCT, COMMIT, WAIT };
+enum Meeting { PRODUCT, COMMIT, WAIT, REGISTERS };
+
+constexpr int ALL_REGISTERS = 1 << 16, REGISTER_UNIT = 8, MOST_REGISTERS = 256, FEWEST_REGISTERS = 24;
 
 struct Group {
   int arrived, op, argument;
@@ -31,6 +33,7 @@ struct Group {
   Lanes waiting[GROUP / 32];
   const GroupProduct* calls[GROUP];
   u32 committed;
+  int registers, wanted;  // of each thread; what it waits for, 0 where it does not
   std::vector<Pending> pending;
   std::vector<Sums*> sums;
 };
@@ -41,7 +44,21 @@ static void start_groups() {
   for (Group& g : groups) {
     for (Sums* s : g.sums) delete s;
     g = Group{};
+    g.registers = std::min(ALL_REGISTERS / run.threads / REGISTER_UNIT * REGISTER_UNIT, MOST_REGISTERS);
   }
+}
+
+static int waiting_registers(int* op, std::string* why) {
+  int count = 0;
+  for (int i = 0; i < MAX_GROUPS; i++) {
+    const Group& g = groups[i];
+    if (!g.wanted) continue;
+    *op = g.op;
+    count += GROUP;
+    *why += " (a group of " + std::to_string(g.registers) + " registers waits for " + std::to_string(g.wanted) + ", " +
+            std::to_string(blocks[i * GROUP / run.stride].free_registers) + " are free)";
+  }
+  return count;
 }
 
 static int waiting_groups(int* op) {
@@ -206,13 +223,46 @@ static void finish_groups(Group& g, int group) {
   for (int t = 0; t < GROUP; t++) threads[group * GROUP + t].fenced = false;
 }
 
+static void go_on(Group& g, int number) {
+  for (int w = 0; w < GROUP / 32; w++) {
+    set_ready(number * (GROUP / 32) + w, g.waiting[w]);
+    g.waiting[w] = 0;
+  }
+}
+
+// Gives a group of the running thread's block what it waits for, if there is as much.
+static bool give_registers(Group& g) {
+  int& left = here().free_registers;
+  if (g.wanted - g.registers > left) return false;
+  left -= g.wanted - g.registers;
+  g.registers = g.wanted;
+  g.wanted = 0;
+  return true;
+}
+
+// Whether the group goes on now.
+static bool change_registers(Group& g) {
+  const int count = abs(g.argument);
+  const bool take = g.argument > 0;
+  if (count % REGISTER_UNIT || count < FEWEST_REGISTERS || count > MOST_REGISTERS ||
+      (take ? count < g.registers : count > g.registers))
+    fail("registers", g.op, -1, "%s %d registers for each thread, which has %d", take ? "takes" : "drops to", count,
+         g.registers);
+  g.wanted = count;
+  if (!give_registers(g)) return false;
+  const int first = current->block * run.stride / GROUP;
+  for (int i = first; i < first + run.stride / GROUP; i++)
+    if (groups[i].wanted && give_registers(groups[i])) go_on(groups[i], i);
+  return true;
+}
+
 // Meets the other threads of the group; the last one does what is to be done.
 static void meet(Meeting meeting, int op, int argument, const GroupProduct* call) {
   Thread& t = *current;
   const int number = t.id / GROUP;
   Group& g = groups[number];
   if (number_of(t) / GROUP * GROUP + GROUP > run.threads)
-    fail("divergent-collective", op, -1, "a product needs groups of %d threads, the block has %d", GROUP, run.threads);
+    fail("divergent-collective", op, -1, "needs groups of %d threads, the block has %d", GROUP, run.threads);
   if (g.arrived && (g.op != op || g.meeting != meeting || g.argument != argument))
     fail("divergent-collective", op, g.op, "is here while threads of its group wait elsewhere");
   g.meeting = meeting, g.op = op, g.argument = argument;
@@ -226,11 +276,13 @@ static void meet(Meeting meeting, int op, int argument, const GroupProduct* call
   g.arrived = 0;
   if (meeting == PRODUCT) start_product(g, number);
   else if (meeting == COMMIT) g.committed++;
-  else finish_groups(g, number);
-  for (int w = 0; w < GROUP / 32; w++) {
-    set_ready(number * (GROUP / 32) + w, g.waiting[w]);
-    g.waiting[w] = 0;
+  else if (meeting == WAIT) finish_groups(g, number);
+  else if (!change_registers(g)) {
+    stop_ready();
+    suspend();
+    return;
   }
+  go_on(g, number);
   if (run.policy != FORWARD) give_way();
 }
 
@@ -239,6 +291,8 @@ static void meet(Meeting meeting, int op, int argument, const GroupProduct* call
 extern "C" void emu_group_product(const GroupProduct* call) { meet(PRODUCT, call->op, 0, call); }
 extern "C" void emu_group_commit(int op) { meet(COMMIT, op, 0, nullptr); }
 extern "C" void emu_group_wait(int pending, int op) { meet(WAIT, op, pending, nullptr); }
+
+extern "C" void emu_registers(int count, int take, int op) { meet(REGISTERS, op, take ? count : -count, nullptr); }
 
 extern "C" void emu_arrived(const void* registers, int bytes, int op) {
   for (const Sums* s : groups[current->id / GROUP].sums) {

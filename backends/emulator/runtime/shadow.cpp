@@ -60,12 +60,17 @@ static bool of_one_block(u32 epoch, u32 other) {
   return run.blocks == 1 || epochs[epoch - run.first_epoch] == epochs[other - run.first_epoch];
 }
 
+// Whether barriers of a block's first warps order it, too. What several warps did without a barrier, such did.
+static bool together(const Stamp& s) { return s.warp == MANY || s.warp % run.warps < here().together; }
+
 // Whether something comes before what `now` does, of which `known` tells what else comes before it. Barriers order all
-// threads, syncwarp orders the lanes of a warp; only its own barrier tells of a copy.
+// threads that come to them, syncwarp orders the lanes of a warp; only its own barrier tells of a copy.
 static bool ordered(const Stamp& before, const Stamp& now, const Known& known) {
   if (before.epoch < run.first_epoch) return true;
   const bool copy = before.warp >= MAX_WARPS && before.warp != MANY;
-  if (!copy && before.epoch != now.epoch && of_one_block(before.epoch, now.epoch)) return true;
+  if (!copy && before.epoch != now.epoch && of_one_block(before.epoch, now.epoch) &&
+      (before.epoch < here().whole || (together(before) && together(now))))
+    return true;
   if (before.warp != MANY && known.until[before.warp] >= before.time) return true;
   return !copy && before.warp == now.warp && before.warp != MANY &&
          (before.clock != now.clock || (before.lane == now.lane && now.lane != MANY));
@@ -75,13 +80,13 @@ static void note_read(size_t cell, int warp) {
   if (readers.empty()) return;
   u32* row = &readers[cell * size_t(all_warps())];
   const u32 read = shared_cells.cells[cell].read.epoch;
-  if (run.blocks > 1 ? read < run.first_epoch : read != blocks[0].epoch) memset(row, 0, all_warps() * sizeof(u32));
+  if (run.blocks > 1 ? read < run.first_epoch : read < blocks[0].whole) memset(row, 0, all_warps() * sizeof(u32));
   row[warp] = warps[warp].time;
 }
 
 static bool reads_ordered(size_t cell, const Stamp& now, const Known& known) {
   const Stamp& read = shared_cells.cells[cell].read;
-  if (run.blocks > 1) {  // what others read, and what this warp did
+  if (!readers.empty() && (run.blocks > 1 || !together(now))) {  // what others read, and what this warp did
     for (int w = 0; w < all_warps(); w++)
       if (w != now.warp && read.epoch >= run.first_epoch && readers[cell * size_t(all_warps()) + w] > known.until[w])
         return false;

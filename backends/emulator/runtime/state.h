@@ -100,7 +100,11 @@ struct Machine {
 struct Block {
   i64 program;
   u32 epoch;  // ends at its barriers
+  u32 whole;  // that of the last barrier of all its threads; those that end later ones are of its first warps
+  int together;  // how many these are
   int at_barrier, barrier_op, meet, done;
+  int at_part, part_op, part;  // threads at a barrier of the first threads, and how many it is of
+  int free_registers;          // of a thread of any group: given back by one, taken by no other
 };
 
 constexpr int GROUP = 128, MAX_GROUPS = MAX_THREADS / GROUP;  // threads that multiply together
@@ -164,6 +168,7 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op);
 // ---- groups.cpp
 static void start_groups();
 static int waiting_groups(int* op);
+static int waiting_registers(int* op, std::string* why);
 static void check_groups_done();
 // ---- bulk.cpp
 static void start_bulk();

@@ -12,12 +12,13 @@ from tilelang import ops
 
 @tile.kernel
 def matmul(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.f32, "M N"],
-           BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1):
+           BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1,
+           SCHEDULE: tile.Const = ""):
     """c = a @ b"""
     (M, K), N = a.shape, b.shape[1]
     m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
     acc = tile.zeros((BM, BN), tile.f32)
-    for k in tile.range(0, K, BK, stages=STAGES):
+    for k in tile.range(0, K, BK, stages=STAGES, schedule=SCHEDULE):
         acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))
     tile.store(c, (m * BM, n * BN), acc)
 
@@ -37,7 +38,7 @@ def matmul_t(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "N K"], c: ti
 @tile.kernel
 def attention(q: tile.Tensor[tile.T, "S D"], k: tile.Tensor[tile.T, "L D"], v: tile.Tensor[tile.T, "L D"],
               o: tile.Out[tile.f32, "S D"], BM: tile.Const = 64, BN: tile.Const = 32, BD: tile.Const = 32,
-              STAGES: tile.Const = 1):
+              STAGES: tile.Const = 1, SCHEDULE: tile.Const = ""):
     """softmax(q k^T) v, dot -> cast -> dot in registers."""
     S, L = q.shape[0], k.shape[0]
     m = tile.grid(tile.cdiv(S, BM))
@@ -45,7 +46,7 @@ def attention(q: tile.Tensor[tile.T, "S D"], k: tile.Tensor[tile.T, "L D"], v: t
     top = tile.full((BM,), float("-inf"), tile.f32)
     total = tile.zeros((BM,), tile.f32)
     acc = tile.zeros((BM, BD), tile.f32)
-    for n in tile.range(0, L, BN, stages=STAGES):
+    for n in tile.range(0, L, BN, stages=STAGES, schedule=SCHEDULE):
         s = tile.dot(query, tile.load(k, (n, 0), (BN, BD)).T)
         s = tile.where(n + tile.arange(BN)[None, :] < L, s, float("-inf"))
         new = tile.maximum(top, s.max(1))
