@@ -49,7 +49,7 @@ def test_integer_matmul_is_exact(dt: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dt", FLOATS)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 100), (2, 1000), (1, 20000)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 100), (2, 1000), (1, 20000), (1, 20032)])
 def test_rowwise(dt: torch.dtype, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape).to(dt)
     w, b = torch.randn(shape[-1]).to(dt), torch.randn(shape[-1]).to(dt)
