@@ -300,8 +300,7 @@ class NestLowering(Reductions):
 
     def _grouped(self) -> int:
         """How many rows stand interleaved in the packed tile that the nest writes: 1 in all others."""
-        last = len(self.shape) - 1
-        if self.reduces or self.effects or len(self.yields) != 1 or last == 0:
+        if self.reduces or self.effects or len(self.yields) != 1 or len(self.shape) < 2:
             return 1
         *_, rows, columns = self.targets[self.yields[0][0]].layout.dims
         group, unit = rows[-1]
