@@ -63,10 +63,12 @@ def of_groups(a: str, b: str, features: frozenset[str]) -> DotRow | None:
 
 def few_rows(op: Op, target: Any) -> bool:
     """Whether a `dot` of floats is better made of its operands as memory holds them: packing `b` takes about as long
-    as a multiplication by so many rows."""
+    as a multiplication by so many rows, fewer where an instruction multiplies groups."""
     a, b = op.operands[:2]
+    group = choose(a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], target.features).group
     along = a.shape[-1] if columns(b) is not None else b.shape[-1]
-    return op.attrs["dtype"].kind == "float" and a.shape[-2] <= 3 * target.registers // 8 and along >= 16
+    rows = a.shape[-2] * group
+    return op.attrs["dtype"].kind == "float" and rows <= 3 * target.registers // 8 and along >= 16
 
 
 @dataclass(frozen=True)
