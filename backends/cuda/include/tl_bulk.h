@@ -47,31 +47,61 @@ TL_FN void mbarrier_arrive(u64* b, int i, op) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b, i)) : "memory");
 }
 
+#ifdef TL_CLUSTER
+// The same at the barrier in that place of another block.
+TL_FN void mbarrier_arrive_at(u64* b, int i, int rank, op) {
+  __syncwarp();
+  if (threadIdx.x % 32) return;
+  u32 there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(b, i)), "r"(rank));
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+#define TL_ACQUIRE ".acquire.cluster"  // what threads of other blocks did before they arrived
+#else
+#define TL_ACQUIRE
+#endif
+
 // Until the phase of that parity is over.
 TL_FN void mbarrier_wait(u64* b, int i, int parity, op) {
   const u32 at = shared_address(b, i);
   u32 done;
   do {
     asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+        "{.reg .pred p; mbarrier.try_wait.parity" TL_ACQUIRE ".shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   } while (!done);
 }
 
 // One thread starts the copy of a box of the tensor, the first element at `at`, the dimension of neighbours first.
-#define TL_TENSOR_LOAD(RANK, PLACE, ...)                                                                              \
+#define TL_TENSOR_LOAD(RANK, TO, PLACE, LAST, ...)                                                                    \
   if constexpr (N == RANK)                                                                                            \
-    asm volatile("cp.async.bulk.tensor." #RANK "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"           \
-                 " [%0], [%1, {" PLACE "}], [%2];" ::"r"(shared_address(s, off)), "l"(&map),                          \
+    asm volatile("cp.async.bulk.tensor." #RANK "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes" TO        \
+                 " [%0], [%1, {" PLACE "}], [%2]" LAST ";" ::"r"(shared_address(s, off)), "l"(&map),                  \
                  "r"(shared_address(b, i)), __VA_ARGS__ : "memory");
 template <int N, class T>
 TL_FN void tensor_load(T* s, int off, const tensor_map& map, vec<i32, N> at, u64* b, int i, op) {
-  TL_TENSOR_LOAD(1, "%3", "r"(at[0]))
-  TL_TENSOR_LOAD(2, "%3, %4", "r"(at[0]), "r"(at[1]))
-  TL_TENSOR_LOAD(3, "%3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]))
-  TL_TENSOR_LOAD(4, "%3, %4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
-  TL_TENSOR_LOAD(5, "%3, %4, %5, %6, %7", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
+  TL_TENSOR_LOAD(1, "", "%3", "", "r"(at[0]))
+  TL_TENSOR_LOAD(2, "", "%3, %4", "", "r"(at[0]), "r"(at[1]))
+  TL_TENSOR_LOAD(3, "", "%3, %4, %5", "", "r"(at[0]), "r"(at[1]), "r"(at[2]))
+  TL_TENSOR_LOAD(4, "", "%3, %4, %5, %6", "", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
+  TL_TENSOR_LOAD(5, "", "%3, %4, %5, %6, %7", "", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
 }
+
+#ifdef TL_CLUSTER
+// To the same place in the shared memory of each block of the cluster whose bit of `ranks` is set; the barrier in the
+// same place there counts the bytes.
+#define TL_MULTICAST(RANK, PLACE, ...) \
+  TL_TENSOR_LOAD(RANK, ".multicast::cluster", PLACE, ", %3", "h"(u16(ranks)), __VA_ARGS__)
+template <int N, class T>
+TL_FN void tensor_multicast(T* s, int off, const tensor_map& map, vec<i32, N> at, u64* b, int i, u32 ranks, op) {
+  TL_MULTICAST(1, "%4", "r"(at[0]))
+  TL_MULTICAST(2, "%4, %5", "r"(at[0]), "r"(at[1]))
+  TL_MULTICAST(3, "%4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]))
+  TL_MULTICAST(4, "%4, %5, %6, %7", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
+  TL_MULTICAST(5, "%4, %5, %6, %7, %8", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
+}
+#undef TL_MULTICAST
+#endif
 #undef TL_TENSOR_LOAD
 
 // The same to a tensor. The thread that starts copies closes groups of them, and waits for these.

@@ -425,13 +425,20 @@ TL_FN void mbarrier_expect(sptr<u64> b, int i, int bytes, op o) {
   emu_mbarrier_expect(b.base, b.limit, i, bytes, o.id);
 }
 TL_FN void mbarrier_arrive(sptr<u64> b, int i, op o) { emu_mbarrier_arrive(b.base, b.limit, i, o.id); }
+TL_FN void mbarrier_arrive_at(sptr<u64> b, int i, int rank, op o) { mbarrier_arrive(peer(b, rank, o), i, o); }
 TL_FN void mbarrier_wait(sptr<u64> b, int i, int parity, op o) {
   emu_mbarrier_wait(b.base, b.limit, i, parity, o.id);
 }
 
 template <int N, class T>
 TL_FN void tensor_load(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at, sptr<u64> b, int i, op o) {
-  emu_tensor_load(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, b.base, b.limit, i, o.id);
+  emu_tensor_load(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, b.base, b.limit, i, 0, o.id);
+}
+
+template <int N, class T>
+TL_FN void tensor_multicast(sptr<T> s, i64 off, const tensor_map& map, vec<i32, N> at, sptr<u64> b, int i, u32 ranks,
+                            op o) {
+  emu_tensor_load(s.base, s.limit, off * i64(sizeof(T)), &map, at.v, b.base, b.limit, i, ranks, o.id);
 }
 
 template <int N, class T>

@@ -163,7 +163,8 @@ void emu_mbarrier_arrive(long long base, long long limit, long long offset, int 
 void emu_mbarrier_expect(long long base, long long limit, long long offset, int bytes, int op);
 void emu_mbarrier_wait(long long base, long long limit, long long offset, int parity, int op);
 void emu_tensor_load(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
-                     long long bar_base, long long bar_limit, long long bar_offset, int op);
+                     long long bar_base, long long bar_limit, long long bar_offset, unsigned ranks,
+                     int op);
 // `add` adds one element to another; null where they are written.
 void emu_tensor_store(long long base, long long limit, long long offset, const emu::TensorMap* map, const int* at,
                       void (*add)(void*, const void*), int op);

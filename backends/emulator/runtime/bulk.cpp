@@ -180,14 +180,16 @@ static void check_bulk_done() {
       report("async-unwaited", b->copy_op, -1, "a copy of a block whose phase nobody waited for");
 }
 
-// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there; `other` what it does to the tensor.
-static void check_box(const BulkCopy& c, Use use, Use other) {
+// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there; `other` what it does to the tensor, where
+// it has not done it already: what goes to several blocks is read once.
+static void check_box(const BulkCopy& c, Use use, Use other, bool done = false) {
   const TensorMap& m = c.map;
   const u32 bytes = u32(size_of_box(m)), pattern = m.swizzle ? u32(m.swizzle) * 8 : 128;
   if (c.to % pattern)
     fail("misaligned", c.op, -1, "a copy of a block %s shared byte %u, no multiple of %u", use == BULK ? "to" : "from",
          c.to, pattern);
   for (u32 i = 0; i < bytes; i += 16) check_shared(c.to + i, 16, use, c.op, *current);
+  if (done) return;
   Counter& count = counters[c.op];
   i64 last = -1;
   walk_box(c, [&](i64 from, u32, int size) {
@@ -203,7 +205,7 @@ static void check_box(const BulkCopy& c, Use use, Use other) {
   count.ideal_sectors += (bytes + 31) / 32;
 }
 
-static void start_copy(BulkCopy& c) {
+static void start_copy(BulkCopy& c, bool again) {
   const TensorMap& m = c.map;
   MBarrier& b = *c.barrier;
   const SharedCell& here = shared_cells.cells[b.at / shared_cells.granule];
@@ -211,7 +213,7 @@ static void start_copy(BulkCopy& c) {
     report("missing-fence", c.op, here.write_op,
            "a copy of a block uses the barrier at shared byte %u, after whose initialisation thread %d made no fence "
            "of memory before a barrier of the block", b.at, here.writer);
-  check_box(c, BULK, LOAD);
+  check_box(c, BULK, LOAD, again);
   const u32 bytes = u32(size_of_box(m));
   for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
     shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};
@@ -320,14 +322,19 @@ extern "C" void emu_mbarrier_wait(long long base, long long limit, long long i, 
   b.waited = b.phase;
 }
 
+// To the same place in the shared memory of each block in `ranks` (0: this one), whose own barrier there counts it.
 extern "C" void emu_tensor_load(long long base, long long limit, long long offset, const TensorMap* map, const int* at,
-                                long long bar_base, long long bar_limit, long long i, int op) {
+                                long long bar_base, long long bar_limit, long long i, unsigned ranks, int op) {
   pause(BULK, op);
   current->log.push_back({0, op, 0, BULK, 0});
-  BulkCopy c{*map, {}, op, 0, 0, &mbarrier(place_of(bar_base, bar_limit, i, op), op)};
-  memcpy(c.at, at, sizeof(int) * size_t(map->rank));
-  c.to = place_of_box(base, limit, offset, *map, op);
-  c.phase = c.barrier->phase;
-  start_copy(c);
+  if (!ranks) ranks = 1u << current->block;
+  for (u32 left = ranks; left; left &= left - 1) {
+    const int rank = lowest(left);
+    BulkCopy c{*map, {}, op, 0, 0, &mbarrier(place_of(emu_peer(bar_base, rank, op), bar_limit, i, op), op)};
+    memcpy(c.at, at, sizeof(int) * size_t(map->rank));
+    c.to = place_of_box(emu_peer(base, rank, op), limit, offset, *map, op);
+    c.phase = c.barrier->phase;
+    start_copy(c, left != ranks);
+  }
   if (run.policy == REVERSE || (run.policy == RANDOM && draw(2))) land_next();
 }

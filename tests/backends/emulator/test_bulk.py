@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.backends.emulator import multicast
 from tests.backends.emulator.bulk import PARTS, RING, arguments
 from tests.backends.emulator.ptx.tiers import needs_nvrtc, on_ptx
 from tests.backends.emulator.texts import F, found, kernel, run
+from tilelang.backends.cuda import nvrtc
 from tilelang.backends.emulator.run import POLICIES, Buffer, TensorMap
 
 TEXT = """
@@ -158,3 +160,22 @@ def test_a_copy_counts_its_bytes() -> None:
     counter = run(text, args, 32, 8192).counters[5]
     assert counter.instructions == {"bulk": 1}
     assert (counter.bytes, counter.sectors, counter.ideal_sectors) == (1024, 32, 32)
+
+
+def test_blocks_of_a_cluster_fetch_halves_for_each_other() -> None:
+    text = kernel(multicast.PARAMS, multicast.RING.format(**multicast.PARTS), 64, multicast.HEAD)
+    args = multicast.arguments()
+    result = run(text, args, 64, 4096, programs=2)
+    blocks = args[0].array.reshape(8, 256)[:, ::4]
+    np.testing.assert_array_equal(args[1].array.reshape(2, 8, 64), [blocks, blocks])
+    assert result.counters[7].bytes == args[0].array.nbytes  # each byte is read once for both
+
+
+@needs_nvrtc
+def test_the_instructions_of_multicast() -> None:
+    text = kernel(multicast.PARAMS, multicast.RING.format(**multicast.PARTS), 64, multicast.HEAD)
+    ptx = nvrtc.ptx(text, "sm_90a")
+    for name in ("shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster", ".reqnctapercluster 2",
+                 "mapa.shared::cluster.u32", "mbarrier.arrive.release.cluster.shared::cluster.b64"):
+        assert name in ptx
+    assert nvrtc.compile(text, "sm_90a").report["k"]["spill_bytes"] == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.backends.emulator import bulk, clusters, stores
+from tests.backends.emulator import bulk, clusters, multicast, stores
 from tests.backends.emulator.texts import Case, F, found, kernel, output, run, values
 from tilelang.backends.emulator.run import KINDS, Buffer
 
@@ -218,6 +218,7 @@ CASES = [
     Case("a false assertion", "  tl::check(t < $, tl::op(1));", "63", "64", ("assertion", 1, -1)),
     *bulk.CASES,
     *clusters.CASES,
+    *multicast.CASES,
     *stores.CASES,
 ]
 
