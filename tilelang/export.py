@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,8 @@ def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[
 
 
 def _on_gpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
-    """The same, and files of machine code: the second is for tensors that the first does not reach."""
+    """The same, and files of machine code: the second is for tensors that the first does not reach, or cannot map."""
     from tilelang.backends.simt.export import codes, link
-    lowered = lowered.without_maps  # the library's launcher makes none
     link(lowered, name, failures, library)
     files = []
     for code, suffix in zip(codes(lowered), ("", ".far"), strict=False):
@@ -79,8 +79,11 @@ def _on_gpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[
         file.write_bytes(code.product[0])
         files.append({"file": file.name, "kernel": code.rendered.name, "threads": code.rendered.threads,
                       "dynamic_shared_bytes": code.dynamic_shared, "report": code.report})
-    takes = [{"kind": p.kind, "parameter": lowered.tile.params[p.index].name if p.kind != "workers" else None,
-              "axis": p.axis} for p in lowered.rendered.parameters]
+    maps, params = lowered.rendered.maps, lowered.tile.params
+    takes = [{"kind": p.kind, "parameter": params[maps[p.index].index if p.kind == "map" else p.index].name
+              if p.kind != "workers" else None, "axis": p.axis,
+              **({**asdict(maps[p.index]), "index": p.index} if p.kind == "map" else {})}
+             for p in lowered.rendered.parameters]
     return {"code": files, "takes": takes}
 
 

@@ -24,8 +24,17 @@ _STRIDE = 16
 _OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _FREE_SHARED = 48 << 10
 """Dynamic shared memory a kernel may have without asking for it."""
+
+
+def _map_numbers(size: int, swizzle: int, floats: bool) -> tuple[int, int]:
+    """CUtensorMapDataType and CUtensorMapSwizzle."""
+    return _MAP_F32 if floats else _MAP_TYPES[size], swizzle.bit_length() - 5 if swizzle else 0
+
+
 EXPORTED = simt.Exported(2, [LIBRARY], _MULTIPROCESSORS, {
-    "TL_FREE_SHARED": _FREE_SHARED, "TL_MAX_DYNAMIC_SHARED": _MAX_DYNAMIC_SHARED, "TL_OVERLAP": _OVERLAP}, ".cubin")
+    "TL_MAP_STRIDE": _STRIDE, "TL_MAP_PROMOTION": _PROMOTE_128,
+    "TL_FREE_SHARED": _FREE_SHARED, "TL_MAX_DYNAMIC_SHARED": _MAX_DYNAMIC_SHARED, "TL_OVERLAP": _OVERLAP}, ".cubin",
+    _map_numbers)
 
 
 class _Attribute(ctypes.Structure):
@@ -123,14 +132,14 @@ class Device(simt.Device):
 
     def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
                    boxes: Sequence[int], swizzle: int, floats: bool = False) -> bytes:
-        rank, wide, kind = len(extents), ctypes.c_uint64, _MAP_F32 if floats else _MAP_TYPES[size]
+        rank, wide, (kind, permutation) = len(extents), ctypes.c_uint64, _map_numbers(size, swizzle, floats)
         narrow = ctypes.c_uint32 * rank
         room = ctypes.create_string_buffer(2 * MAP)
         at = -ctypes.addressof(room) % MAP_ALIGN
         steps = [stride if n > 1 else _STRIDE for n, stride in zip(extents, strides, strict=True)][1:]
         self.driver.call("cuTensorMapEncodeTiled", ctypes.byref(room, at), kind, rank, wide(address),
                          (wide * rank)(*extents), (wide * max(rank - 1, 1))(*steps), narrow(*boxes),
-                         narrow(*[1] * rank), 0, swizzle.bit_length() - 5 if swizzle else 0, _PROMOTE_128, 0)
+                         narrow(*[1] * rank), 0, permutation, _PROMOTE_128, 0)
         return room.raw[at:at + MAP]
 
     def widest(self, threads: int) -> int:

@@ -55,11 +55,6 @@ class Lowered(ABC):
         """The kernel whose accesses have offsets of 64 bits, and that needs no maps of tensors."""
         return type(self)(self.tile, replace(self.target, windows=False, bulk=False))
 
-    @cached_property
-    def without_maps(self) -> Self:
-        """The kernel that copies no blocks by one thread, for launchers that make no maps of tensors."""
-        return type(self)(self.tile, replace(self.target, bulk=False)) if self.rendered.maps else self
-
     def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
         """The kernel for a call with these shapes and strides (elements) of every parameter: this one, unless the
         blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`), or no map

@@ -32,13 +32,15 @@ class Names(NamedTuple):
 class Exported(NamedTuple):
     """What the launcher in exported libraries must know of a maker's GPUs: DLPack's number of their kind, names of the
     driver, its number of the attribute that counts multiprocessors, other numbers by the macros that the launcher has
-    for them, and how files of machine code end."""
+    for them, how files of machine code end, and, where there are maps of tensors, the numbers of their type and
+    permutation: of the bytes of an element, those of a permuted row, and whether elements are added to, as f32."""
 
     kind: int
     libraries: Sequence[str]
     multiprocessors: int
     macros: Mapping[str, int]
     suffix: str
+    map_numbers: Callable[[int, int, bool], tuple[int, int]] | None = None
 
 
 class Driver(ABC):

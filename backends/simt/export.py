@@ -13,11 +13,13 @@ from typing import Any
 from llvmlite import ir
 
 from tilelang.backends import host
+from tilelang.backends.clike.rendered import TensorMap
 from tilelang.backends.cpu import compile as cpu
 from tilelang.backends.cpu import machine
 from tilelang.backends.cpu.codegen import counting, slots
 from tilelang.backends.cpu.launch import Entry, Failures
 from tilelang.backends.cpu.numbers import I32, I64
+from tilelang.backends.simt.bulk import MAX_STRIDE
 from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.launch import MAX_GRID_Y, behind_grid
 from tilelang.backends.simt.window import LIMIT, Window, windows
@@ -28,8 +30,9 @@ _LAUNCHER = Path(__file__).parent / "runtime" / "launcher.cpp"
 
 
 def codes(lowered: Lowered) -> list[Lowered]:
-    """The kernel, and the one for tensors whose blocks its windows do not reach, if it has any."""
-    return [lowered, lowered.without_windows] if windows(lowered.thread) else [lowered]
+    """The kernel, and the one for tensors whose blocks its windows do not reach, or that its maps cannot say, if it
+    has any."""
+    return [lowered, lowered.without_windows] if windows(lowered.thread) or lowered.rendered.maps else [lowered]
 
 
 def link(lowered: Lowered, name: str, failures: Failures, path: Path) -> None:
@@ -86,11 +89,12 @@ class _Launched(Entry):
 
 def _table(lowered: Lowered, name: str) -> str:
     """The text of `kernel.h`."""
-    gpu, reached = lowered.exported, windows(lowered.thread)
+    gpu, reached, maps = lowered.exported, windows(lowered.thread), lowered.rendered.maps
     numbers = {"TL_CUDA": int(lowered.target.name.startswith("cuda")), "TL_DEVICE": gpu.kind,
                "TL_MULTIPROCESSORS": gpu.multiprocessors, "TL_PARAMETERS": len(lowered.rendered.parameters),
                "TL_OVERLAPS": int(lowered.rendered.overlaps), "TL_ROWS": MAX_GRID_Y, "TL_REACH": LIMIT,
-               "TL_WINDOWS": len(reached), **gpu.macros}
+               "TL_WINDOWS": len(reached),
+               "TL_MAPS": len(maps), "TL_MAP_END": MAX_STRIDE, **gpu.macros}
     found = codes(lowered)
     rows = [f"{{image{i}, {x.rendered.threads}, {x.dynamic_shared}, {max(int(x.report['resident_blocks']), 1)}}}"
             for i, x in enumerate(found)]
@@ -103,7 +107,8 @@ def _table(lowered: Lowered, name: str) -> str:
              *(f"alignas(16) static const unsigned char image{i}[] = {{{','.join(map(str, x.product[0]))}}};"
                for i, x in enumerate(found)),
              f"static const Code codes[] = {{{', '.join(rows)}}};",
-             f"static const Window windows[] = {{{', '.join(_window(w, known) for w in reached) or '{}'}}};"]
+             f"static const Window windows[] = {{{', '.join(_window(w, known) for w in reached) or '{}'}}};",
+             f"static const Map maps[] = {{{', '.join(_map(m, lowered, known) for m in maps) or '{}'}}};"]
     return "\n".join([*lines, ""])
 
 
@@ -115,3 +120,13 @@ def _window(w: Window, known: Mapping[Any, int]) -> str:
     block = ", ".join(f"{{{axis}, {extent}}}" for axis, extent in w.block)
     return f"{{{known['shape', w.parameter, 0]}, {known['stride', w.parameter, 0]}, {w.rank}, " \
         f"{-1 if w.axis is None else w.axis}, {w.size}, {len(w.block)}, {{{block}}}}}"
+
+
+def _map(m: TensorMap, lowered: Lowered, known: Mapping[Any, int]) -> str:
+    dt, numbers = lowered.tile.params[m.index].dtype, lowered.exported.map_numbers
+    assert numbers is not None
+    size = dt.storage.itemsize
+    kind, permutation = numbers(size, m.swizzle, m.add and dt.kind == "float")
+    order, boxes = (", ".join(map(str, x)) for x in (m.order, m.boxes))
+    places = f"{known['data', m.index]}, {known['shape', m.index, 0]}, {known['stride', m.index, 0]}"
+    return f"{{{places}, {len(m.order)}, {size}, {{{order}}}, {{{boxes}}}, {kind}, {permutation}}}"

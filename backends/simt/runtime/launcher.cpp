@@ -21,6 +21,16 @@ struct Window {
   struct { int axis; int64_t extent; } block[8];
 };
 
+// How boxes of a tensor are copied: its dimensions with that of neighbours first, the extents of a box in that order, and
+// the driver's numbers of the type and of how rows are permuted.
+struct Map {
+  int data, shape, stride, rank;  // where the address, extents and strides begin in the context
+  int64_t bytes;                  // of an element
+  int order[5];
+  unsigned boxes[5];
+  int type, permutation;
+};
+
 #include "kernel.h"
 
 #if TL_CUDA
@@ -54,6 +64,12 @@ struct Config {
   OVERLAPPING(F) \
   F(launch, "cuLaunchKernel", (void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, \
                                unsigned, unsigned shared_bytes, void* stream, void** parameters, void** extra))
+#if TL_MAPS  // a driver without it runs other kernels
+#define MAP_FUNCTIONS(F) \
+  F(encode, "cuTensorMapEncodeTiled", (void* map, int type, unsigned rank, void* address, const uint64_t* extents, \
+                                       const uint64_t* strides, const unsigned* boxes, const unsigned* steps, \
+                                       int interleave, int permutation, int promotion, int fill))
+#endif
 typedef void* Current;
 #else
 #define FUNCTIONS(F) \
@@ -69,8 +85,11 @@ typedef void* Current;
                                       unsigned, unsigned shared_bytes, void* stream, void** parameters, void** extra))
 typedef int Current;
 #endif
+#ifndef MAP_FUNCTIONS
+#define MAP_FUNCTIONS(F)
+#endif
 #define MEMBER(name, symbol, takes) int(*name) takes;
-static struct { FUNCTIONS(MEMBER) } driver;
+static struct { FUNCTIONS(MEMBER) MAP_FUNCTIONS(MEMBER) } driver;
 
 static const int MAX_DEVICES = 64;
 static struct {
@@ -118,6 +137,7 @@ static int find_driver() {
 #define FIND(name, symbol, takes) \
     if (!(driver.name = reinterpret_cast<int(*) takes>(dlsym(library, symbol)))) found = 0;
     FUNCTIONS(FIND)
+    MAP_FUNCTIONS(FIND)
     if (found && check("the start of the driver", driver.start(0))) return found = 0, -1;
   }
   return found ? 0 : fail("the driver of the GPU was not found; it needs " TL_LIBRARY);
@@ -196,6 +216,47 @@ static int reaches(const int64_t* context) {
   return 1;
 }
 
+// Whether maps can say the shapes and strides of a call: see `encodable` in bulk.py.
+static int encodable(const int64_t* context) {
+  for (int i = 0; i < TL_MAPS; i++)
+    for (int axis = 0; axis < maps[i].rank; axis++) {
+      int64_t extent = context[maps[i].shape + axis], stride = context[maps[i].stride + axis];
+      if (extent <= 0 || (extent > 1 && (stride <= 0 || stride >= TL_MAP_END / maps[i].bytes))) return 0;
+    }
+  return 1;
+}
+
+static int choose(const int64_t* context) { return reaches(context) && encodable(context) ? 0 : 1; }
+
+#if TL_MAPS
+struct alignas(64) TensorMap { uint64_t opaque[16]; };
+
+// The maps of a call behind its other parameters. Those of a thread's last call stay where nothing has changed.
+static int put_maps(const int64_t* context, void** parameters) {
+  static thread_local TensorMap made[TL_MAPS];
+  static thread_local uint64_t known[TL_MAPS][11];
+  for (int i = 0; i < TL_MAPS; i++) {
+    const Map& m = maps[i];
+    uint64_t now[11] = {static_cast<uint64_t>(context[m.data])}, *extents = now + 1, *strides = now + 6;
+    unsigned steps[5] = {1, 1, 1, 1, 1};
+    int same = now[0] == known[i][0];
+    for (int d = 0; d < m.rank; d++) {
+      extents[d] = static_cast<uint64_t>(context[m.shape + m.order[d]]);
+      strides[d] = extents[d] > 1 ? static_cast<uint64_t>(context[m.stride + m.order[d]] * m.bytes) : TL_MAP_STRIDE;
+    }
+    for (int n = 1; n < 11; n++) same &= now[n] == known[i][n];
+    parameters[i] = made + i;
+    if (same) continue;
+    known[i][0] = 0;
+    CHECK("cuTensorMapEncodeTiled", encode(made + i, m.type, static_cast<unsigned>(m.rank),
+                                           reinterpret_cast<void*>(context[m.data]), extents, strides + 1, m.boxes,
+                                           steps, 0, m.permutation, TL_MAP_PROMOTION, 0));
+    for (int n = 0; n < 11; n++) known[i][n] = now[n];
+  }
+  return 0;
+}
+#endif
+
 // How many programs of a persistent grid run at once on a device; -1 after an error.
 extern "C" int64_t tl_workers(const int64_t* context, int32_t device) {
   if (device < 0 || device >= MAX_DEVICES) return fail("there is no device of that number");
@@ -205,19 +266,22 @@ extern "C" int64_t tl_workers(const int64_t* context, int32_t device) {
     pthread_mutex_unlock(&loading);
     if (code) return -1;
   }
-  return devices[device].multiprocessors * codes[reaches(context) ? 0 : 1].resident_blocks;
+  return devices[device].multiprocessors * codes[choose(context)].resident_blocks;
 }
 
 // Launches so many programs. The context holds what the kernel takes, in its order, each in 8 bytes.
 extern "C" int32_t tl_launch(int64_t* context, int64_t programs, int32_t device) {
   if (!programs) return 0;
-  int which = reaches(context) ? 0 : 1;
+  int which = choose(context);
   const Code& code = codes[which];
   int64_t widest = TL_CUDA ? INT32_MAX : UINT32_MAX / code.threads, rows = (programs - 1) / widest + 1;
   while (programs % rows && rows <= TL_ROWS) rows++;
   if (rows > TL_ROWS) return fail("too many programs; use larger tiles");
   void* parameters[TL_PARAMETERS];
-  for (int i = 0; i < TL_PARAMETERS; i++) parameters[i] = context + i;
+  for (int i = 0; i < TL_PARAMETERS - TL_MAPS; i++) parameters[i] = context + i;
+#if TL_MAPS
+  if (!which && put_maps(context, parameters + TL_PARAMETERS - TL_MAPS)) return -1;
+#endif
   Current before;
   CHECK("the question for the device", current(&before));
   int here = before == devices[device].own;

@@ -144,10 +144,31 @@ def far(call: Exported) -> None:
     assert (near.text == other.text) == (call.kind == "cuda")
 
 
+def product(call: Exported) -> None:
+    """Blocks go by maps of the tensors, where these can say the strides."""
+    rng = np.random.default_rng(0)
+    for m, n, k in ((128, 72, 200), (64, 64, 64), (128, 72, 200)):
+        a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, k), (k, n)))
+        c, repeated = np.zeros((m, n), np.float16), np.lib.stride_tricks.as_strided(a, a.shape, (0, 2))
+        for left in (a, a, repeated):
+            call("product", left, b, c)
+            np.testing.assert_array_equal(c, left.astype(np.float64) @ b.astype(np.float64))
+    by_map, again, without = call.fake.launches[-3:]
+    if call.kind == "cuda":
+        assert "tl::tensor_store" in by_map.text == again.text and "TL_TENSOR_MAP" not in without.text
+        call("product", a, b, c)
+        counts = []
+        for out in (c, np.zeros_like(c)):
+            before = call.fake.library.fake_other_calls()
+            call("product", a, b, out)
+            counts.append(call.fake.library.fake_other_calls() - before)
+        assert counts[1] == counts[0] + 1  # what has not changed is not encoded again
+
+
 def main(folder: Path, kind: str) -> None:
     """Every case, in one process: the driver is found once."""
     call = Exported(folder, kind)
-    for case in (scale, far, persistent, counted, unpack, big, overlap):
+    for case in (scale, far, persistent, counted, unpack, big, overlap, product):
         call.fake.launches.clear()
         case(call)
         print(case.__name__)

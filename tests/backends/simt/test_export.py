@@ -28,6 +28,14 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler
 TARGET = {"cuda": "cuda:sm_86", "hip": "hip:gfx942"}
 
 
+def product_fn(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"]):
+    m, n = tile.grid(tile.cdiv(a.shape[0], 128), tile.cdiv(b.shape[1], 64))
+    acc = tile.zeros((128, 64), tile.f32)
+    for k in tile.range(0, a.shape[1], 64, stages=3):
+        acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 64), (64, 64)))
+    tile.store(c, (m * 128, n * 64), acc.to(tile.f16))
+
+
 @pytest.fixture(params=["cuda", "hip"])
 def gpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     with fake_gpu(request.param, tmp_path, monkeypatch) as fake:
@@ -42,12 +50,18 @@ def test_libraries_compute_what_kernels_mean(gpu: FakeDriver, tmp_path: Path) ->
                      (unpack_fn, (tile.Packed.from_codes(codes, tile.u3),)), (big_fn, (x[0],))):
         Kernel(fn).export(folder, *args, target=target, name=fn.__name__.removesuffix("_fn"))
     Kernel(overlap_fn).export(folder, x[0], x[0], target={"cuda": "cuda:sm_90a"}.get(gpu.kind, target), name="overlap")
+    a = np.zeros((64, 64), np.float16)
+    Kernel(product_fn).export(folder, a, a, a.copy(), target={"cuda": "cuda:sm_90a"}.get(gpu.kind, target),
+                              name="product")
+    manifest = json.loads((folder / "product.json").read_text())
+    assert [x["parameter"] for x in manifest["takes"] if x["kind"] == "map"] == (
+        ["a", "b", "c"] if gpu.kind == "cuda" else [])
     assert not gpu.launches
     (folder / "driver").mkdir()
     done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.backends.simt.exported", str(folder),
                            gpu.kind], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.split() == [
-        "scale", "far", "persistent", "counted", "unpack", "big", "overlap"], done.stderr
+        "scale", "far", "persistent", "counted", "unpack", "big", "overlap", "product"], done.stderr
 
 
 ALONE = """

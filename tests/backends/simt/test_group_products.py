@@ -146,7 +146,7 @@ def pipelined() -> tuple[Lowered, list[Any]]:
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((64, 320), (320, 64)))
     c = np.zeros((64, 64), np.float32)
-    return kernels.matmul.lower(a, b, c, BM=64, BN=64, BK=64, STAGES=3, target=TARGET).without_maps, [a, b, c]
+    return kernels.matmul.lower(a, b, c, BM=64, BN=64, BK=64, STAGES=3, target=TARGET).without_windows, [a, b, c]
 
 
 def findings(code: Lowered, text: str, arrays: list[Any]) -> list[Finding]:
