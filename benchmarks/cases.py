@@ -100,6 +100,11 @@ def attentions() -> Iterator[Case]:
                        functools.partial(ops.attention, q, k, v, causal),
                        functools.partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal), "flop",
                        4 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.0, 1e-4)
+            q, k, v = (x.bfloat16() for x in (q, k, v))
+            yield Case(f"attention bf16 S1024 D{d} {'causal' if causal else 'full'} (beside torch bf16)",
+                       functools.partial(ops.attention, q, k, v, causal),
+                       functools.partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal), "flop",
+                       4 * 8 * 1024 * 1024 * d * (0.5 if causal else 1), 1.5, 0.1)
 
 
 def _first_gradient(*arguments: Any) -> Any:

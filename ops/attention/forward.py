@@ -53,7 +53,7 @@ def forward_kernel(
     ROUND: tile.Const = False,
 ):
     """One block of BM queries of one head for each program; BD >= D, BE >= E. Exponentials are taken to base 2. ROUND:
-    probabilities take part in the second product in v's dtype, as tensor cores want them."""
+    probabilities take part in the second product in v's dtype, as tensor cores want them, and CPUs for bf16."""
     H, G = q.shape[1], k.shape[1]
     ragged = used_q is not None or cu_q is not None
     batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1

@@ -134,4 +134,4 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, backward: str = "") 
     else:
         bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
     return {"BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep),
-            "ROUND": tile.on_gpu(q, k, v)}
+            "ROUND": tile.on_gpu(q, k, v) or dtype_of(q) is tile.bf16}
