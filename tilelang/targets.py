@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tilelang.errors import TargetError
 from tilelang.ir.core import Function, Op, TensorType
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.pairs import cheapest
 from tilelang.layouts import RegisterLayout
 
 if TYPE_CHECKING:
@@ -108,6 +109,14 @@ def operand_layouts(name: str, m: int, k: int, dt: DType) -> tuple[RegisterLayou
     found = plan(row, m, row.n, k, 1, 1)
     assert isinstance(found.a, RegisterLayout) and isinstance(found.b, RegisterLayout)
     return found.a, found.b
+
+
+def order(name: str, dt: DType) -> str:
+    """The order of `tilelang.ir.pairs` from which a GPU makes f16 of a type by the fewest instructions. `name` has an
+    architecture."""
+    bare = name.removeprefix(EMULATE)
+    machine = _part(bare, "target").target(bare)
+    return cheapest(dt, machine.ternary, machine.halves)
 
 
 def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

@@ -206,6 +206,15 @@ class _Renderer(Bulk, Programs):
         args = ", ".join(self.lane(v, "i") for v in op.operands)
         self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::fma_halves({args});")
 
+    def _mad_halves(self, op: Op) -> None:
+        args = ", ".join(self.lane(v, "i") for v in op.operands)
+        self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::mad_halves<{op.attrs['factor']}>({args});")
+
+    def _shift_halves(self, op: Op) -> None:
+        word, how = self.lane(op.operands[0], "i"), "tl::i16" if op.attrs["signed"] else "tl::u16"
+        self.each(op.result.shape[0],
+                  f"{self.declare(op.result)}[i] = tl::shift_halves<{how}>({word}, {op.attrs['by']});")
+
     def _odd_bytes(self, op: Op) -> None:
         word = self.lane(op.operands[0], "i")
         self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::odd_bytes({word});")

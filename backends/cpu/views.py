@@ -7,7 +7,7 @@ from math import lcm
 from tilelang.backends.cpu.buffers import Buffer, Ix
 from tilelang.backends.thread.bits import codes, recut, unpair
 from tilelang.backends.thread.builder import Index, ThreadBuilder
-from tilelang.ir.pairs import pairs
+from tilelang.ir.pairs import ORDERS, pairs
 from tilelang.layouts import RegisterLayout
 
 
@@ -16,11 +16,12 @@ def emit_view(b: ThreadBuilder, source: Buffer, a: RegisterLayout, target: Buffe
     """Fills `target`, held as `c`, from `source`, held as `a`: after every `lcm` of the two widths both sides begin a
     new element, and after every block of pairs, so that many bits make one turn of a loop."""
     wide, narrow = source.dtype.bits, target.dtype.bits
-    turn = wide * pairs(target.dtype).words if order == "pairs" else lcm(wide, narrow)
+    packed = pairs(target.dtype, order) if order in ORDERS else None
+    turn = wide * packed.words if packed is not None else lcm(wide, narrow)
     with b.loop(0, a.num_threads) as thread, b.loop(0, a.local_size * wide // turn) as group:
         values = [source.load(b, _index(b, a, thread.i, b.add(b.mul(group.i, turn // wide), i)))
                   for i in range(turn // wide)]
-        made = codes(b, unpair(b, values, pairs(target.dtype)), target.dtype) if order == "pairs" else \
+        made = codes(b, unpair(b, values, packed), packed, target.dtype) if packed is not None else \
             recut(b, values, target.dtype)
         for i, value in enumerate(made):
             target.store(b, _index(b, c, thread.i, b.add(b.mul(group.i, turn // narrow), i)), value)

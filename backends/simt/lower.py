@@ -35,6 +35,7 @@ from tilelang.ir.cluster import cluster_of, refuse_clusters
 from tilelang.ir.control import Assert, For, Grid, If, While
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.memory import CopyAsync
+from tilelang.ir.pairs import ORDERS, pairs
 from tilelang.ir.roles import Roles
 from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
 
@@ -187,8 +188,8 @@ class _Lowering:
         """Registers are cut anew; copies that come to differ take the value of the last thread, as the interpreter."""
         (v,), out, b, target = op.operands, op.result, self.b, op.attrs["layout"]
         value = b.splat(self.of.get(v, v), 1)
-        if op.attrs["order"] == "pairs":
-            value, paired = view(b, value, out.dtype)
+        if op.attrs["order"] in ORDERS:
+            value, paired = view(b, value, out.dtype, pairs(out.dtype, op.attrs["order"]))
             self.paired[value] = paired
         else:
             value = cut(b, value, out.dtype)

@@ -14,14 +14,14 @@ import numpy as np
 
 from tilelang.backends.simt.access import constants, join
 from tilelang.backends.simt.registers import local_offsets
-from tilelang.backends.thread.bits import codes, recut, unpair
+from tilelang.backends.thread.bits import Halves, codes, recut, unpair
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ir.pairs import exponents, pairs
+from tilelang.ir.pairs import Pairs, exponents
 from tilelang.layouts import RegisterLayout
 
 F16, U32 = dtype("f16"), dtype("u32")
@@ -37,6 +37,7 @@ class Paired:
     pairs: Value
     bytes: Value
     of: DType
+    order: Pairs
     lanes: tuple[int, ...]
 
     def taken(self, lanes: Sequence[int]) -> Paired:
@@ -47,7 +48,7 @@ class Paired:
     def beneath(self) -> list[tuple[int, float] | None] | None:
         """For each lane that has another beneath it in `bytes`: which, and what that one's number counts in the sum.
         None where one of those is no lane of the vector."""
-        order, where = pairs(self.of), {lane: i for i, lane in enumerate(self.lanes)}
+        order, where = self.order, {lane: i for i, lane in enumerate(self.lanes)}
         out: list[tuple[int, float] | None] = []
         for lane in self.lanes:
             upper = lane // 2 % len(order.steps)
@@ -145,22 +146,33 @@ def _beneath(x: Paired, dim: int, at: Any, mine: Any, grain: int) -> dict[int, t
     return out
 
 
-def view(b: ThreadBuilder, words: Value, dt: DType) -> tuple[Value, Paired]:
+class _Instructions(Halves):
+    """By instructions of GPUs."""
+
+    def odd_bytes(self, x: Value) -> Value:
+        return self.b.pure(simt.OddBytes, x)
+
+    def mad(self, x: Value, factor: int, *added: Value) -> Value:
+        return self.b.pure(simt.MadHalves, x, *added, factor=factor)
+
+    def shift(self, x: Value, by: int, signed: bool) -> Value:
+        return self.b.pure(simt.ShiftHalves, x, by=by, signed=signed)
+
+
+def view(b: ThreadBuilder, words: Value, dt: DType, order: Pairs) -> tuple[Value, Paired]:
     """The codes in a thread's words, block after block, and the same as pairs."""
-    order = pairs(dt)
     blocks, each = words.shape[0] // order.words, len(order.steps)
     parts = [take(b, words, range(i, words.shape[0], order.words)) for i in range(order.words)]
-
-    def odd_bytes(x: Value) -> Value:
-        return b.pure(simt.OddBytes, x)
-    found = unpair(b, parts, order, odd_bytes)
+    halves = _Instructions(b)
+    found = unpair(b, parts, order, halves)
 
     def in_order(values: Sequence[Value]) -> Value:
         """Block after block; the values of a vector are those of all blocks."""
         return take(b, join(b, values), [j * blocks + i for i in range(blocks) for j in range(len(values))])
-    whole = [odd_bytes(parts[order.steps[i][0][0]]) if i in order.beneath else pair for i, pair in enumerate(found)]
-    paired = Paired(in_order(found), in_order(whole), dt, tuple(range(2 * each * blocks)))
-    return in_order(codes(b, found, dt)), paired
+    whole = [halves.odd_bytes(parts[order.steps[i][0].word]) if i in order.beneath else pair
+             for i, pair in enumerate(found)]
+    paired = Paired(in_order(found), in_order(whole), dt, order, tuple(range(2 * each * blocks)))
+    return in_order(codes(b, found, order, dt)), paired
 
 
 def to_f16(b: ThreadBuilder, x: Paired) -> Value | None:

@@ -19,7 +19,8 @@ class SimtTarget:
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
     and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
     while the other moves data (`schedule.py`), 0 where there are no such schedules. Where `two_f32`, one instruction
-    adds or multiplies two f32; where `bulk`, one thread may copy blocks (`bulk.py`); where
+    adds or multiplies two f32; where `ternary`, one is any function of the bits of three words; where `halves`, one
+    shifts, or multiplies and adds, both halves of a word; where `bulk`, one thread may copy blocks (`bulk.py`); where
     `overlap`, a kernel may begin before the one before it has ended (`overlap.py`); where `clusters`, programs of a
     cluster run together and reach each other's shared memory."""
 
@@ -41,6 +42,8 @@ class SimtTarget:
     word_operands: bool = False
     turns: int = 0
     two_f32: bool = False
+    ternary: bool = False
+    halves: bool = False
     bulk: bool = False
     overlap: bool = False
     clusters: bool = False

@@ -1,13 +1,13 @@
 """Bits of values that stand side by side, cut anew, and pairs: what `view` is on every backend."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ir.pairs import ODD_BYTES, Pairs, pairs
+from tilelang.ir.pairs import ODD_BYTES, Pairs
 
 
 def recut(b: ThreadBuilder, values: Sequence[Value], dt: DType) -> list[Value]:
@@ -35,29 +35,75 @@ def _cut(b: ThreadBuilder, codes: Sequence[Value], width: int, start: int, size:
     return out
 
 
-def unpair(b: ThreadBuilder, words: Sequence[Value], order: Pairs,
-           odd_bytes: Callable[[Value], Value] | None = None) -> list[Value]:
-    """The pairs of a block of u32 words. Scalars, or vectors lane by lane. `odd_bytes` gives (x >> 8) & 0x00ff00ff."""
-    def shifted(word: int, by: int) -> Value:
-        x = words[word]
-        return b.pure(ew.Shr if by > 0 else ew.Shl, x, _full(b, abs(by), x)) if by else x
+class Halves:
+    """What pairs are made of, by operations that every machine has. Scalars, or vectors lane by lane."""
+
+    def __init__(self, b: ThreadBuilder) -> None:
+        self.b = b
+
+    def odd_bytes(self, x: Value) -> Value:
+        """Bytes 1 and 3 of a word, as its halves."""
+        return self.b.pure(ew.And, _shifted(self.b, x, 8), _full(self.b, ODD_BYTES, x))
+
+    def mad(self, x: Value, factor: int, *added: Value) -> Value:
+        """Both halves of a word times a factor, plus those of another, modulo 2**16."""
+        b, low, high = self.b, _full(self.b, 0xFFFF, x), _full(self.b, 0xFFFF0000, x)
+
+        def some(of: Value) -> Value:
+            out = b.pure(ew.Mul, of, _full(b, factor, x))
+            return b.pure(ew.Add, out, *added) if added else out
+        return b.pure(ew.Or, b.pure(ew.And, some(x), low), b.pure(ew.And, some(b.pure(ew.And, x, high)), high))
+
+    def shift(self, x: Value, by: int, signed: bool) -> Value:
+        """Both halves of a word to the right, `signed` ones with their sign."""
+        b = self.b
+        out = b.pure(ew.And, _shifted(b, x, by), _full(b, (0xFFFF >> by) * 0x10001, x))
+        if not signed:
+            return out
+        sign = b.pure(ew.And, _shifted(b, x, 15), _full(b, 0x10001, x))
+        return b.pure(ew.Or, out, b.pure(ew.Mul, sign, _full(b, 0xFFFF >> by ^ 0xFFFF, x)))
+
+
+def unpair(b: ThreadBuilder, words: Sequence[Value], order: Pairs, halves: Halves | None = None) -> list[Value]:
+    """The pairs of a block of u32 words, made by `halves`. Scalars, or vectors lane by lane."""
+    halves = halves or Halves(b)
     out = []
     for i, terms in enumerate(order.steps):
-        mask = order.mask(i)
-        if odd_bytes is not None and i in order.in_odd_bytes:
-            x = odd_bytes(words[terms[0][0]])
+        if order.sums:
+            x = _sum(halves, words, order, i)
+        elif i in order.in_odd_bytes:
+            x = halves.odd_bytes(words[terms[0].word])
         else:
-            x = shifted(*terms[0])
-            for term in terms[1:]:
-                x = b.pure(ew.Xor, x, shifted(*term))
-        out.append(x if odd_bytes is not None and i in order.in_odd_bytes and mask == ODD_BYTES else
-                   b.pure(ew.And, x, _full(b, mask, x)))
+            x = _shifted(b, words[terms[0].word], terms[0].shift)
+            for word, shift, _ in terms[1:]:
+                x = b.pure(ew.Xor, x, _shifted(b, words[word], shift))
+        mask = order.mask(i)
+        out.append(x if i in order.in_odd_bytes and mask == ODD_BYTES else b.pure(ew.And, x, _full(b, mask, x)))
     return out
 
 
-def codes(b: ThreadBuilder, found: Sequence[Value], dt: DType) -> list[Value]:
+def _sum(halves: Halves, words: Sequence[Value], order: Pairs, pair: int) -> Value:
+    """A pair that is a sum, without its mask."""
+    factors = order.factors(pair)
+    out: Value | None = None
+    for x in [*(halves.shift(words[word], by, signed) for word, by, signed in order.shifted(pair)),
+              *(words[word] for word, factor in factors.items() if factor == 1)]:
+        out = x if out is None else halves.mad(x, 1, out)
+    for word, factor in factors.items():
+        if factor > 1:
+            out = halves.mad(words[word], factor) if out is None else halves.mad(words[word], factor, out)
+    assert out is not None
+    return out
+
+
+def _shifted(b: ThreadBuilder, x: Value, by: int) -> Value:
+    """A word shifted to the right, to the left where `by` is negative."""
+    return b.pure(ew.Shr if by > 0 else ew.Shl, x, _full(b, abs(by), x)) if by else x
+
+
+def codes(b: ThreadBuilder, found: Sequence[Value], order: Pairs, dt: DType) -> list[Value]:
     """The codes of all pairs of a block."""
-    order, out = pairs(dt), list[Value]()
+    out: list[Value] = []
     for i, pair in enumerate(found):
         for half in (0, 16):
             parts = [_moved(b, pair, place + half, bit, (1 << size) - 1) for place, bit, size in order.fields(i)]
@@ -69,9 +115,7 @@ def codes(b: ThreadBuilder, found: Sequence[Value], dt: DType) -> list[Value]:
 
 
 def _moved(b: ThreadBuilder, x: Value, start: int, to: int, mask: int) -> Value:
-    x = b.pure(ew.Shr, x, _full(b, start, x)) if start else x
-    x = b.pure(ew.And, x, _full(b, mask, x))
-    return b.pure(ew.Shl, x, _full(b, to, x)) if to else x
+    return _shifted(b, b.pure(ew.And, _shifted(b, x, start), _full(b, mask, x)), -to)
 
 
 def _full(b: ThreadBuilder, value: int, like: Value) -> Value:

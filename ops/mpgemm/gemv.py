@@ -13,11 +13,10 @@ from tilelang.ops.activation import finished
 
 
 @tile.function
-def operand(words, x, DTYPE, SOURCE, LAYOUT):
+def operand(words, x, DTYPE, ORDER, SOURCE, LAYOUT):
     """Codes as numbers of the type of x: as they are, or as f16."""
-    if x.dtype == DTYPE:
-        return tile.view(words, DTYPE, SOURCE, LAYOUT)
-    return tile.view(words, DTYPE, SOURCE, LAYOUT, order="pairs").to(tile.f16)
+    codes = tile.view(words, DTYPE, SOURCE, LAYOUT, order=ORDER)
+    return codes if x.dtype == DTYPE else codes.to(tile.f16)
 
 
 @tile.function
@@ -34,8 +33,8 @@ def of_blocks(parameter, k, n, GROUP, WARPS, BN):
 def gemv_kernel(
     x: tile.Tensor[tile.X, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
     y: tile.Out[tile.Y, "M N"],
-    DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, ROWS: tile.Const, BM: tile.Const, GROUP: tile.Const,
-    STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
+    DTYPE: tile.Const, ORDER: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, ROWS: tile.Const, BM: tile.Const,
+    GROUP: tile.Const, STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
     sums: tile.Tensor[tile.f32, "KT M"] = None, bias: tile.Tensor[tile.C, "N"] = None,
     residual: tile.Tensor[tile.R, "M N"] = None, added: tile.Tensor[tile.f32, "M N"] = None,
     low: tile.Tensor[tile.f16, "M K"] = None, xscale: tile.Tensor[tile.f32, "KT M"] = None,
@@ -47,7 +46,7 @@ def gemv_kernel(
     acc = tile.zeros((WARPS, BN, BM), tile.f32)
     for k in tile.range(0, words.shape[0], WARPS, stages=STAGES):
         by = of_blocks(scale, k, n, GROUP, WARPS, BN)
-        codes = operand(tile.load(words, (k, n, 0), SOURCE.shape), x, DTYPE, SOURCE, LAYOUT)
+        codes = operand(tile.load(words, (k, n, 0), SOURCE.shape), x, DTYPE, ORDER, SOURCE, LAYOUT)
         part = multiplied(codes, x, m, k, ROWS, WARPS, BM, BK)
         if low is not None:
             part += multiplied(codes, low, m, k, ROWS, WARPS, BM, BK) * 2.0 ** -11

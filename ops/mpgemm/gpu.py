@@ -94,7 +94,7 @@ def activations_kernel(
 def product_kernel(
     x: tile.Tensor[tile.X, "M K"], words: tile.Tensor[tile.u32, "KT NT L"], scale: tile.Tensor[tile.f32, "G N"],
     y: tile.Out[tile.Y, "M N"],
-    DTYPE: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, BM: tile.Const, GROUP: tile.Const,
+    DTYPE: tile.Const, ORDER: tile.Const, SOURCE: tile.Const, LAYOUT: tile.Const, BM: tile.Const, GROUP: tile.Const,
     STAGES: tile.Const, ACT: tile.Const = None, shift: tile.Tensor[tile.f32, "G N"] = None,
     sums: tile.Tensor[tile.f32, "KT M"] = None, bias: tile.Tensor[tile.C, "N"] = None,
     residual: tile.Tensor[tile.R, "M N"] = None, added: tile.Tensor[tile.f32, "M N"] = None,
@@ -109,8 +109,8 @@ def product_kernel(
     wide, high, deep = tile.cdiv(y.shape[0], BM), tile.cdiv(words.shape[1], SOURCE.shape[0]), words.shape[0]
     if parts is None:
         m, n = tile.grid(wide, high)
-        acc = of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n, 0,
-                         deep)
+        acc = of_columns(x, words, scale, DTYPE, ORDER, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m,
+                         n, 0, deep)
         out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
         tile.store(y, (m * BM, n * BN), out.to(y.dtype))
     else:
@@ -119,8 +119,8 @@ def product_kernel(
         for t in tile.range(start // deep, tile.cdiv(end, deep)):
             m, n = t % wide, t // wide
             first, last = part(t, start, end, deep)
-            acc = of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n,
-                             first, last)
+            acc = of_columns(x, words, scale, DTYPE, ORDER, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low,
+                             xscale, m, n, first, last)
             if last - first == deep:
                 out = finished(acc, bias, residual, added, m * BM, n * BN, ACT, BM, BN)
                 tile.store(y, (m * BM, n * BN), out.to(y.dtype))
@@ -129,14 +129,15 @@ def product_kernel(
 
 
 @tile.function
-def of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n, first, last):
+def of_columns(x, words, scale, DTYPE, ORDER, SOURCE, LAYOUT, BM, GROUP, STAGES, shift, sums, low, xscale, m, n, first,
+               last):
     """The sum [BM, BN] over blocks of columns from `first` to `last`."""
     BN, BK = LAYOUT.shape
     acc = tile.zeros((BN, BM), tile.f32)
     for k in tile.range(first, last, stages=STAGES):
         by = tile.load(scale, (k // GROUP, n * BN), (BN,))[:, None]  # before products that run beside the threads
         block = tile.load(words, (k, n * SOURCE.shape[0], 0), SOURCE.shape)
-        codes = operand(block, x, DTYPE, SOURCE, LAYOUT)
+        codes = operand(block, x, DTYPE, ORDER, SOURCE, LAYOUT)
         part = tile.dot(codes, tile.load(x, (m * BM, k * BK), (BM, BK)).T)
         if low is not None:
             part += tile.dot(codes, tile.load(low, (m * BM, k * BK), (BM, BK)).T) * 2.0 ** -11
@@ -150,9 +151,10 @@ def of_columns(x, words, scale, DTYPE, SOURCE, LAYOUT, BM, GROUP, STAGES, shift,
 
 @dataclass(frozen=True, eq=False)  # made once for each type: known by identity
 class Blocks:
-    """How a warp holds a block [rows, columns] of codes as the left operand of a product, its words, and the right
-    operand [columns, rows of x]."""
+    """How a warp holds a block [rows, columns] of codes as the left operand of a product, its words (and in what
+    `order` of `tile.view`), and the right operand [columns, rows of x]."""
 
+    order: str
     words: RegisterLayout
     codes: RegisterLayout
     x: RegisterLayout
@@ -174,19 +176,21 @@ def blocks(target: str, dt: tile.DType, group: int, multiplied: tile.DType = til
     bk = gcd(group, 128)
     lanes = targets.operand_layouts(target, 64, bk, multiplied)[0].num_threads
     codes, x = targets.operand_layouts(target, min(EACH * lanes // bk, TALLEST), bk, multiplied)
+    order = targets.order(target, dt) if multiplied is tile.f16 else "stream"
     if multiplied is tile.f16:
         across = max(len(pairs(dt).places), 1 << (16 // dt.bits).bit_length() - 1)
         codes = codes.innermost([(1, 2), *[(0, 2)] * (min(across, 4).bit_length() - 1)])
     each = codes.local_size * dt.bits // 32
     vector = gcd(each, 4)
     words = layouts.local(1, each // vector) * layouts.spatial(1, lanes) * layouts.local(1, vector)
-    return Blocks(words, codes, x)
+    return Blocks(order, words, codes, x)
 
 
 @cache
 def below(b: Blocks, warps: int) -> dict[str, Any]:
     """Constants of `product_kernel` for warps whose blocks lie one below the other."""
-    return {"SOURCE": layouts.spatial(warps, 1) * b.words, "LAYOUT": layouts.spatial(warps, 1) * b.codes}
+    return {"ORDER": b.order, "SOURCE": layouts.spatial(warps, 1) * b.words,
+            "LAYOUT": layouts.spatial(warps, 1) * b.codes}
 
 
 @cache
@@ -194,8 +198,8 @@ def beside(b: Blocks, warps: int) -> dict[str, Any]:
     """Constants of `gemv_kernel` for warps whose blocks lie side by side."""
     bk, rows = b.x.shape
     x = layouts.spatial(warps).concat(b.x).permute((2, 0, 1)).reshape((rows, warps * bk))
-    return {"SOURCE": layouts.spatial(warps).concat(b.words), "LAYOUT": layouts.spatial(warps).concat(b.codes),
-            "ROWS": x}
+    return {"ORDER": b.order, "SOURCE": layouts.spatial(warps).concat(b.words),
+            "LAYOUT": layouts.spatial(warps).concat(b.codes), "ROWS": x}
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +274,7 @@ def _repack(w: QuantTensor, target: str, as_is: bool) -> Tiles:
     permutation = w.permutation if order is None else order if w.permutation is None else \
         np.asarray(w.permutation)[order]
     scale, shift = (v.astype(np.float32, order="C") for v in (values[0] * step, shift))
-    words = _words(stored, made, pairs(dt).pack if not as_is else _bytes)
+    words = _words(stored, made, _bytes if as_is else pairs(dt, made.order).pack)
     return Tiles(words, scale, shift if shift.any() else None, dt, made, group // made.bk, (n, k),
                  permutation, dt if as_is else tile.f16)
 

@@ -1,18 +1,23 @@
 """Numbers of at most 8 bits in 32-bit words, in an order from which few instructions make registers of f16.
 
 A *pair* is one word with two codes whose bits stand where f16 wants them, one in each half. The words of a block are
-such that every pair is the exclusive or of one, two or three of them, each shifted, under one mask: on a GPU one
-`lop3` and the shifts, which pairs share. As f16 numbers the halves are the codes' values by a power of two, exactly:
-unsigned integers as subnormal numbers, floats with the exponent's bias left to correct (FP6-LLM, arXiv 2401.14112).
-Which bit of a block's words holds what follows from the steps: they are an invertible matrix over F2, and packing
-multiplies by its inverse. The steps of each format were found by annealing, for the fewest instructions.
+such that every pair is made of a few of them under one mask, in one of two ways (`ORDERS`): "pairs" are the exclusive
+or of one, two or three shifted words, one `lop3` and the shifts, which pairs share; of "sums" both halves are shifted
+on their own and added up, for which AMD's processors have instructions: a product by a sum of powers of two is several
+shifts at once. `cheapest` says which takes fewer instructions on a machine. As f16 numbers the halves are the codes'
+values by a power of two, exactly: unsigned integers as subnormal numbers, floats with the exponent's bias left to
+correct (FP6-LLM, arXiv 2401.14112).
+
+Which bit of a block's words holds what follows from the steps: without carries they are an invertible matrix over F2,
+and packing multiplies by its inverse. What a carry depends on never depends on the bit it goes into, so that packing
+again what is still wrong ends. The steps of each format were found by annealing, for the fewest instructions.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,10 +84,50 @@ _FLOATS = {  # (exponent bits, mantissa bits): steps
     (4, 3): "0:0^0:-7 0:-1",
     (5, 2): "0:0 0:-8",
 }
+_SUMS = {  # (exponent bits, mantissa bits): steps; "s": the sign is kept
+    (2, 0): (
+        "2:3s+1:-13 1:-10+2:0 2:0 2:-3+0:-6 1:-4 1:-1 1:2s 0:-10+0:-7+0:-13+0:-1 2:-10+2:-6 2:-7 0:-9 0:-2 "
+        "0:0 2:-9 0:-3+0:-11 1:-7+1:-10+1:-9"),
+    (2, 1): "0:-1+0:-15+0:-14 0:-4+0:-14 0:3s 0:-15+0:-7",
+    (3, 0): "0:-1+0:-8 0:0 0:-5+0:-14+0:-15 0:-12+0:-2+0:-14",
+    (2, 2): (
+        "0:3s 1:-2+1:-7 2:-6 2:-1+2:-10 0:-15+0:-1 3:-1+3:-9+3:-10 4:-1+4:-15 3:3s 2:2s 3:-7 4:-7+2:-9+4:-11 "
+        "1:-1+1:-13 1:-3+0:-9+1:-10 0:-5+0:-14 1:0+3:-5+4:-3+4:-11 4:3s"),
+    (3, 1): (
+        "0:2s 0:-8 0:-2+0:-9 1:2s 1:-8 1:-2+1:-9 2:2s 2:-8 2:-2+2:-9 3:2s 3:-8 3:-2+3:-9 4:2s 4:-8 4:-2+4:-9 "
+        "0:-4+1:-5+2:-6+3:-7+4:-10"),
+    (4, 0): (
+        "3:0 4:-1+4:-10 3:-10 4:-5+4:-11 4:0+0:-7 0:-1 2:-3+3:-1+2:-6 1:-7+1:-8+1:-13 1:0 2:-10 0:-10+1:-6 "
+        "0:0+4:-10 2:1s 1:-11+1:-1 0:-4+2:-9 3:-11+3:-4"),
+    (2, 3): "2:0 1:-7+2:-2+2:-9 0:3+2:-9+2:-3 1:5+0:-15+1:-5 1:0 2:-8+2:-1+2:-12 0:0 0:-5+0:-14",
+    (3, 2): "0:-1 2:5+1:-10 1:-5+0:-10+0:-2+0:-11 2:0 1:0 2:-8 1:5+0:0+2:-5 0:-6+0:-14",
+    (4, 1): "0:0+2:-5 1:0+0:-5+0:-11+0:-14 2:-10+2:-1+2:-13 1:-5 2:0 0:-9 0:-1+0:-9 1:-9+1:-1+1:-10",
+    (2, 4): (
+        "0:3s 0:-13+0:-3 1:3s 1:-13+1:-3 2:3s 2:-13+2:-3 3:3s 3:-13+3:-3 4:3s 4:-13+4:-3 5:3s 5:-13+5:-3 6:3s "
+        "6:-13+6:-3 0:-10+1:-8+2:-6+3:-15 4:-10+5:-8+6:-6+3:-14"),
+    (3, 3): (
+        "0:2s 0:-13+0:-4 1:2s 1:-13+1:-4 2:2s 2:-13+2:-4 3:2s 3:-13+3:-4 4:2s 4:-13+4:-4 5:2s 5:-13+5:-4 6:2s "
+        "6:-13+6:-4 0:-11+1:-9+2:-7+3:-15 4:-11+5:-9+6:-7+3:-14"),
+    (4, 2): (
+        "0:1s 0:-13+0:-5 1:1s 1:-13+1:-5 2:1s 2:-13+2:-5 3:1s 3:-13+3:-5 4:1s 4:-13+4:-5 5:1s 5:-13+5:-5 6:1s "
+        "6:-13+6:-5 0:-12+1:-10+2:-8+3:-15 4:-12+5:-10+6:-8+3:-14"),
+    (2, 5): "0:-1+0:-8+0:-10 0:2s",
+    (3, 4): "0:2s 0:-5+0:-15",
+    (4, 3): "0:0 0:-1+0:-8+0:-15",
+}
 
 
+ORDERS = "pairs", "sums"
 ODD_BYTES = 0x00FF00FF
 """Of a word shifted by 8: its odd bytes, which one instruction of GPUs takes out without a mask."""
+
+
+class Term(NamedTuple):
+    """A word by its number, shifted: to the right where `shift` is positive, `signed` halves then keep their sign."""
+
+    word: int
+    shift: int
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,13 +135,14 @@ class Pairs:
     """How codes of `bits` bits stand in blocks of `words` words.
 
     `places[c][i]` is the bit of a half in which bit i of a code of class c stands; pair j has class j % len(places).
-    `steps[j]` lists the (word, shift) whose exclusive or is pair j; a positive shift is to the right.
-    Code 2 * j + h of a block is half h of pair j.
+    `steps[j]` lists the terms whose exclusive or is pair j; where `sums`, both halves are shifted on their own and
+    added up, modulo 2**16. Code 2 * j + h of a block is half h of pair j.
     """
 
     bits: int
     places: tuple[tuple[int, ...], ...]
-    steps: tuple[tuple[tuple[int, int], ...], ...]
+    steps: tuple[tuple[Term, ...], ...]
+    sums: bool = False
 
     @property
     def elements(self) -> int:
@@ -128,8 +174,8 @@ class Pairs:
     @cached_property
     def in_odd_bytes(self) -> frozenset[int]:
         """The pairs that are some bits of the odd bytes of one word."""
-        return frozenset(i for i, terms in enumerate(self.steps)
-                         if len(terms) == 1 and terms[0][1] == 8 and not self.mask(i) & ~ODD_BYTES)
+        return frozenset(i for i, terms in enumerate(self.steps) if not self.sums
+                         and len(terms) == 1 and terms[0].shift == 8 and not self.mask(i) & ~ODD_BYTES)
 
     @cached_property
     def beneath(self) -> dict[int, int]:
@@ -138,17 +184,56 @@ class Pairs:
         return {i: j for i in self.in_odd_bytes for j in self.in_odd_bytes if self.steps[i] == self.steps[j]
                 and self.mask(i) > self.mask(j) and self.mask(i) ^ self.mask(j) == ODD_BYTES}
 
+    def factors(self, pair: int) -> dict[int, int]:
+        """Of a sum: what it has of each word that it has shifted to the left, or as it is."""
+        out: dict[int, int] = {}
+        for word, shift, _ in self.steps[pair]:
+            if shift <= 0:
+                out[word] = out.get(word, 0) + (1 << -shift)
+        return out
+
+    def shifted(self, pair: int) -> list[Term]:
+        """Of a sum: its terms that are shifted to the right."""
+        return [term for term in self.steps[pair] if term.shift > 0]
+
+    def instructions(self, ternary: bool, halves: bool) -> int:
+        """How many a block takes: `ternary` machines have one for any function of three words, `halves` ones multiply
+        and add, or shift, both halves of a word by one; others take about four for that."""
+        if self.sums:
+            count = len({term for pair in range(len(self.steps)) for term in self.shifted(pair)})
+            for pair in range(len(self.steps)):
+                products = [factor for factor in self.factors(pair).values() if factor > 1]
+                terms = len(self.factors(pair)) + len(self.shifted(pair))
+                count += max(len(products), terms - 1)
+            return count * (1 if halves else 4) + len(self.steps)
+        shifts = {term for terms in self.steps for term in terms if term.shift}
+        whole = sum(self.mask(pair) == ODD_BYTES for pair in self.in_odd_bytes) + len(self.beneath)
+        return len(shifts) - whole + sum(-(-len(terms) // 2) if ternary else len(terms) for terms in self.steps)
+
     @cached_property
     def matrix(self) -> Any:
-        """u8 array [bits of the codes of a block, bits of its words] over F2: what `unpack` does."""
+        """u8 array [bits of the codes of a block, bits of its words] over F2: what `unpack` does, but for carries."""
         out = np.zeros((self.elements, self.bits, 32 * self.words), np.uint8)
         for pair, terms in enumerate(self.steps):
             for half in (0, 1):
                 for bit, place in enumerate(self.place(pair)):
-                    for word, shift in terms:
-                        at = place + 16 * half + shift
-                        if 0 <= at < 32:
-                            out[2 * pair + half, bit, 32 * word + at] ^= 1
+                    for at in _sources(terms, place + 16 * half, self.sums):
+                        out[2 * pair + half, bit, at] ^= 1
+        return out.reshape(-1, 32 * self.words)
+
+    @cached_property
+    def carries(self) -> Any:
+        """bool array like `matrix`: the bits of words on which carries into a bit of a code depend. They come from
+        lower places in which two bits, or one and a carry, are added up."""
+        out = np.zeros((self.elements, self.bits, 32 * self.words), bool)
+        for pair, terms in enumerate(self.steps if self.sums else ()):
+            for half in (0, 1):
+                known: set[int] = set()
+                for place in range(16):
+                    if place in self.place(pair):
+                        out[2 * pair + half, self.place(pair).index(place), list(known)] = True
+                    added = _sources(terms, place + 16 * half, True)
+                    known = known.union(added) if len(added) + bool(known) > 1 else set()
         return out.reshape(-1, 32 * self.words)
 
     @cached_property
@@ -164,44 +249,108 @@ class Pairs:
             rows[(rows[:, i] == 1) & (np.arange(n) != i)] ^= rows[i]
         return rows[:, n:]
 
+    @cached_property
+    def alone(self) -> Any:
+        """u32 [elements, 2**bits, words]: the words of a block in which all codes but one are zero."""
+        column = self.inverse.T.reshape(self.elements, self.bits, self.words, 32).astype(np.uint32)
+        ones = (column << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32)
+        out = np.zeros((self.elements, 1, self.words), np.uint32)
+        for bit in range(self.bits):
+            out = np.concatenate([out, out ^ ones[:, bit:bit + 1]], 1)
+        return out
+
     def unpack(self, words: Any) -> Any:
         """u8 codes [..., n * elements] of words [..., n * words]."""
-        return _multiplied(self.matrix, words, 32, self.words, self.bits, np.uint8)
+        words = np.asarray(words, np.uint32)
+        blocks = words.reshape(-1, self.words)
+        out = np.zeros((len(blocks), self.elements), np.uint8)
+        for pair in range(len(self.steps)):
+            made = self._sum(blocks, pair) if self.sums else self._exclusive(blocks, pair)
+            for place, bit, size in self.fields(pair):
+                for half in (0, 1):
+                    field = made >> np.uint32(place + 16 * half) & np.uint32((1 << size) - 1)
+                    out[:, 2 * pair + half] |= (field << np.uint32(bit)).astype(np.uint8)
+        return out.reshape(*words.shape[:-1], words.shape[-1] // self.words * self.elements)
+
+    def _exclusive(self, blocks: Any, pair: int) -> Any:
+        terms = [blocks[:, word] >> np.uint32(shift) if shift > 0 else blocks[:, word] << np.uint32(-shift)
+                 for word, shift, _ in self.steps[pair]]
+        return np.bitwise_xor.reduce(terms)
+
+    def _sum(self, blocks: Any, pair: int) -> Any:
+        halves = np.ascontiguousarray(blocks.T).view(np.uint16)
+        out = np.zeros(halves.shape[1], np.uint16)
+        for word, factor in self.factors(pair).items():
+            out += halves[word] * np.uint16(factor)
+        for word, shift, signed in self.shifted(pair):
+            out += (halves[word].view(np.int16) >> shift).view(np.uint16) if signed else halves[word] >> shift
+        return out.view(np.uint32)
 
     def pack(self, codes: Any) -> Any:
         """u32 words [..., n * words] of codes [..., n * elements]."""
-        return _multiplied(self.inverse, codes, self.bits, self.elements, 32, np.uint32)
+        codes = np.asarray(codes, np.uint8)
+        want = codes.reshape(-1, self.elements)
+        held = self._packed(want)
+        wrong = np.arange(len(want) if self.sums else 0)
+        while len(wrong):  # each time more of what carries depend on is right
+            rest = self.unpack(held[wrong]) ^ want[wrong]
+            off = rest.any(1)
+            wrong, rest = wrong[off], rest[off]
+            held[wrong] ^= self._packed(rest)
+        return held.reshape(*codes.shape[:-1], codes.shape[-1] // self.elements * self.words)
+
+    def _packed(self, codes: Any) -> Any:
+        """u32 [blocks, words] of codes [blocks, elements], without carries."""
+        out = np.zeros((len(codes), self.words), np.uint32)
+        for i, words in enumerate(self.alone):
+            out ^= words[codes[:, i]]
+        return out
 
 
-def _multiplied(matrix: Any, values: Any, width: int, block: int, out_width: int, out_type: Any) -> Any:
-    """Integers of `width` bits, `block` of them at a time, as bits times a matrix over F2, as integers again."""
-    values = np.asarray(values, np.uint32)
-    blocks = values.reshape(-1, block)
-    factor = matrix.T.astype(np.float32)
-    parts = []
-    for start in range(0, len(blocks), 1 << 14):  # sums of at most 224 ones are exact
-        part = blocks[start:start + (1 << 14), :, None] >> np.arange(width, dtype=np.uint32) & 1
-        bits = (part.reshape(len(part), -1).astype(np.float32) @ factor).astype(np.uint32) & 1
-        parts.append((bits.reshape(len(part), -1, out_width) << np.arange(out_width, dtype=np.uint32)).sum(2))
-    out = np.concatenate(parts) if parts else np.zeros((0,))
-    return out.astype(out_type).reshape(*values.shape[:-1], values.shape[-1] // block * (len(matrix) // out_width))
+def _sources(terms: Sequence[Term], place: int, halves: bool) -> list[int]:
+    """The bits of a block's words that terms bring to a bit of a word; `halves` are shifted on their own."""
+    out = []
+    for word, shift, signed in terms:
+        at, low, high = place + shift, 16 * (place // 16) if halves else 0, 16 * (place // 16) + 16 if halves else 32
+        if signed:
+            at = min(at, high - 1)
+        if low <= at < high:
+            out.append(32 * word + at)
+    return out
 
 
 @cache
-def pairs(dt: DType) -> Pairs:
+def pairs(dt: DType, order: str = "pairs") -> Pairs:
     """The order of a type's codes: that of its floats, where f16 has their exponents, else that of unsigned integers.
-    Raises ValueError for a type of more than 8 bits."""
+    Raises ValueError for a type of more than 8 bits, or without sums."""
     if dt.bits > 8:
         raise ValueError(f"pairs are of types of at most 8 bits, not {dt}")
+    if order not in orders(dt):
+        raise ValueError(f"{dt} has no order {order!r}, only {', '.join(orders(dt))}")
     if _fits(dt):
         low = 10 - dt.mantissa_bits
         places: Sequence[tuple[int, ...]] = [(*range(low, low + dt.bits - 1), 15)]
-        text = _FLOATS[dt.exponent_bits, dt.mantissa_bits]
+        text = (_FLOATS if order == "pairs" else _SUMS)[dt.exponent_bits, dt.mantissa_bits]
     else:
         offsets, text = _INTEGERS[dt.bits]
         places = [tuple(range(o, o + dt.bits)) for o in offsets]
-    steps = tuple(tuple(tuple(map(int, term.split(":"))) for term in step.split("^")) for step in text.split())
-    return Pairs(dt.bits, tuple(places), steps)  # type: ignore[arg-type]
+    steps = tuple(tuple(map(_term, step.replace("+", "^").split("^"))) for step in text.split())
+    return Pairs(dt.bits, tuple(places), steps, order == "sums")
+
+
+def _term(text: str) -> Term:
+    word, shift = text.removesuffix("s").split(":")
+    return Term(int(word), int(shift), text.endswith("s"))
+
+
+def orders(dt: DType) -> tuple[str, ...]:
+    """Those in which a type of at most 8 bits can be packed."""
+    return ORDERS if _fits(dt) and (dt.exponent_bits, dt.mantissa_bits) in _SUMS else ORDERS[:1]
+
+
+def cheapest(dt: DType, ternary: bool, halves: bool) -> str:
+    """The order of a type that takes the fewest instructions on a machine (`Pairs.instructions`)."""
+    return min(orders(dt), key=lambda order: pairs(dt, order).instructions(ternary, halves))
 
 
 def _fits(dt: DType) -> bool:

@@ -12,7 +12,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Op, TileType, Type, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import ALL_LEVELS
-from tilelang.ir.pairs import pairs
+from tilelang.ir.pairs import ORDERS, orders, pairs
 
 if TYPE_CHECKING:
     from tilelang.ir.expansion import Expansion
@@ -215,8 +215,8 @@ class View(Op):
     """Reinterprets each thread's register bits: element i of a thread occupies bits [i*w, (i+1)*w) of its registers.
 
     `source` is the operand's register layout, `layout` the result's; threads and bits per thread must agree. In
-    `order` "pairs" the operand is words of u32 that hold a type of at most 8 bits as `tilelang.ir.pairs` packs it;
-    codes that f16 has no finite number for do not occur in them.
+    `order` "pairs" or "sums" the operand is words of u32 that hold a type of at most 8 bits as `tilelang.ir.pairs`
+    packs it; codes that f16 has no finite number for do not occur in them.
     """
     name, attributes = "view", {"dtype": ..., "source": ..., "layout": ..., "order": "stream"}
 
@@ -232,8 +232,12 @@ class View(Op):
                                 needs=f"a layout of {a.num_threads} threads x {a.local_size * src.dtype.bits} bits",
                                 got=f"{b} of {b.num_threads} threads x {b.local_size * dt.bits} bits",
                                 try_="change the local part of the layout")
-        if self.attrs["order"] == "pairs":
-            block = pairs(dt).words if dt.bits <= 8 else 0
+        if self.attrs["order"] in ORDERS:
+            if dt.bits <= 8 and self.attrs["order"] not in orders(dt):
+                raise DTypeMismatch(f"{dt} has no order \"{self.attrs['order']}\"", loc=self.loc,
+                                    needs=f"one of {', '.join(orders(dt))}", got=self.attrs["order"],
+                                    try_="the order that `tilelang.targets.order` gives")
+            block = pairs(dt, self.attrs["order"]).words if dt.bits <= 8 else 0
             if src.dtype.name != "u32" or not block or a.local_size % block:
                 raise DTypeMismatch("`view` of pairs reads whole blocks of words", loc=self.loc,
                                     needs=f"a multiple of {block or 1} u32 in each thread, as at most 8 bits",
@@ -245,8 +249,8 @@ class View(Op):
         src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
         bits = codec.to_bits(args[0], src.dtype)[tuple(np.moveaxis(a.table(), -1, 0))]
         held = np.broadcast_to(bits, (a.num_threads, a.local_size))
-        if self.attrs["order"] == "pairs":
-            codes = pairs(dt).unpack(held)
+        if self.attrs["order"] in ORDERS:
+            codes = pairs(dt, self.attrs["order"]).unpack(held)
         else:
             stream = held.astype(np.uint64)[..., None] >> np.arange(src.dtype.bits, dtype=np.uint64) & np.uint64(1)
             cut = stream.reshape(len(held), b.local_size, dt.bits) << np.arange(dt.bits, dtype=np.uint64)

@@ -94,6 +94,30 @@ class FmaHalves(Op):
         return (a * b + c).astype(np.float16).view(np.uint32)  # f64 decides every tie as the exact sum does
 
 
+class MadHalves(Op):
+    """Both u16 numbers in each u32 times `factor`, plus those of a second operand, modulo 2**16."""
+    name, levels, attributes = "mad_halves", THREAD, {"factor": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        x, *added = (np.ascontiguousarray(x).view(np.uint16) for x in args)
+        return sum(added, x * np.uint16(self.attrs["factor"])).view(np.uint32)
+
+
+class ShiftHalves(Op):
+    """Both halves of each u32 shifted to the right `by` bits; `signed` ones keep their sign."""
+    name, levels, attributes = "shift_halves", THREAD, {"by": ..., "signed": False}
+
+    def infer(self) -> Sequence[Type]:
+        return [self.operands[0].type]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        halves = np.ascontiguousarray(args[0]).view(np.int16 if self.attrs["signed"] else np.uint16)
+        return (halves >> self.attrs["by"]).view(np.uint32)
+
+
 class OddBytes(Op):
     """Bytes 1 and 3 of each u32, as its halves."""
     name, levels = "odd_bytes", THREAD

@@ -117,12 +117,12 @@ def lookup4(table: Tile, words: Tile) -> Tile:
     return Tile(emit(sh.Lookup4, table.value, words.value).result)
 
 
-def view(x: Tile, dt: DType, source: Any, layout: Any, order: Literal["stream", "pairs"] = "stream") -> Tile:
+def view(x: Tile, dt: DType, source: Any, layout: Any, order: Literal["stream", "pairs", "sums"] = "stream") -> Tile:
     """Reinterprets each thread's register bits: from layout `source` of `x` to `layout` under another dtype.
 
-    The bits of a thread's elements follow one another, the lowest first ("stream"). `order="pairs"` reads u32 words
-    that `tilelang.ir.pairs` has packed with numbers of at most 8 bits: on a GPU their conversion to f16 takes the
-    fewest instructions."""
+    The bits of a thread's elements follow one another, the lowest first ("stream"). `order="pairs"` or "sums" reads
+    u32 words that `tilelang.ir.pairs` has packed with numbers of at most 8 bits: on a GPU their conversion to f16
+    takes few instructions, the fewest in the order of `tilelang.targets.order`."""
     return Tile(emit(sh.View, x.value, dtype=dt, source=source, layout=layout, order=order).result)
 
 

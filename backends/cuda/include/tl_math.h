@@ -81,6 +81,12 @@ TL_FN u32 odd_bytes(u32 x) {
   return r;
 }
 
+// Of both 16-bit halves of a word, unsigned ones or of type H.
+template <u32 F> TL_FN u32 mad_halves(u32 x, u32 added = 0) {
+  return (x * F + added & 0xffffu) | ((x & 0xffff0000u) * F + added & 0xffff0000u);
+}
+template <class H> TL_FN u32 shift_halves(u32 x, int by) { return u16(H(x) >> by) | u32(u16(H(x >> 16) >> by)) << 16; }
+
 TL_FN u16 f32_to_bf16(float x) {
 #if __CUDA_ARCH__ >= 800
   u16 r;

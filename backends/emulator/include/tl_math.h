@@ -55,6 +55,11 @@ TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
 }
 
 TL_FN u32 odd_bytes(u32 x) { return x >> 8 & 0x00ff00ffu; }
+// Of both 16-bit halves of a word, unsigned ones or of type H.
+template <u32 F> TL_FN u32 mad_halves(u32 x, u32 added = 0) {
+  return (x * F + added & 0xffffu) | ((x & 0xffff0000u) * F + added & 0xffff0000u);
+}
+template <class H> TL_FN u32 shift_halves(u32 x, int by) { return u16(H(x) >> by) | u32(u16(H(x >> 16) >> by)) << 16; }
 TL_FN int popcount(u32 x) { return __builtin_popcount(x); }
 TL_FN int popcount(u64 x) { return __builtin_popcountll(x); }
 

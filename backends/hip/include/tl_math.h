@@ -80,6 +80,15 @@ __attribute__((device)) half2 fma_v2f16(half2, half2, half2) __asm("llvm.fma.v2f
 TL_FN u32 fma_halves(u32 a, u32 b, u32 c) { return bits<u32>(fma_v2f16(bits<half2>(a), bits<half2>(b), bits<half2>(c))); }
 // Opaque to the compiler, which would take a shift and a mask for each use of the bytes; 12 selects zeros.
 TL_FN u32 odd_bytes(u32 x) { return __builtin_amdgcn_perm(0, x, 0x0c030c01); }
+template <class H> using two_halves = H __attribute__((ext_vector_type(2)));
+template <u32 F> TL_FN u32 mad_halves(u32 x) { return bits<u32>(bits<two_halves<u16>>(x) * u16(F)); }
+template <u32 F> TL_FN u32 mad_halves(u32 x, u32 added) {
+  if constexpr (F == 1) return bits<u32>(bits<two_halves<u16>>(x) + bits<two_halves<u16>>(added));
+  u32 r;  // the compiler would make a shift and an addition of powers of two
+  asm("v_pk_mad_u16 %0, %1, %2, %3" : "=v"(r) : "v"(x), "s"(F * 0x10001u), "v"(added));
+  return r;
+}
+template <class H> TL_FN u32 shift_halves(u32 x, int by) { return bits<u32>(bits<two_halves<H>>(x) >> H(by)); }
 TL_FN u16 f32_to_bf16(float x) {
 #ifdef __gfx950__
   return bits<u16>(__bf16(x));

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 import tilelang as tile
 from tests.backends.cpu.native import native
 from tests.views import views
+from tilelang import layouts
+from tilelang.errors import DTypeMismatch
+from tilelang.ir import codec
 from tilelang.ir.core import Function
+from tilelang.ir.pairs import pairs
 from tilelang.layouts import RegisterLayout
 from tilelang.passes.meaning import difference
 
@@ -33,6 +37,34 @@ def test_a_view_undoes_another() -> None:
     y, z = halves(x)
     np.testing.assert_array_equal(y, np.stack([x & 15, x >> 4], -1).reshape(8, 16))
     np.testing.assert_array_equal(z, x)
+
+
+@pytest.mark.parametrize("target", ["cpu", "emulate:cuda:sm_80", "emulate:hip:gfx942"])
+@pytest.mark.parametrize(("name", "order"), [("u3", "pairs"), ("f6e3m2", "pairs"), ("f6e2m3", "sums")])
+def test_words_of_pairs(name: str, order: str, target: str) -> None:
+    packed = pairs(tile.dtype(name), order)
+    a, c = layouts.spatial(64) * layouts.local(packed.words), layouts.spatial(64) * layouts.local(packed.elements)
+
+    @tile.kernel
+    def codes(x: tile.Tensor[tile.u32, "N"], y: tile.Out[tile.f32, "M"]):
+        tile.store(y, (0,), tile.view(tile.load(x, (0,), a.shape), tile.dtype(name), a, c, order=order).to(tile.f32))
+
+    x = np.random.default_rng(0).integers(0, 1 << 32, a.shape, np.uint32)
+    y = np.zeros(c.shape, np.float32)
+    with tile.target(target):
+        codes(x, y)
+    np.testing.assert_array_equal(y, codec.values_of(tile.dtype(name))[packed.unpack(x)])
+
+
+def test_an_order_that_a_type_has_not_is_refused() -> None:
+    a, c = layouts.local(1), layouts.local(8)
+
+    @tile.kernel
+    def codes(x: tile.Tensor[tile.u32, "1"], y: tile.Out[tile.i32, "8"]):
+        tile.store(y, (0,), tile.view(tile.load(x, (0,), (1,)), tile.u4, a, c, order="sums").to(tile.i32))
+
+    with pytest.raises(DTypeMismatch, match="u4 has no order"):
+        codes(np.zeros(1, np.uint32))
 
 
 def test_a_scalar_is_viewed() -> None:

@@ -120,7 +120,8 @@ def arithmetic() -> list[str]:
   x += {t}(tl::bits<tl::{'u32' if t == 'float' else 'u64'}>(x));
   tl::st<1>(a, tl::thread(), tl::vec<{t}, 1>{{x}}, tl::op(2));"""))
     for t in INTEGERS:
-        halves = "x = tl::fma_halves(x, y, x) + tl::odd_bytes(x);" if t == "tl::u32" else ""
+        halves = "x = tl::fma_halves(x, y, x) + tl::odd_bytes(x) + tl::mad_halves<6>(x, y)" \
+            " + tl::mad_halves<258>(x) + tl::shift_halves<tl::i16>(x, 3);" if t == "tl::u32" else ""
         count = "x += tl::popcount(x);" if t in ("tl::u32", "tl::u64") else ""
         out.append(kernel(f"math_{t.removeprefix('tl::')}", f"tl::gptr<{t}> a, {t} y", f"""
   {t} x = tl::ld<1>(a, tl::thread(), tl::op(1))[0];

@@ -132,12 +132,13 @@ def test_corrections(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "cuda:sm_75", "cuda:sm_90a", "hip:gfx90a"])
-@pytest.mark.parametrize("name", [*(f"u{b}" for b in range(1, 9)), "f4e2m1", "f7e3m3"])
+@pytest.mark.parametrize("name", [*(f"u{b}" for b in range(1, 9)), "f4e2m1", "f6e2m3", "f7e3m3"])
 def test_words_hold_every_code_where_its_thread_reads_it(target: str, name: str) -> None:
     rng = np.random.default_rng(0)
     w = weight(rng, name, 70, 300, 64)
     made = tiles(w, target)
-    words, layout, order, codes = made.blocks.words, made.blocks.codes, pairs(made.dtype), w.codes.codes()
+    words, layout, codes = made.blocks.words, made.blocks.codes, w.codes.codes()
+    order = pairs(made.dtype, made.blocks.order)
     held = order.unpack(made.words[:, :, words.table()[..., 1]])  # [K blocks, N blocks, lane, number]
     at, (bn, bk) = layout.table(), layout.shape
     assert bk == made.blocks.bk == 64

@@ -104,6 +104,18 @@ def test_odd_bytes(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(got[0], x >> 8 & 0x00FF00FF)
 
 
+def test_products_and_shifts_of_halves(rng: np.random.Generator) -> None:
+    x = rng.integers(0, 1 << 32, 1024, np.uint32)
+    functions = [f"tl::{f}" for f in ("mad_halves<258>(x)", "mad_halves<32768>(x, x * 3u)",
+                                      "shift_halves<tl::i16>(x, 3)", "shift_halves<tl::u16>(x, 5)")]
+    got, want = rows(each("tl::u32", functions, "tl::u32"), x, 4, np.uint32)
+    halves = x.view(np.uint16)
+    exact = (halves * np.uint16(258), halves * np.uint16(32768) + (x * np.uint32(3)).view(np.uint16),
+             halves.view(np.int16) >> 3, halves >> 5)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, [part.view(np.uint32) for part in exact])
+
+
 @pytest.mark.parametrize("t", ["float", "double"])
 def test_two_operands(t: str, rng: np.random.Generator) -> None:
     """Products, quotients, extremes and fused sums round as IEEE says; NaN wins."""
