@@ -343,8 +343,12 @@ class _Loop:
             if way == "producer":
                 raise refusal(loop, "blocks whose places all warps know, and products that run beside them", why)
             return why
-        fits = way == "producer" or roles.worth(loop, shared, threads, target)
-        return "" if fits else "a multiprocessor holds several blocks"
+        if way == "producer":
+            return ""
+        if not roles.worth(loop, shared, threads, target):
+            return "a multiprocessor holds several blocks"
+        return "" if roles.room(loop, copies, path, top, self.stages, target) else \
+            "shared memory has no room for its blocks beside what comes before the loop"
 
     def _by_producers(self, copies: Sequence[Op], warps: int, top: Region) -> None:
         """Both roles carry the position. A warp that has come to a block, and started its products, is past the one

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tilelang.backends.simt.shared_memory import produces, size_of
+from tilelang.backends.simt.stores import MOVING
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import memory as mem
 from tilelang.ir import roles as ir
@@ -99,6 +101,17 @@ def worth(loop: Op, shared: int, threads: int, target: SimtTarget) -> bool:
     return 2 * shared > target.shared_bytes or 2 * threads * (sums + BESIDE_SUMS) > ir.REGISTERS
 
 
+def room(loop: Op, copies: Sequence[Op], path: Sequence[Op], top: Region, stages: int, target: SimtTarget) -> bool:
+    """Whether the blocks of a loop fit beside all that a program may hold before it comes to the loop: buffers, blocks
+    of other loops, and tiles on their way between threads, for which twice the largest is taken."""
+    own = {op.operands[-1] for op in copies}
+    held = sum(size_of(op) * (stages if op.result in own else 1) for op in top.ops if op.name == "alloc")
+    before = top.ops[:top.ops.index(next(iter(path), loop))]
+    tiles = [v.tile.size * v.dtype.storage.itemsize for op in Region([], before).walk()
+             if op.name in (*MOVING, "dot") for v in op.operands if isinstance(v.type, TileType) and v.shape]
+    return held + 2 * max(tiles, default=0) <= target.shared_bytes
+
+
 def budgets(groups: int) -> tuple[int, ...]:
     """Registers of a thread of the producers and of so many groups of consumers; none where all may have the most."""
     each = ir.REGISTERS // ((groups + 1) * ir.GROUP * 32) // ir.UNIT * ir.UNIT  # what a block begins with
@@ -120,16 +133,6 @@ def begin(top: Region, init: Op, consumers: int) -> None:
 
 
 # -- THREAD -----------------------------------------------------------------------------------------------------------
-def productions(fn: Function) -> list[Op]:
-    """The branches of a function that producers take."""
-    return [op for op in fn.walk() if _produces(op)]
-
-
-def _produces(op: Op) -> bool:
-    condition = op.operands[0].owner if op.name == "if" else None
-    return condition is not None and condition.name == "elected" and condition.attrs["warp"] > 0
-
-
 def split_roles(fn: Function, target: Any = None) -> Function:
     """Rewrites the function, in place."""
     roles = next((op for op in fn.body.ops if op.name == "roles"), None)
@@ -165,7 +168,7 @@ def _keep_copies(region: Region) -> None:
     """Leaves what producers do, and what may be needed for it."""
     ops, region.ops = region.ops, []
     for op in ops:
-        if _produces(op):
+        if produces(op):
             region.ops += [inner for inner in op.regions[0].ops if inner.name != "yield"]
             continue
         for inner in op.regions:
@@ -178,7 +181,7 @@ def _drop_copies(region: Region, threads: int) -> None:
     """Leaves what consumers do."""
     ops, region.ops = region.ops, []
     for op in ops:
-        if _produces(op) or op.name == "elected" and op.attrs["warp"]:
+        if produces(op) or op.name == "elected" and op.attrs["warp"]:
             continue
         for inner in op.regions:
             _drop_copies(inner, threads)

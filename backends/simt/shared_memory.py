@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import prod
 
-from tilelang.backends.simt.roles import productions
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
@@ -123,3 +122,14 @@ def spans(fn: Function) -> dict[Value, list[Span]]:
 
 def _length(region: Region) -> int:
     return sum(1 for _ in region.walk())
+
+
+def productions(fn: Function) -> list[Op]:
+    """The branches of a function that producers take."""
+    return [op for op in fn.walk() if produces(op)]
+
+
+def produces(op: Op) -> bool:
+    """Whether a branch is one that producers take (`roles.py`)."""
+    condition = op.operands[0].owner if op.name == "if" else None
+    return condition is not None and condition.name == "elected" and condition.attrs["warp"] > 0

@@ -106,6 +106,27 @@ def test_a_block_alone_on_its_multiprocessor_gets_producers() -> None:
     assert not kernels.matmul.lower(a, b, target=TARGET, **{**STATED, "BN": 256, "SCHEDULE": "plain"}).roles
 
 
+@tile.kernel
+def twice(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f32, "M N"]):
+    """c = 2 a @ b, by two loops one after the other."""
+    m, n = tile.grid(tile.cdiv(a.shape[0], 128), tile.cdiv(b.shape[1], 128))
+    acc = tile.zeros((128, 128), tile.f32)
+    for _ in (0, 1):
+        for k in tile.range(0, a.shape[1], 64, stages=4):
+            acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 128), (64, 128)))
+    tile.store(c, (m * 128, n * 128), acc)
+
+
+def test_blocks_of_later_loops_may_have_no_room_from_the_beginning() -> None:
+    """What producers fill lives from there on; blocks of other loops may follow one another."""
+    a, b = matrices(128, 128, 200)
+    code = twice.lower(a, b, target=TARGET)
+    assert code.roles and "no room" in code.copies
+    with tile.target(f"emulate:{TARGET}"):
+        c = twice(a, b)
+    np.testing.assert_array_equal(c, 2 * (a.astype(np.float64) @ b.astype(np.float64)))
+
+
 def test_where_they_do_not_apply_the_report_says_why() -> None:
     code = placed("computed")
     assert not code.roles and "its blocks depend on `reduce` of line" in code.copies
