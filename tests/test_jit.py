@@ -135,7 +135,7 @@ parameter `y` of `scale` has the wrong dtype
 PLACE
   needs: f32 (as 'T' of an earlier argument)
   got:   f64
-  try:   convert the argument, or annotate with a type variable such as tile.Tensor["T", ...]"""),
+  try:   convert the argument, or annotate with a type variable such as tile.Tensor[tile.T, ...]"""),
     (lambda x: scale(x, torch.empty(3, 5), 1.0), errors.DimMismatch, """\
 dimension `N` of `scale` has two extents
 PLACE

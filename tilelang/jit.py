@@ -141,7 +141,7 @@ class Bound:
                                 needs=f"{wanted}" + (f" (as {spec.dtype!r} of an earlier argument)"
                                                      if isinstance(spec.dtype, str) else ""),
                                 got=str(a.dtype), try_="convert the argument, or annotate with a type variable "
-                                "such as tile.Tensor[\"T\", ...]")
+                                "such as tile.Tensor[tile.T, ...]")
         if len(a.shape) != len(spec.dims):
             raise ArgumentRank(
                 f"parameter `{p.name}` of `{self.kernel.name}` has the wrong rank",

@@ -76,7 +76,7 @@ class Lowered:
     @property
     def report(self) -> dict[str, int]:
         """What the compiled kernel uses: scratch bytes of each worker and bytes of machine code."""
-        return {"shared_bytes": scratch_bytes(self.thread), "code_bytes": len(self.object_code)}
+        return {"scratch_bytes": scratch_bytes(self.thread), "code_bytes": len(self.object_code)}
 
 
 def cache_key(tile: Function) -> str:

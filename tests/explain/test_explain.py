@@ -49,6 +49,8 @@ def test_lines_of_the_cpu_lead_to_the_source() -> None:
     (file, lines), = facts.sources
     dot = next(n for n, text in lines if "tile.dot" in text)
     by_title = {level.title: level.lines for level in facts.levels}
+    assert "scratch_bytes" in facts.report and {p.kind for p in facts.pictures} == {"memory"}
+    assert facts.pictures[0].cells[0][16][0] - facts.pictures[0].cells[0][0][0] == 1  # 16 f32 in a line of 64 bytes
     products = [x for x in by_title["LLVM"] if "call" in x.text and "llvm.fma" in x.text]
     assert products and all(x.place == (file, dot) for x in products)
     placed = [x.place for x in by_title["assembly"] if x.place]

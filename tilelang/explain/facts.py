@@ -42,7 +42,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Picture:
-    """A layout: the tiles that have it, and for the first cells (thread, register) or (bank, place in elements)."""
+    """A layout: the tiles that have it, and for the first cells (thread, register), or (bank, place in elements), on a
+    CPU (line of the cache, place)."""
 
     layout: str
     kind: str
@@ -130,7 +131,7 @@ def gather(lowered: Any, target: str, bound: Bound | None = None, run: bool = Fa
         elif simt:
             heat = derived(lowered.thread, lowered.target.ports, lowered.target.warp, extents)
     return Facts(
-        lowered.tile.name, target, _sources(lowered, levels), levels, report, missing, _pictures(lowered.placed),
+        lowered.tile.name, target, _sources(lowered, levels), levels, report, missing, _pictures(lowered, simt),
         _conversions(lowered) if simt else [], _decisions(lowered) if simt else [],
         _buffers(lowered.thread) if simt else [], _loops(lowered.placed) if simt else [], _accesses(lowered.thread),
         shapes, done, least, counters, heat)
@@ -286,23 +287,26 @@ def _place(op: Op) -> Place | None:
     return (op.loc.file, op.loc.line) if op.loc else None
 
 
-def _pictures(fn: Function) -> list[Picture]:
+def _pictures(lowered: Any, simt: bool) -> list[Picture]:
+    banks = lowered.target.ports.loads[-1].count if simt else 0
     found: dict[tuple[str, tuple[int, ...]], tuple[Any, list[str], int]] = {}
-    for op in fn.walk():
+    for op in lowered.placed.walk():
         for v in op.results:
             if isinstance(v.type, TileType | BufferType) and v.type.layout is not None and v.type.shape:
                 layout = v.type.layout
                 values = found.setdefault((str(layout), v.type.shape), (
                     layout, [], v.dtype.storage.itemsize))[1]
                 values.append(f"%{v.name or op.name}" + (f" (line {op.loc.line})" if op.loc else ""))
-    return [Picture(text, "registers" if isinstance(layout, RegisterLayout) else "shared memory", shape,
-                    list(dict.fromkeys(values)), _cells(layout, shape, size))
+    memory = "shared memory" if simt else "memory"
+    return [Picture(text, "registers" if isinstance(layout, RegisterLayout) else memory, shape,
+                    list(dict.fromkeys(values)), _cells(layout, shape, size, banks))
             for (text, shape), (layout, values, size) in found.items()]
 
 
-def _cells(layout: RegisterLayout | SharedLayout, shape: Sequence[int], size: int) -> list[list[tuple[int, int]]]:
-    """(thread, register), or (bank of four bytes, place) for elements of `size` bytes, of the first cells of the last
-    two dimensions."""
+def _cells(layout: RegisterLayout | SharedLayout, shape: Sequence[int], size: int, banks: int
+           ) -> list[list[tuple[int, int]]]:
+    """(thread, register), or (which of `banks` of four bytes, place) for elements of `size` bytes, of the first cells
+    of the last two dimensions; (line of 64 bytes, place) where there are no banks."""
     rows = min(shape[-2] if len(shape) > 1 else 1, DRAWN[0])
     columns = min(shape[-1], DRAWN[1])
     lead = (0,) * max(len(layout.shape) - 2, 0)
@@ -320,8 +324,8 @@ def _cells(layout: RegisterLayout | SharedLayout, shape: Sequence[int], size: in
                     owners.setdefault(where, (thread, register))
         return [[owners.get(at(r, c), (-1, -1)) for c in range(columns)] for r in range(rows)]
     offsets = layout.table()
-    return [[(int(offsets[at(r, c)]) * size // 4 % 32, int(offsets[at(r, c)])) for c in range(columns)]
-            for r in range(rows)]
+    places = [[int(offsets[at(r, c)]) for c in range(columns)] for r in range(rows)]
+    return [[(x * size // 4 % banks if banks else x * size // 64, x) for x in row] for row in places]
 
 
 def _conversions(lowered: Any) -> list[Decision]:
@@ -417,7 +421,8 @@ def _accesses(fn: Function) -> list[tuple[Place | None, str, str, int]]:
         while memory.owner is not None and memory.owner.name in ("block", "window"):
             memory = memory.owner.operands[0]
         where = memory.type.space if isinstance(memory.type, BufferType) else "global"
-        out[_place(op), op.name, f"{where} %{memory.name or 'exchange'}",
+        name = memory.name or ("exchange" if where == "shared" else "")
+        out[_place(op), op.name, f"{where} %{name}" if name else where,
             (op.attrs.get("lanes") or max(moved, default=0)) * memory.dtype.storage.itemsize] = None
     return list(out)
 

@@ -108,8 +108,9 @@ def _sections(facts: Facts) -> Iterable[str]:
         yield from _table(("line", "operation", "memory", "bytes at once"), rows, 3)
     if facts.pictures:
         yield "<h2>Layouts</h2>"
-        yield ('<p class="soft">Of the first rows and columns: <code>thread:register</code>, or for shared memory the '
-               "element's place, coloured by its bank.</p>")
+        colour = "bank" if any(p.kind == "shared memory" for p in facts.pictures) else "line of the cache"
+        yield ('<p class="soft">Of the first rows and columns: <code>thread:register</code>, or for memory the '
+               f"element's place, coloured by its {colour}.</p>")
         for i, p in enumerate(facts.pictures):
             yield (f'<details data-picture="{i}"><summary>{list(p.shape)} in {p.kind}: <code>{escape(p.layout)}</code>'
                    f'</summary><p class="soft">{escape(", ".join(p.values[:12]))}</p></details>')
@@ -143,10 +144,12 @@ def _memory(facts: Facts) -> str:
     for i, b in enumerate(facts.buffers):
         x, w = 80 + width * b.start / end, max(width * (b.end - b.start) / end, 3)
         y, h = height * b.offset / total, max(height * b.size / total, 2)
+        label = f"{escape(b.name)} {b.dtype}{list(b.shape)}" if h > 14 else ""
+        at = f'x="{x + w - 6:.1f}" text-anchor="end"' if x + 7 * len(label) > 80 + width else f'x="{x + 6:.1f}"'
         out.append(f'<g><title>{escape(b.name)}: bytes {b.offset} to {b.offset + b.size}</title>'
                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="3" '
                    f'fill="hsl({i * 137 % 360} 60% 60% / .45)" stroke="hsl({i * 137 % 360} 60% 40%)"/>'
-                   f'<text x="{x + 6:.1f}" y="{y + 15:.1f}">{escape(b.name)} {b.dtype}{list(b.shape)}</text></g>')
+                   f'<text {at} y="{y + 15:.1f}">{label}</text></g>')
     out.append(f'<text class="soft" x="80" y="{height + 20}">first operation</text><text class="soft" '
                f'x="{width + 80}" y="{height + 20}" text-anchor="end">last</text></svg>')
     return "".join(out)
