@@ -46,7 +46,7 @@ def _bf16(*shape: int) -> Any:
 def cases() -> dict[str, Case]:
     """Every case by its name."""
     block = {arch: {"BM": 256, "BN": 256, "BK": 64, "STAGES": 2} for arch in ARCHS}
-    keys = {arch: {"BM": rows, "BN": 64, "BD": 128, "BE": 128, "ROUND": 1}
+    keys = {arch: {"BM": rows, "BN": 64, "BD": 128, "BE": 128, "ROUND": 1, "POSITIVE": 1}
             for arch, rows in (("gfx942", 128), ("gfx950", 256))}
     a, q, lse = _bf16(256, 256), _bf16(1, 1, 256, 128), np.empty((1, 1, 256), np.float32)
     return {

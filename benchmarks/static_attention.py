@@ -58,6 +58,8 @@ class Case:
         arguments = self.arguments()
         with tile.target("emulate:" + self.target):
             sizes = blocks(*arguments[:3], KEYS, KEYS, beside)
+        if kernel is forward_kernel:
+            sizes["POSITIVE"] = True
         code = kernel.lower(*arguments, target=self.target, RIGHT=0 if self.causal else None, **sizes)
         assert isinstance(code, Lowered)
         return code

@@ -29,6 +29,14 @@ class Move:
             return self.base
         return None
 
+    @property
+    def swap(self) -> int | None:
+        """The distance d of the lanes of which l gets what l & ~d has (base 0) or l | d (base d): together the two are
+        one exchange of `register` and `other` between lanes d apart; None where this is no half of one."""
+        d = 1 << self.bit
+        straight = all(w == (0 if b == self.bit else 1 << b) for b, w in enumerate(self.weights))
+        return d if self.other is not None and straight and self.base in (0, d) else None
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -45,8 +53,10 @@ class Conversion:
 
     @property
     def shuffles(self) -> int:
-        """Shuffles of every warp."""
-        return sum(1 if m.other is None else 2 for m in self.moves if m.other is not None or m.xor != 0)
+        """Shuffles of every warp; an exchange is one."""
+        swaps = {(m.register, m.other, m.swap) for m in self.moves if m.swap is not None}
+        return len(swaps) + sum(1 if m.other is None else 2 for m in self.moves
+                                if m.swap is None and (m.other is not None or m.xor != 0))
 
 
 @lru_cache(maxsize=4096)

@@ -49,14 +49,15 @@ class Argument:
     @property
     def align(self) -> int:
         """The largest of 16, 8, … 1 bytes that divides the address, the strides but the one of neighbours, and the
-        extent of that dimension."""
-        size = self.dtype.storage.itemsize
-        if self.kind == "packed" or 0 in self.shape:
+        extent of that dimension; 1, too, where these are no whole bytes."""
+        if 0 in self.shape:
             return 1
-        numbers = [self.address]
+        size = self.dtype.bits if self.kind == "packed" else 8 * self.dtype.storage.itemsize
+        step = 1 if self.kind == "packed" else size
+        numbers = [8 * self.address]
         for n, s, one in zip(self.shape, self.strides, self.unit, strict=True):
-            numbers += [n * size] if one else [s * size] if n > 1 else []
-        return math.gcd(16, *numbers)
+            numbers += [n * size] if one else [s * step] if n > 1 else []
+        return max(math.gcd(8 * 16, *numbers) // 8, 1)
 
     @property
     def owner(self) -> Any:

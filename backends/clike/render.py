@@ -23,6 +23,7 @@ from tilelang.backends.clike.expressions import (
 from tilelang.backends.clike.programs import Programs
 from tilelang.backends.clike.rendered import Rendered, c_name, parameters, tensor_maps
 from tilelang.backends.simt.asynchronous import continuing
+from tilelang.backends.simt.facts import chunk
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc, TargetError
 from tilelang.ir import elementwise as ew
@@ -280,7 +281,12 @@ class _Renderer(Bulk, Programs):
         if isinstance(memory.type, TensorType) and dt.packed:
             where = f"{self.address(memory, offset)}{extra or ', true'}, {self.number(op)}"
             self.ops.pop()
-            self.define(op.result, self._code(f"tl::ld_bits<{dt.bits}>({where})", dt))
+            if lanes is None:
+                self.define(op.result, self._code(f"tl::ld_bits<{dt.bits}>({where})", dt))
+                return
+            codes, out = self.fresh("codes"), self.declare(op.result)
+            self.line(f"const auto {codes} = tl::ld_codes<{dt.bits}, {lanes}, {chunk(memory.type, lanes)}>({where});")
+            self.each(lanes, f"{out}[i] = {self._code(f'{codes}[i]', dt)};")
         elif lanes is None:
             value = f"tl::ld<1>({where})[0]"
             self.define(op.result, f"{value} != 0" if dt.kind == "bool" else value)
@@ -375,6 +381,17 @@ class _Renderer(Bulk, Programs):
             return
         out = self.declare(op.result)
         self.each(v.shape[0], f"{out}[i] = tl::{name}({self.lane(v, 'i')}, {lane}, {number});")
+
+    def _swap(self, op: Op) -> None:
+        names = []
+        for v, r in zip(op.operands, op.results, strict=True):
+            self.line(f"{self.type(r)} {self.name(r)} = {self.vector(v) if v.shape else self.scalar(v)};")
+            names.append(self.name(r) + ("[i]" if v.shape else ""))
+        swap = f"tl::swap_lanes<{op.attrs['by']}>({', '.join(names)}, {self.number(op)});"
+        if op.operands[0].shape:
+            self.each(op.operands[0].shape[0], swap)
+        else:
+            self.line(swap)
 
     def _ldmatrix(self, op: Op) -> None:
         name, count = self.declare(op.result), op.attrs["count"]

@@ -48,7 +48,7 @@ def target(name: str) -> SimtTarget:
     return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if later else PORTS, rows, async_copy=later,
                       ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 0,
                       turns=8 if later else 0, two_f32=True, ternary=later, halves=True,
-                      dies=DIES.get(arch, (1, 1)),
+                      swaps=frozenset((16, 32)) if later else frozenset(), dies=DIES.get(arch, (1, 1)),
                       subnormals=arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush them
 
 

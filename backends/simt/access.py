@@ -6,7 +6,7 @@ from math import gcd, prod
 from typing import Any
 
 from tilelang.backends.simt.dma import copies_in_order, undone
-from tilelang.backends.simt.facts import Facts, possible_bits
+from tilelang.backends.simt.facts import Facts, possible_bits, run_of
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.window import open_window
@@ -48,17 +48,17 @@ class Access:
             whole = tuple(shape) == t.shape == layout.shape and all(
                 isinstance(v.owner, sh.Const) and v.owner.attrs["value"] == 0 for v in offsets)
             return vector_width(layout, t.layout or shared(t.shape), t.dtype.storage.itemsize)[1] if whole else 1
-        if t.dtype.packed:
+        if t.dtype.packed and op.name != "load":
             return 1
         unit = next((i for i, u in enumerate(t.unit) if u), None)
         if unit is None or unit not in axes:
             return 1
-        size, at = t.dtype.storage.itemsize, axes.index(unit)
+        at = axes.index(unit)
         held = layout.contiguous(at)
-        width, step = min(held, max(min(t.align, 16) // size, 1)), self.facts.divisor(offsets[unit])
+        width, step = min(held, run_of(t)), self.facts.divisor(offsets[unit])
         while width > 1 and (step % width or shape[at] % width or held % width or width & (width - 1)):
             width -= 1
-        return width
+        return width if not t.dtype.packed or width * t.dtype.bits % 8 == 0 else 1
 
     def phase(self, memory: Value) -> int:
         """The phase of an access to a tensor; 0 for one that the kernel never writes."""

@@ -16,6 +16,7 @@ import numpy as np
 from tilelang.backends.simt.access import join
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.registers import Threads, thread_digits
+from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.ir import elementwise as ew
@@ -33,8 +34,8 @@ class Collect:
     """Lowers `reduce` and `scan`."""
 
     def __init__(self, b: ThreadBuilder, threads: Threads, exchange: Exchange, of: dict[Value, Value],
-                 warp: int) -> None:
-        self.b, self.threads, self.exchange, self.of, self.warp = b, threads, exchange, of, warp
+                 target: SimtTarget) -> None:
+        self.b, self.threads, self.exchange, self.of, self.target = b, threads, exchange, of, target
 
     # -- combinations -------------------------------------------------------------------------------------------------
     def _combine(self, op: Op) -> Combine:
@@ -147,7 +148,7 @@ class Collect:
         if d.extent & (d.extent - 1) or d.stride & (d.stride - 1):
             return self._through_memory(d.stride, d.extent, values, combine)
         stride, end = d.stride, d.stride * d.extent
-        while stride < min(end, self.warp):
+        while stride < min(end, self.target.warp):
             values = self._shuffled(stride, values, combine, ordered)
             stride *= 2
         if stride < end:
@@ -156,18 +157,11 @@ class Collect:
 
     def _shuffled(self, stride: int, values: Values, combine: Combine, ordered: bool) -> Values:
         b = self.b
-        other = [b.effect(simt.Shuffle, v, by=stride, warp=self.warp).result for v in values]
-        if not ordered:
-            return combine(values, other)
-        bit = b.pure(ew.And, self.threads.thread, b.const(stride, simt.I32))
-        upper = b.pure(ew.Ne, bit, b.const(0, simt.I32))
-        lanes = values[0].shape[0]
-
-        def pick(c: Value, x: Value, y: Value) -> Value:
-            return b.pure(ew.Where, b.splat(c, lanes), x, y)
-        first = [pick(upper, o, v) for o, v in zip(other, values, strict=True)]
-        second = [pick(upper, v, o) for o, v in zip(other, values, strict=True)]
-        return combine(first, second)
+        if not ordered and stride not in self.target.swaps:
+            return combine(values, [b.effect(simt.Shuffle, v, by=stride, warp=self.target.warp).result
+                                    for v in values])
+        both = [b.effect(simt.Swap, v, v, by=stride).results for v in values]
+        return combine([lower for lower, _ in both], [upper for _, upper in both])
 
     def _through_memory(self, stride: int, extent: int, values: Values, combine: Combine) -> Values:
         """Every thread writes its part and reads those of the threads that differ in one digit."""

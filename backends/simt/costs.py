@@ -20,13 +20,13 @@ Wanted = RegisterLayout | SharedLayout | None
 
 
 @lru_cache(maxsize=4096)
-def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None, size: int, width: int,
+def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None, bits: int, width: int,
                 warp: int) -> int:
     """Bytes of the 32-byte sectors that a block access touches, weighed, plus 32 for every instruction of a warp."""
     table = flat_table(layout, shape)[:warp]
     vector = 1
     if axis is not None:
-        vector = min(layout.contiguous(axis), max(width // size, 1))
+        vector = min(layout.contiguous(axis), width)
         while shape[axis] % vector or layout.local_size % vector:
             vector //= 2
     first = table[:, ::vector]
@@ -37,7 +37,7 @@ def access_cost(layout: RegisterLayout, shape: tuple[int, ...], axis: int | None
         row = prod(shape[axis + 1:])
         inner = first // row % shape[axis]
         other = first // (row * shape[axis]) * row + first % row
-        sector = np.where(first >= 0, other * (1 << 40) + inner * size // 32, -1)
+        sector = np.where(first >= 0, other * (1 << 40) + inner * bits // 256, -1)
         sectors = sum(len(np.unique(sector[:, i][sector[:, i] >= 0])) for i in range(sector.shape[1]))
     return warps * (GLOBAL * 32 * sectors + 32 * first.shape[1])
 

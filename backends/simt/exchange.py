@@ -182,7 +182,15 @@ class Exchange:
                 if weight:
                     source = b.pure(ew.Add, source, b.pure(ew.Mul, bit(n), b.const(weight, I32)))
             return b.effect(simt.Shuffle, x, source, kind="index", warp=warp).result
+        swapped: dict[tuple[int, int, int], Sequence[Value]] = {}
         for m in moves:
+            if m.other is not None and m.swap is not None:
+                key = (m.register, m.other, m.swap)
+                if key not in swapped:
+                    both = (b.pure(th.Extract, value, lane=i) for i in key[:2])
+                    swapped[key] = b.effect(simt.Swap, *both, by=m.swap).results
+                parts.append(swapped[key][m.base != 0])
+                continue
             part = fetch(m.register, m)
             if m.other is not None:
                 upper = b.pure(ew.Ne, bit(m.bit), b.const(0, I32))

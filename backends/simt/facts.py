@@ -9,6 +9,31 @@ ANY = 1 << 20
 """The divisor of 0, and more than any vector needs."""
 
 
+CODES = 32
+"""Most elements of a packed tensor that are loaded at once: what a lane holds for one product of them."""
+
+
+def run_of(t: TensorType) -> int:
+    """How many neighbours, of which each such run lies in the tensor or outside of it, one access may take: of packed
+    tensors several accesses of `chunk` bytes."""
+    if not t.dtype.packed:
+        return max(min(t.align, 16) // t.dtype.storage.itemsize, 1)
+    width = min(_multiple(t), CODES)
+    return width if width * t.dtype.bits % 8 == 0 else 1
+
+
+def chunk(t: TensorType, width: int) -> int:
+    """Bytes of one access to a packed tensor that loads `width` neighbours."""
+    return gcd(t.align, width * t.dtype.bits // 8)
+
+
+def _multiple(t: TensorType) -> int:
+    """What divides the extent along which elements are neighbours."""
+    if t.dtype.packed:  # that of 1 says nothing: rows may begin in the midst of a byte
+        return 8 * t.align // gcd(8 * t.align, t.dtype.bits) if t.align > 1 else 1
+    return max(t.align // t.dtype.storage.itemsize, 1)
+
+
 class Facts:
     """Facts of the scalars of one function; `loops` maps a loop's index to its (lower bound, step)."""
 
@@ -62,9 +87,7 @@ class Facts:
         dim = t.dims[axis]
         if isinstance(dim, int):
             return dim
-        if axis < len(t.unit) and t.unit[axis] and not t.dtype.packed:
-            return max(t.align // t.dtype.storage.itemsize, 1)
-        return 1
+        return _multiple(t) if axis < len(t.unit) and t.unit[axis] else 1
 
 
 def possible_bits(v: Value, known: dict[Value, int] | None = None) -> int:

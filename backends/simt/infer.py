@@ -13,6 +13,7 @@ from functools import cache
 from math import inf, prod
 
 from tilelang.backends.simt.costs import EXCHANGE, Wanted, access_cost, buffer_cost, conversion_cost, crosses
+from tilelang.backends.simt.facts import run_of
 from tilelang.backends.simt.group_products import choose_group, group_plans
 from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_rows, sizes
 from tilelang.backends.simt.registers import repeated
@@ -35,8 +36,8 @@ class Group:
     shape: tuple[int, ...]
     bytes: int = 1
     accesses: list[tuple[int | None, int, int, int]] = field(default_factory=list)
-    """Of tensors: (tile dimension along which the memory is contiguous, element bytes, widest vector in bytes,
-    weight)."""
+    """Of tensors: (tile dimension along which the memory is contiguous, bits of an element, elements of the widest
+    access, weight)."""
     buffers: list[tuple[int, bool, bool, int]] = field(default_factory=list)
     """Of the user's memory: (element bytes, whether it is a whole slice, whether by matrices, weight)."""
     reductions: list[tuple[int, int]] = field(default_factory=list)
@@ -198,12 +199,10 @@ class Inference:
             matrices = self.target.ldmatrix if op.name == "load" else self.target.stmatrix
             group.buffers.append((size, slices(op), slices(op) and matrices and t.dtype.kind != "bool", weight))
             return
-        axis, width = None, size
-        if not t.dtype.packed:
-            unit, axes = next((i for i, u in enumerate(t.unit) if u), None), list(op.attrs["axes"])
-            axis = axes.index(unit) if unit in axes else None
-            width = min(t.align, 16)
-        group.accesses.append((axis, size, width, weight))
+        unit, axes = next((i for i, u in enumerate(t.unit) if u), None), list(op.attrs["axes"])
+        width = run_of(t) if op.name == "load" or not t.dtype.packed else 1
+        axis = axes.index(unit) if unit in axes and (width > 1 or not t.dtype.packed) else None
+        group.accesses.append((axis, t.dtype.bits if t.dtype.packed else 8 * size, width, weight))
 
     def _survey_load(self, op: Op, weight: int) -> None:
         if op.result.shape and op not in self.staged:
@@ -312,10 +311,10 @@ class Inference:
     # -- search -------------------------------------------------------------------------------------------------------
     def _candidates(self, g: Group) -> Iterator[RegisterLayout]:
         rank = len(g.shape)
-        for axis, size, width, _ in g.accesses:
+        for axis, _, width, _ in g.accesses:
             if axis is not None:
                 order = (axis, *(d for d in reversed(range(rank)) if d != axis))
-                yield blocked(g.shape, self.threads, order, max(width // size, 1))
+                yield blocked(g.shape, self.threads, order, width)
         yield from (layout for layout, *_ in g.views)
         for site in self.dots:
             if site.acc is g:
@@ -332,8 +331,8 @@ class Inference:
     def _cost(self, g: Group, layout: RegisterLayout, most: float = inf) -> int:
         """What a layout of `g` costs beside those that its neighbours have, or a part of that above `most`."""
         total = layout.local_size * layout.num_threads  # registers, and copies of the same work
-        for axis, size, width, weight in g.accesses:
-            total += weight * access_cost(layout, g.shape, axis, size, width, self.target.warp)
+        for axis, bits, width, weight in g.accesses:
+            total += weight * access_cost(layout, g.shape, axis, bits, width, self.target.warp)
         for size, whole, matrices, weight in g.buffers:
             total += weight * buffer_cost(layout, g.shape, size, whole, matrices, self.target.warp)
         total += sum(weight * EXCHANGE for axis, weight in g.reductions if crosses(layout, axis, self.target.warp))

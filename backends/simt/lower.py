@@ -81,7 +81,7 @@ class _Lowering:
             windowed(fn) if target.windows else set(),
         )
         self.consumers = 0  # the warps before those that copy blocks, where these are others
-        self.collect = Collect(b, self.threads, self.exchange, self.of, target.warp)
+        self.collect = Collect(b, self.threads, self.exchange, self.of, target)
         self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
         self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, self.access.managed, target)
 

@@ -12,6 +12,9 @@ from tilelang.ops.attention.options import Options, blocks, check_heads, made, o
 from tilelang.ops.common import dtype_of
 from tilelang.ops.reduction import sum_rows
 
+SMALLEST = 2.0 ** -126
+"""Of the normal numbers of f32: times it, -inf is -inf."""
+
 
 def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: int, keys: int, table: Any = None,
             **packing: Any) -> None:
@@ -20,7 +23,7 @@ def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: in
     if table is not None:
         sizes["BN"] = page_block(k.shape[2], sizes["BN"])
     forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, table=table, **opts.tensors, **packing,
-                   **opts.consts, **sizes)
+                   **opts.consts, **sizes, POSITIVE=opts.scale >= SMALLEST)
 
 
 def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, dlse: Any, queries: int, keys: int,

@@ -51,9 +51,12 @@ def forward_kernel(
     BD: tile.Const = 64,
     BE: tile.Const = 64,
     ROUND: tile.Const = False,
+    POSITIVE: tile.Const = False,
 ):
     """One block of BM queries of one head for each program; BD >= D, BE >= E. Exponentials are taken to base 2. ROUND:
-    probabilities take part in the second product in v's dtype, as tensor cores want them, and CPUs for bf16."""
+    probabilities take part in the second product in v's dtype, as tensor cores want them, and CPUs for bf16.
+    POSITIVE: `scale` is, so that the largest score is that of the largest product, and scores need not be scaled
+    before it is known."""
     H, G = q.shape[1], k.shape[1]
     ragged = used_q is not None or cu_q is not None
     batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
@@ -70,6 +73,7 @@ def forward_kernel(
     query = tile.load(q, (at_q, h, first_q + m * BM, 0), (BM, BD))
     slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
     plain = CAP is None and alibi is None and MOD is None and bias is None and key_bias is None
+    factor = scale * LOG2E if plain and POSITIVE else None
     i = m * BM + tile.arange(BM)[:, None]
     top = tile.full((BM,), float("-inf"), tile.f32)
     total = tile.zeros((BM,), tile.f32)
@@ -87,7 +91,7 @@ def forward_kernel(
         j = n + tile.arange(BN)[None, :]
         seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK, per_key(until, at_k, g, n, j))
         if plain:
-            x = x * (scale * LOG2E)
+            x = x if POSITIVE else x * (scale * LOG2E)
         else:
             x = score(x * scale, b, h, i, j, shift, slope, CAP, MOD)
             x, seen = biased(x, seen, bias, at_q, h, m * BM, n)
@@ -95,7 +99,7 @@ def forward_kernel(
                 x = x + per_key(key_bias, at_k, g, n, j).to(tile.f32)
             x = x * LOG2E
         x = tile.where(seen, x, float("-inf"))
-        p, top, total, acc = weigh(x, top, total, acc)
+        p, top, total, acc = weigh(x, top, total, acc, factor)
         values = key_block(v, at_k, g, n, first_k, L, table, BN, BE, used_k is not None or cu_k is not None)
         acc = tile.dot(p.to(v.dtype) if ROUND else p, values, acc)
     if sinks is not None:

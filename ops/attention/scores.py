@@ -85,10 +85,11 @@ def rescale(top, largest):
 
 
 @tile.function
-def weigh(x, top, total, acc):
-    """(weights, new maximum, sum of weights, sum of weighted values before this block) for scores x to base 2."""
-    top, base, keep = rescale(top, x.max(1))
-    p = tile.exp2(x - base[:, None])
+def weigh(x, top, total, acc, factor=None):
+    """(weights, new maximum, sum of weights, sum of weighted values before this block) for scores x to base 2; with a
+    `factor` > 0 for scores that it is yet to multiply, which then takes no operation of its own."""
+    top, base, keep = rescale(top, x.max(1) if factor is None else x.max(1) * factor)
+    p = tile.exp2(x - base[:, None] if factor is None else tile.fma(x, factor, -base[:, None]))
     return p, top, total * keep + p.sum(1), acc * keep[:, None]
 
 

@@ -142,6 +142,21 @@ class Shuffle(Op):
         return args[0][thread ^ self.attrs["by"] if self.attrs["kind"] == "xor" else thread // warp * warp + args[1]]
 
 
+class Swap(Op):
+    """Two values of which lanes `by` apart, a power of two, exchange one: a lane whose number has that bit clear gives
+    its second for the other's first, so that the first result is what both had in the one, the second in the other:
+    operands (a, b) -> (a of the lower and b of the lower lane, a of the upper and b of the upper lane)."""
+    name, levels, effects, attributes = "swap", THREAD, "control", {"by": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [v.type for v in self.operands]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        (a, b), thread, by = args, np.arange(len(args[0])), self.attrs["by"]
+        upper = (thread & by != 0).reshape(-1, *[1] * (a.ndim - 1))
+        return np.where(upper, b[thread ^ by], a), np.where(upper, b, a[thread ^ by])
+
+
 class StAsync(Op):
     """Starts copying `lanes` neighbouring elements into shared memory: (buffer, offset, tensor, offset, [mask]); where
     the mask is false zeros are written. The data is there after the `wait` that covers its group."""

@@ -95,8 +95,7 @@ class KernelDef:
             if p.kind == "tensor":
                 spec = p.tensor
                 dt = dtypes[spec.dtype] if isinstance(spec.dtype, str) else spec.dtype
-                out[p.name] = TensorType(dt, spec.dims, spec.mode, (unit or {}).get(p.name, ()),
-                                         1 if dt.packed else align)
+                out[p.name] = TensorType(dt, spec.dims, spec.mode, (unit or {}).get(p.name, ()), align)
             elif p.kind == "scalar":
                 assert isinstance(p.spec, DType)
                 out[p.name] = TileType((), p.spec)

@@ -134,6 +134,16 @@ TL_FN T to_int(F x) {
   return T(x);
 }
 
+// ---- lanes DISTANCE apart, a power of two, exchange b of the lower for a of the upper, by the prelude's shuffle
+
+template <int DISTANCE, class T>
+TL_FN void exchange(T& a, T& b, int lane, op o) {
+  const bool upper = lane & DISTANCE;
+  const T other = shfl_xor(upper ? a : b, DISTANCE, o);
+  if (upper) a = other;
+  else b = other;
+}
+
 // ---- 16-bit floats travel as their bits; software conversions, rounding half to even
 
 TL_FN float f16_to_f32_soft(u16 h) {
@@ -155,8 +165,9 @@ TL_FN float bf16_to_f32(u16 h) { return bits<float>(u32(h) << 16); }
 
 TL_FN u16 f32_to_bf16_soft(float x) {
   const u32 u = bits<u32>(x);
-  const u32 rounded = u + 0x7fff + (u >> 16 & 1);
-  return u16((x != x ? u | 0x400000 : rounded) >> 16);  // no branch
+  u32 rounded = x != x ? 0x7fc00000 : u + 0x7fff + (u >> 16 & 1);  // no branch
+  TL_WHOLE(rounded);  // pairs take the upper halves of two by one instruction
+  return u16(rounded >> 16);
 }
 
 }  // namespace tl

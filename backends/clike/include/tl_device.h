@@ -127,3 +127,5 @@ TL_FN T atomic_cas(T* p, i64 off, plain<T> expected, plain<T> desired, bool mask
 }
 
 }  // namespace tl
+
+#include "tl_codes.h"

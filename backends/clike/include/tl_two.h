@@ -6,7 +6,11 @@ namespace tl {
 using float2 = float __attribute__((vector_size(8)));
 
 TL_FN float2 fma(float2 a, float2 b, float2 c) {
+#if defined(__has_builtin) && __has_builtin(__builtin_elementwise_fma)
+  return __builtin_elementwise_fma(a, b, c);
+#else
   return (float2){__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1])};
+#endif
 }
 
 template <int N>

@@ -108,6 +108,7 @@ TL_SHUFFLE(shfl, __shfl_sync)
 TL_SHUFFLE(shfl_up, __shfl_up_sync)
 TL_SHUFFLE(shfl_down, __shfl_down_sync)
 #undef TL_SHUFFLE
+template <int DISTANCE, class T> TL_FN void swap_lanes(T& a, T& b, op o) { exchange<DISTANCE>(a, b, thread(), o); }
 
 // The assertion of CUDA's own headers: the message on standard error carries the op id where a line number would
 // stand, and the launch fails with cudaErrorAssert.

@@ -211,6 +211,8 @@ RULES |= {
     "v_add_lshl_u32": _elementwise(3, lambda a, b, c: (a + b) << (c & U32.type(31)), U32),
     "v_lshl_or_b32": _elementwise(3, lambda a, b, c: (a << (b & U32.type(31))) | c, U32),
     "v_and_or_b32": _elementwise(3, lambda a, b, c: (a & b) | c, U32),
+    "v_alignbit_b32": _elementwise(
+        3, lambda a, b, c: ((a.astype(U64) << U64.type(32) | b) >> (c & U32.type(31)).astype(U64)).astype(U32), U32),
     "v_or3_b32": _elementwise(3, lambda a, b, c: a | b | c, U32),
     "v_maximum3_f32": _elementwise(3, lambda a, b, c: np.maximum(np.maximum(a, b), c), F32),  # NaN where one is
     "v_minimum3_f32": _elementwise(3, lambda a, b, c: np.minimum(np.minimum(a, b), c), F32),

@@ -275,7 +275,18 @@ def _swizzle(w: Wave, i: Instruction) -> None:
     w.write(i.operands[0], np.where(w.active[source], value[source], U32.type(0)))
 
 
-RULES |= {"ds_bpermute_b32": _permute, "ds_swizzle_b32": _swizzle}
+def _swap(distance: int) -> Rule:
+    """Both operands are results: the upper lanes of the first change places with the lower ones of the second."""
+    def rule(w: Wave, i: Instruction) -> None:
+        a, b = (w.read(o, U32) for o in i.operands)
+        upper = LANE & distance != 0
+        w.write(i.operands[0], np.where(upper, b[LANE ^ distance], a))
+        w.write(i.operands[1], np.where(upper, b, a[LANE ^ distance]))
+    return rule
+
+
+RULES |= {"ds_bpermute_b32": _permute, "ds_swizzle_b32": _swizzle, "v_permlane16_swap_b32": _swap(16),
+          "v_permlane32_swap_b32": _swap(32)}
 
 
 # ---- windows

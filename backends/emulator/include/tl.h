@@ -124,6 +124,12 @@ TL_FN void st(window<T> w, int off, const vec<T, N>& v, bool mask, op o) {
 template <int N, class T>
 TL_FN void st(window<T> w, int off, const vec<T, N>& v, op o) { st<N>(w, off, v, true, o); }
 
+}  // namespace tl
+
+#include "tl_codes.h"
+
+namespace tl {
+
 // A code of W bits at any bit; the lowest bit of a byte comes first.
 template <int W>
 TL_FN code<W> ld_bits(gptr<const u8> p, i64 bit, bool mask, op o) {
@@ -242,6 +248,7 @@ template <class T> TL_FN T shfl_xor(T v, int mask, op o) { return shuffle(emu::X
 template <class T> TL_FN T shfl(T v, int lane, op o) { return shuffle(emu::INDEX, v, lane, o); }
 template <class T> TL_FN T shfl_up(T v, int delta, op o) { return shuffle(emu::UP, v, delta, o); }
 template <class T> TL_FN T shfl_down(T v, int delta, op o) { return shuffle(emu::DOWN, v, delta, o); }
+template <int DISTANCE, class T> TL_FN void swap_lanes(T& a, T& b, op o) { exchange<DISTANCE>(a, b, thread(), o); }
 
 TL_FN void check(bool ok, op o) {
   if (!ok) emu_check_failed(o.id);

@@ -3,6 +3,7 @@
 
 #define TL_FN inline
 #define TL_COPY memcpy
+#define TL_WHOLE(x)
 #include "../../clike/include/tl_common.h"
 
 namespace emu {

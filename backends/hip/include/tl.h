@@ -224,6 +224,40 @@ TL_SHUFFLE(shfl_up, from_below)
 TL_SHUFFLE(shfl_down, from_above)
 #undef TL_SHUFFLE
 
+#ifdef __gfx950__
+// Halves of the wave, or neighbouring rows of 16 lanes, exchange a register within the vector unit.
+template <int DISTANCE>
+TL_FN word2 swapped(u32 a, u32 b) {
+  if constexpr (DISTANCE == 32) {
+    const auto both = __builtin_amdgcn_permlane32_swap(a, b, false, false);
+    return {both[0], both[1]};
+  } else {
+    const auto both = __builtin_amdgcn_permlane16_swap(a, b, false, false);
+    return {both[0], both[1]};
+  }
+}
+#endif
+
+template <int DISTANCE, class T>
+TL_FN void swap_lanes(T& a, T& b, op o) {
+#ifdef __gfx950__
+  if constexpr (DISTANCE >= 16) {
+    if constexpr (sizeof(T) == 8) {
+      const word2 low = swapped<DISTANCE>(u32(bits<u64>(a)), u32(bits<u64>(b)));
+      const word2 high = swapped<DISTANCE>(u32(bits<u64>(a) >> 32), u32(bits<u64>(b) >> 32));
+      a = bits<T>(low[0] | u64(high[0]) << 32);
+      b = bits<T>(low[1] | u64(high[1]) << 32);
+    } else {
+      const word2 both = swapped<DISTANCE>(bits<as_unsigned<T>>(a), bits<as_unsigned<T>>(b));
+      a = bits<T>(as_unsigned<T>(both[0]));
+      b = bits<T>(as_unsigned<T>(both[1]));
+    }
+    return;
+  }
+#endif
+  exchange<DISTANCE>(a, b, thread(), o);
+}
+
 TL_FN void check(bool ok, op) {
   if (!ok) __builtin_trap();
 }

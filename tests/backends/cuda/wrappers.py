@@ -48,6 +48,8 @@ def memory() -> list[str]:
   tl::st<{n}>(b, t * {n}, v, t < n, tl::op(12));"""))
     bits = "\n".join(f"""  x = tl::ld_bits<{w}>(a, t * {w}, t < n, tl::op({w}));
   tl::st_bits<{w}>(b, t * {w}, x, t < n, tl::op({w}));""" for w in range(1, 9))
+    bits += "".join(f"\n  x = tl::ld_codes<{w}, 32, 4>(a, 0, t < n, tl::op(9))[31];\n"
+                    f"  tl::st_bits<{w}>(b, t, x, t < n, tl::op(9));" for w in range(1, 8))
     out.append(kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> b, tl::i64 n",
                       f"  const int t = tl::thread();\n  tl::u32 x;\n{bits}"))
     return out
@@ -95,11 +97,12 @@ def threads() -> list[str]:
     for t in (*INTEGERS, "float", "double", "bool"):
         name = t.removeprefix("tl::")
         body = "\n".join(f"  v = {t}(v + tl::{f}(v, 1, tl::op(1)));" for f in SHUFFLES)
+        body += "".join(f"\n  tl::swap_lanes<{by}>(v, w, tl::op(1));" for by in (1, 16))
         out.append(kernel(f"shuffle_{name}", f"tl::gptr<{t}> o", f"""
-  {t} v = {t}(tl::thread());
+  {t} v = {t}(tl::thread()), w = v;
 {body}
   tl::syncwarp(tl::op(2));
-  tl::check(v == v, tl::op(3));
+  tl::check(v == w, tl::op(3));
   tl::st<1>(o, tl::thread(), tl::vec<{t}, 1>{{v}}, tl::op(4));"""))
     return out
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tilelang import targets
 from tilelang.backends.emulator.execute import execute
@@ -12,27 +13,33 @@ from tilelang.ir.parser import parse
 from tilelang.layouts import RegisterLayout, blocked, column_local, column_spatial, local, replicated, spatial
 
 TEXT = """\
-func @turn(%x: tensor<in f32, 4, 8:1>, %y: tensor<out f32, 4, 8:1>) placed {{
+func @turn(%x: tensor<in f32, {m}, 8:1>, %y: tensor<out f32, {m}, 8:1>) placed {{
   %0 = const {{value=0, dtype=i32}} : i32
-  %1 = load %x, %0, %0 {{shape=(4, 8), axes=(0, 1), fill=0}} : f32[4, 8]@<{src}>
-  %2 = convert_layout %1 {{layout=<{dst}>}} : f32[4, 8]@<{dst}>
+  %1 = load %x, %0, %0 {{shape=({m}, 8), axes=(0, 1), fill=0}} : f32[{m}, 8]@<{src}>
+  %2 = convert_layout %1 {{layout=<{dst}>}} : f32[{m}, 8]@<{dst}>
   store %y, %0, %0, %2 {{axes=(0, 1)}}
 }}
 """
 
 
-def test_a_conversion_within_warps_shuffles() -> None:
-    for src, dst, name in (("spatial(4, 8)", "column_spatial(4, 8)", "shfl("),
-                           ("spatial(4, 8)", "column_spatial(2, 1).spatial(2, 8)", None)):
-        fn = parse(TEXT.format(src=src, dst=dst))
-        code = targets.lowered(fn, "cuda:sm_80")
-        code.placed = fn
-        assert name is None or name in code.source
-        assert "TL_SHARED" not in code.source
-        x = np.arange(32, dtype=np.float32).reshape(4, 8)
-        y = np.zeros_like(x)
-        execute(fn, code.rendered, [x, y], [x.shape] * 2, [(8, 1)] * 2)
-        assert np.array_equal(x, y)
+@pytest.mark.parametrize(("target", "m", "src", "dst", "name"), [
+    ("cuda:sm_80", 4, "spatial(4, 8)", "column_spatial(4, 8)", "shfl("),
+    ("cuda:sm_80", 4, "spatial(4, 8)", "column_spatial(2, 1).spatial(2, 8)", ""),
+    ("cuda:sm_80", 8, "spatial(8, 4).local(1, 2)", "spatial(8, 2).local(1, 2).spatial(1, 2)", "swap_lanes<1>("),
+    ("hip:gfx950", 16, "spatial(2, 1).spatial(8, 4).local(1, 2)", "spatial(16, 1).local(1, 2).spatial(1, 4)", ""),
+    ("hip:gfx950", 16, "spatial(2, 1).local(2, 1).spatial(4, 8)", "local(2, 1).spatial(8, 8)", "swap_lanes<32>("),
+    ("hip:gfx942", 16, "spatial(2, 1).local(2, 1).spatial(4, 8)", "local(2, 1).spatial(8, 8)", "swap_lanes<32>(")])
+def test_a_conversion_within_warps_shuffles(target: str, m: int, src: str, dst: str, name: str) -> None:
+    """Two registers that lanes exchange take one shuffle."""
+    fn = parse(TEXT.format(m=m, src=src, dst=dst))
+    code = targets.lowered(fn, target)
+    code.placed = fn
+    assert name in code.source and "TL_SHARED" not in code.source
+    assert "swap_lanes" not in name or code.source.count("swap_lanes") == 1 and "shfl" not in code.source
+    x = np.arange(8 * m, dtype=np.float32).reshape(m, 8)
+    y = np.zeros_like(x)
+    execute(fn, code.rendered, [x, y], [x.shape] * 2, [(8, 1)] * 2)
+    assert np.array_equal(x, y)
 
 
 def test_a_block_read_by_rows_and_transposed_has_no_conflicts() -> None:

@@ -26,6 +26,11 @@ def shuffles() -> list[str]:
                        for i, (f, by) in enumerate(moves))
         out.append(kernel(f"shuffle_{t.removeprefix('tl::')}", f"tl::gptr<const {t}> a, tl::gptr<{t}> o",
                           f"  const {t} v = tl::ld<1>(a, t, tl::op(3))[0];\n{body}"))
+        body = "".join(f"""  tl::swap_lanes<{by}>(x, y, tl::op(1));
+  tl::st<1>(o, {128 * i} + t, tl::vec<{t}, 1>{{x}}, tl::op(2));
+  tl::st<1>(o, {128 * i + 64} + t, tl::vec<{t}, 1>{{y}}, tl::op(2));\n""" for i, by in enumerate((32, 16, 8, 1)))
+        out.append(kernel(f"swap_{t.removeprefix('tl::')}", f"tl::gptr<const {t}> a, tl::gptr<{t}> o",
+                          f"  {t} x = tl::ld<1>(a, t, tl::op(3))[0], y = tl::ld<1>(a, 64 + t, tl::op(4))[0];\n{body}"))
     return out
 
 
@@ -54,7 +59,14 @@ def memory() -> list[str]:
   tl::st<{n}>(x, (t - 2) * {n}, tl::ld<{n}>(w, t * {n}, t % 5 != 0, tl::op(3)), t != 7, tl::op(4));"""))
     bits = "\n".join(f"  tl::st_bits<{w}>(o, {w * 256} + t * {w}, tl::ld_bits<{w}>(a, {w * 100 + 5} + t * {w}, t < n, "
                      f"tl::op({w})), t < n, tl::op({w}));" for w in range(1, 9))
-    return [*out, kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> o, tl::i64 n", bits)]
+    codes = "\n".join(f"""  {{
+    const auto v = tl::ld_codes<{w}, {n}, {size}>(a, tl::i64(t % 4 * {n * w}), t % 5 != 0, tl::op({w}));
+    TL_UNROLL for (int i = 0; i < 4; i++)
+      tl::st<1>(o, i * 320 + {at} + t, tl::vec<tl::u8, 1>{{tl::u8(v[i * {n - 1} / 3])}}, tl::op({w}));
+  }}""" for at, (w, n, size) in zip(range(0, 320, 64), ((4, 32, 16), (6, 32, 8), (3, 8, 1), (7, 16, 2), (4, 8, 4)),
+                                    strict=True))
+    return [*out, kernel("bits", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> o, tl::i64 n", bits),
+            kernel("codes", "tl::gptr<const tl::u8> a, tl::gptr<tl::u8> o", codes)]
 
 
 def atomics() -> list[str]:

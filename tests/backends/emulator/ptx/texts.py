@@ -80,6 +80,10 @@ def threads() -> list[str]:
   const int t = tl::thread();
   const {t} v = tl::ld<1>(a, t, tl::op(3))[0];
 {body}
+  {t} x = v, y = tl::ld<1>(a, 32 + t, tl::op(3))[0];
+  tl::swap_lanes<4>(x, y, tl::op(1));
+  tl::st<1>(o, {32 * len(moves)} + t, tl::vec<{t}, 1>{{x}}, tl::op(2));
+  tl::st<1>(o, {32 * len(moves) + 32} + t, tl::vec<{t}, 1>{{y}}, tl::op(2));
   tl::syncwarp(tl::op(4));
   tl::check(t < 32, tl::op(5));"""))
     return out
