@@ -47,7 +47,7 @@ def target(name: str) -> SimtTarget:
     later = arch >= CDNA4  # CDNA3 copies 4 bytes at a time, slower than through registers
     return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if later else PORTS, rows, async_copy=later,
                       ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 0,
-                      turns=8 if later else 0, two_f32=True, ternary=later, halves=True,
+                      turns=8 if arch >= CDNA3 else 0, two_f32=True, ternary=later, halves=True,
                       swaps=frozenset((16, 32)) if later else frozenset(), dies=DIES.get(arch, (1, 1)),
                       subnormals=arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush them
 

@@ -76,7 +76,9 @@ class _Loop:
                               f"{len(copies)} staged operands, and {max(self.stages, 0)} blocks of {block} bytes")
             return
         if self.stages == 1:
-            self._through_registers(copies, threads)
+            if self.op.attrs["schedule"] == "pingpong" and target.turns:
+                raise refusal(self.op, "two blocks that fit into shared memory", f"one of {block} bytes")
+            self._through_registers(copies, threads, target)
             return
         if target.bulk:
             why = self._objection(copies, threads // target.warp, target.warp)
@@ -164,7 +166,7 @@ class _Loop:
         *source, buffer = copy.operands
         out.append(cls([*(mapping.get(v, v) for v in source), buffer, *slot], copy.attrs, loc=copy.loc))
 
-    def _through_registers(self, copies: Sequence[Op], threads: int) -> None:
+    def _through_registers(self, copies: Sequence[Op], threads: int, target: SimtTarget) -> None:
         """The loop loads the next block while it works on the only one in shared memory."""
         before: list[Op] = []
         head: list[Op] = [mem.Wait([], loc=self.op.loc), mem.Barrier([], loc=self.op.loc)]
@@ -177,6 +179,8 @@ class _Loop:
             head += loads
             tail += stores
         *body, last = self._rest(copies)
+        if self.op.attrs["schedule"] == "interleave" and target.turns:
+            tail.append(self._made(simt.Spread))
         region = Region(self.body.args, [*head, *body, *tail, last])
         self._replace([*before, mem.Commit([], loc=self.op.loc)],
                       For(self.op.operands, {"stages": 1}, [region], self.op.loc), [self._made(mem.Wait, pending=0)])
@@ -197,8 +201,12 @@ class _Loop:
             head += arrived
         start = len(head)
         newest, at = self._newest(head, oldest)
-        for copy in copies:
-            self._copy(head, copy, at, newest)
+        held = list[tuple[Value, Value, Value]]()
+        if way == "pingpong" and not target.async_copy:
+            held = self._held(before, head, copies, newest, at, threads)
+        else:
+            for copy in copies:
+                self._copy(head, copy, at, newest)
         head.append(mem.Commit([], loc=self.op.loc))
         carried, _ = self._further(head, oldest, 1)
         self._start_beside(head, start, body)
@@ -211,10 +219,35 @@ class _Loop:
                     self._made(simt.Meet, warps=target.turns)]
         elif way == "interleave":
             body.append(self._made(simt.Spread))
-        yields = Yield([*last.operands, carried], loc=last.loc)
-        region = Region([*self.body.args, oldest], [*head, *body, yields])
-        self._replace(before, For([*self.op.operands, first], {"stages": 1}, [region], self.op.loc),
+        inits, args, following = ([h[i] for h in held] for i in range(3))
+        yields = Yield([*last.operands, *following, carried], loc=last.loc)
+        region = Region([*self.body.args, *args, oldest], [*head, *body, yields])
+        self._replace(before, For([*self.op.operands, *inits, first], {"stages": 1}, [region], self.op.loc),
                       [*after, self._made(mem.Wait, pending=0)])
+
+    def _held(self, before: list[Op], head: list[Op], copies: Sequence[Op], newest: Value, at: Value,
+              threads: int) -> list[tuple[Value, Value, Value]]:
+        """Copies by way of registers where warps take turns: an iteration stores what the one before it has loaded,
+        and loads for the next. Of each copy what is loaded before the loop, what an iteration gets of it, and what it
+        hands on."""
+        lo, _, step = self.op.operands[:3]
+        first, later = self._op(before, ew.Add, lo, step), self._op(head, ew.Add, at, step)
+        storing, loading, held = list[Op](), list[Op](), list[tuple[Value, Value, Value]]()
+        for copy in copies:
+            self._copy(before, copy, first, newest)
+            loads, _ = split(before.pop(), threads)
+            before += loads
+            self._copy(head, copy, later, newest)
+            following, stores = split(head.pop(), threads)
+            init, new = loads[-1].result, following[-1].result
+            old = Value(init.type, f"{copy.operands[0].name}_held")
+            for op in stores:
+                op.operands = [old if v is new else v for v in op.operands]
+            storing += stores
+            loading += following
+            held.append((init, old, new))
+        head += [*storing, *loading]
+        return held
 
     def _further(self, out: list[Op], block: Value, by: int) -> tuple[Value, Value]:
         """(the block `by` places further in the ring, whether the ring's end lies between)."""

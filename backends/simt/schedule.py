@@ -9,6 +9,8 @@ one more meeting before the loop, the other after it. What makes that right, wit
 - A warp overwrites the block of the iteration before. All have read that: the other half meets it after its reads.
 - A warp reads a block that all have waited for: the other half did before the meeting at which this half's products of
   the iteration before ended. So each waits one iteration early, for all but the latest n - 2 groups.
+- Copies by way of registers are loaded in one iteration and stored in the next, before the reads of its first part: a
+  warp overwrites the block of the iteration before, and what it stores all have met twice after when they read it.
 - Nothing else in the loop may go through shared memory: other barriers would be met by the wrong half.
 
 In "interleave" nothing is special but where the compiler's scheduler is to put reads of shared memory: each before its
@@ -28,7 +30,8 @@ from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, conversion
 
 LEAST = 3
-"""Blocks in the ring: with two, copies would be waited for as soon as they are started."""
+"""Blocks in the ring: with two, copies would be waited for as soon as they are started. Copies by way of registers
+have their third block there."""
 PRODUCTS, PRODUCT = 16, 16 * 16 * 512
 """Matrix instructions of a warp that are worth two meetings, and what one of them multiplies, by the bits of a number:
 HipKittens' parts have so many of 16 x 16 x 32 numbers of 16 bits."""
@@ -63,8 +66,9 @@ def _hindrance(body: Sequence[Op], rings: set[Value], stages: int, target: SimtT
     """What "pingpong" needs and the loop has instead; nothing where it fits."""
     if threads != target.turns * target.warp:
         return f"{target.turns} warps", f"{threads // target.warp} warps"
-    if stages < LEAST:
-        return f"at least {LEAST} stages that fit into shared memory", str(stages)
+    least = LEAST if target.async_copy else LEAST - 1
+    if stages < least:
+        return f"at least {least} stages that fit into shared memory", str(stages)
     for op in body:
         if _moves(op, rings, target):
             return "nothing but products, their staged operands, and operations on elements", f"`{op.name}`"

@@ -52,23 +52,32 @@ def lowered(way: str = "pingpong", target: str = "hip:gfx950", **consts: int) ->
     return product.lower(*arguments(), np.zeros((128, 128), np.float32), target=target, SCHEDULE=way, **consts)
 
 
-def run(text: str) -> Any:
+IN_TURNS = {"gfx942": {"STAGES": 2}, "gfx950": {"STAGES": 3}}
+
+
+def in_turns(arch: str) -> Lowered:
+    """The product by warps that take turns."""
+    return lowered("pingpong", f"hip:{arch}", **IN_TURNS[arch])
+
+
+def run(text: str, arch: str = "gfx950") -> Any:
     """The product as the emulator makes it of a text, under all orders of the threads. Raises CheckError."""
-    code, (a, b), c = lowered(), arguments(), np.zeros((128, 128), np.float32)
+    code, (a, b), c = in_turns(arch), arguments(), np.zeros((128, 128), np.float32)
     execute(code.tile, replace(code.rendered, text=text), [a, b, c], [a.shape, b.shape, c.shape],
             [(DEEP, 1), (128, 1), (128, 1)])
     return c
 
 
-def test_warps_take_turns() -> None:
+@pytest.mark.parametrize("arch", IN_TURNS)
+def test_warps_take_turns(arch: str) -> None:
     """Sums are exact. Two loops, with masks and without, are one to the halves, and one that ends at once leaves both
     at one place."""
-    source = lowered().source
+    source = in_turns(arch).source
     assert source.count("tl::meet(") == 6 and source.index("tl::priority<1>") < source.index("tl::mfma")
     a, b = arguments()
-    np.testing.assert_array_equal(run(source), a.astype(np.float64) @ b.astype(np.float64))
-    with tile.target("emulate:hip:gfx950"):
-        np.testing.assert_array_equal(product(a[:, :0], b[:0]), np.zeros((128, 128)))
+    np.testing.assert_array_equal(run(source, arch), a.astype(np.float64) @ b.astype(np.float64))
+    with tile.target(f"emulate:hip:{arch}"):
+        np.testing.assert_array_equal(product(a[:, :0], b[:0], **IN_TURNS[arch]), np.zeros((128, 128)))
 
 
 SLIPS = {
@@ -81,11 +90,14 @@ SLIPS = {
     "no barrier before the loop": (r"tl::barrier\([^\n]*", ""),
     "copies one block further": (r"tl::mul\(32, 2\)", "tl::mul(32, 3)"),
 }
+WITHOUT_UNITS = [name for name in SLIPS if "copies" not in name]
+"""Those that there are where copies go through registers."""
 
 
-@pytest.mark.parametrize("name", SLIPS)
-def test_slips(name: str) -> None:
-    source = lowered().source
+@pytest.mark.parametrize(("arch", "name"), [*(("gfx950", name) for name in SLIPS),
+                                            *(("gfx942", name) for name in WITHOUT_UNITS)])
+def test_slips(arch: str, name: str) -> None:
+    source = in_turns(arch).source
     pattern, instead = SLIPS[name]
     if name.startswith("no meeting after"):
         at = source.index("tl::meet(", source.index("tl::priority<0>"))
@@ -98,7 +110,7 @@ def test_slips(name: str) -> None:
     assert text != source
     a, b = arguments()
     try:
-        got = run(text)
+        got = run(text, arch)
     except CheckError:
         return
     assert not np.array_equal(got, a.astype(np.float64) @ b.astype(np.float64))
@@ -122,16 +134,22 @@ def test_names_are_checked() -> None:
         lowered("zigzag")
 
 
-@pytest.mark.parametrize("target", ["hip:gfx942", "cuda:sm_80", "cpu"])
+def test_what_takes_turns_by_way_of_registers_needs() -> None:
+    with pytest.raises(TargetError, match=r"two blocks that fit(.|\n)*one of 65536 bytes"):
+        _ = lowered("pingpong", "hip:gfx942", BK=128).placed
+
+
+@pytest.mark.parametrize("target", ["hip:gfx90a", "cuda:sm_80", "cpu"])
 def test_other_targets_have_one_way(target: str) -> None:
     assert "meet" not in str(lowered("pingpong", target).thread)
 
 
 def test_the_compiler_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless stated: what takes turns has enough products between two meetings."""
-    source = kernels.matmul.lower(*[np.zeros((256, 256), np.float16)] * 2, np.zeros((256, 256), np.float32), BM=256,
-                                  BN=256, BK=32, STAGES=4, target="hip:gfx950").source
-    assert "tl::meet" in source
+    for arch in IN_TURNS:
+        source = kernels.matmul.lower(*[np.zeros((256, 256), np.float16)] * 2, np.zeros((256, 256), np.float32),
+                                      BM=256, BN=256, BK=32, STAGES=4, target=f"hip:{arch}").source
+        assert "tl::meet" in source
     monkeypatch.setattr(schedule, "PRODUCTS", 33)
     other = kernels.matmul.lower(*[np.zeros((256, 256), np.float16)] * 2, np.zeros((256, 256), np.float32), BM=256,
                                  BN=256, BK=32, STAGES=3, target="hip:gfx950").source
@@ -143,19 +161,25 @@ def loop(code: Lowered) -> list[str]:
 
 
 @compiles
-def test_machine_code_of_turns() -> None:
-    """Products and nothing else that waits stand between the priorities, two barriers around them."""
-    names = [n for n in loop(lowered()) if n.startswith(("v_mfma", "ds_", "s_barrier", "s_setprio", "buffer"))]
+@pytest.mark.parametrize(("arch", "instruction"), [("gfx942", "32x32x8"), ("gfx950", "32x32x16")])
+def test_machine_code_of_turns(arch: str, instruction: str) -> None:
+    """Products and nothing else that waits stand between the priorities, two barriers around them. By way of registers
+    blocks are stored before the next ones are loaded."""
+    names = [n for n in loop(in_turns(arch)) if n.startswith(("v_mfma", "ds_", "s_barrier", "s_setprio", "buffer"))]
     start = names.index("s_setprio")
     inside = names[start + 1:names.index("s_setprio", start + 1)]
-    assert inside and set(inside) == {"v_mfma_f32_32x32x16_f16"} and names.count("s_barrier") == 2
-    assert not any(n.startswith("v_mfma") for n in names[:start]) and lowered().report["spills"] == 0
+    assert inside and all(n.startswith(f"v_mfma_f32_{instruction}") for n in inside) and names.count("s_barrier") == 2
+    assert not any(n.startswith("v_mfma") for n in names[:start]) and in_turns(arch).report["spills"] == 0
+    stores = [i for i, n in enumerate(names) if n.startswith("ds_write")]
+    assert bool(stores) == (arch == "gfx942")
+    assert all(i < names.index("buffer_load_dwordx4") < start for i in stores)
 
 
 @compiles
-def test_machine_code_interleaved() -> None:
+@pytest.mark.parametrize("arch", IN_TURNS)
+def test_machine_code_interleaved(arch: str) -> None:
     """Reads stand among the products rather than before them."""
     def longest(way: str) -> int:
-        kept = [n for n in loop(lowered(way, STAGES=2, BK=64)) if n.startswith(("v_mfma", "ds_read"))]
+        kept = [n for n in loop(lowered(way, f"hip:{arch}", STAGES=2, BK=64)) if n.startswith(("v_mfma", "ds_read"))]
         return max(len(part) for part in "".join("r" if n.startswith("ds") else "." for n in kept).split("."))
     assert longest("interleave") < longest("plain")
