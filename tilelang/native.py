@@ -1,7 +1,10 @@
 """Machine code of a kernel as a callable: what the cache or the compiler gives, behind tvm-ffi's C ABI."""
 from __future__ import annotations
 
+import sys
+import threading
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from tilelang import cache, targets
@@ -16,13 +19,45 @@ class Failed(RuntimeError):
     """Native code stopped: an assertion's number, or no memory."""
 
 
+class _NotNow:
+    """On `sys.meta_path`: one thread finds no torch. tvm-ffi imports torch, which takes a second, to give releases of
+    it what they lack; 2.13 lacks nothing, and its tensors are known when they come."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "torch" and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError("torch is not imported for tvm-ffi", name=name)
+
+
+def _import_ffi() -> Any:
+    """tvm-ffi, without torch unless somebody has imported that, or it is too old."""
+    hidden = _NotNow()
+    if "torch" not in sys.modules and _version("torch") >= (2, 13):
+        sys.meta_path.insert(0, hidden)
+    try:
+        return import_module("tvm_ffi")
+    finally:
+        if hidden in sys.meta_path:
+            sys.meta_path.remove(hidden)
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """The first two numbers of an installed package's version; () where there is none."""
+    from importlib import metadata  # itself 15 ms
+    try:
+        return tuple(map(int, metadata.version(package).split(".")[:2]))
+    except (metadata.PackageNotFoundError, ValueError):
+        return ()
+
+
 @lru_cache(maxsize=1)
 def _ffi() -> Any:
     """The tvm-ffi module, with our errors known to it and its symbols to our code."""
     import ctypes
 
-    import tvm_ffi
-
+    tvm_ffi = _import_ffi()
     from tilelang.backends.cpu import machine, pool, printing
     tvm_ffi.register_error("TilelangGuard", Guard)
     tvm_ffi.register_error("TilelangFailed", Failed)
