@@ -84,4 +84,14 @@ PATTERNS = {
     ("attention", "gfx950"): Pattern("analysis/attn/fwd/benchmark/attn_fwd_non_causal.cpp", {
         "mfma": 32, "ds_read": 16 + 32, "global": 4, "wait": 4 + 4, "priority": 2, "scalar": 4 + 4 + 2,
         "float": 32 * 4 + 16 + 4, "shuffle": 4}, 64),
+    # Of the branch for CDNA3, commit 1405121. 16 queries to a wave, 64 keys of 128. What the library makes of a call
+    # was not read: each count is the fewest instructions that can do it, so the ratio is at most too large. mfma: 16 x
+    # 16 x 16, 2 x 4 x 8. ds_read: k and v 64 x 256 bytes each, by 8. global, ds_write: as the GEMM's, k and v. wait:
+    # three barriers, and one wait for each of the four moves. float: subtraction, exp2, maximum, sum of 16 scores of a
+    # lane, 32 sums rescaled two at once, for each of 4 rows four steps of maximum and of sum across 16 lanes, and
+    # difference, exp2, factor. vector: two integer instructions to round a score, one to join two. shuffle: those
+    # steps, and 8 registers that change lanes before the second product.
+    ("attention", "gfx942"): Pattern("kernels/attn/gqa/kernel.cpp", {
+        "mfma": 64, "ds_read": 32 + 32, "global": 8, "ds_write": 16, "wait": 3 + 4, "priority": 4, "scalar": 3,
+        "float": 16 * 4 + 16 + 4 * 4 * 2 + 4 * 3, "vector": 16 * 2 + 8, "shuffle": 4 * 4 * 2 + 8}, 32),
 }

@@ -49,6 +49,14 @@ def test_the_loop_of_a_matmul(name: str, arch: str) -> None:
 
 
 @compiles
+def test_the_loop_of_attention_by_way_of_registers() -> None:
+    code = static_amd.cases()["attention bf16 d=128"].lower("gfx942")
+    loop = static_amd.main_loop(code)
+    assert code.report["spills"] == code.report["stack_bytes"] == 0
+    assert len(loop) / gcn.products(loop) <= 1.3 * gcn.PATTERNS["attention", "gfx942"].share
+
+
+@compiles
 def test_the_loop_of_attention() -> None:
     """As for matmul; exponentials are one instruction each, sums and products of f32 two at once."""
     code = static_amd.cases()["attention bf16 d=128"].lower("gfx950")
