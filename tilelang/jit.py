@@ -304,11 +304,9 @@ class Kernel(ByName, KernelDef):
                 [*(p if p.name not in self._optional else replace(p, default=inspect.Parameter.empty)
                    for p in self.params if p.name not in absent),
                  *(Param(p.name, "const", None, None) for p in self.params if p.name in absent)])
-        for n in absent:
-            if n in kwargs or self._optional[n] < count:
-                args = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
-                kwargs = {n: x for n, x in kwargs.items() if n not in absent}
-                break
+        if any([n in kwargs or self._optional[n] < count for n in absent]):
+            args = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
+            kwargs = {n: x for n, x in kwargs.items() if n not in absent}
         return self._variants[absent], args, kwargs
 
     def _with(self, params: list[Param]) -> Kernel:
