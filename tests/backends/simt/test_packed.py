@@ -62,8 +62,7 @@ def test_an_address_that_is_not_aligned_takes_narrow_loads() -> None:
     x, numbers = of_codes("f4e2m1", 96)
     room = np.zeros(len(x.buffer) + 1, np.uint8)
     room[1:] = x.buffer
-    moved = tile.Packed(room[1 + room.ctypes.data % 2:][:len(x.buffer)], x.dtype, x.shape)
-    moved.buffer[:] = x.buffer
+    moved = tile.Packed(room[1:], x.dtype, x.shape)
     y = np.empty(numbers.shape, np.float32)
     for packed in (x, moved):
         with tile.target("emulate:hip:gfx950"):
