@@ -15,7 +15,7 @@ from tests.ops.mpgemm import test_blocks, test_gpu
 from tests.ops.mpgemm.test_api import EVERY, bound, exact, quantised, table_bound, weight
 from tilelang import ops
 from tilelang.errors import TargetError
-from tilelang.ops.mpgemm import gpu_plan, gradient
+from tilelang.ops.mpgemm import api, gpu_plan, gradient
 from tilelang.ops.mpgemm.api import WHOLE
 from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, plan
 from tilelang.quant import QuantTensor
@@ -23,9 +23,13 @@ from tilelang.quant import QuantTensor
 TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name,
          *(f"vectors {d} {axis} {stages}" for d, axis in ((1, 1), (2, 0), (4, 1), (6, 0)) for stages in (1, 2)))
 ACTIVATIONS = (None, None, None, *QUANTISED, "f8e4m3", "f8e5m2", "f6e3m2", "f4e2m1")
-EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")  # seconds each, so drawn seldom
-
-
+EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942", "emulate:hip:gfx950")
+"""GPUs: seconds for each case, so drawn seldom."""
+LONGEST = 30
+"""Seconds that such a case may take: none is begun later than that before the end."""
+HOSTS = "cpu", "reference"
+F8 = {target: ("f8e4m3", "f8e5m2") for target in ("emulate:cuda:sm_90a", "emulate:hip:gfx950")}
+"""Types of which weights and activations are multiplied as they are."""
 FUSED = gpu_plan.DECOMPOSITIONS
 """The kernels of GPUs, on f16."""
 
@@ -46,14 +50,26 @@ class Case:
     seed: int
 
 
-def draw(rng: random.Random) -> Case:
-    emulated = rng.random() < 0.05
-    extents = (1, 2, 5) if emulated else (1, 2, 3, 5, 7, 11)
-    return Case(rng.choice(TYPES), rng.choice(extents), rng.choice((1, 20, 64, 65, 130)),
+def decompositions(target: str) -> tuple[str, ...]:
+    """Those that a target has."""
+    return DECOMPOSITIONS if target in HOSTS else (*FUSED, BLOCKS, *(("f8_mma",) if target in F8 else ()))
+
+
+def types(target: str, how: str) -> tuple[str, ...]:
+    """Those of weights that a decomposition is tried with."""
+    return F8[target] if how == "f8_mma" else TYPES
+
+
+def draw(rng: random.Random, emulated: float = 0.05) -> Case:
+    """A case; of an emulated GPU with that probability."""
+    target = rng.choice(EMULATED if rng.random() < emulated else HOSTS)
+    extents = (1, 2, 3, 5, 7, 11) if target in HOSTS else (1, 2, 5)
+    how = rng.choice(decompositions(target))
+    dtype = rng.choice(types(target, how))
+    return Case(dtype, rng.choice(extents), rng.choice((1, 20, 64, 65, 130)),
                 rng.choice((1, 15, 33, 64, 100, 260)), rng.choice((1, 8, 16, 17, 32, 48, 128, 1000)),
-                rng.random() < 0.5, rng.random() < 0.5, rng.choice(ACTIVATIONS), rng.random() < 0.5,
-                rng.choice(FUSED if emulated and rng.random() < 0.5 else DECOMPOSITIONS),
-                rng.choice(EMULATED) if emulated else rng.choice(("cpu", "reference")), rng.randrange(1 << 16))
+                rng.random() < 0.5, rng.random() < 0.5, dtype if how == "f8_mma" else rng.choice(ACTIVATIONS),
+                rng.random() < 0.5, how, target, rng.randrange(1 << 16))
 
 
 def made(case: Case, rng: np.random.Generator) -> QuantTensor:
@@ -76,7 +92,7 @@ def check(case: Case) -> str | None:
     else:
         x = x.astype(np.float16)
     try:
-        if case.how not in FUSED:
+        if case.how in DECOMPOSITIONS:
             plan(case.x_dtype or tile.f32, w, case.m, case.how)
         with tile.target(case.target):
             got = ops.mpgemm(x, w, out_dtype="f32", x_dtype=case.x_dtype, x_group="token" if case.token else "group",
@@ -85,7 +101,7 @@ def check(case: Case) -> str | None:
         return None
     if case.x_dtype in QUANTISED and case.how in WHOLE:
         return verdict(np.abs(got - exact(x, w, case.x_dtype, case.token)), np.float32(0))
-    taken, times, limit = x, 1, test_gpu.bound if case.how in FUSED else in_blocks if case.how == BLOCKS else bound
+    taken, times, limit = x, 1, test_gpu.bound if case.how in api.GPU else in_blocks if case.how == BLOCKS else bound
     if case.x_dtype:
         q, scale = quantised(x.astype(np.float32), w, case.x_dtype, case.token)
         taken, times = (q * scale[..., None]).reshape(case.m, -1)[:, :case.k], 2
@@ -115,7 +131,7 @@ def main(seconds: float) -> int:
     """Random cases for about `seconds`; 1 if one of them failed."""
     rng, end, done = random.Random(), time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        case = draw(rng)
+        case = draw(rng, 0.05 if end - time.monotonic() > LONGEST else 0.0)
         try:
             found = check(case)
         except Exception as error:
