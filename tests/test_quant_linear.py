@@ -73,6 +73,19 @@ def test_weights_as_arguments(repacked: list[Any]) -> None:
         ops.mpgemm(torch.zeros(2, 5), tile.quantize(torch.randn(48, 64), "u4"))
 
 
+def test_mistakes() -> None:
+    layer = nn.QuantLinear(tile.quantize(torch.randn(8, 64), "u4", 32))
+    for call, error, text in (
+            (lambda: nn.QuantLinear(torch.zeros(8, 64)), TypeError, "w must be a QuantTensor, got Tensor"),
+            (lambda: nn.QuantLinear(layer.weight, torch.zeros(3)), ValueError, r"bias must be a tensor .*, got \[3\]"),
+            (lambda: nn.QuantLinear(layer.weight, x_dtype="i9"), ValueError, "x_dtype must be .* got i9"),
+            (lambda: nn.QuantLinear(layer.weight, decomposition="lut"), ValueError, "decomposition must be"),
+            (lambda: layer(layer.weight), TypeError, "x must be an array .* got QuantTensor"),
+            (lambda: layer(torch.zeros(1, 64).long()), ValueError, "x must be f32, f16 or bf16, got i64")):
+        with pytest.raises(error, match=text):
+            call()
+
+
 def test_operator() -> None:
     w = tile.quantize(torch.randn(48, 64), "u4", 32)
     description, memory = operator.operands(w)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.args import empty_like
+from tilelang.args import empty_like, is_torch
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.jit import architecture
@@ -33,7 +33,7 @@ from tilelang.ops.mpgemm.lut import (
     tables_kernel,
 )
 from tilelang.ops.mpgemm.pack import LANES, Panels, depth_of, panels, repackable
-from tilelang.ops.mpgemm.plan import BLOCKS, Plan, plan
+from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, Plan, plan
 from tilelang.quant import QuantTensor, RowParts
 
 ACTIVATIONS = (None, "gelu", "relu", "silu")
@@ -66,8 +66,11 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     Under autograd x, bias and residual have gradients: dx = dz @ w in the same blocks as "dequant_dot", where
     quantised x counts as x itself. The weight has none.
 
-    Raises ValueError for arguments that do not fit, TargetError for compositions without a kernel."""
-    check(x, w.shape, bias, residual, activation, x_group)
+    Raises TypeError for arguments of another kind, ValueError for those that do not fit, TargetError for compositions
+    without a kernel."""
+    check_weight(x, w)
+    check(x, w.shape, bias, residual, activation, out_dtype)
+    x_dtype = check_options(x_dtype, x_group, decomposition)
     flat, n = rows(x), w.shape[0]
     device = str(getattr(x, "device", "cpu"))
     if isinstance(w.codes, RowParts):
@@ -92,6 +95,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     if device != "cpu" and decomposition not in (None, BLOCKS):
         raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join((*GPU, BLOCKS)),
                           got=str(decomposition), try_="leave it out, or put x on the CPU")
+    if decomposition in GPU:
+        raise TargetError(f"`{decomposition}` multiplies on GPUs", needs=f"one of {', '.join(DECOMPOSITIONS)}",
+                          got=decomposition, try_="leave it out, or put x on a GPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0] and chosen.decomposition == BLOCKS:
         stored = flat if w.permutation is None else flat[:, w.permutation]
@@ -105,15 +111,53 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     return y.reshape(*x.shape[:-1], n)
 
 
-def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: str | None, x_group: str) -> None:
-    """Raises ValueError for arguments that do not fit a weight of that shape."""
+def check_weight(x: Any, w: Any) -> None:
+    """Raises TypeError for a weight that is none."""
+    if not isinstance(w, QuantTensor):
+        raise TypeError(f"w must be a QuantTensor, got {type(w).__name__}; " + (
+            "x comes first, the weight second" if isinstance(x, QuantTensor) else
+            'put Packed codes into QuantTensor(codes, scale)' if isinstance(w, tile.Packed) else
+            'quantise it by tile.quantize(w, "u4", group=128)'))
+
+
+def check_options(x_dtype: Any, x_group: str, decomposition: str | None) -> str | None:
+    """The name of `x_dtype`. Raises ValueError for options that no product has."""
+    if x_group not in ("token", "group"):
+        raise ValueError(f"x_group must be 'token' or 'group', got {x_group!r}")
+    if decomposition not in (None, *GPU, *DECOMPOSITIONS):
+        raise ValueError(f"decomposition must be one of {', '.join((*DECOMPOSITIONS, *GPU))}, got {decomposition!r}")
+    if x_dtype is None:
+        return None
+    dt = tile.dtype(str(x_dtype))
+    if dt.name not in QUANTISED and not (dt.kind == "float" and dt.bits <= 8):
+        raise ValueError(f"x_dtype must be a float of at most 8 bits, {', '.join(QUANTISED)}, or None for x as it is; "
+                         f"got {dt}")
+    return dt.name
+
+
+def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: str | None,
+          out_dtype: Any = None) -> None:
+    """Raises TypeError or ValueError for arguments that do not fit a weight of that shape."""
     n, k = shape
-    if x.shape[-1] != k:
+    if isinstance(x, QuantTensor | tile.Packed):
+        codes = x.codes if isinstance(x, QuantTensor) else x
+        raise TypeError(f"x must be an array [..., {k}] of f32, f16 or bf16, got {type(x).__name__} of "
+                        f"{getattr(codes, 'dtype', 'vectors')}: activations are quantised on the way in; pass them as "
+                        'they were and x_dtype="i8", for a scale of each group of columns with x_group="group"')
+    for name, a in (("x", x), ("bias", bias), ("residual", residual)):
+        if a is not None and not (hasattr(a, "shape") and hasattr(a, "dtype")):
+            raise TypeError(f"{name} must be an array of NumPy or torch, got {type(a).__name__}")
+        if a is not None and is_torch(x) and not is_torch(a):
+            raise TypeError(f"{name} must be a tensor of torch as x is, got {type(a).__name__}; "
+                            f"pass torch.from_numpy({name})")
+    if dtype_named(x.dtype).name not in ("f32", "f16", "bf16"):
+        raise ValueError(f"x must be f32, f16 or bf16, got {dtype_named(x.dtype)}; convert it, to f32 for example")
+    if out_dtype is not None and dtype_named(out_dtype).name not in ("f16", "bf16", "f32", "f64"):
+        raise ValueError(f"out_dtype must be f16, bf16, f32 or f64, got {dtype_named(out_dtype)}")
+    if not x.shape or x.shape[-1] != k:
         raise ValueError(f"x must be [..., {k}] for a weight {shape}, got {tuple(x.shape)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-    if x_group not in ("token", "group"):
-        raise ValueError(f"x_group must be 'token' or 'group', got {x_group!r}")
     if bias is not None and tuple(bias.shape) != (n,):
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
@@ -136,8 +180,8 @@ def _fits_f16(x: tile.DType) -> None:
 
 @cache
 def dtype_named(of: Any) -> tile.DType:
-    """The number type of a NumPy or torch dtype."""
-    return tile.dtype(str(of).removeprefix("torch."))
+    """The number type of a dtype of NumPy's, torch's or ours, or of its name."""
+    return tile.dtype(str(np.dtype(of) if isinstance(of, type) else of).removeprefix("torch."))
 
 
 def _parts(x: Any, w: QuantTensor, bias: Any, residual: Any, y_dtype: Any, **how: Any) -> Any:

@@ -44,6 +44,12 @@ def operands(w: QuantTensor) -> tuple[str, list[Any]]:
     return found
 
 
+def tracing() -> bool:
+    """Whether torch is making a graph of what is called."""
+    import torch
+    return torch.compiler.is_compiling()
+
+
 def _fake(x: Any, memory: list[Any], description: str, rows: int, out_dtype: str | None = None, **others: Any) -> Any:
     return empty_like(x, (*x.shape[:-1], rows), api.dtype_named(out_dtype or x.dtype))
 
@@ -86,9 +92,12 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
            decomposition: str | None = None) -> Any:
     if not is_torch(x):
         return api.mpgemm(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
-    api.check(x, w.shape, bias, residual, activation, x_group)
+    if not tracing():  # else the operator says it when it runs
+        api.check_weight(x, w)
+        api.check(x, w.shape, bias, residual, activation, out_dtype)
+        api.check_options(x_dtype, x_group, decomposition)
     description, memory = operands(w)
-    named = None if out_dtype is None else str(out_dtype)
+    named, x_dtype = (None if dt is None else str(dt) for dt in (out_dtype, x_dtype))
 
     def whole(x: Any, bias: Any, residual: Any) -> Any:
         return product(x, memory, description, w.shape[0], bias, residual, activation, named, x_dtype, x_group,

@@ -278,16 +278,33 @@ def test_a_plan_is_the_cheapest_that_can() -> None:
 
 def test_mistakes() -> None:
     w = weight(np.random.default_rng(0), "f4e2m1", 8, 32, 32)
-    x = np.zeros((1, 32), np.float32)
+    x, t = np.zeros((1, 32), np.float32), torch.zeros(1, 32)
     for call, error, text in (
             (lambda: ops.mpgemm(x[:, 1:], w), ValueError, r"x must be \[..., 32\]"),
             (lambda: ops.mpgemm(x, w, activation="tanh"), ValueError, "activation must be"),
-            (lambda: ops.mpgemm(x, w, x_dtype="u8"), ValueError, "x must be"),
+            (lambda: ops.mpgemm(x, w, x_dtype="u8"), ValueError, "x_dtype must be a float of at most 8 bits, i2, "),
+            (lambda: ops.mpgemm(x, w, x_dtype="f32"), ValueError, "or None for x as it is; got f32"),
+            (lambda: ops.mpgemm(tile.quantize(x, "i8", group=32), w), TypeError, "QuantTensor of i8: .* x_dtype="),
+            (lambda: ops.mpgemm(w.codes, w), TypeError, "got Packed of f4e2m1: activations are quantised on the way"),
+            (lambda: ops.mpgemm(x.tolist(), w), TypeError, "x must be an array of NumPy or torch, got list"),
+            (lambda: ops.mpgemm(x, x), TypeError, "w must be a QuantTensor, got ndarray; quantise it by tile"),
+            (lambda: ops.mpgemm(w, x), TypeError, "x comes first, the weight second"),
+            (lambda: ops.mpgemm(x, w.codes), TypeError, r"QuantTensor\(codes, scale\)"),
+            (lambda: ops.mpgemm(t, x), TypeError, "w must be a QuantTensor, got ndarray"),
+            (lambda: ops.mpgemm(x.astype(np.int8), w), ValueError, "x must be f32, f16 or bf16, got i8"),
+            (lambda: ops.mpgemm(t.double(), w), ValueError, "x must be f32, f16 or bf16, got f64"),
+            (lambda: ops.mpgemm(np.float32(1), w), ValueError, r"x must be \[..., 32\] .* got \(\)"),
+            (lambda: ops.mpgemm(x, w, [0.0] * 8), TypeError, "bias must be an array of NumPy or torch, got list"),
+            (lambda: ops.mpgemm(t, w, np.zeros(8)), TypeError, r"pass torch.from_numpy\(bias\)"),
+            (lambda: ops.mpgemm(x, w, out_dtype="u4"), ValueError, "out_dtype must be f16, bf16, f32 or f64, got u4"),
+            (lambda: ops.mpgemm(x, w, x_group="row"), ValueError, "x_group must be 'token' or 'group', got 'row'"),
+            (lambda: ops.mpgemm(x, w, decomposition="f8_mma"), TargetError, "`f8_mma` multiplies on GPUs"),
             (lambda: ops.mpgemm(x, w, np.zeros(7, np.float32)), ValueError, r"bias must be \[8\]"),
             (lambda: ops.mpgemm(x, w, decomposition="magic"), ValueError, "decomposition must be"),
             (lambda: ops.mpgemm(x, w, decomposition="int_dot"), TargetError, "int_dot cannot compute")):
         with pytest.raises(error, match=text):
             call()
+    assert ops.mpgemm(x, w, out_dtype=np.float16, x_dtype=tile.i8).dtype == np.float16
 
 
 def test_repacked_weights_do_not_outlive_their_weight() -> None:
