@@ -136,12 +136,14 @@ def counted(arguments: tuple[Any, ...], code: simt.Lowered) -> tuple[float, floa
             wide += counter.requests * (width == 16)
     total = {f: sum(getattr(c, f) for c in counters.values())
              for f in ("sectors", "ideal_sectors", "wavefronts", "ideal_wavefronts")}
-    return (total["sectors"] / total["ideal_sectors"], total["wavefronts"] / max(total["ideal_wavefronts"], 1),
-            wide / requests)
+    return (total["sectors"] / total["ideal_sectors"],
+            total["wavefronts"] / total["ideal_wavefronts"] if total["ideal_wavefronts"] else 1, wide / requests)
 
 
 def _load_width(op: Op) -> int:
-    """Bytes that a lane loads from global memory by an operation; 0 for any other."""
+    """Bytes that a lane loads from global memory by an operation, 16 of a copy by one thread; 0 for any other."""
+    if op.name == "tensor_load":
+        return 16
     if op.name not in ("ld", "st_async", "dma"):
         return 0
     memory = op.operands[0 if op.name == "ld" else 2]

@@ -27,7 +27,7 @@ def target(name: str) -> SimtTarget:
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
     return SimtTarget(name, arch, 32, SHARED_BYTES[arch], PORTS, rows, arch >= 80, True, arch >= 90,
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}),
-                      word_operands=True, ternary=True, bulk=arch == 90, overlap=arch >= 90, clusters=arch >= 90,
+                      word_operands=True, ternary=True, bulk=arch >= 90, overlap=arch >= 90, clusters=arch >= 90,
                       group_mma=tuple(r for r in GROUP_ROWS if r.archs[0] <= arch <= r.archs[1]))
 
 

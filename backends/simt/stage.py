@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tilelang.backends.simt.exchange import staging
+from tilelang.backends.simt.exchange import staging, wavefronts
+from tilelang.backends.simt.group_products import panels
 from tilelang.backends.simt.instructions import choose
 from tilelang.backends.simt.matrix import as_rows, matrix_rows
 from tilelang.backends.simt.target import SimtTarget
@@ -138,7 +139,14 @@ def buffer_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtT
         turned = turned_layouts(shape, size, threads) if along and not target.async_copy else None
         if turned:
             return staging(shape, size, turned[1], readers, target.ports, True)
-    return staging(shape, size, blocked(shape, threads, (1, 0), 16 // size), readers, target.ports)
+    stored = blocked(shape, threads, (1, 0), 16 // size)
+    found = staging(shape, size, stored, readers, target.ports)
+    rows, columns = shape
+    boxes = panels(rows, columns, size, columns) if target.bulk and readers else None  # one thread can copy these
+
+    def conflicts(place: SharedLayout) -> int:
+        return sum(wavefronts(f, place, size, target.ports, f is stored) for f in (stored, *readers))
+    return boxes if boxes is not None and conflicts(boxes) <= conflicts(found) else found
 
 
 def words_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTarget,

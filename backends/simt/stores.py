@@ -161,10 +161,10 @@ class Stores:
         assert isinstance(t, TensorType) and isinstance(layout, RegisterLayout)
         assert isinstance(v.tile.layout, RegisterLayout)
         weight, warp, size = LOOP_WEIGHT**loops, self.target.warp, v.dtype.storage.itemsize
-        width = size if write.add else min(t.align, 16)
+        width = 1 if write.add else max(min(t.align, 16) // size, 1)
         atomics = INSTRUCTION * ATOMIC_INSTRUCTIONS * v.tile.size // warp if write.add else 0
         return conversion_cost(v.tile.layout, layout, v.shape, size, warp, weight) + \
-            weight * (access_cost(layout, v.shape, axis, size, width, warp) + atomics)
+            weight * (access_cost(layout, v.shape, axis, 8 * size, width, warp) + atomics)
 
     def _by_one(self, v: Value, place: SharedLayout, found: bulk.Boxes, loops: int) -> int:
         """What it costs through shared memory."""

@@ -73,25 +73,31 @@ TL_FN void mbarrier_wait(u64* b, int i, int parity, op) {
 }
 
 // One thread starts the copy of a box of the tensor, the first element at `at`, the dimension of neighbours first.
-#define TL_TENSOR_LOAD(RANK, TO, PLACE, LAST, ...)                                                                    \
+// Where there are no clusters to speak of, naming one's memory costs registers and a word of the stack.
+#if __CUDA_ARCH__ >= 1200
+#define TL_OWN "shared::cta"
+#else
+#define TL_OWN "shared::cluster"
+#endif
+#define TL_TENSOR_LOAD(RANK, TO, HOW, PLACE, LAST, ...)                                                               \
   if constexpr (N == RANK)                                                                                            \
-    asm volatile("cp.async.bulk.tensor." #RANK "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes" TO        \
+    asm volatile("cp.async.bulk.tensor." #RANK "d." TO ".global.tile.mbarrier::complete_tx::bytes" HOW                \
                  " [%0], [%1, {" PLACE "}], [%2]" LAST ";" ::"r"(shared_address(s, off)), "l"(&map),                  \
                  "r"(shared_address(b, i)), __VA_ARGS__ : "memory");
 template <int N, class T>
 TL_FN void tensor_load(T* s, int off, const tensor_map& map, vec<i32, N> at, u64* b, int i, op) {
-  TL_TENSOR_LOAD(1, "", "%3", "", "r"(at[0]))
-  TL_TENSOR_LOAD(2, "", "%3, %4", "", "r"(at[0]), "r"(at[1]))
-  TL_TENSOR_LOAD(3, "", "%3, %4, %5", "", "r"(at[0]), "r"(at[1]), "r"(at[2]))
-  TL_TENSOR_LOAD(4, "", "%3, %4, %5, %6", "", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
-  TL_TENSOR_LOAD(5, "", "%3, %4, %5, %6, %7", "", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
+  TL_TENSOR_LOAD(1, TL_OWN, "", "%3", "", "r"(at[0]))
+  TL_TENSOR_LOAD(2, TL_OWN, "", "%3, %4", "", "r"(at[0]), "r"(at[1]))
+  TL_TENSOR_LOAD(3, TL_OWN, "", "%3, %4, %5", "", "r"(at[0]), "r"(at[1]), "r"(at[2]))
+  TL_TENSOR_LOAD(4, TL_OWN, "", "%3, %4, %5, %6", "", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]))
+  TL_TENSOR_LOAD(5, TL_OWN, "", "%3, %4, %5, %6, %7", "", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]))
 }
 
 #ifdef TL_CLUSTER
 // To the same place in the shared memory of each block of the cluster whose bit of `ranks` is set; the barrier in the
 // same place there counts the bytes.
 #define TL_MULTICAST(RANK, PLACE, ...) \
-  TL_TENSOR_LOAD(RANK, ".multicast::cluster", PLACE, ", %3", "h"(u16(ranks)), __VA_ARGS__)
+  TL_TENSOR_LOAD(RANK, "shared::cluster", ".multicast::cluster", PLACE, ", %3", "h"(u16(ranks)), __VA_ARGS__)
 template <int N, class T>
 TL_FN void tensor_multicast(T* s, int off, const tensor_map& map, vec<i32, N> at, u64* b, int i, u32 ranks, op) {
   TL_MULTICAST(1, "%4", "r"(at[0]))
@@ -103,12 +109,13 @@ TL_FN void tensor_multicast(T* s, int off, const tensor_map& map, vec<i32, N> at
 #undef TL_MULTICAST
 #endif
 #undef TL_TENSOR_LOAD
+#undef TL_OWN
 
 // The same to a tensor. The thread that starts copies closes groups of them, and waits for these.
 #define TL_TENSOR_STORE(RANK, START, HOW, PLACE, ...)                                                                 \
   if constexpr (N == RANK)                                                                                            \
-    asm volatile(START ".async.bulk.tensor." #RANK "d.global.shared::cta" HOW ".tile.bulk_group [%1, {" PLACE "}], [%0];" \
-                 ::"r"(shared_address(s, off)), "l"(&map), __VA_ARGS__ : "memory");
+    asm volatile(START ".async.bulk.tensor." #RANK "d.global.shared::cta" HOW ".tile.bulk_group"                       \
+                 " [%1, {" PLACE "}], [%0];" ::"r"(shared_address(s, off)), "l"(&map), __VA_ARGS__ : "memory");
 #define TL_TENSOR_STORES(NAME, START, HOW)                                                                            \
   template <int N, class T>                                                                                           \
   TL_FN void NAME(T* s, int off, const tensor_map& map, vec<i32, N> at, op) {                                         \

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import tilelang as tile
 from tests.backends.simt import kernels
 from tests.backends.simt.test_group_products import findings
+from tilelang.backends.cuda import nvrtc
 from tilelang.backends.simt import bulk
 from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.group_products import panels
@@ -96,6 +97,23 @@ def test_products(name: str, case: tuple[int, ...]) -> None:
     with tile.target(f"emulate:{TARGET}"):
         c = kernel(a, right, **consts)
     np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
+
+
+@pytest.mark.parametrize("arch", ["sm_100a", "sm_120a"])
+def test_rings_that_single_warps_read(arch: str) -> None:
+    """Without products of four warps, blocks lie in panels, too, which `ldmatrix` reads without conflicts."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((100, 136), (72, 136)))
+    consts = {"BM": 64, "BN": 128, "BK": 64, "STAGES": 3}
+    code = kernels.matmul_t.lower(a, b, target=f"cuda:{arch}", **consts)
+    assert "TMA, 3 stages" in code.copies and "TMA store" in code.copies and "mma_m16n8k16" in code.products
+    if nvrtc.find() is not None:
+        assert code.report["spills"] == 0
+    with tile.target(f"emulate:cuda:{arch}"):
+        c = kernels.matmul_t(a, b, **consts)
+    np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64).T)
+    counters = tile.last_counters().values()
+    assert sum(x.wavefronts for x in counters) == sum(x.ideal_wavefronts for x in counters)
 
 
 @tile.kernel
