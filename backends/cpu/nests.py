@@ -195,13 +195,12 @@ class NestLowering(Reductions):
         return out[True] or (set() if stored else out[False])
 
     def _unit_dims(self, op: Op, dims: tuple[int | None, ...]) -> set[int]:
-        """The dimension along which a load or store touches neighbours, if there is one."""
-        t = op.operands[0].type
-        last = t.rank - 1
-        unit = isinstance(t, BufferType) or (isinstance(t, TensorType) and len(t.unit) > last and t.unit[last])
-        axes = list(op.attrs["axes"])
-        d = dims[axes.index(last)] if unit and last in axes else None
-        return {d} if d is not None and self.shape[d] > 1 else set()
+        """The dimensions along which a load or store touches neighbours."""
+        t, axes = op.operands[0].type, list(op.attrs["axes"])
+        assert isinstance(t, BufferType | TensorType)
+        unit = [t.rank - 1] if isinstance(t, BufferType) else [axis for axis, one in enumerate(t.unit) if one]
+        found = {dims[axes.index(axis)] for axis in unit if axis in axes}
+        return {d for d in found if d is not None and self.shape[d] > 1}
 
     def inside(self) -> list[Value]:
         """Conditions under which no access of the nest crosses an edge."""

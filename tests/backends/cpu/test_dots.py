@@ -95,6 +95,14 @@ def test_kernels() -> None:
     torch.testing.assert_close(ops.softmax(a), torch.softmax(a, -1), rtol=1e-5, atol=1e-6)
 
 
+def test_operands_of_the_other_order_are_transposed_in_registers() -> None:
+    if "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    a, b = torch.zeros(32, 24).bfloat16().T, torch.zeros(64, 32).bfloat16().T
+    code = matmul_kernel.lower(a, b, torch.zeros(24, 64), BM=24, BN=64, BK=32, ACC=tile.f32).assembly
+    assert "gather" not in code and "vpinsrw" not in code
+
+
 def test_avx2_code_has_no_wider_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     if "avx2" not in HOST.features:
         pytest.skip("needs a processor with AVX2")
