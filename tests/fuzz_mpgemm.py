@@ -26,7 +26,7 @@ ACTIVATIONS = (None, None, None, *QUANTISED, "f8e4m3", "f8e5m2", "f6e3m2", "f4e2
 EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942", "emulate:hip:gfx950")
 """GPUs: seconds for each case, so drawn seldom."""
 LONGEST = 30
-"""Seconds that such a case may take: none is begun later than that before the end."""
+"""Seconds that such a case may take, or twice what the longest took: none is begun later than that before the end."""
 HOSTS = "cpu", "reference"
 F8 = {target: ("f8e4m3", "f8e5m2") for target in ("emulate:cuda:sm_90a", "emulate:hip:gfx950")}
 """Types of which weights and activations are multiplied as they are."""
@@ -129,9 +129,9 @@ def verdict(error: np.ndarray, slack: np.ndarray) -> str:
 
 def main(seconds: float) -> int:
     """Random cases for about `seconds`; 1 if one of them failed."""
-    rng, end, done = random.Random(), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        case = draw(rng, 0.05 if end - time.monotonic() > LONGEST else 0.0)
+    rng, end, done, longest = random.Random(), time.monotonic() + seconds, 0, float(LONGEST)
+    while (now := time.monotonic()) < end:
+        case = draw(rng, 0.05 if end - now > longest else 0.0)
         try:
             found = check(case)
         except Exception as error:
@@ -140,6 +140,7 @@ def main(seconds: float) -> int:
             print(f"after {done} products: {found}\ncheck(Case(**{asdict(case)}))")
             return 1
         done += found is not None
+        longest = max(longest, 2 * (time.monotonic() - now))
     print(f"{done} random products, no difference")
     return 0
 
