@@ -89,7 +89,7 @@ class _Loop:
                         op.attrs["fallback"] = alone
                     self._by_barriers(copies, threads // target.warp, top, path)
                 else:
-                    self._by_producers(copies, threads // target.warp, top)
+                    self._by_producers(copies, threads // target.warp, top, path)
                 return
             for op in copies:
                 op.attrs["fallback"] = why
@@ -378,19 +378,29 @@ class _Loop:
             return why
         if way == "producer":
             return ""
+        if any(op.name == "for" for op in path):
+            return "another loop is around it"
         if not roles.worth(loop, shared, threads, target):
             return "a multiprocessor holds several blocks"
         return "" if roles.room(loop, copies, path, top, self.stages, target) else \
             "shared memory has no room for its blocks beside what comes before the loop"
 
-    def _by_producers(self, copies: Sequence[Op], warps: int, top: Region) -> None:
+    def _by_producers(self, copies: Sequence[Op], warps: int, top: Region, path: Sequence[Op]) -> None:
         """Both roles carry the position. A warp that has come to a block, and started its products, is past the one
         before: it arrives at the barrier of the block that it has come to. So who fills a block waits at that of the
-        next, for the arrivals of the round before."""
+        next, for the arrivals of the round before. Loops around carry the position on: blocks are filled for their
+        next iteration while warps are busy with the end of this one."""
         rings, total, barriers, start = self._rings(copies, warps, top)
         roles.begin(top, start, warps)
-        before, head = list[Op](), list[Op]()
-        zero = self._const(before, 0)
+        loops, before, head = [op for op in path if op.name == "for"], list[Op](), list[Op]()
+        begin = [self._const(before, 0)] * 2
+        for op in loops:
+            op.operands += begin
+            begin = list(self._position())
+            op.regions[0].args += begin
+        if loops:
+            at = top.ops.index(loops[0])
+            top.ops[at:at], before = before, []
         oldest, parity = self._position()
         following, turned = self._following(head, oldest, parity)
         count = self._const(head, self.stages)
@@ -409,7 +419,13 @@ class _Loop:
         last = body.pop()
         region = Region([*self.body.args, oldest, parity],
                         [*head, *body, Yield([*last.operands, following, turned], loc=last.loc)])
-        self._replace(before, For([*self.op.operands, zero, zero], {"stages": 1}, [region], self.op.loc), [])
+        new = For([*self.op.operands, *begin], {"stages": 1}, [region], self.op.loc)
+        self._replace(before, new, [])
+        after = new.results[-2:]
+        for op in reversed(loops):
+            op.regions[0].ops[-1].operands += after
+            after = [Value(v.type, v.name, op) for v in after]
+            op.results += after
 
     def _made(self, cls: type[Op], **attrs: object) -> Op:
         return cls([], attrs, loc=self.op.loc)

@@ -54,8 +54,8 @@ def hindrance(loop: Op, copies: Sequence[Op], path: Sequence[Op], top: Region, w
     if any(op.name == "cluster_barrier" for op in top.walk()):
         return "all warps of a cluster meet"
     around = [*path, loop]
-    if any(op.name in ("for", "while") for op in path):
-        return "another loop is around it"
+    if path and any(op.name != "for" for op in path) and any(op.name != "if" for op in path):
+        return "a branch in a loop, or a `while`, is around it"
     carried = {a: (op.operands[2 + i], op.regions[0].yields[i - 1]) for op in around if op.name == "for"
                for i, a in enumerate(op.regions[0].args) if i}
     indices = {op.regions[0].args[0] for op in around if op.name == "for"}

@@ -152,7 +152,7 @@ class Stores:
                 best, cost = Staging(write, place, found), here
         if best is None:
             return why
-        left = self.target.shared_bytes - self._held(op, region)
+        left = self.target.shared_bytes - self._held(op, region, loops)
         return best if best.bytes <= left else f"shared memory has {max(left, 0)} bytes left for its {best.bytes}"
 
     def _by_all(self, write: Write, axis: int, loops: int) -> int:
@@ -178,13 +178,16 @@ class Stores:
         return conversion_cost(layout, place, v.shape, size, self.target.warp, weight) + weight * (
             GLOBAL * elements * size + INSTRUCTION * instructions + WAVEFRONT * conflicts)
 
-    def _held(self, op: Op, region: Region) -> int:
+    def _held(self, op: Op, region: Region, loops: int) -> int:
         """Bytes of shared memory that other buffers take while this store's is in use: those of which it is not known
-        that nothing uses them from here to the end of the region."""
+        that nothing uses them from here to the end of the region, and in loops those that producers may have filled
+        for the next iteration."""
         at = region.ops.index(op)
         before = {inner for o in region.ops[:at] for inner in (o, *(i for r in o.regions for i in r.walk()))}
         allocs = [o for o in self.fn.walk() if o.name == "alloc"]
-        kept = sum(size_of(a) for a in allocs if not a.attrs["managed"] or
+        ahead = {o.operands[o.buffer] for once in self.fn.walk() if loops and once.name == "once"
+                 and once.attrs["producer"] for o in once.regions[0].ops if isinstance(o, ir.CopyBulk)}
+        kept = sum(size_of(a) for a in allocs if not a.attrs["managed"] or a.result in ahead or
                    any(user not in before for user in self.users.get(a.result, [])))
         after = [o for later in region.ops[at + 1:] for o in (later, *(i for r in later.regions for i in r.walk()))]
         moved = [v.tile.size * v.dtype.storage.itemsize for o in after for v in o.operands
