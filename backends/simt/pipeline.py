@@ -373,7 +373,7 @@ class _Loop:
         if way == "plain":
             return "its schedule is 'plain'"
         if why := roles.hindrance(loop, copies, path, top, threads // target.warp, self.beside):
-            if way == "producer":
+            if way == "producer" and self.beside:  # others have one way
                 raise refusal(loop, "blocks whose places all warps know, and products that run beside them", why)
             return why
         if way == "producer":

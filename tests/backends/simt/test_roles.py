@@ -160,7 +160,7 @@ def test_where_they_do_not_apply_the_report_says_why() -> None:
 
 def test_kernels_without_maps_have_no_roles() -> None:
     code, _ = ring()
-    assert code.roles and not code.without_maps.roles
+    assert code.roles and not code.without_windows.roles
 
 
 @pytest.mark.parametrize("groups", range(1, MOST + 1))
