@@ -44,12 +44,16 @@ def wavefronts(layout: RegisterLayout, place: SharedLayout, size: int, ports: Po
     table = layout.table()[:sum(map(len, banks.phases))]
     phases = [[lane for lane in phase if lane < len(table)] for phase in banks.phases]
     extra = layout.local_size // width - layout.local_size // widest
-    for i in range(0, layout.local_size, width):
-        address = place.offset(tuple(np.minimum(table[:, i, d], place.shape[d] - 1) for d in range(layout.rank)))
-        address = np.broadcast_to(address, (len(table),)) * size
-        for lanes in filter(None, phases):
-            unique = np.unique(address[lanes, None] // banks.width + np.arange(max(nbytes // banks.width, 1)))
-            extra += int(np.bincount(unique % banks.count).max()) - -(-len(unique) // banks.count)
+    address = place.offset(tuple(np.minimum(table[:, ::width, d], place.shape[d] - 1) for d in range(layout.rank)))
+    accesses = np.arange(layout.local_size // width)[:, None]
+    address = np.broadcast_to(address, (len(table), len(accesses))) * size
+    for lanes in filter(None, phases):
+        words = address[lanes].T[..., None] // banks.width + np.arange(max(nbytes // banks.width, 1))
+        words = np.sort(words.reshape(len(accesses), -1), 1)
+        once = np.diff(words, axis=1, prepend=-1) != 0  # the same word may be read by many lanes
+        found = (accesses * banks.count + words % banks.count)[once]
+        of_bank = np.bincount(found, minlength=len(accesses) * banks.count).reshape(-1, banks.count)
+        extra += int((of_bank.max(1) - -(-once.sum(1) // banks.count)).sum())
     return extra
 
 
