@@ -18,8 +18,9 @@ HERE = Path(__file__).resolve().parent
 INCLUDES = (HERE / "include", HERE.parent / "clike" / "include")  # in order: `tl.h` is the emulator's
 _COMMON = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wl,-Bsymbolic")
 RUNTIME_FLAGS = (*_COMMON, "-O3")
-# No contraction and wrapping integers: the arithmetic of a kernel is the one it spells out.
-KERNEL_FLAGS = (*_COMMON, "-O1", "-ffp-contract=off", "-fwrapv", "-w", *(f"-I{d}" for d in INCLUDES))
+# No contraction and wrapping integers: the arithmetic of a kernel is the one it spells out. Most kernels are compiled
+# for longer than they run, and what takes time in a run is the runtime.
+KERNEL_FLAGS = (*_COMMON, "-Og", "-ffp-contract=off", "-fwrapv", "-w", *(f"-I{d}" for d in INCLUDES))
 
 
 @lru_cache(maxsize=1)
