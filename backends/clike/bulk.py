@@ -3,36 +3,12 @@ else: part of the renderer."""
 from __future__ import annotations
 
 from tilelang.backends.clike.rendered import TensorMap, map_of
-from tilelang.ir.core import Function, Op, Region, Value
+from tilelang.backends.clike.writer import Writer
+from tilelang.ir.core import Op
 
 
-class Bulk:
-    """What a renderer says of these operations, by its own names and lines."""
-
-    fn: Function
-    maps: tuple[TensorMap, ...]
-    indent: str
-
-    def name(self, v: Value) -> str:
-        raise NotImplementedError
-
-    def scalar(self, v: Value) -> str:
-        raise NotImplementedError
-
-    def address(self, memory: Value, offset: Value) -> str:
-        raise NotImplementedError
-
-    def number(self, op: Op) -> str:
-        raise NotImplementedError
-
-    def line(self, text: str) -> None:
-        raise NotImplementedError
-
-    def define(self, v: Value, text: str) -> None:
-        raise NotImplementedError
-
-    def nested(self, region: Region) -> None:
-        raise NotImplementedError
+class Bulk(Writer):
+    """What a renderer says of these operations."""
 
     def map_name(self, tensor_map: TensorMap) -> str:
         return f"map{self.maps.index(tensor_map)}_{self.name(self.fn.params[tensor_map.index])}"

@@ -4,32 +4,12 @@ from __future__ import annotations
 import math
 
 from tilelang.backends.clike.expressions import memory_type
-from tilelang.backends.simt.target import SimtTarget
-from tilelang.ir.core import Op, Value
+from tilelang.backends.clike.writer import Writer
+from tilelang.ir.core import Op
 
 
-class Programs:
-    """What a renderer says of these operations, by its own names and lines."""
-
-    target: SimtTarget
-
-    def name(self, v: Value) -> str:
-        raise NotImplementedError
-
-    def fresh(self, base: str) -> str:
-        raise NotImplementedError
-
-    def scalar(self, v: Value) -> str:
-        raise NotImplementedError
-
-    def number(self, op: Op) -> str:
-        raise NotImplementedError
-
-    def line(self, text: str) -> None:
-        raise NotImplementedError
-
-    def define(self, v: Value, text: str) -> None:
-        raise NotImplementedError
+class Programs(Writer):
+    """What a renderer says of these operations."""
 
     def _grid(self, op: Op) -> None:
         """Programs of one extent run in order: nothing says that neighbours share anything. Those of a cluster have

@@ -11,7 +11,6 @@ from typing import Any
 
 from tilelang.backends.clike.bulk import Bulk
 from tilelang.backends.clike.expressions import (
-    RESERVED,
     c_string,
     c_type,
     literal,
@@ -20,12 +19,12 @@ from tilelang.backends.clike.expressions import (
     unary_or_infix,
     wrap,
 )
+from tilelang.backends.clike.matrix import Matrix
 from tilelang.backends.clike.programs import Programs
-from tilelang.backends.clike.rendered import Rendered, c_name, parameters, tensor_maps
-from tilelang.backends.simt.asynchronous import continuing
+from tilelang.backends.clike.rendered import Rendered, c_name, parameters
 from tilelang.backends.simt.facts import chunk
 from tilelang.backends.simt.target import SimtTarget
-from tilelang.errors import Loc, TargetError
+from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.cluster import cluster_of, uses
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
@@ -37,67 +36,7 @@ def render(fn: Function, title: str, shared_bytes: int, target: SimtTarget) -> R
     return _Renderer(fn, target).run(title, shared_bytes)
 
 
-class _Renderer(Bulk, Programs):
-    def __init__(self, fn: Function, target: SimtTarget) -> None:
-        self.fn, self.target = fn, target
-        self.lines: list[str] = []
-        self.indent = "  "
-        self.names: dict[Value, str] = {}
-        self.taken: set[str] = set()
-        self.ops: list[Op] = []
-        self.loc: Loc | None = None
-        self.continuing = continuing(fn)
-        self.maps = tensor_maps(fn)
-
-    # -- names --------------------------------------------------------------------------------------------------------
-    def name(self, v: Value) -> str:
-        if v not in self.names:
-            base = c_name(v.name or "")
-            self.names[v] = self.fresh(base if base and not base[0].isdigit() else f"x{len(self.names)}")
-        return self.names[v]
-
-    def fresh(self, base: str) -> str:
-        """A name that nothing has."""
-        name, n = base, 1
-        while name in self.taken or name in RESERVED:
-            name, n = f"{base}_{n}", n + 1
-        self.taken.add(name)
-        return name
-
-    def scalar(self, v: Value) -> str:
-        """A scalar as an expression: constants stand for themselves."""
-        op = v.owner
-        if op is not None and op.name == "const":
-            return literal(op.eval(Frame((), 1, print)), v.dtype)
-        return self.name(v)
-
-    def lane(self, v: Value, i: str) -> str:
-        """Lane i of a vector, or a scalar; a broadcast scalar is not stored."""
-        if not v.shape:
-            return self.scalar(v)
-        op = v.owner
-        if op is not None and op.name == "broadcast":
-            return self.lane(op.operands[0], "0")
-        return f"{self.name(v)}[{i}]"
-
-    def vector(self, v: Value) -> str:
-        """The name of a vector that must lie in registers."""
-        op = v.owner
-        if op is not None and op.name == "broadcast" and v not in self.names:
-            return f"tl::full<{c_type(v.dtype)}, {v.shape[0]}>({self.lane(v, '0')})"
-        return self.name(v)
-
-    def type(self, v: Value) -> str:
-        t = c_type(v.dtype)
-        return f"tl::vec<{t}, {v.shape[0]}>" if v.shape else t
-
-    def line(self, text: str) -> None:
-        self.lines.append(self.indent + text)
-
-    def number(self, op: Op) -> str:
-        self.ops.append(op)
-        return f"tl::op({len(self.ops) - 1})"
-
+class _Renderer(Bulk, Matrix, Programs):
     # -- the function -------------------------------------------------------------------------------------------------
     def run(self, title: str, shared_bytes: int) -> Rendered:
         threads = next(op.attrs["count"] for op in self.fn.body.ops if op.name == "thread_id")
@@ -154,14 +93,6 @@ class _Renderer(Bulk, Programs):
                 raise TargetError(f"`{op.name}` has no form in C text", loc=op.loc, needs="a lowered operation",
                                   got=op.name, try_="report this: a pass should have rewritten it")
 
-    def define(self, v: Value, text: str) -> None:
-        self.line(f"const {self.type(v)} {self.name(v)} = {text};")
-
-    def declare(self, v: Value) -> str:
-        name = self.name(v)
-        self.line(f"{self.type(v)} {name};")
-        return name
-
     def _elementwise(self, op: Op) -> None:
         if not op.result.shape:
             self.define(op.result, unary_or_infix(op, [self.scalar(v) for v in op.operands]))
@@ -172,9 +103,6 @@ class _Renderer(Bulk, Programs):
         name = self.declare(op.result)
         value = unary_or_infix(op, [self.lane(v, "i") for v in op.operands])
         self.each(op.result.shape[0], f"{name}[i] = {value};")
-
-    def each(self, n: int, body: str) -> None:
-        self.line(f"TL_UNROLL for (int i = 0; i < {n}; ++i) {body}")
 
     # -- values -------------------------------------------------------------------------------------------------------
     def _const(self, op: Op) -> None:
@@ -267,11 +195,6 @@ class _Renderer(Bulk, Programs):
         memory, start, extent = op.operands
         self.line(f"const auto {self.name(op.result)} = "
                   f"tl::window_of({self.name(memory)}, {self.scalar(start)}, {self.scalar(extent)});")
-
-    def address(self, memory: Value, offset: Value) -> str:
-        at = self.scalar(offset)
-        whole = isinstance(memory.type, TensorType) and memory.owner is None
-        return f"{self.name(memory)}, {at if whole else f'(int){at}'}"
 
     def _ld(self, op: Op) -> None:
         memory, offset, *mask = op.operands
@@ -393,63 +316,9 @@ class _Renderer(Bulk, Programs):
         else:
             self.line(swap)
 
-    def _ldmatrix(self, op: Op) -> None:
-        name, count = self.declare(op.result), op.attrs["count"]
-        trans = "true" if op.attrs["trans"] else "false"
-        self.line(f"tl::ldmatrix<{count}, {trans}>({name}, 0, {self.address(*op.operands)}, {self.number(op)});")
-
-    def _ld_transposed(self, op: Op) -> None:
-        self.define(op.result, f"tl::ld_transposed({self.address(*op.operands)}, {self.number(op)})")
-
-    def _stmatrix(self, op: Op) -> None:
-        buffer, offset, value = op.operands
-        trans = "true" if op.attrs["trans"] else "false"
-        self.line(f"tl::stmatrix<{op.attrs['count']}, {trans}>({self.address(buffer, offset)}, {self.vector(value)}, "
-                  f"0, {self.number(op)});")
-
-    def _operand(self, v: Value) -> str:
-        """The name of a vector that many products read; a broadcast, which is not stored, gets one here."""
-        if v.owner is None or v.owner.name != "broadcast":
-            return self.vector(v)
-        name = self.fresh("operand")
-        self.line(f"const {self.type(v)} {name} = {self.vector(v)};")
-        return name
-
-    def _mma(self, op: Op) -> None:
-        acc, a, b, *scales = self.vector(op.operands[0]), *map(self._operand, op.operands[1:])
-        self.line(f"{self.type(op.result)} {self.name(op.result)} = {acc};")
-        number, out = self.number(op), self.name(op.result)
-        for i, j, k, *at in op.attrs["steps"]:
-            by = "".join(f"{name}[{s}], " for name, s in zip(scales, at, strict=True))
-            self.line(f"tl::{op.attrs['row']}({out}, {i}, {a}, {j}, {b}, {k}, {by}{number});")
-
-    def _group_mma(self, op: Op) -> None:
-        acc, *memories = op.operands
-        if op in self.continuing:
-            self.names[op.result] = self.names[acc]  # registers under way cannot be copied
-        else:
-            self.line(f"{self.type(op.result)} {self.name(op.result)} = {self.vector(acc)};")
-        row = f"{op.attrs['row']}<{op.attrs['columns']}>"
-        number, out, args = self.number(op), self.name(op.result), []
-        for v, place in zip(memories, op.attrs["places"], strict=True):
-            args.append(self._operand(v) if place is None else self.fresh("operand"))
-            if place is not None:
-                walk = ", ".join(str(x).lower() for x in place)
-                self.line(f"const auto {args[-1]} = tl::operand<{walk}>({self.name(v)});")
-        for i, j, k in op.attrs["steps"]:
-            self.line(f"tl::{row}({out}, {i}, {args[0]}, {j}, {args[1]}, {k}, {number});")
-
     # -- control ------------------------------------------------------------------------------------------------------
     def _assert(self, op: Op) -> None:
         self.line(f"tl::check({self.scalar(op.operands[0])}, {self.number(op)});")
-
-    def nested(self, region: Region) -> None:
-        self.indent += "  "
-        self.region(region)
-
-    def close(self) -> None:
-        self.indent = self.indent[:-2]
-        self.line("}")
 
     def carry(self, args: Sequence[Value], inits: Sequence[Value]) -> None:
         for a, v in zip(args, inits, strict=True):
