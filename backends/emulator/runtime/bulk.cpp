@@ -180,8 +180,8 @@ static void check_bulk_done() {
       report("async-unwaited", b->copy_op, -1, "a copy of a block whose phase nobody waited for");
 }
 
-// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there; `other` what it does to the tensor, where
-// it has not done it already: what goes to several blocks is read once.
+// Both sides of a copy: `use` is BULK to shared memory, BULK_STORE from there; `other` what it does to the tensor,
+// where it has not done it already: what goes to several blocks is read once.
 static void check_box(const BulkCopy& c, Use use, Use other, bool done = false) {
   const TensorMap& m = c.map;
   const u32 bytes = u32(size_of_box(m)), pattern = m.swizzle ? u32(m.swizzle) * 8 : 128;
@@ -216,7 +216,8 @@ static void start_copy(BulkCopy& c, bool again) {
   check_box(c, BULK, LOAD, again);
   const u32 bytes = u32(size_of_box(m));
   for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
-    shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0, b.first + c.phase + 1};
+    shared_cells.cells[i].wrote = {blocks[current->block].epoch, 0, u8(MAX_WARPS + b.number), 0,
+                                   b.first + c.phase + 1};
   b.asked = c.phase + 1;
   b.copy_op = c.op;
   under_way.push_back(c);

@@ -256,7 +256,8 @@ extern "C" void emu_print(int op) {
   emu_switch(&current->stack, host);
 }
 
-// Whole warps have met, of the threads from one to before another: what they did so far comes before what they do next.
+// Whole warps have met, of the threads from one to before another: what they did so far comes before what they do
+// next.
 static void met(int first, int last) {
   bool alone = false;
   for (int i = first; i < last; i++) alone |= threads[i].alone;

@@ -38,8 +38,9 @@ EXPORT void emu_touched(const Buffer* b, u8* out) {
 EXPORT void emu_free(Buffer* b) { delete b; }
 
 // 0 when every block ran to its end, 1 when a mistake ended the launch.
-EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int cluster, int count, u32 shared_bytes, int policy,
-                      u64 seed, const Machine* machine, int overlaps, void (*print)(int, const void*, i64)) {
+EXPORT int emu_launch(void (*entry)(void**), void** args, i64 programs, int cluster, int count, u32 shared_bytes,
+                      int policy, u64 seed, const Machine* machine, int overlaps,
+                      void (*print)(int, const void*, i64)) {
   current = nullptr;
   early.clear();
   stores.clear();

@@ -326,8 +326,9 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
     const i64 byte = i * b.shadow.granule;
     const bool benign = atomic_pair(c.use, use);
     if (c.stores && !benign)
-      report("async-pending", op, c.store_op, "%s byte %lld of argument %d, to which a copy of a block may be under way",
-             writes ? "writes" : "reads", (long long)byte, b.index);
+      report("async-pending", op, c.store_op,
+             "%s byte %lld of argument %d, to which a copy of a block may be under way", writes ? "writes" : "reads",
+             (long long)byte, b.index);
     else if (reads && !c.initialised)
       report("uninitialised-global", op, -1, "reads byte %lld of argument %d, which holds no value", (long long)byte,
              b.index);

@@ -1,5 +1,5 @@
-// Copies of blocks to tensors (TMA): each reads shared memory at any time between its start and the wait for its group,
-// and writes the tensor at any time until a wait for that, or the end of the block.
+// Copies of blocks to tensors (TMA): each reads shared memory at any time between its start and the wait for its
+// group, and writes the tensor at any time until a wait for that, or the end of the block.
 #include "state.h"
 
 namespace emu {
@@ -65,8 +65,8 @@ static void finish_stores() {
 
 using namespace emu;
 
-extern "C" void emu_tensor_store(long long base, long long limit, long long offset, const TensorMap* map, const int* at,
-                                 void (*add)(void*, const void*), int op) {
+extern "C" void emu_tensor_store(long long base, long long limit, long long offset, const TensorMap* map,
+                                 const int* at, void (*add)(void*, const void*), int op) {
   pause(BULK_STORE, op);
   current->log.push_back({0, op, 0, BULK_STORE, 0});
   BulkStore s{{*map, {}, op, place_of_box(base, limit, offset, *map, op), 0, nullptr}, add, current->id,
