@@ -53,6 +53,16 @@ def product(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c:
     tile.store(c, (m * BM, 0), acc)
 
 
+@tile.kernel
+def behind(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"]):
+    tile.wait_previous()
+    m = tile.grid(tile.cdiv(a.shape[0], 64))
+    acc = tile.zeros((64, 64))
+    for k in tile.range(0, a.shape[1], 64, stages=2, schedule="producer"):
+        acc += tile.dot(tile.load(a, (m * 64, k), (64, 64)), tile.load(b, (k, 0), (64, 64)))
+    tile.store(c, (m * 64, 0), acc.to(tile.f16))
+
+
 class Case(NamedTuple):
     """A kernel and what compiles it."""
 
@@ -71,13 +81,14 @@ def cases() -> list[Case]:
     least, plain, small = traced(twice, a[0].astype(np.float32)), traced(best, a), traced(product, a, b)
     unaligned = product.lower(a, b).tile  # as if nothing were known of addresses
     mixed = traced(product, a, b, BM=256, BK=64, SCHEDULE="interleave")
+    early = traced(behind, a, b)
     host = CpuTarget("cpu", "", "", "", "", 64, 32, frozenset(), 32 << 20)  # AVX-512
     on_gpu = simt.PLACED_PASSES, simt.THREAD_PASSES
     return [*(Case(fn, host, cpu.PLACED_PASSES, cpu.THREAD_PASSES) for fn in (least, plain)),
             *(Case(fn, cuda("cuda:sm_80"), *on_gpu) for fn in (least, plain, small, unaligned)),
             *(Case(fn, machine, *on_gpu) for fn, machine in
-              ((small, cuda("cuda:sm_90a")), (small, hip("hip:gfx942")), (small, hip("hip:gfx950")),
-               (mixed, hip("hip:gfx950"))))]
+              ((small, cuda("cuda:sm_90a")), (early, cuda("cuda:sm_90a")), (small, hip("hip:gfx942")),
+               (small, hip("hip:gfx950")), (mixed, hip("hip:gfx950"))))]
 
 
 class Named:

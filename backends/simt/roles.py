@@ -5,7 +5,7 @@ ensures: what stands behind `roles` becomes its two regions. The producers' has 
 them, each where it stands among loops and branches, and what their places are computed from, for one thread; the other
 has all but those. Barriers behind `roles` are the consumers' alone
 example: `roles; for … { if elected { mbarrier_wait; tensor_load }; mbarrier_wait; group_mma; mbarrier_arrive }`
-becomes `roles () { if elected { for … { mbarrier_wait; tensor_load } } } () { for … { mbarrier_wait; group_mma;
+turns into `roles () { if elected { for … { mbarrier_wait; tensor_load } } } () { for … { mbarrier_wait; group_mma;
 mbarrier_arrive } }`
 
 Both run the same loops by themselves, so what a copy's place depends on must be known to both: sizes, the program's

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 
+from tilelang.ir.cluster import uses
 from tilelang.ir.core import Function
 from tilelang.ir.parser import parse
+
+
+def everywhere() -> list[str]:
+    """The examples of level TILE that every target compiles: those without clusters of programs."""
+    return [key for key in EXAMPLES if example(key).level == "tile" and not uses(example(key))]
 
 
 def example(key: str) -> Function:

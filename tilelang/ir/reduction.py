@@ -295,8 +295,8 @@ class DotScaled(Op):
     operands (a [*B, M, K], b [*B, K, N], a_scale [*B, M, K / r], b_scale [*B, K / r, N], [acc]) -> f32 [*B, M, N].
 
     Numbers and scales have at most 8 bits and their products are exact; where |a * a_scale| lies below the smallest
-    normal number of bf16 or above its largest, targets without an instruction for it round as bf16 does. Source: OCP
-    microscaling formats (MX) 1.0, section 6. At PLACED `instruction` names the row of the target's table.
+    normal number of bf16 or above its largest, targets without an instruction for it do as a `dot` of bf16. Source:
+    OCP microscaling formats (MX) 1.0, section 6. At PLACED `instruction` names the row of the target's table.
     """
     name, attributes = "dot_scaled", {"instruction": ""}
 

@@ -21,7 +21,7 @@ from tilelang.errors import AssertFailed, CheckError
 from tilelang.ir import codec, interpreter
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Dim, Function, Op, TensorType, TileType
-from tilelang.ir.dtypes import DType
+from tilelang.ir.dtypes import DType, dtype
 
 _SAMPLES = 6
 _SLACK = 4
@@ -170,7 +170,7 @@ def _error_of(op: Op, fraction: Fraction | None = None) -> Callable[..., Any] | 
     if op.name == "dot":
         sum_ulp, least = 2.0 ** -fraction(op) if fraction else sum_ulp, op.least  # type: ignore[attr-defined]
         return lambda out, a, b, *acc: sum_ulp * a.shape[-1] * (np.abs(a) @ np.abs(b) + sum(map(np.abs, acc))) + \
-            least * (np.abs(a).sum(-1)[..., None] + np.abs(b).sum(-2)[..., None, :] + a.shape[-1] + 1)
+            _lost(least, np.abs(a), np.abs(b))
     if op.name == "dot_scaled":
         return _error_of_scaled
     if op.name in ("reduce", "scan") and op.attrs["kind"] in ("sum", "prod"):
@@ -182,10 +182,15 @@ def _error_of(op: Op, fraction: Fraction | None = None) -> Callable[..., Any] | 
 
 
 def _error_of_scaled(out: Any, a: Any, b: Any, a_scale: Any, b_scale: Any, *acc: Any) -> Any:
-    """As that of `dot`."""
+    """As that of a `dot` of bf16, which it may be."""
     run = a.shape[-1] // a_scale.shape[-1]
-    products = np.abs(a * np.repeat(a_scale, run, -1)) @ np.abs(b * np.repeat(b_scale, run, -2))
-    return 2.0 ** -23 * a.shape[-1] * (products + sum(map(np.abs, acc)))
+    a, b = np.abs(a * np.repeat(a_scale, run, -1)), np.abs(b * np.repeat(b_scale, run, -2))
+    return 2.0 ** -23 * a.shape[-1] * (a @ b + sum(map(np.abs, acc))) + _lost(dtype("bf16").smallest_normal, a, b)
+
+
+def _lost(least: float, a: Any, b: Any) -> Any:
+    """How far a product of |a| [..., M, K] and |b| [..., K, N] may be off where numbers below `least` may be zeros."""
+    return least * (a.sum(-1)[..., None] + b.sum(-2)[..., None, :] + a.shape[-1] + 1)
 
 
 def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, frame: Any, *args: Any) -> Any:

@@ -6,14 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.backends.simt.emulated import emulated
-from tests.ir.op_examples import EXAMPLES, example
+from tests.ir.op_examples import everywhere, example
 from tests.strategies import functions
 from tilelang.ir.core import Function
 from tilelang.ir.parser import parse
 from tilelang.passes.meaning import difference
 
 TARGETS = ("cuda:sm_80", "hip:gfx942")
-TILE = [key for key in EXAMPLES if example(key).level == "tile"]
 FOUND = {
     "a layout of the result of a reduction was tried for its operand": """\
 func @fuzzed(%x: tensor<in u32, M, N:1>, %y: tensor<out u32, M, N>, %z: tensor<out i32, N>) tile {
@@ -115,7 +114,7 @@ func @fuzzed(%x: tensor<in s8, M, N:1>, %y: tensor<out s8, K, L:1>, %z: tensor<o
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("key", TILE)
+@pytest.mark.parametrize("key", everywhere())
 def test_emulated_text_means_what_the_interpreter_says(key: str, target: str) -> None:
     fn = example(key)
     assert difference(fn, emulated(fn, target), np.random.default_rng(1), trials=2 if "cuda" in target else 1) == ""

@@ -10,7 +10,7 @@ import pytest
 import tilelang as tile
 from tests.backends.emulator.ptx.tiers import needs_nvrtc, ptx
 from tests.backends.simt.emulated import emulated
-from tests.ir.op_examples import EXAMPLES, example
+from tests.ir.op_examples import everywhere, example
 from tilelang import targets
 from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.emulator.execute import arguments
@@ -105,7 +105,7 @@ def test_product_with_quantised_weights(target: str) -> None:
     assert ("tl::wgmma" in targets.lowered(fn, target).rendered.text) == (target == "cuda:sm_90a")
 
 
-@pytest.mark.parametrize("key", [k for k in EXAMPLES if example(k).level == "tile"])
+@pytest.mark.parametrize("key", everywhere())
 def test_operation(key: str) -> None:
     """Every operation that the CUDA pipeline takes."""
     fn = example(key)
