@@ -213,5 +213,6 @@ import tilelang as tile
 
 {inspect.getsource(twice.__wrapped__)}
 {inspect.getsource(best.__wrapped__)}
-{inspect.getsource(product.__wrapped__)}```
+{inspect.getsource(product.__wrapped__)}
+{inspect.getsource(behind.__wrapped__)}```
 '''
