@@ -106,7 +106,7 @@ class _Lowering:
         self.b.effect(Print, *memories, **op.attrs)
 
     def _lower_barrier(self, op: Op) -> None:
-        """One worker runs a whole program, and one call at a time: nothing to wait for. The same holds for others."""
+        """One worker runs a whole program, and one call at a time: nothing waits for threads, copies or launches."""
 
     _lower_commit = _lower_wait = _lower_wait_previous = _lower_start_next = _lower_barrier
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.backends.emulator.texts import Case, F, output, values
+from tests.backends.emulator.texts import F, Template, output, values
 from tilelang.backends.emulator.run import TensorMap
 
 PARAMS = F + ", TL_TENSOR_MAP m"
@@ -45,10 +45,7 @@ def arguments() -> list[Any]:
     return [values(64 * 32), output(512), TensorMap(0, (32, 64), (4, 128), (32, 8), 128)]
 
 
-def wrong(name: str, part: str, mistake: str, finds: tuple[str, int, int], *also: str, always: bool = True) -> Case:
-    """The ring with `mistake` in the place of one of its parts."""
-    return Case(name, RING.format(**{**PARTS, part: "$"}), mistake, PARTS[part], finds, PARAMS, shared=8192,
-                args=arguments(), also=also, always=always)
+wrong = Template(RING, PARTS, arguments, PARAMS, shared=8192).wrong
 
 
 FOLLOW = ("async-pending", "async-unwaited", "race-war", "deadlock", "mbarrier", "uninitialised-shared")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.backends.emulator.texts import Case, F, output, values
+from tests.backends.emulator.texts import F, Template, output, values
 from tilelang.backends.emulator.run import TensorMap
 
 HEAD = "#define TL_CLUSTER 2\n#define TL_BULK"
@@ -51,10 +51,7 @@ def arguments() -> list[Any]:
     return [values(64 * 32), output(1024), TensorMap(0, (32, 64), (4, 128), (32, 4), 0)]
 
 
-def wrong(name: str, part: str, mistake: str, finds: tuple[str, int, int], *also: str, always: bool = True) -> Case:
-    """The ring with `mistake` in the place of one of its parts."""
-    return Case(name, RING.format(**{**PARTS, part: "$"}), mistake, PARTS[part], finds, PARAMS, programs=2,
-                shared=4096, args=arguments(), also=also, head=HEAD, always=always)
+wrong = Template(RING, PARTS, arguments, PARAMS, shared=4096, programs=2, head=HEAD).wrong
 
 
 FOLLOW = ("async-pending", "async-unwaited", "race-war", "deadlock", "mbarrier", "uninitialised-shared", "transaction",

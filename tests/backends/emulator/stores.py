@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.backends.emulator.texts import Case, F, output, values
+from tests.backends.emulator.texts import F, Template, output, values
 from tilelang.backends.emulator.run import TensorMap
 
 PARAMS = F + ", TL_TENSOR_MAP m"
@@ -40,12 +40,7 @@ def arguments() -> list[Any]:
     return [values(256), output(256), TensorMap(1, (32, 8), (4, 128), (32, 2), 0)]
 
 
-def wrong(name: str, part: str, mistake: str, finds: tuple[str, int, int], *also: str, always: bool = True,
-          right: str | None = None) -> Case:
-    """The copies with `mistake` in the place of one of their parts, or of what is `right` there."""
-    right = PARTS[part] if right is None else right
-    return Case(name, COPIES.format(**{**PARTS, part: "$"}), mistake, right, finds, PARAMS, shared=1024,
-                args=arguments(), also=also, always=always)
+wrong = Template(COPIES, PARTS, arguments, PARAMS, shared=1024).wrong
 
 
 LOAD = "if (t == 0) {{ {} tl::check(tl::ld<1>(o, 0, tl::op(10))[0] == 0, tl::op(11)); }}"

@@ -1,7 +1,7 @@
 """Small kernels for the emulator, and how to run them under every policy."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +70,23 @@ class Case:
     shared: int = 1024
     head: str = ""
     always: bool = True  # whether every run finds it; else one of them does
+
+
+@dataclass
+class Template:
+    """A correct kernel of named parts: its cases have a mistake in the place of one."""
+
+    body: str
+    parts: dict[str, str]
+    arguments: Callable[[], list[Any]]
+    params: str
+    shared: int
+    programs: int = 1
+    head: str = ""
+
+    def wrong(self, name: str, part: str, mistake: str, finds: tuple[str, int, int], *also: str, always: bool = True,
+              right: str | None = None) -> Case:
+        """The kernel with `mistake` in the place of a part, or of what is `right` there."""
+        return Case(name, self.body.format(**{**self.parts, part: "$"}), mistake,
+                    self.parts[part] if right is None else right, finds, self.params, programs=self.programs,
+                    args=self.arguments(), also=also, shared=self.shared, head=self.head, always=always)

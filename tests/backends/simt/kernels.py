@@ -24,6 +24,17 @@ def matmul(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile
 
 
 @tile.kernel
+def rows_of_products(a: tile.Tensor[tile.f16, "B M K"], b: tile.Tensor[tile.f16, "B K N"],
+                     c: tile.Out[tile.U, "B M N"], BM: tile.Const = 64, BK: tile.Const = 64):
+    """c = a @ b, matrix after matrix by one program: its ring and buffers are used again and again."""
+    for i in tile.range(a.shape[0]):
+        acc = tile.zeros((BM, BM), tile.f32)
+        for k in tile.range(0, a.shape[2], BK, stages=3):
+            acc += tile.dot(tile.load(a, (i, 0, k), (None, BM, BK)), tile.load(b, (i, k, 0), (None, BK, BM)))
+        tile.store(c, (i, 0, 0), acc.to(c.dtype), (None, BM, BM))
+
+
+@tile.kernel
 def matmul_t(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "N K"], c: tile.Out[tile.T, "M N"],
              BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1):
     """c = a @ b.T"""
