@@ -21,7 +21,7 @@ def _barrier(m: Machine, address: int) -> MBarrier:
 def _ended(m: Machine, b: MBarrier) -> None:
     if not b.missing and not b.bytes:
         b.phase, b.missing = b.phase + 1, b.arrivals
-        m.bulk.again.update(m.parked.keys() & m.bulk.waits)
+        m.look_again()
 
 
 def _mbarrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
@@ -71,7 +71,7 @@ def _try_wait(c: Builder, i: Instruction, at: int) -> Step:
         if not waiting.any():
             put(m, through)
             return None
-        m.bulk.waits.add(at)
+        m.waits.add(at)
         m.parked[at] = m.parked[at] | waiting if at in m.parked else waiting
         if not through.any():
             return []

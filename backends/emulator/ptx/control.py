@@ -14,9 +14,12 @@ from tilelang.backends.emulator.ptx.forms import WINDOWS, Mnemonic
 from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
 from tilelang.backends.emulator.ptx.memory import located
 from tilelang.backends.emulator.ptx.numbers import Array
-from tilelang.backends.emulator.ptx.parse import Instruction, Operand, PtxError, Vector
+from tilelang.backends.emulator.ptx.parse import Constant, Instruction, Operand, PtxError, Vector
+from tilelang.ir.roles import GROUP, LEAST, UNIT
 
 Body = Callable[[Machine], None]
+BARRIERS = 16
+"""Of a block."""
 
 
 def _branch(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
@@ -46,18 +49,58 @@ def _exit(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
 
 def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
-    """`bar.sync 0` waits for every thread of the block: one that has exited never comes."""
+    """`bar.sync n` waits for every thread of the block, one that has exited never comes; `bar.sync n, count` for so
+    many threads, whole warps."""
     if "warp" in m.mods:
         return _collective(c, at, c.read(i.operands[0], "u32"), lambda m: None)
-    if set(m.mods) != {"sync"} or len(i.operands) != 1 or c.source(i.operands[0], 4) != c.constant(0, 4):
+    if set(m.mods) != {"sync"} or not 1 <= len(i.operands) <= 2 or \
+            not all(isinstance(o, Constant) for o in i.operands):
         raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+    number, *some = (o.bits for o in i.operands if isinstance(o, Constant))
+    if number >= BARRIERS or any(not n or n % LANES for n in some):
+        raise PtxError("a barrier that the hardware does not have", got=f"`{i.text}`",
+                       needs=f"a number below {BARRIERS}, and whole warps of {LANES} threads")
 
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
-        if (here == m.exists).all():
+        lanes, members = here.reshape(-1, LANES), m.exists.reshape(-1, LANES)
+        warps, expected = lanes.any(1), some[0] if some else m.width
+        if warps.sum() * LANES > expected:
+            raise PtxError(f"{warps.sum() * LANES} threads come to a barrier of {expected}")
+        if warps.sum() * LANES == expected and (lanes == members)[warps].all():
             return None if here is m.active else [(at + 1, here)]
         m.parked[at] = here
         return []
+    return step
+
+
+def _registers(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """`setmaxnreg`: four warps together; who takes more waits until others of the block have given them back."""
+    take, (count,) = "inc" in m.mods, i.operands
+    if set(m.mods) != {"inc" if take else "dec", "sync", "aligned"} or not isinstance(count, Constant) or \
+            count.bits % UNIT or not LEAST <= count.bits <= 256:
+        raise PtxError(f"`{i.text}` asks for a number of registers that no thread can have",
+                       needs=f"a multiple of {UNIT} from {LEAST} to 256")
+    each, unit = count.bits, LANES * GROUP
+
+    def step(m: Machine) -> list[tuple[int, Array]] | None:
+        here = m.active | m.parked.pop(at) if at in m.parked else m.active
+        if m.width % unit:
+            raise PtxError(f"a block of {m.width} threads has no whole groups of {unit}")
+        ready = np.zeros_like(here)
+        for g in np.flatnonzero(here.reshape(-1, unit).all(1)):
+            have = int(m.granted[g])
+            if (each < have) if take else (each > have):
+                raise PtxError(f"threads of {have} registers {'take' if take else 'drop to'} {each}")
+            if each - have <= m.free:
+                m.free -= each - have
+                m.granted[g], ready[g * unit:(g + 1) * unit] = each, True
+        if (here & ~ready).any():
+            m.parked[at] = here & ~ready
+        if not take:
+            m.look_again()
+        m.waits.add(at)
+        return [(at + 1, ready)] if ready.any() else []
     return step
 
 
@@ -276,5 +319,5 @@ def _nothing(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 RULES: dict[str, Rule] = {
     "bra": _branch, "ret": _exit, "exit": _exit, "bar": _barrier, "barrier": _barrier, "shfl": _shuffle,
     "ldmatrix": _rows, "stmatrix": _rows, "mma": _mma, "wgmma": _wgmma, "__assertfail": _assertion, "vprintf": _print,
-    "membar": _nothing, "fence": _nothing, "elect": _elect, "griddepcontrol": _nothing,
+    "membar": _nothing, "fence": _nothing, "elect": _elect, "griddepcontrol": _nothing, "setmaxnreg": _registers,
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from tilelang.backends.emulator.ptx.numbers import UNSIGNED, Array
 from tilelang.backends.emulator.ptx.parse import PtxError
+from tilelang.ir.roles import GROUP, REGISTERS, UNIT
 
 LANES = 32
 LIMIT = 20_000_000
@@ -112,15 +113,12 @@ class BulkStore:
 @dataclass
 class Bulk:
     """Barriers in shared memory by address, tensor maps by the address of their parameter, copies to tensors that
-    nobody has waited for and how many groups of them each thread has closed, the instructions that wait for a barrier,
-    and those of them at which parked threads are to look again."""
+    nobody has waited for and how many groups of them each thread has closed."""
 
     barriers: dict[int, MBarrier] = field(default_factory=dict)
     maps: dict[int, TensorMap] = field(default_factory=dict)
     stores: list[BulkStore] = field(default_factory=list)
     groups: dict[int, int] = field(default_factory=dict)
-    waits: set[int] = field(default_factory=set)
-    again: set[int] = field(default_factory=set)
 
 
 Step = Callable[["Machine"], "list[tuple[int, Array]] | None"]
@@ -139,7 +137,16 @@ class Machine:
         self.copies: list[tuple[Array, Array, Array, Array]] = []  # async: threads, groups, places, words
         self.group = np.zeros(self.width, np.int64)  # that an async copy of the thread belongs to
         self.bulk = Bulk()
+        each = min(REGISTERS // self.width // UNIT * UNIT, 256)
+        self.granted = np.full(-(-self.width // (LANES * GROUP)), each)  # registers of a thread of each group of warps
+        self.free = 0  # of those that the block began with
+        self.waits: set[int] = set()  # instructions where threads wait for a barrier in shared memory, or registers
+        self.again: set[int] = set()  # those of them at which parked threads are to look again
         self.activate(self.live)
+
+    def look_again(self) -> None:
+        """Something came that threads may wait for."""
+        self.again.update(self.parked.keys() & self.waits)
 
     def activate(self, active: Array) -> None:
         self.active = active
@@ -174,10 +181,10 @@ class Machine:
                 except PtxError as e:
                     e.why = e.why or f"in `{text(pc)}`"
                     raise
-                for at in self.bulk.again:
+                for at in self.again:
                     ready[at] = ready[at] | self.parked.pop(at) if at in ready else self.parked.pop(at)
                     stop = min(stop, at)
-                self.bulk.again.clear()
+                self.again.clear()
                 pc += 1
                 if out is None:
                     continue

@@ -9,6 +9,7 @@ import pytest
 
 import tilelang as tile
 from tests.backends.emulator.ptx.tiers import needs_nvrtc, ptx
+from tests.backends.simt import kernels
 from tests.backends.simt.emulated import emulated
 from tests.ir.op_examples import everywhere, example
 from tilelang import targets
@@ -64,6 +65,10 @@ CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with ins
         "v": draw(1, 1, 24, 16, dtype=np.float16), "o": zeros(1, 2, 20, 16, dtype=np.float16), "scale": 0.25,
         "RIGHT": 0, "BM": 16, "BN": 16, "BD": 16, "BE": 16, "ROUND": True},
         ("ex2.approx", "mma.sync", "ldmatrix", "cp.async")),
+    "attention with warps that only copy": (kernels.attention, {
+        "q": draw(128, 64, dtype=np.float16), "k": draw(72, 64, dtype=np.float16), "v": draw(72, 64, dtype=np.float16),
+        "o": zeros(128, 64), "BM": 128, "BN": 64, "BD": 64, "STAGES": 2, "SCHEDULE": "producer"},
+        ("setmaxnreg.dec", "setmaxnreg.inc", "bar.sync 1, 256", "wgmma.mma_async", "mbarrier.try_wait")),
 }
 
 
@@ -71,6 +76,7 @@ CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with ins
 def test_kernel(name: str) -> None:
     """Both tiers, within what rounding can do."""
     kernel, given, instructions = CASES[name]
+    arch = "sm_90a" if "SCHEDULE" in given else "sm_80"
     bound = Bound(kernel, (), given)
     fn = bound.kernel.trace(bound.types(aligned=True), bound.consts)
     values = [bound.tensors[p.name].storage() if p.kind == "tensor" else bound.scalar(p)
@@ -78,13 +84,13 @@ def test_kernel(name: str) -> None:
     samples = noise(fn, values, np.random.default_rng(3))
     want, here, there = ([np.copy(v) for v in values] for _ in range(3))
     interpreter.run(fn, want)
-    emulated(fn, runs=execute)(here)
-    emulated(fn)(there)
+    emulated(fn, f"cuda:{arch}", lambda *of: execute(*of, arch=f"compute_{arch[3:]}"))(here)
+    emulated(fn, f"cuda:{arch}")(there)
     for i, p in enumerate(fn.params):
         if isinstance(p.type, TensorType):
             for got in (here, there):
                 assert explained(want[i], got[i], [s[i] for s in samples], p.type.dtype).all()
-    text = ptx(targets.lowered(fn, "cuda:sm_80").rendered.text)
+    text = ptx(targets.lowered(fn, f"cuda:{arch}").rendered.text, f"compute_{arch[3:]}")
     assert all(i in text for i in instructions)
 
 

@@ -109,7 +109,57 @@ def test_a_part_of_a_warp() -> None:
     np.testing.assert_array_equal(got, [1, 2, 3, 4, 0xA5A5A5A5])
 
 
+def test_barriers_of_some_warps() -> None:
+    """Two warps of four meet, one after the other of two barriers, while the others exit."""
+    got = launch("""
+  setp.ge.u32 %p0, %t, 64;
+  @%p0 bra done;
+  mov.u32 %r0, smem;
+  shl.b32 %r1, %t, 2;
+  add.s32 %r1, %r0, %r1;
+  st.shared.u32 [%r1], %t;
+  bar.sync 1, 64;
+  xor.b32 %r2, %t, 33;
+  shl.b32 %r2, %r2, 2;
+  add.s32 %r2, %r0, %r2;
+  ld.shared.u32 %r3, [%r2];
+  st.global.u32 [%o], %r3;
+  bar.sync 1, 64;
+done:
+  ret;""", threads=128, size=128)
+    np.testing.assert_array_equal(got[:64], T ^ 33)
+
+
+REGISTERS = """
+  setp.ge.u32 %p0, %t, 128;
+  @%p0 bra others;
+  setmaxnreg.inc.sync.aligned.u32 {};
+  st.global.u32 [%o], 1;
+  ret;
+others:
+  setmaxnreg.dec.sync.aligned.u32 {};
+  st.global.u32 [%o], 2;
+  ret;"""
+
+
+def test_registers_change_hands() -> None:
+    """256 threads begin with 256 registers each, 512 with 128."""
+    got = launch(REGISTERS.format(128, 128), threads=512, size=512)
+    np.testing.assert_array_equal(got, np.where(np.arange(512) < 128, 1, 2))
+    for more, least in ((248, 88), (168, 112)):  # 3 (128 - 88) = 248 - 128
+        launch(REGISTERS.format(more, least), threads=512, size=512)
+    with pytest.raises(PtxError, match="128 threads wait for others that never come"):
+        launch(REGISTERS.format(256, 88), threads=512, size=512)
+
+
 @pytest.mark.parametrize(("body", "message"), [
+    ("setp.lt.u32 %p0, %t, 32; @%p0 ret; bar.sync 1, 64; ret;", "32 threads wait for others"),
+    ("bar.sync 1, 32; ret;", "64 threads come to a barrier of 32"),
+    ("bar.sync 1, 48; ret;", "whole warps of 32"),
+    ("bar.sync 16, 64; ret;", "a number below 16"),
+    ("bar.sync %t, 64; ret;", "is not covered"),
+    ("setmaxnreg.dec.sync.aligned.u32 20; ret;", "a multiple of 8 from 24 to 256"),
+    ("setmaxnreg.dec.sync.aligned.u32 24; ret;", "no whole groups of 128"),
     ("vote.sync.any.pred %p0, %p1, -1;", "`vote.sync.any.pred` is not covered"),
     ("add.rn.relu.f32 %r0, %r1, %r2;", "`.relu` is not covered"),
     ("mma.sync.aligned.m16n8k8.row.row.f32.f16.f16.f32 {%r0}, {%r1}, {%r2}, {%r3};", "is not covered"),
@@ -128,6 +178,14 @@ def test_mistakes_are_named(body: str, message: str) -> None:
     with pytest.raises(PtxError) as error:
         launch(body)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("more", "least", "message"), [
+    (120, 24, "128 registers take 120"), (128, 136, "128 registers drop to 136"),
+])
+def test_registers_change_the_other_way(more: int, least: int, message: str) -> None:
+    with pytest.raises(PtxError, match=message):
+        launch(REGISTERS.format(more, least), threads=512, size=512)
 
 
 def test_arguments_must_fit() -> None:
