@@ -1,5 +1,6 @@
-"""A fuzz campaign: `python -m tests.fuzz SECONDS`. Stops at the first difference between the interpreter, machine code
-and emulated GPU text under all checks, shrinks it, and writes a runnable reproducer."""
+"""A fuzz campaign: `python -m tests.fuzz [SECONDS [part of a target]]`. Stops at the first difference between the
+interpreter, machine code and emulated GPU text under all checks, shrinks it, and writes a runnable reproducer. With a
+target, such as `hip`, text is for those GPUs alone that have it in their names."""
 from __future__ import annotations
 
 import sys
@@ -43,8 +44,13 @@ def check(fn: Function, target: str = "cpu") -> str:
     return difference(fn, code, np.random.default_rng(0), trials=4 if target == "cpu" else 2)
 
 
-def main(seconds: float) -> int:
-    """Runs random functions for about `seconds`; 1 if one of them failed."""
+def main(seconds: float, pattern: str = "") -> int:
+    """Runs random functions for about `seconds`, on the CPU and on targets whose names contain `pattern`; 1 if one of
+    them failed, 2 if there is no such target."""
+    targets = [target for target in EMULATED if pattern in target]
+    if not targets:
+        print(f"no target has {pattern!r} in its name: {', '.join(EMULATED)}", file=sys.stderr)
+        return 2
     end, count, last = time.monotonic() + seconds, 0, ("", "", "")
 
     @settings(max_examples=50, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
@@ -53,7 +59,7 @@ def main(seconds: float) -> int:
     def batch(fn: Function) -> None:
         nonlocal count, last
         count += 1
-        for target in ("cpu", EMULATED[len(str(fn)) % len(EMULATED)]):
+        for target in ("cpu", targets[len(str(fn)) % len(targets)]):
             try:
                 found = check(fn, target)
             except Exception as error:
@@ -76,4 +82,4 @@ def main(seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60))
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60, *sys.argv[2:3]))

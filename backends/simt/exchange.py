@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from operator import itemgetter
+from sys import maxsize
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: t
             ports: Ports, column: bool = False, whole: bool = True) -> SharedLayout:
     """A row-major (column-major) layout of a staging buffer that is written and read with the fewest bank conflicts.
     Swizzles move whole vectors, or two at once, once or twice; where that leaves some, one more bit is changed; and
-    where vectors need not stay `whole`, their halves are exchanged by one bit."""
+    where vectors need not stay `whole`, their halves are exchanged by one bit or, like vectors, by one more."""
     users = [(stored, True), *((f, False) for f in loaded)]
     plain = shared(shape, strides=(1, shape[0])) if column else shared(shape)
     base = max(vector_width(u, plain, size)[1] for u, _ in users).bit_length() - 1
@@ -84,9 +85,11 @@ def staging(shape: tuple[int, ...], size: int, stored: RegisterLayout, loaded: t
     best = costed(plain)
     for starts, longest in ([base, base + 1], 5), ([base], 5), (range(base, top), 1):
         best = better(best, starts, longest, best[0].swizzle)
-    if not whole and base:
+    if not whole and base and best[1]:
+        halved = plain, maxsize  # the best of these may need one more bit to be better than whole vectors
         for shift in range(1, top - base + 1):
-            best = better(best, [base], 5, Swizzle(1, base - 1, shift))
+            halved = better(halved, [base], 5, Swizzle(1, base - 1, shift))
+        best = min(best, better(halved, range(base - 1, top), 1, halved[0].swizzle), key=itemgetter(1))
     return best[0]
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from tilelang import targets
 from tilelang.backends.emulator.execute import execute
-from tilelang.backends.hip.target import PORTS_CDNA4
+from tilelang.backends.hip.target import PORTS, PORTS_CDNA4
 from tilelang.backends.simt.exchange import staging, wavefronts
 from tilelang.backends.simt.transposed import reader
 from tilelang.ir.parser import parse
-from tilelang.layouts import RegisterLayout, blocked, column_local, column_spatial, local, replicated, spatial
+from tilelang.layouts import Ports, RegisterLayout, blocked, column_local, column_spatial, local, replicated, spatial
 
 TEXT = """\
 func @turn(%x: tensor<in f32, {m}, 8:1>, %y: tensor<out f32, {m}, 8:1>) placed {{
@@ -52,13 +52,15 @@ def test_a_block_read_by_rows_and_transposed_has_no_conflicts() -> None:
     assert not any(wavefronts(f, place, 2, PORTS_CDNA4, f is written) for f in (written, rows, columns))
 
 
-def test_halves_of_vectors_are_exchanged_where_whole_ones_would_meet() -> None:
+@pytest.mark.parametrize("ports, shape", [(PORTS_CDNA4, (32, 128)), (PORTS_CDNA4, (64, 64)), (PORTS, (32, 128))])
+def test_halves_of_vectors_are_exchanged_where_whole_ones_would_meet(ports: Ports, shape: tuple[int, int]) -> None:
     """Sums of 32 x 32 lie as 8 bytes of 32 rows in a wave; what is stored is read by 16 bytes of a row."""
-    sums = local(1, 16) * column_spatial(32, 2) * local(1, 4)
-    stored = blocked((32, 128), 64, (1, 0), 8)
+    m, n = shape
+    sums = local(m // 32, n // 8) * column_spatial(32, 2) * local(1, 4)
+    stored = blocked(shape, 64, (1, 0), 8)
 
     def cycles(whole: bool) -> int:
-        place = staging((32, 128), 2, sums, (stored,), PORTS_CDNA4, whole=whole)
+        place = staging(shape, 2, sums, (stored,), ports, whole=whole)
         users: tuple[RegisterLayout, ...] = (sums, stored)
-        return sum(wavefronts(f, place, 2, PORTS_CDNA4, f is sums) for f in users)
+        return sum(wavefronts(f, place, 2, ports, f is sums) for f in users)
     assert cycles(False) == stored.local_size // 8 < cycles(True)  # one access more for each vector, no conflict
