@@ -86,6 +86,13 @@ template <class T> constexpr bool is_signed = T(-1) < T(0);
 template <class T> constexpr T highest = is_signed<T> ? T((as_unsigned<T>(1) << (8 * sizeof(T) - 1)) - 1) : T(~T(0));
 template <class T> constexpr T lowest = T(~highest<T>);
 
+// NVRTC 13.0 warns of a comparison with 0 where no T is below it.
+template <class T>
+TL_FN bool negative(T a) {
+  if constexpr (is_signed<T>) return a < 0;
+  return false;
+}
+
 // ---- integers: x // 0 == 0, x % 0 == 0, and the most negative number // -1 wraps
 
 template <class T>
@@ -112,18 +119,18 @@ TL_FN T mod(T a, plain<T> b) {
   }
 }
 
-// A count outside [0, bits) shifts everything out.
+// A count outside [0, bits) shifts everything out; one below 0 is a large u64.
 template <class T, class C>
 TL_FN T shl(T a, C count) {
-  return count >= 0 && u64(count) < 8 * sizeof(T) ? T(as_unsigned<T>(a) << count) : T(0);
+  return u64(count) < 8 * sizeof(T) ? T(as_unsigned<T>(a) << count) : T(0);
 }
 
 template <class T, class C>
 TL_FN T shr(T a, C count) {
-  return count >= 0 && u64(count) < 8 * sizeof(T) ? T(a >> count) : T(a < 0 ? -1 : 0);
+  return u64(count) < 8 * sizeof(T) ? T(a >> count) : T(negative(a) ? -1 : 0);
 }
 
-template <class T> TL_FN T abs_int(T a) { return a < 0 ? T(as_unsigned<T>(0) - as_unsigned<T>(a)) : a; }
+template <class T> TL_FN T abs_int(T a) { return negative(a) ? T(as_unsigned<T>(0) - as_unsigned<T>(a)) : a; }
 
 // Toward zero, clamped to the range of T; NaN gives 0.
 template <class T, class F>
