@@ -3,8 +3,11 @@
 
 namespace tl {
 
-TL_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
-TL_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+// By the power that does not overflow: sigmoid(-95) is no 0.
+template <class T> TL_FN T sigmoid(T x) {
+  const T power = exp(x < 0 ? x : -x);
+  return (x < 0 ? power : T(1)) / (1 + power);
+}
 template <class T> TL_FN T abs(T a) { return abs_int(a); }
 
 // NaN wins, as in NumPy; on integers `a != a` is false.

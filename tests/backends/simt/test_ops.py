@@ -95,6 +95,17 @@ func @f(%x: tensor<in i1, M:1>, %y: tensor<out i1, K:1>, %z: tensor<out i1, L:1>
   store %z, %0, %5 {axes=(0,)}
 }
 """,
+    "a sigmoid was 0 where the exponential of the other sign overflows": """\
+func @fuzzed(%x: tensor<in f32, M:1>, %y: tensor<out f32, N:1>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = load %x, %0 {shape=(4,), axes=(0,), fill=0} : f32[4]
+  %2 = const {value=-95.0, dtype=f32} : f32
+  %3 = broadcast %2 {shape=(4,)} : f32[4]
+  %4 = min %1, %3 : f32[4]
+  %5 = sigmoid %4 : f32[4]
+  store %y, %0, %5 {axes=(0,)}
+}
+""",
     "what is outside of a tensor is 1 where a number cannot be 0": """\
 func @fuzzed(%x: tensor<in s8, M, N:1>, %y: tensor<out s8, K, L:1>, %z: tensor<out s8, A, B:1>) tile {
   %0 = const {value=0, dtype=i32} : i32
