@@ -90,10 +90,10 @@ def to_integer(x: Array, t: str, mode: str) -> Array:
     """Rounded by `rni`, `rzi`, `rmi` or `rpi` and clamped to an integer type; NaN is 0."""
     x = integral(x.astype(np.float64), mode)
     info: Any = np.iinfo(DTYPES[t])
-    inside = (x > float(info.min)) & (x < float(info.max))
-    out = np.where(inside, x, 0).astype(info.dtype)
-    return np.where(inside, out, np.where(x >= float(info.max), info.max, np.where(np.isnan(x), 0, info.min)
-                                          ).astype(info.dtype))
+    low, high = x <= float(info.min), x >= float(info.max)
+    out: Array = np.where(low | high | np.isnan(x), 0, x).astype(info.dtype)
+    out[low], out[high] = info.min, info.max
+    return out
 
 
 def integral(x: Array, mode: str) -> Array:
