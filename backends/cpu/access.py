@@ -86,8 +86,7 @@ class Access:
         t = self._memory_type(dt)
         at = self.b.gep(base, [offset], source_etype=t)
         if stream:
-            store = self.b.store(value, at, align=self.target.vector_bytes)
-            store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
+            self._stream(value, at, self.target.vector_bytes // dt.storage.itemsize)
             return
         if mask is None:
             self.b.store(value, at, align=1)
@@ -97,6 +96,15 @@ class Access:
                 self.b.store(value, at, align=1)
             return
         self._intrinsic(f"llvm.masked.store.{type_name(value.type)}.p0", ir.VoidType(), [value, at, I32(1), mask])
+
+    def _stream(self, value: ir.Value, at: ir.Value, lanes: int) -> None:
+        """Stores registers of `lanes` one after the other: LLVM would write the parts of a longer vector in another
+        order, and memory takes lines faster in order."""
+        for start in range(0, value.type.count, lanes):
+            store = self.b.store(self._lanes(value, range(start, start + lanes)),
+                                 self.b.gep(at, [I64(start)], source_etype=value.type.element),
+                                 align=self.target.vector_bytes)
+            store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
     def streams(self, size: int, base: ir.Value, offset: ir.Value, extents: Sequence[ir.Value],
                 steps: Sequence[ir.Value]) -> ir.Value:
@@ -294,7 +302,7 @@ class Access:
         seen = b.phi(bits)
         seen.add_incoming(first, start)
         old = b.bitcast(seen, t)
-        new = b.fadd(old, args[0]) if kind == "add" else math.emit(b, kind, [old, args[0]])
+        new = b.fadd(old, args[0]) if kind == "add" else math.emit(b, kind, [old, args[0]], self.target)
         pair = b.cmpxchg(at, seen, b.bitcast(new, bits), "seq_cst", "seq_cst")
         seen.add_incoming(b.extract_value(pair, 0), loop)
         b.cbranch(b.extract_value(pair, 1), done, loop)
@@ -317,21 +325,35 @@ class Access:
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
 
     def table_entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
-        """The entry of a table, cut into registers, for each lane of at most a register (AVX-512)."""
-        lanes, full = index.type.count, rows[0].type.count
-        if lanes < full:
-            return self._resize(self.table_entry(rows, self._resize(index, full)), lanes)
-        t = rows[0].type
+        """The entry of a table, cut into registers, for each lane (AVX-512)."""
+        return self.by_registers([index], lambda part: self._entry(rows, part))
+
+    def _entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
+        """The same for at most a register of lanes."""
+        lanes, t = index.type.count, rows[0].type
+        if lanes < t.count:
+            return self._resize(self._entry(rows, self._resize(index, t.count)), lanes)
         if len(rows) == 1:
             return self._intrinsic("llvm.x86.avx512.permvar.sf.512", t, [rows[0], index])
         found = [self._intrinsic("llvm.x86.avx512.vpermi2var.ps.512", t, [rows[i], index, rows[i + 1]])
                  for i in range(0, len(rows), 2)]
-        bit = 2 * full
+        bit = 2 * t.count
         while len(found) > 1:
             above = self.b.icmp_unsigned("!=", self.b.and_(index, full_like(index, bit)), full_like(index, 0))
             found = [self.b.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
             bit *= 2
         return found[0]
+
+    def by_registers(self, vectors: Sequence[ir.Value], step: Callable[..., ir.Value]) -> ir.Value:
+        """`step` for each register of 32-bit lanes; the last may be short."""
+        lanes, full = vectors[0].type.count, self.target.vector_bytes // 4
+        out, *parts = [step(*(self._lanes(v, range(i, min(i + full, lanes))) for v in vectors))
+                       for i in range(0, lanes, full)]
+        for part in parts:
+            n = out.type.count
+            both = ir.Constant(ir.VectorType(I32, n + part.type.count), list(range(n + part.type.count)))
+            out = self.b.shuffle_vector(out, self._lanes(part, range(n)), both)
+        return out
 
     def byte_entries(self, table: ir.Value, words: ir.Value) -> ir.Value:
         """The entry of a table of 16, 32 or 64 bytes for each byte of at most a register of words."""

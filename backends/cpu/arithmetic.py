@@ -1,7 +1,7 @@
 """LLVM code for arithmetic on scalars and vectors: elementwise operations and the folding of a vector."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -45,9 +45,9 @@ class Arithmetic:
         if name == "neg":
             return b.fneg(args[0])
         if name in ("floordiv", "mod"):
-            quotient = math.emit(b, "floor", [b.fdiv(*args)])
+            quotient = math.emit(b, "floor", [b.fdiv(*args)], self.target)
             return quotient if name == "floordiv" else b.fsub(args[0], b.fmul(args[1], quotient))
-        return math.emit(b, name, args)
+        return math.emit(b, name, args, self.target)
 
     def wraps(self, op: Op, values: Mapping[Value, ir.Value]) -> ir.Value:
         """Whether an operation on integers (add, sub, mul, neg or a cast) has wrapped: twice as many bits hold the
@@ -173,7 +173,7 @@ class Arithmetic:
         b = self.b
         if number == "float":
             return b.fadd(x, y) if floating == "fadd" else b.fmul(x, y) if floating == "fmul" else \
-                math.emit(b, floating[1:4], [x, y])
+                math.emit(b, floating[1:4], [x, y], self.target)
         if integer in ("min", "max"):
             compare = b.icmp_signed if number == "int" else b.icmp_unsigned
             return b.select(compare("<" if integer == "min" else ">", x, y), x, y)
@@ -192,24 +192,12 @@ class Arithmetic:
             def multiply(acc: ir.Value, *words: ir.Value) -> ir.Value:
                 x, y = (b.bitcast(w, ir.VectorType(I8, 4 * w.type.count)) for w in words)
                 return Access(b, self.target).dot_groups(acc, x, y, row)
-            return self._by_registers([acc, y, x] if x_signed else [acc, x, y], multiply)
+            return Access(b, self.target).by_registers([acc, y, x] if x_signed else [acc, x, y], multiply)
         for shift in (24, 16, 8, 0):
             u, v = ((b.ashr if signed else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
                     for w, signed in ((x, x_signed), (y, y_signed)))
             acc = b.add(acc, b.mul(u, v))
         return acc
-
-    def _by_registers(self, vectors: Sequence[ir.Value], step: Callable[..., ir.Value]) -> ir.Value:
-        """`step` for each register of 32-bit lanes; the last may be short."""
-        lanes, full = vectors[0].type.count, self.target.vector_bytes // 4
-        parts = [step(*(self.shuffle(v, None, range(i, min(i + full, lanes))) for v in vectors))
-                 for i in range(0, lanes, full)]
-        out = parts[0]
-        for part in parts[1:]:
-            n = out.type.count
-            wide = self.shuffle(part, None, [min(i, part.type.count - 1) for i in range(n)])
-            out = self.shuffle(out, wide, range(n + part.type.count))
-        return out
 
     def shuffle(self, x: ir.Value, y: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))

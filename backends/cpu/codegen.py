@@ -351,12 +351,12 @@ class _Generator(Arithmetic, Control):
         full = self.target.vector_bytes // 4
         rows = [ir.Constant(ir.VectorType(storage_type(op.result.dtype), full), (values[i:i + full] * full)[:full])
                 for i in range(0, len(values), full)]
-        return self._by_registers([index], lambda i: Access(self.b, self.target).table_entry(rows, i))
+        return Access(self.b, self.target).table_entry(rows, index)
 
     def op_lane_lookup(self, op: Op) -> ir.Value:
         table, index = self.args(op)
         whole = self.b.bitcast(table, ir.VectorType(F32, table.type.count))
-        out = self._by_registers([index], lambda i: Access(self.b, self.target).table_entry([whole], i))
+        out = Access(self.b, self.target).table_entry([whole], index)
         return self.b.bitcast(out, self.type_of(op.result.type))
 
     def op_lookup4(self, op: Op) -> ir.Value:
@@ -364,7 +364,8 @@ class _Generator(Arithmetic, Control):
         if not op.result.shape:
             lane = self.b.insert_element(ir.Constant(ir.VectorType(I32, 1), ir.Undefined), words, I32(0))
             return self.b.extract_element(Access(self.b, self.target).byte_entries(table, lane), I32(0))
-        return self._by_registers([words], lambda w: Access(self.b, self.target).byte_entries(table, w))
+        access = Access(self.b, self.target)
+        return access.by_registers([words], lambda w: access.byte_entries(table, w))
 
     def op_dot4(self, op: Op) -> ir.Value:
         a, b, c = self.args(op)

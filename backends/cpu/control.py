@@ -46,9 +46,19 @@ class Control(ABC):
         following = self.b.add(phis[0], step, flags=("nsw",) if signed and phis[0].type.width == 64 else ())
         for phi, value in zip(phis, (following, *nexts), strict=True):
             phi.add_incoming(value, self.b.block)
-        self.b.branch(head)
+        back = self.b.branch(head)
+        if any(inner.name == "st" and inner.attrs["stream"] for inner in region.ops):
+            back.set_metadata("llvm.loop", self._as_written())
         self.b.position_at_end(done)
         return list(phis[1:])
+
+    def _as_written(self) -> ir.MDValue:
+        """Metadata of a loop that LLVM must not unroll. A processor sees that memory is read in order by the addresses
+        that an instruction asks for one after the other: from 64 instructions in turn it fetched too little ahead."""
+        module = self.b.module
+        loop = module.add_metadata([module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])])
+        loop.operands = (loop, *loop.operands)  # LLVM knows a loop's metadata by this
+        return loop
 
     def op_while(self, op: Op) -> list[ir.Value]:
         inits = self.args(op)

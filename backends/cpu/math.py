@@ -1,8 +1,9 @@
 """Elementary functions of f32 and f64 scalars and vectors of any length, as LLVM IR.
 
 f32 is computed lane by lane without branches: reduce the argument, evaluate a polynomial, undo the reduction. Only
-sin and cos branch, when some |x| > 2**20. f64 calls the C library for each lane, in a loop. The IR names no target:
-AVX2, AVX-512 and NEON are all served, but `llvm.fma` must be an instruction there (a call otherwise: right, and slow).
+sin and cos branch, when some |x| > 2**20. f64 calls the C library for each lane, in a loop. The IR serves AVX2 and
+NEON alike, but `llvm.fma` must be an instruction there (a call otherwise: right, and slow). AVX-512 gets forms of its
+own of exp, exp2 and erf: it has instructions that scale by powers of two and look up tables in registers.
 Nothing here is fast-math, so no compiler may drop the handling of infinities, NaN, signed zeros and subnormals.
 
 Coefficients are weighted minimax fits: least squares in a Chebyshev basis of the reduced range, reweighted by the
@@ -16,6 +17,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from tilelang.backends.cpu.access import Access
+from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.numbers import F32, F64, I1, I32, constant, intrinsic, type_name, with_lanes
 from tilelang.errors import TargetError
 
@@ -35,7 +38,7 @@ _NAN_WINS = {"min": "llvm.minimum", "max": "llvm.maximum"}
 
 # Adding 1.5 * 2**23 to an f32 rounds it to an integer n, which the low bits of the sum then hold. Adding _MAGIC + k
 # leaves n + k there, so with k = 127 a shift by 23 gives the bits of 2**n.
-_MAGIC = 12582912.0
+_MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000
 _LOG2E_HI, _LOG2E_LO = 1.4426950216293335, 1.925963033500011e-08  # log2(e) as the sum of two f32
 _LN2_HI, _LN2_LO = 0.6931471824645996, -1.904654323148236e-09  # ln 2 likewise
 _PIO2 = (1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15)  # pi / 2 as the sum of three
@@ -57,6 +60,30 @@ _LOG2 = (_LOG2E_LO, -0.721347352, 0.480898234, -0.360696624, 0.28856764, -0.2396
 _ERF = (0.128379154, -0.376125232, 0.1128214, -0.0267788793, 0.00501191645, -0.000609010824)
 # log2(1 - erf(x)) = x P(x), 0.89 <= x <= 4; error 3.1e-9.
 _LOG2_ERFC = (-1.6281136, -0.917108511, -0.151912522, 0.0330565623, -0.00464862918, 0.000309984281)
+# erf(x) = y + d (c1 + d (c2 + d (c3 + d (c4 + d c5)))) with d = x - c, on 16 pieces of [0, 3.99], whose number is
+# _ERF_PIECES * x rounded. The rows are c, y = erf(c), and c1 to c5. Each c was chosen so that an f32 holds its erf
+# almost exactly. On piece 0, where c = 0, the y to take is x. Error 3.6e-8.
+_ERF_PIECES = 3.875
+_ERF_TABLE = (
+    (0.0, 0.258415073, 0.517664611, 0.772952676, 1.02971268, 1.28761041, 1.54836416, 1.80362344, 2.06315303,
+     2.32476163, 2.58287573, 2.83808899, 3.09414506, 3.35514331, 3.62374425, 3.83253121),
+    (0.0, 0.285227537, 0.535885334, 0.725658953, 0.854671955, 0.931386471, 0.971455276, 0.989249587, 0.996474206,
+     0.99898994, 0.999740541, 0.999940217, 0.9999879, 0.999997914, 0.999999702, 0.99999994),
+    (0.128379166, 1.05548882, 0.863126338, 0.620845139, 0.390813053, 0.214991182, 0.102627501, 0.0436184406,
+     0.0159895774, 0.00507345051, 0.00142945279, 0.000358362187, 7.84575677e-05, 1.45750037e-05, 2.23618281e-06,
+     4.71420918e-07),
+    (0.0, -0.272749364, -0.446804255, -0.479881108, -0.402425975, -0.276827484, -0.158906817, -0.0786720365,
+     -0.0329888165, -0.0117941964, -0.00369181065, -0.0010169067, -0.000242712966, -4.88952101e-05, -8.0542859e-06,
+     -1.79687504e-06),
+    (-0.37612316, -0.304865122, -0.133553624, 0.0403346904, 0.145980015, 0.165958732, 0.129820198, 0.0800560713,
+     0.0400448106, 0.0165879857, 0.00588029251, 0.00180479791, 0.000474639586, 0.000104493483, 1.88677495e-05,
+     4.43924455e-06),
+    (0.0, 0.129356086, 0.182375163, 0.143822476, 0.0591503792, -0.0140663972, -0.0471300706, -0.0458160155,
+     -0.0303329658, -0.0154220713, -0.00642038509, -0.00225211843, -0.000664455583, -0.000162088385, -3.51670824e-05,
+     -9.08321545e-06),
+    (0.112226173, 0.0788699165, 0.00431338511, -0.0563466921, -0.0676004738, -0.0418716557, -0.00966111291,
+     0.00907912198, 0.0129274568, 0.00933278166, 0.00486497954, 0.00199456164, 0.000667292916, 0.000185643468,
+     3.51981544e-05, 1.49645066e-05))
 # sin(r) = r + r**3 P(r**2), |r| <= 1.06 pi / 4; error 6.1e-9.
 _SIN = (-0.166666495, 0.00833185216, -0.000194750613)
 # cos(r) = 1 - r**2 / 2 + r**4 P(r**2), same range; error 2.1e-10.
@@ -64,10 +91,11 @@ _COS = (1.0, -0.5, 0.0416666367, -0.00138868965, 2.43871327e-05)
 
 
 class _Lanes:
-    """Short names for arithmetic on one float type: a scalar or a vector."""
+    """Short names for arithmetic on one float type: a scalar or a vector. `avx512` is the target if it has that."""
 
-    def __init__(self, builder: ir.IRBuilder, x: ir.Value) -> None:
+    def __init__(self, builder: ir.IRBuilder, x: ir.Value, target: CpuTarget | None) -> None:
         self.b, self.type = builder, x.type
+        self.avx512 = target if target is not None and target.register_table else None
         self.element = x.type.element if isinstance(x.type, ir.VectorType) else x.type
         self.integer = with_lanes(I32, x)
 
@@ -106,6 +134,15 @@ class _Lanes:
     def from_bits(self, bits: ir.Value) -> ir.Value:
         return self.b.bitcast(bits, self.type)
 
+    def entry(self, table: Sequence[float], index: ir.Value) -> ir.Value:
+        """The entry of a table of 16 that the low four bits of the index name."""
+        b, scalar = self.b, not isinstance(self.type, ir.VectorType)
+        if scalar:
+            index = b.insert_element(ir.Constant(ir.VectorType(I32, 1), ir.Undefined), index, I32(0))
+        row = ir.Constant(ir.VectorType(self.element, len(table)), list(table))
+        out = Access(b, self.avx512).table_entry([row], index)
+        return b.extract_element(out, I32(0)) if scalar else out
+
     def less(self, x: ir.Value, y: float) -> ir.Value:
         return self.b.fcmp_ordered("<", x, self.c(y))
 
@@ -122,6 +159,10 @@ def _power(v: _Lanes, n: ir.Value) -> ir.Value:
 def _exp2_scaled(v: _Lanes, f: ir.Value, n: ir.Value) -> ir.Value:
     """2**(f + n) from n + _MAGIC + 254. Two factors reach from the subnormals to infinity: 254 = 127 + 127."""
     b, bits = v.b, v.bits(n)
+    if v.avx512:
+        signature = ir.FunctionType(v.type, [v.type, v.integer])
+        scale = intrinsic(b.module, "llvm.ldexp", [v.type, v.integer], signature)
+        return b.call(scale, [v.poly(f, _EXP2), b.sub(bits, v.i(_MAGIC_BITS + 254))])
     half = b.shl(b.lshr(bits, v.i(1)), v.i(23))
     rest = b.sub(b.shl(bits, v.i(23)), half)
     return b.fmul(b.fmul(v.poly(f, _EXP2), v.from_bits(half)), v.from_bits(rest))
@@ -166,6 +207,8 @@ def _tanh(v: _Lanes, x: ir.Value) -> ir.Value:
 
 def _erf(v: _Lanes, x: ir.Value) -> ir.Value:
     b, size = v.b, v.call("llvm.fabs", x)
+    if v.avx512:
+        return v.call("llvm.copysign", _erf_by_pieces(v, size), x)
     small = v.fma(x, v.poly(b.fmul(x, x), _ERF), x)
     t = v.at_most(size, 4.0)  # 1 - erf(4) < 2**-25
     log2_erfc = b.fmul(t, v.poly(t, _LOG2_ERFC))
@@ -173,6 +216,18 @@ def _erf(v: _Lanes, x: ir.Value) -> ir.Value:
     f = b.fsub(log2_erfc, b.fsub(n, v.c(_MAGIC + 127 + 256)))
     large = v.fma(v.poly(f, _EXP2), _power(v, n), 1.0)
     return b.select(v.less(size, 0.9), small, v.call("llvm.copysign", large, x))
+
+
+def _erf_by_pieces(v: _Lanes, size: ir.Value) -> ir.Value:
+    """erf of the absolute values."""
+    b, t = v.b, v.at_most(size, 3.99)  # 1 - erf(3.99) < 2**-25
+    piece = v.bits(v.fma(t, _ERF_PIECES, _MAGIC))
+    centre, y, *coefficients = (v.entry(row, piece) for row in _ERF_TABLE)
+    d, p = b.fsub(t, centre), coefficients.pop()
+    for coefficient in reversed(coefficients):
+        p = v.fma(p, d, coefficient)
+    first = b.icmp_unsigned("==", b.and_(piece, v.i(15)), v.i(0))
+    return v.fma(p, d, b.select(first, t, y))
 
 
 # -- logarithms -------------------------------------------------------------------------------------------------------
@@ -315,15 +370,16 @@ _FUNCTIONS: dict[ir.Type, dict[str, Callable[[_Lanes, ir.Value], ir.Value]]] = {
           "sigmoid": _sigmoid_f64, "rsqrt": _rsqrt}}
 
 
-def emit(builder: ir.IRBuilder, name: str, args: Sequence[ir.Value]) -> ir.Value:
+def emit(builder: ir.IRBuilder, name: str, args: Sequence[ir.Value], target: CpuTarget | None) -> ir.Value:
     """Emits the function `name` of f32 or f64 scalars, or of vectors lane by lane; gives the result, of their type.
+    The code is for `target`, or for any processor where that is None.
 
     Names: the keys of `ULP`, whose bounds hold, and the exact floor, ceil, round (ties to even), trunc, abs, fma, min
     and max (NaN if either is NaN). A lane's result does not depend on the number of lanes or on its neighbours.
     sin and cos of f32 end the current block; the builder continues in the block after.
     Raises TargetError for another name or element type.
     """
-    v = _Lanes(builder, args[0])
+    v = _Lanes(builder, args[0], target)
     functions = _FUNCTIONS.get(v.element)
     if functions is None:
         raise TargetError(f"`{name}` of {v.element} has no CPU code", needs="f32 or f64", got=str(v.element),

@@ -1,6 +1,7 @@
 """Stores that pass by the caches, and prefetches of the next program's block."""
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,18 @@ def test_x86_instructions() -> None:
     x = torch.zeros(4, 64)
     code = centre().lower(x, x.clone(), BM=1, BN=64).assembly
     assert "vmovntps" in code and "sfence" in code and "prefetcht1" in code
+
+
+@pytest.mark.skipif(not HOST.triple.startswith("x86_64"), reason="looks at x86 instructions")
+def test_a_loop_that_streams_is_as_it_was_written() -> None:
+    """Not unrolled, and its lines are written in order: both would make memory slower."""
+    @tile.kernel
+    def copy(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Const = 4096):
+        n = tile.grid(tile.cdiv(x.shape[0], B))
+        tile.store(y, (n * B,), tile.load(x, (n * B,), (B,)))
+    code = copy.lower(torch.zeros(8192), torch.zeros(8192)).assembly
+    places = [int(offset or 0) for offset in re.findall(r"vmovntps\s+%\w+, (-?\d*)\(", code)]
+    assert places == list(range(places[0], places[0] + 4 * HOST.vector_bytes, HOST.vector_bytes))
 
 
 def test_large_output() -> None:
