@@ -1,10 +1,10 @@
 """split_loops: writes a loop that multiplies matrices twice, once for the iterations in which no mask is false.
 
 requires: THREAD
-ensures: a `for` that contains `mma` and comparisons that hold for all threads up to some iteration is followed by
-itself: the first runs up to that iteration, with those comparisons known to be true, and windows known to hold their
-blocks; the second does the rest, as before. Both are one loop to everything carried: pipelines run on from one into
-the other
+ensures: a `for` that contains `mma` or `group_mma`, and comparisons that hold for all threads up to some iteration, is
+followed by itself: the first runs up to that iteration, with those comparisons known to be true, and windows known to
+hold their blocks; the second does the rest, as before. Both are one loop to everything carried: pipelines run on from
+one into the other
 example: `for %n = 0 … %L { … lt (add %n, %lane), %L …}` with lanes up to 63 becomes a loop up to `%L - 63` in which
 the comparison is gone, and the whole loop from there on
 
@@ -30,6 +30,7 @@ from tilelang.ir.dtypes import DType, dtype
 I1, I32, I64 = dtype("i1"), dtype("i32"), dtype("i64")
 MASKED = {"ld": 2, "st": 3, "st_async": 4, "dma": 4}
 """The number of operands without a mask of the operations that take one."""
+PRODUCTS = {"mma", "group_mma"}
 SAME = ("broadcast", "take", "extract", "slice", "concat", "reshape", "shuffle")
 """Operations whose lanes are lanes of their operands, of any thread."""
 
@@ -43,7 +44,7 @@ def split_loops(fn: Function, target: SimtTarget) -> Function:
             for inner in op.regions:
                 visit(inner)
             names = {inner.name for r in op.regions for inner in r.walk()}
-            if op.name == "for" and "mma" in names and not names & {"for", "while"}:
+            if op.name == "for" and names & PRODUCTS and not names & {"for", "while"}:
                 _Loop(region, op, shared).run()
     visit(fn.body)
     return fn

@@ -113,6 +113,20 @@ def test_whole_blocks_run_without_masks() -> None:
     assert products(code, 0, 0, 1 << 20, ENDS[0]) == [0, four + two]
 
 
+def test_products_of_four_warps_run_without_masks() -> None:
+    """Of three blocks of keys those that lie inside: two."""
+    q, k, v = (kernels.normal(n, 64, dtype=np.float16) for n in (64, 176, 176))
+    arrays = [q, k, abs(v), np.empty((64, 64), np.float32)]
+    code = kernels.attention.lower(*arrays, BM=64, BN=64, BD=64, STAGES=2, target="cuda:sm_90a")
+    want = arrays[-1].copy()
+    interpreter.run(code.tile, [*arrays[:-1], want])
+    counters = execute(code.tile, code.rendered, arrays, [a.shape for a in arrays],
+                       [tuple(s // a.itemsize for s in a.strides) for a in arrays])
+    first, *others = (counters[i].mma for i, op in enumerate(code.rendered.ops) if op.name == "group_mma")
+    assert others == [first, first // 2, first // 2] and first
+    np.testing.assert_allclose(arrays[-1], want, rtol=2.0 ** -9)  # f16 has 11 bits; sums are of one sign
+
+
 def test_windows_hold_whole_blocks() -> None:
     """In the first of the two loops no access has a mask, and where a window ends is not computed."""
     a, c = np.zeros((64, 64), np.float16), np.zeros((64, 64), np.float32)
