@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import tilelang as tile
+from tilelang.bound import Bound
 from tilelang.errors import TargetError, TileError
 from tilelang.ir.dtypes import dtype
-from tilelang.jit import Bound
 from tilelang.lang import promote
 from tilelang.lang.builtins import METHODS, PUBLIC
 from tilelang.layouts import column_spatial, local, replicated, shared, spatial, svg

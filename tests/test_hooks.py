@@ -142,5 +142,5 @@ def test_ranges_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvtx", None)
     with pytest.raises(errors.TargetError, match="TILELANG_RANGES=nvtx has no library(.|\n)*pip install nvtx"):
         hooks._ranges("nvtx")
-    with pytest.raises(ValueError, match="TILELANG_RANGES needs nvtx or roctx, got 'itt'"):
+    with pytest.raises(errors.ConfigError, match="TILELANG_RANGES(.|\n)*needs: nvtx or roctx\n  got:   'itt'"):
         config.read({"TILELANG_RANGES": "itt"})

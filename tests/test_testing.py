@@ -13,9 +13,9 @@ import tilelang as tile
 from tests.backends.simt.kernels import matmul
 from tilelang import targets
 from tilelang.args import numpy_dtype
+from tilelang.bound import Bound
 from tilelang.ir import codec
 from tilelang.ir.interpreter import run
-from tilelang.jit import Bound
 from tilelang.ops.softmax import reference, softmax_kernel
 from tilelang.passes.meaning import explained, noise
 from tilelang.testing import fuzz

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelang.errors import ArgumentCount, ArgumentDevice, ArgumentDType, ArgumentLayout, Loc
+from tilelang.errors import ArgumentCount, ArgumentDevice, ArgumentDType, ArgumentGradient, ArgumentLayout, Loc
 from tilelang.ir import codec
 from tilelang.ir.core import TensorType
 from tilelang.ir.dtypes import DType, from_external
@@ -124,6 +124,40 @@ def is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def wants_gradient(*values: Any) -> bool:
+    """Whether torch would record a call with these arguments for the backward pass."""
+    torch = sys.modules.get("torch")
+    return torch is not None and any([getattr(x, "requires_grad", False) for x in values]) and torch.is_grad_enabled()
+
+
+def check_memory(arguments: Iterable[Argument], kernel: str, loc: Loc | None) -> None:
+    """Raises ArgumentLayout for what stands for tensors in torch's transforms, and has no memory of its own."""
+    for a in arguments:
+        if is_torch(a.owner) and _is_stand_in(a.owner):
+            raise ArgumentLayout(f"parameter `{a.name}` of `{kernel}` is no tensor with memory of its own", loc=loc,
+                                 needs="a plain tensor", got=f"{type(a.owner).__name__} in one of torch's transforms: "
+                                 "vmap, grad, export, fake or distributed tensors",
+                                 try_="make the kernel an operator: @tile.torch_op(\"mylib::name\") (docs/pytorch.md)")
+
+
+def _is_stand_in(x: Any) -> bool:
+    c = sys.modules["torch"]._C
+    return type(x).__torch_dispatch__ is not c._disabled_torch_dispatch_impl or \
+        bool(c._functorch.is_functorch_wrapped_tensor(x))
+
+
+def check_gradient(arguments: Iterable[Argument], kernel: str, loc: Loc | None) -> None:
+    """Raises ArgumentGradient where a gradient is wanted of a tensor: torch does not notice calls of bare kernels."""
+    for a in arguments:
+        if wants_gradient(a.owner):
+            raise ArgumentGradient(f"parameter `{a.name}` of `{kernel}` wants a gradient", loc=loc,
+                                   needs="tensors without gradients, or an operator with a backward",
+                                   got=f"{a.name}.requires_grad, and gradients are enabled",
+                                   why="to torch the results of a bare kernel are constants",
+                                   try_="@tile.torch_op(\"mylib::name\", backward=...) above the kernel "
+                                   f"(docs/pytorch.md); {a.name}.detach() or torch.no_grad() where none is meant")
+
+
 def is_tensor(x: Any) -> bool:
     """Whether an argument can be a tensor at all."""
     return isinstance(x, np.ndarray | Packed) or is_torch(x) or hasattr(x, "__dlpack__")
@@ -138,14 +172,17 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
         return Argument(name, x, x.dtype, x.shape, x.strides, "packed", where)
     if is_torch(x):
         where = _torch_device(name, x, loc)
-        if x.layout is not sys.modules["torch"].strided or x.is_conj() or x.is_neg():
-            raise ArgumentLayout(
-                f"parameter `{name}` is not a plain strided tensor",
-                loc=loc,
-                needs="dense strided memory",
-                got=str(x.layout),
-                try_=f"{name}.to_dense().resolve_conj()",
-            )
+        found, instead = "", ""
+        if x.is_nested:
+            found, instead = "a nested tensor", f"{name}.values() and {name}.offsets() as two arguments"
+        elif x.layout is not sys.modules["torch"].strided:
+            found, instead = str(x.layout), f"{name}.to_dense(), or its indices and values as arguments"
+        elif x.is_conj() or x.is_neg():
+            found = "a view that conjugates or negates what memory holds"
+            instead = f"{name}.resolve_conj().resolve_neg()"
+        if found:
+            raise ArgumentLayout(f"parameter `{name}` is not a plain strided tensor", loc=loc,
+                                 needs="dense strided memory", got=found, try_=instead)
         return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch",
                         where)
     if not isinstance(x, np.ndarray):

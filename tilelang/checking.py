@@ -10,10 +10,11 @@ import numpy as np
 
 from tilelang import targets
 from tilelang.args import empty_like
+from tilelang.bound import Bound
 from tilelang.errors import Loc
 from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType
-from tilelang.jit import Bound, Kernel
+from tilelang.jit import Kernel
 from tilelang.lang.kernel import Param
 from tilelang.reproduce import kept
 from tilelang.testing import numbers, tensors

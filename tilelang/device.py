@@ -14,7 +14,7 @@ from tilelang.plan import Mismatch
 
 if TYPE_CHECKING:
     from tilelang.backends.simt.launch import Launch, Prepared
-    from tilelang.jit import Bound
+    from tilelang.bound import Bound
     from tilelang.lang.kernel import Param
 
 MAX_KNOWN = 4096

@@ -103,6 +103,10 @@ class ArgumentLayout(TileError):
     """An argument whose memory cannot be used: misaligned, too large, overlapping itself or another output."""
 
 
+class ArgumentGradient(TileError, ValueError):
+    """An argument that wants a gradient, of a call that gives none."""
+
+
 class MissingAxis(TileError):
     """An axis the tile does not have."""
 
@@ -117,6 +121,10 @@ class MissingSource(TileError):
 
 class TargetError(TileError):
     """Something the target cannot do."""
+
+
+class ConfigError(TileError, ValueError):
+    """A value of an environment variable that makes no sense."""
 
 
 class TuningError(TileError):

@@ -2,7 +2,7 @@
 
 A plan says where each argument of the native function comes from and how absent outputs are allocated. It checks
 nothing that native code checks itself: where that finds another dtype, rank, extent or overlap, the caller begins
-again with `tilelang.jit.Bound`.
+again with `tilelang.bound.Bound`.
 """
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilelang.args import Argument, masked_arrays
+from tilelang.args import Argument, is_torch
 from tilelang.ir.dtypes import DType
 from tilelang.lang.expressions import Function as TileFunction
 
 if TYPE_CHECKING:
-    from tilelang.jit import Bound
+    from tilelang.bound import Bound
     from tilelang.lang.kernel import Param
 
 
@@ -28,19 +28,23 @@ class Mismatch(Exception):
 
 
 class Plan:
-    """How to call `fn` with arguments for `params` without the constants among them, the first `given` by position."""
+    """How to call `fn` with arguments for `params` without the constants among them, the first `count` by position."""
 
-    def __init__(self, fn: Callable[..., Any], params: Sequence[Param], given: int, bound: Bound,
+    def __init__(self, fn: Callable[..., Any], params: Sequence[Param], count: int, bound: Bound,
                  target: str = "") -> None:
         self.fn, self.target = fn, target
-        places = [i for i, p in enumerate(params[:given]) if p.kind != "const"]
-        self.places = places if len(places) < given else None
+        places = [i for i, p in enumerate(params[:count]) if p.kind != "const"]
+        self.places = places if len(places) < count else None
         self.rest = [(p.name, None if p.default is inspect.Parameter.empty else p.default)
-                     for p in params[given:] if p.kind != "const"]
+                     for p in params[count:] if p.kind != "const"]
         params = [p for p in params if p.kind != "const"]
         self.outs = [i for i, p in enumerate(params) if p.kind == "tensor" and p.tensor.mode == "out"]
         self.model = next((i for i, p in enumerate(params) if p.kind == "tensor"), -1)
         self.kind: Any = None
+        given = {i: bound.given[p.name] for i, p in enumerate(params) if p.name in bound.given}
+        self.torch = [i for i, x in given.items() if is_torch(x)]
+        self.others = [i for i in given if i not in self.torch]
+        self.types = [type(given[i]) for i in self.others]
         self.recipes: dict[int, tuple[Callable[..., Any], list[tuple[int, int]]]] = {}
         if self.model >= 0 and self.model not in self.outs:
             self._recipes(params, bound)
@@ -67,8 +71,10 @@ class Plan:
         if self.places is not None:
             args = tuple([args[i] for i in self.places])
         values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
-        masked = masked_arrays()
-        if masked is not None and masked in map(type, values):  # native code would not see the mask
+        # What native code would not see: the mask of an array, a tensor that wants a gradient.
+        if self.others and [type(values[i]) for i in self.others] != self.types:
+            raise Mismatch
+        if self.torch and True in [values[i].requires_grad for i in self.torch]:
             raise Mismatch
         for i in self.outs:
             if values[i] is None:

@@ -29,8 +29,9 @@ GPUS = "cuda", "hip"
 _last: dict[tuple[str, int], Any] = {}
 
 
-def check(name: str, runs: bool = True) -> str:
-    """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError."""
+def check(name: str, runs: bool = True, origin: str = "") -> str:
+    """`name`, if it is a target that kernels can be lowered for, or run on where `runs`. Raises TargetError, which
+    says where the name comes from: `origin`."""
     if name == "cpu" or (name in ("reference", SHAPES) and runs):
         return name
     bare = name.removeprefix(EMULATE)
@@ -43,7 +44,7 @@ def check(name: str, runs: bool = True) -> str:
     known = "cpu, reference, cuda" if runs else "cpu, cuda"
     raise TargetError(f"unknown target {name!r}" if runs else f"nothing is compiled for {name!r}",
                       needs=f"{known}, hip, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
-                      got=name, try_='tile.target("cpu")' if runs else 'target="cpu"')
+                      got=name + origin, try_='tile.target("cpu")' if runs else 'target="cpu"')
 
 
 def _part(name: str, part: str) -> Any:

@@ -9,11 +9,12 @@ import numpy as np
 
 from tilelang import targets
 from tilelang.args import numpy_dtype
+from tilelang.bound import Bound
 from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.interpreter import run
 from tilelang.ir.packed import Packed
-from tilelang.jit import Bound, Kernel, target_of
+from tilelang.jit import Kernel, target_of
 from tilelang.lang.kernel import Param
 from tilelang.passes.meaning import beyond_rounding, noise, same_bits
 

@@ -13,7 +13,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilelang.errors import TileError
+from tilelang.args import wants_gradient
+from tilelang.errors import ArgumentGradient, TileError
 from tilelang.jit import Kernel, target
 from tilelang.sharding import Dims, on_one_mesh
 from tilelang.targets import SHAPES
@@ -108,11 +109,9 @@ class _Signature:
 
 
 def no_gradient(what: str, *args: Any, **kwargs: Any) -> None:
-    """Raises ValueError where a gradient is wanted of any argument: `what` gives none."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.is_grad_enabled() and \
-            any(getattr(x, "requires_grad", False) for x in (*args, *kwargs.values())):
-        raise ValueError(f"{what} gives no gradient: call it under torch.no_grad(), or pass detached tensors")
+    """Raises ArgumentGradient where a gradient is wanted of any argument: `what` gives none."""
+    if wants_gradient(*args, *kwargs.values()):
+        raise ArgumentGradient(f"{what} gives no gradient: call it under torch.no_grad(), or pass detached tensors")
 
 
 def _literal(default: Any) -> str:

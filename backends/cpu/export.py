@@ -7,6 +7,7 @@ from tilelang.backends import host
 from tilelang.backends.cpu import machine, pool
 from tilelang.backends.cpu.compile import Lowered
 from tilelang.backends.cpu.launch import Failures
+from tilelang.config import MAX_THREADS
 from tilelang.errors import TargetError
 
 _THREADS = Path(__file__).parent / "runtime" / "threads.cpp"
@@ -21,4 +22,4 @@ def link(lowered: Lowered, name: str, failures: Failures, path: Path) -> None:
     entry = f"__tvm_ffi_{name}"
     host.library(path, entry, {"kernel.o": machine.object_code(lowered.module(entry, failures), lowered.target),
                                "pool.o": pool.object_code(lowered.target), "threads.cpp": _THREADS.read_bytes()},
-                 [f"-DMAX_WORKERS={pool.MAX_WORKERS}"])
+                 [f"-DMAX_WORKERS={MAX_THREADS}"])

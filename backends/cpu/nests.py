@@ -208,7 +208,8 @@ class NestLowering(Reductions):
         for op in self.region.ops:
             if op.name not in ("load", "store"):
                 continue
-            axes, shape = list(op.attrs["axes"]), op.attrs.get("shape", None) or op.operands[-1].shape
+            axes = list(op.attrs["axes"])
+            shape = op.attrs["shape"] if op.name == "load" else op.operands[-1].shape
             offsets = op.operands[1:] if op.name == "load" else op.operands[1:-1]
             for a, off in enumerate(offsets):
                 size = shape[axes.index(a)] if a in axes else 1

@@ -278,7 +278,7 @@ class _Placer:
             self.root(op, op.result, op.result.shape)
         elif op.name == "convert_layout":
             self.root(op, op.result, op.result.shape)
-        elif op.name in ("reshape", "slice") and op.operands[0].shape and not op.result.shape:
+        elif op.name in ("reshape", "slice", *LOOKUPS) and op.operands[0].shape and not op.result.shape:
             self.root(op, op.result, ())
         elif op.name == "assert" and op.operands[0].shape:
             self.root(op, None, op.operands[0].shape)

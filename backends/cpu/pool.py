@@ -18,8 +18,7 @@ from functools import lru_cache
 
 from tilelang import cache
 from tilelang.backends.cpu import machine
-
-MAX_WORKERS = 256
+from tilelang.config import MAX_THREADS, config
 
 # State of the pool: the job, a ticket counter, helpers still busy, the first error, and scratch memory of each worker.
 _IR = """
@@ -373,7 +372,7 @@ def _text(target: machine.CpuTarget) -> str:
     x86 = "x86" in target.triple
     spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
     text = _IR + (_AFFINITY if "linux" in target.triple else _NO_AFFINITY)
-    return text.replace("MAXW", str(MAX_WORKERS)).replace("SPIN", spin) + (
+    return text.replace("MAXW", str(MAX_THREADS)).replace("SPIN", spin) + (
         "declare void @llvm.x86.sse2.pause()\n" if x86 else "")
 
 
@@ -401,8 +400,8 @@ class Pool:
 
     def resize(self, workers: int) -> None:
         """Lets `workers` threads (the caller's included) take part in parallel loops."""
-        if not 1 <= workers <= MAX_WORKERS:
-            raise ValueError(f"the number of threads must be 1 to {MAX_WORKERS}, got {workers}")
+        if not 1 <= workers <= MAX_THREADS:
+            raise ValueError(f"the number of threads must be 1 to {MAX_THREADS}, got {workers}")
         for i in range(self._started + 1, workers):
             threading.Thread(target=self._worker, args=(i,), daemon=True, name=f"tilelang-{i}").start()
         self._started = max(self._started, workers - 1)
@@ -414,6 +413,5 @@ class Pool:
 def pool() -> Pool:
     """The pool, started at first use with one thread for each processor this process may run on."""
     out = Pool()
-    from tilelang.config import config
-    out.resize(config().threads or min(len(os.sched_getaffinity(0)), MAX_WORKERS))
+    out.resize(config().threads or min(len(os.sched_getaffinity(0)), MAX_THREADS))
     return out

@@ -36,3 +36,20 @@ def test_a_product_that_is_added_and_used_again(target: str) -> None:
     exact = a.astype(np.float32) @ a.astype(np.float32)
     np.testing.assert_array_equal(c, exact + 1)
     np.testing.assert_array_equal(d, exact.sum(1))
+
+
+@tile.kernel
+def of_scalars(table: tile.Tensor[tile.f32, "N"], at: tile.Tensor[tile.i32, ""], y: tile.Out[tile.f32, ""],
+               SIZE: tile.Const = 8):
+    for _ in tile.static_range(SIZE.bit_length()):  # a method of a constant
+        found = tile.lookup(tile.load(table, 0, SIZE), tile.load(at, (), ()))
+    tile.store(y, (), found)
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu", "emulate:cuda:sm_80"])
+def test_tensors_without_dimensions(target: str) -> None:
+    """Neither they, nor one look-up in a table, compiled for the CPU."""
+    table = np.arange(8, dtype=np.float32) + 1
+    with tile.target(target):
+        for at, wanted in ((3, 4.0), (0, 1.0), (8, 0.0), (-1, 0.0)):
+            assert of_scalars(table, np.array(at, np.int32)) == wanted

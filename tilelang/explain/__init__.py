@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tilelang import targets
+from tilelang.bound import Bound
 from tilelang.explain.facts import Facts, gather
 from tilelang.explain.page import page
 from tilelang.explain.terminal import text
-from tilelang.jit import Bound
 
 __all__ = ["Explanation", "Facts", "explain"]
 

@@ -9,12 +9,12 @@ from pathlib import PurePath
 from typing import Any
 
 from tilelang import targets
+from tilelang.bound import Bound
 from tilelang.errors import TargetError
 from tilelang.explain.banks import Heat, counted, derived
 from tilelang.ir.core import BufferType, Function, Op, TensorType, TileType
 from tilelang.ir.memory import CopyAsync
 from tilelang.ir.text import print_function
-from tilelang.jit import Bound
 from tilelang.layouts import RegisterLayout, SharedLayout
 from tilelang.passes.work import Work, work
 

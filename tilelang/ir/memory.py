@@ -111,7 +111,7 @@ class Store(Op):
         if array.size:
             index, inside = _window(array, args[1:-1], tile.shape, list(self.attrs["axes"]))
             where = tuple(np.broadcast_to(i, tile.shape)[inside] for i in index)
-            array[where] = tile[inside]
+            array[where] = tile[inside] if where else tile  # a tensor without dimensions has no index
             frame.mark_written(self, array, where)
         return ()
 

@@ -329,13 +329,11 @@ def _hashable(x: Any) -> bool:
 
 
 def _allowed(callee: Any, tiles: bool) -> bool:
-    if getattr(callee, "__module__", "").startswith("tilelang.lang") or callee in PUBLIC.values():
-        return True
-    module = getattr(callee, "__module__", "") or ""
-    if module.startswith(("tilelang.layouts", "tilelang.ir.dtypes")):
+    module = getattr(callee, "__module__", "") or ""  # methods of builtins have None
+    if module.startswith(("tilelang.lang", "tilelang.layouts", "tilelang.ir.dtypes")) or callee in PUBLIC.values():
         return True
     return not tiles and ((_hashable(callee) and callee in _FOLDED) or
-                          isinstance(getattr(callee, "__self__", None), str | tuple | list | dict))
+                          isinstance(getattr(callee, "__self__", None), int | float | str | tuple | list | dict))
 
 
 def describe(x: Any) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tilelang import cache, device, jit, targets
+from tilelang.bound import Bound
 from tilelang.ir.core import Function
-from tilelang.jit import Bound
 from tilelang.passes.work import work
 from tilelang.tuning.space import Config, estimate
 from tilelang.tuning.store import Key, to_json

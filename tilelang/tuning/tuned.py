@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tilelang import jit, targets
+from tilelang.bound import Bound
 from tilelang.config import config
 from tilelang.errors import TileError, TuningError
-from tilelang.jit import Bound, ByName, Kernel
+from tilelang.jit import ByName, Kernel
 from tilelang.tuning import store as stores
 from tilelang.tuning.jobs import Code
 from tilelang.tuning.problem import Problem, problem_of

@@ -16,10 +16,11 @@ from tilelang import targets
 from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.emulator.execute import arguments
 from tilelang.backends.emulator.ptx.run import run
+from tilelang.bound import Bound
 from tilelang.errors import TargetError
 from tilelang.ir import interpreter
 from tilelang.ir.core import Function, TensorType
-from tilelang.jit import Bound, Kernel
+from tilelang.jit import Kernel
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.matmul import matmul_kernel
 from tilelang.ops.mpgemm.gpu import below, product_kernel, tiles
