@@ -126,7 +126,7 @@ def counted(arguments: tuple[Any, ...], code: simt.Lowered) -> tuple[float, floa
     tensors = [isinstance(a, np.ndarray) for a in arrays]
     shapes = [a.shape if t else () for a, t in zip(arrays, tensors, strict=True)]
     strides = [tuple(s // a.itemsize for s in a.strides) if t else () for a, t in zip(arrays, tensors, strict=True)]
-    assert code.suited(shapes, strides) is code
+    assert code.suited(arrays, shapes, strides) is code
     counters = execute(code.tile, code.rendered, arrays, shapes, strides)
     requests = wide = 0
     for number, counter in counters.items():

@@ -59,7 +59,7 @@ def launches() -> Iterator[list[tuple[Lowered, list[Any]]]]:
 
     def watched(code: Lowered, arrays: Any, shapes: Any, strides: Any) -> None:
         emulate(code, arrays, shapes, strides)
-        seen.append((code.suited(shapes, strides), list(tile.last_counters().values())))
+        seen.append((code.suited(arrays, shapes, strides), list(tile.last_counters().values())))
     with mock.patch.object(targets, "emulate", watched):
         yield seen
 

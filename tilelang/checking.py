@@ -107,7 +107,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"
         out.cases.append(case)
         arrays, shapes, strides = bound.memory()
-        code = code.suited(shapes, strides)
+        code = code.suited(arrays, shapes, strides)
         results = observe(code.tile, code.rendered, arrays, shapes, strides)
         for policy, result in zip(POLICIES, results, strict=True):
             for f in result.findings:

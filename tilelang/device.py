@@ -123,7 +123,7 @@ def run(bound: Bound, launch: Launch) -> tuple[Launch, Prepared]:
     """Runs a call, and gives what ran. Arguments on the host are copied to the device, and what is written back
     again."""
     arrays, shapes, strides = bound.memory(on_host=False)
-    launch = launch.suited(shapes, strides)
+    launch = launch.suited(arrays, shapes, strides)
     prepared = launch.prepare(arrays, shapes, strides)
     tensors = {i: bound.tensors[p.name] for i, p in enumerate(launch.tile.params) if p.name in bound.tensors}
     with ExitStack() as stack:

@@ -129,7 +129,7 @@ def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
     before = [a.copy() if isinstance(p.type, TensorType) and p.type.mode == "inout" else a
               for p, a in zip(code.tile.params, arrays, strict=True)]
     with reproducible(code.tile, f"{EMULATE}{code.target.name}", before):
-        code = code.suited(shapes, strides)
+        code = code.suited(arrays, shapes, strides)
         _last.clear()
         _last.update(by_line(execute(code.tile, code.rendered, arrays, shapes, strides), code.rendered.ops))
 

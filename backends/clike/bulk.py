@@ -15,10 +15,11 @@ class Bulk(Writer):
 
     def _tensor_load(self, op: Op) -> None:
         buffer, offset, barriers, index, _, *at = op.operands
+        at, ranks = at[:len(op.attrs["order"])], at[len(op.attrs["order"]):]
         coordinates = ", ".join(map(self.scalar, at))
-        self.line(f"tl::tensor_load({self.address(buffer, offset)}, {self.map_name(map_of(op, self.fn))}, "
-                  f"tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {self.name(barriers)}, {self.scalar(index)}, "
-                  f"{self.number(op)});")
+        last = ", ".join([self.name(barriers), *map(self.scalar, (index, *ranks)), self.number(op)])
+        self.line(f"tl::tensor_{'multicast' if ranks else 'load'}({self.address(buffer, offset)}, "
+                  f"{self.map_name(map_of(op, self.fn))}, tl::vec<tl::i32, {len(at)}>{{{coordinates}}}, {last});")
 
     def _tensor_store(self, op: Op) -> None:
         buffer, offset, _, *at = op.operands
@@ -50,7 +51,8 @@ class Bulk(Writer):
     def _mbarrier(self, op: Op) -> None:
         barriers, *given = op.operands
         args = [self.name(barriers), *map(self.scalar, given), *map(str, op.attrs.values()), self.number(op)]
-        self.line(f"tl::{op.name}({', '.join(args)});")
+        elsewhere = "_at" if op.name == "mbarrier_arrive" and len(given) > 1 else ""
+        self.line(f"tl::{op.name}{elsewhere}({', '.join(args)});")
     _mbarrier_expect = _mbarrier_arrive = _mbarrier_wait = _mbarrier
 
     def _barrier_of(self, op: Op) -> None:

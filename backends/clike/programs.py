@@ -5,6 +5,7 @@ import math
 
 from tilelang.backends.clike.expressions import memory_type
 from tilelang.backends.clike.writer import Writer
+from tilelang.ir.cluster import Sharers
 from tilelang.ir.core import Op
 
 
@@ -39,6 +40,21 @@ class Programs(Writer):
 
     def _cluster_rank(self, op: Op) -> None:
         self.define(op.result, "tl::cluster_rank()")
+
+    def _sharers(self, op: Op) -> None:
+        """The bits of the first program's, shifted by what its number lacks of this one's in other dimensions."""
+        assert isinstance(op, Sharers)
+        extents, along = op.attrs["cluster"], op.attrs["along"]
+        (_, first), inside, part, shift = op.of(0), 1, "tl::cluster_rank()", "0"
+        if first + 1 != 1 << math.prod(extents):
+            part, shift = "", "tl::cluster_rank()"
+            for d in reversed(along):
+                apart = math.prod(extents[d + 1:])
+                place = f"tl::cluster_rank() / {apart} % {extents[d]}"
+                part, shift = f"{place} * {inside}{' + ' * bool(part)}{part}", f"{shift} - {place} * {apart}"
+                inside *= extents[d]
+        self.define(op.results[0], part)
+        self.define(op.results[1], f"{first} << ({shift})")
 
     def _peer(self, op: Op) -> None:
         memory, rank = op.operands

@@ -63,8 +63,8 @@ class _Renderer(Bulk, Matrix, Programs):
         self.region(self.fn.body)
         groups = ["#define TL_GROUPS"] if any(op.name == "group_mma" for op in self.fn.walk()) else []
         groups += ["#define TL_BULK"] if self.maps else []
-        cluster = math.prod(cluster_of(self.fn))
-        groups += [f"#define TL_CLUSTER {cluster}"] if uses(self.fn) else []
+        cluster = math.prod(cluster_of(self.fn, sharing=True))
+        groups += [f"#define TL_CLUSTER {cluster}"] if uses(self.fn) or cluster > 1 else []
         groups += ["#define TL_ROLES"] if any(op.name == "roles" for op in self.fn.body.ops) else []
         head = [f"// {title}", f"#define TL_WARP {self.target.warp}", *groups, '#include "tl.h"', "",
                 f"TL_KERNEL({name}, {threads})({wrap(args)}) {{"]

@@ -8,8 +8,9 @@ ISA 8.7, section 5.5). A block is as many boxes as its shared layout needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from tilelang.backends.clike.rendered import tensor_maps
@@ -95,6 +96,35 @@ def boxes(place: SharedLayout, size: int) -> Boxes | str:
     return out
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A block's boxes as equal parts: the boxes of the first, and how far the next part is in the block's indices and
+    in its layout."""
+
+    boxes: Boxes
+    index: tuple[int, ...]
+    place: int
+
+
+def parts(found: Boxes, count: int, size: int) -> Parts | None:
+    """Boxes of elements of `size` bytes as `count` parts, each of as many boxes or else of a part of every box; None
+    where they do not divide."""
+    starts, each = found.starts, len(found.starts) // count
+    if each * count == len(starts):
+        index = tuple(b - a for a, b in zip(starts[0][0], starts[each][0], strict=True))
+        place = starts[each][1] - starts[0][1]
+        if all(starts[i] == (tuple(x + i // each * d for x, d in zip(starts[i % each][0], index, strict=True)),
+                             starts[i % each][1] + i // each * place) for i in range(len(starts))):
+            return Parts(replace(found, starts=starts[:each]), index, place)
+    last = max((i for i, n in enumerate(found.extents) if n > 1), default=0)
+    extent, rest = divmod(found.extents[last], count)
+    place = extent * prod(found.extents[:last])
+    if not last or rest or place * size % found.align:
+        return None
+    index = tuple(extent if d == found.order[last] else 0 for d in range(len(found.order)))
+    return Parts(replace(found, extents=(*found.extents[:last], extent, *found.extents[last + 1:])), index, place)
+
+
 def objection(t: TensorType, offsets: Sequence[Value], axes: Sequence[int], buffer: BufferType) -> str:
     """Why blocks of a tensor cannot be copied so to a buffer with a layout; nothing where they can."""
     place = buffer.layout
@@ -122,13 +152,14 @@ def worth(block_bytes: int, count: int, warps: int, lanes: int) -> bool:
 
 
 def load(b: ThreadBuilder, op: bulk.CopyBulk, of: Callable[[Value], Value], phase: int) -> None:
-    """The code of the thread that starts a `copy_bulk`."""
+    """The code of the thread that starts a `copy_bulk`, or its part of a `copy_shared`."""
     at = op.buffer
     memory, offsets, buffer = op.operands[0], op.operands[1:at], of(op.operands[at])
-    barriers, number = map(of, op.operands[-2:])
-    lead = [b.to_index(of(v)) for v in op.index]
-    for place, coordinates, attrs in _each(b, memory, offsets, op.attrs["axes"], buffer, lead, of):
-        b.effect(bulk.TensorLoad, buffer, place, barriers, number, memory, *coordinates, **attrs, phase=phase)
+    barriers, number, *shared = map(of, op.operands[len(op.operands) - op.after:])
+    lead, part = [b.to_index(of(v)) for v in op.index], (op.attrs["parts"], shared[0]) if shared else None
+    for place, coordinates, attrs in _each(b, memory, offsets, op.attrs["axes"], buffer, lead, of, part):
+        b.effect(bulk.TensorLoad, buffer, place, barriers, number, memory, *coordinates, *shared[1:], **attrs,
+                 multicast=bool(shared), phase=phase)
 
 
 def store(b: ThreadBuilder, op: bulk.StoreBulk, of: Callable[[Value], Value], phase: int) -> None:
@@ -140,14 +171,21 @@ def store(b: ThreadBuilder, op: bulk.StoreBulk, of: Callable[[Value], Value], ph
 
 
 def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Sequence[int], buffer: Value,
-          lead: Sequence[Index], of: Callable[[Value], Value]) -> Iterator[tuple[Value, list[Value], dict[str, Any]]]:
-    """For each box of the part of a buffer at index `lead` of its first dimensions: its place in the buffer, its
-    coordinates in the tensor, and what its map says."""
+          lead: Sequence[Index], of: Callable[[Value], Value],
+          part: tuple[int, Value] | None = None) -> Iterator[tuple[Value, list[Value], dict[str, Any]]]:
+    """For each box of the block of a buffer at index `lead` of its first dimensions, or of a `part` of so many: its
+    place in the buffer, its coordinates in the tensor, and what its map says."""
     t = buffer.type
     assert isinstance(t, BufferType) and isinstance(memory.type, TensorType) and t.layout is not None
     start = address(b, t.layout, [*lead, *[0] * (t.rank - len(lead))])
     found = boxes(SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle), t.dtype.storage.itemsize)
     assert isinstance(found, Boxes), found
+    steps = dict[int, Value]()
+    if part is not None:
+        divided = parts(found, part[0], t.dtype.storage.itemsize)
+        assert divided is not None
+        found, start = divided.boxes, b.add(start, b.mul(b.to_index(part[1]), divided.place))
+        steps = {axes[d]: b.pure(ew.Mul, part[1], b.const(n, I32)) for d, n in enumerate(divided.index) if n}
     order = [axes[d] for d in found.order]
     order += [a for a in range(memory.type.rank) if a not in order]
     extents = (*found.extents, *[1] * (len(order) - len(found.extents)))
@@ -156,6 +194,7 @@ def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Seque
         for a in order:
             first = of(offsets[a])
             first = first if first.dtype is I32 else b.pure(ew.Cast, first, dtype=I32)
+            first = b.pure(ew.Add, first, steps[a]) if a in steps else first
             step = index[axes.index(a)] if a in axes else 0
             coordinates.append(b.pure(ew.Add, first, b.const(step, I32)) if step else first)
         yield b.index(b.add(start, place)), coordinates, {"order": tuple(order), "boxes": extents,

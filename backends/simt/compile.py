@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from tilelang.backends.clike.render import render
 from tilelang.backends.clike.rendered import Rendered
@@ -29,7 +29,10 @@ from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import through_registers
 from tilelang.backends.simt.window import reaches
+from tilelang.ir.bulk import CopyBulk
+from tilelang.ir.cluster import cluster_of, uses
 from tilelang.ir.core import BufferType, Function
+from tilelang.ir.interpreter import grid_extents
 from tilelang.ir.memory import CopyAsync
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
@@ -55,13 +58,22 @@ class Lowered(ABC):
         """The kernel whose accesses have offsets of 64 bits, and that needs no maps of tensors."""
         return type(self)(self.tile, replace(self.target, windows=False, bulk=False))
 
-    def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
-        """The kernel for a call with these shapes and strides (elements) of every parameter: this one, unless the
-        blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`), or no map
-        can say them (`bulk.py`)."""
+    @cached_property
+    def unshared(self) -> Self:
+        """The kernel whose programs copy nothing for each other."""
+        return type(self)(self.tile, replace(self.target, multicast=False))
+
+    def suited(self, arrays: Sequence[Any], shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
+        """The kernel for a call with these scalars, shapes and strides (elements) of every parameter: this one, unless
+        the blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`), or no
+        map can say them (`bulk.py`), or the grid is not made of whole clusters (`multicast.py`)."""
         fits = (not self.target.windows or reaches(self.thread, shapes, strides)) and \
             (not self.target.bulk or encodable(self.thread, shapes, strides))
-        return self if fits else self.without_windows
+        if not fits:
+            return self.without_windows
+        cluster = () if uses(self.tile) else cluster_of(self.thread, sharing=True)
+        extents = grid_extents(self.tile, arrays, shapes) if cluster else ()
+        return self.unshared if any(n % c for n, c in zip(extents, cluster, strict=True)) else self
 
     @cached_property
     def placed(self) -> Function:
@@ -93,8 +105,9 @@ class Lowered(ABC):
     @property
     def copies(self) -> str:
         """By line, how blocks for later iterations are copied: "TMA" by one thread, with the blocks of a ring and why
-        that is none of a warp that does nothing else, or "cp.async" by all of them and why; and how blocks go to
-        tensors: "TMA store", or "stores" by all threads and why. Where the target has both."""
+        that is none of a warp that does nothing else, "TMA multicast" for several programs of a cluster, or why not,
+        or "cp.async" by all threads and why; and how blocks go to tensors: "TMA store", or "stores" by all threads and
+        why. Where the target has both."""
         out: dict[str, None] = {}
         stored = objections(self.placed, self.target)
         for op in self.placed.walk():
@@ -103,11 +116,13 @@ class Lowered(ABC):
                 adds = op.attrs.get("add") or op.name == "atomic"
                 out[f"{line}TMA {'add' if adds else 'store'}" if op.name == "store_bulk" else
                     f"{line}{'atomics' if adds else 'stores'} ({stored[op]})"] = None
-            elif isinstance(op, CopyAsync) and (op.name == "copy_bulk" or op.attrs["fallback"]):
+            elif isinstance(op, CopyAsync) and (isinstance(op, CopyBulk) or op.attrs["fallback"]):
                 t = op.operands[op.buffer].type
                 assert isinstance(t, BufferType)
                 why = f" ({op.attrs['fallback']})" if op.attrs["fallback"] else ""
-                out[f"{line}{f'TMA, {t.shape[0]} stages' if op.name == 'copy_bulk' else 'cp.async'}{why}"] = None
+                many = f" multicast to {op.attrs['parts']} programs" if op.name == "copy_shared" else ""
+                how = f"TMA{many}, {t.shape[0]} stages" if isinstance(op, CopyBulk) else "cp.async"
+                out[f"{line}{how}{why}"] = None
         return "; ".join(out)
 
     @property

@@ -47,7 +47,7 @@ class Launch:
     def __init__(self, lowered: Lowered, device: Device) -> None:
         rendered, params = lowered.rendered, lowered.tile.params
         self.lowered, self.tile, self.device, self.rendered = lowered, lowered.tile, device, rendered
-        self._other: Launch | None = None
+        self._others = dict[int, Launch]()
         self.function = device.load(lowered.product[0], rendered.name, lowered.dynamic_shared)
         self.dynamic_shared, self.widest = lowered.dynamic_shared, device.widest(rendered.threads)
         self.workers = device.multiprocessors * max(int(lowered.report["resident_blocks"]), 1)
@@ -73,14 +73,16 @@ class Launch:
         self._params = (ctypes.c_void_p * len(places))(*places)
         self.fire = self._fire()
 
-    def suited(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Launch:
-        """The kernel for a call with these shapes and strides: this one or, compiled when first needed, the one
-        without windows."""
-        code = self.lowered.suited(shapes, strides)
+    def suited(self, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
+               strides: Sequence[Sequence[int]]) -> Launch:
+        """The kernel for a call with these scalars, shapes and strides: this one or, compiled when first needed,
+        another of `Lowered.suited`."""
+        code = self.lowered.suited(arrays, shapes, strides)
         if code is self.lowered:
             return self
-        self._other = self._other or Launch(code, self.device)
-        return self._other
+        if id(code) not in self._others:
+            self._others[id(code)] = Launch(code, self.device)
+        return self._others[id(code)]
 
     def prepare(self, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
                 strides: Sequence[Sequence[int]]) -> Prepared:

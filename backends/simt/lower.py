@@ -59,7 +59,7 @@ class _Lowering:
     def __init__(self, fn: Function, b: ThreadBuilder, target: SimtTarget) -> None:
         self.b, self.target = b, target
         self.of: dict[Value, Value] = {}
-        self.cluster = cluster_of(fn)
+        self.cluster = cluster_of(fn, sharing=True)
         count = thread_count(fn, target)
         self.threads = Threads(b, b.pure(simt.ThreadId, count=count), count)
         self.exchange = Exchange(b, self.threads, target)
@@ -342,6 +342,7 @@ class _Lowering:
     def _lower_copy_bulk(self, op: Op) -> None:
         assert isinstance(op, CopyBulk)
         bulk.load(self.b, op, lambda v: self.of.get(v, v), self.access.managed[op.operands[op.buffer]])
+    _lower_copy_shared = _lower_copy_bulk
 
     def _lower_store_bulk(self, op: Op) -> None:
         assert isinstance(op, StoreBulk)

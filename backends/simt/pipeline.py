@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from tilelang.backends.simt import bulk, roles
+from tilelang.backends.simt import bulk, multicast, roles
 from tilelang.backends.simt.registers import thread_count
 from tilelang.backends.simt.schedule import read_first, refusal, schedule_of, stated
 from tilelang.backends.simt.shared_memory import ALIGN, root, size_of
@@ -53,7 +53,7 @@ def pipeline(fn: Function, target: SimtTarget) -> Function:
                 loop.run(target, threads, fn.body, path)
     threads = thread_count(fn, target)
     visit(fn.body)
-    return fn
+    return multicast.together(fn)
 
 
 class _Loop:
@@ -61,6 +61,7 @@ class _Loop:
         self.around, self.op, self.body, self.allocs, self.stages = around, op, op.regions[0], allocs, stages
         self.beside = beside  # instructions that run beside the threads that start them
         self.index = self.body.args[0]
+        self.shares = multicast.Shares()
 
     def run(self, target: SimtTarget, threads: int, top: Region, path: Sequence[Op]) -> None:
         """`top` is where allocations stand; `path` what the loop stands in, the outermost first."""
@@ -84,12 +85,13 @@ class _Loop:
             why = self._objection(copies, threads // target.warp, target.warp)
             if not why:
                 alone = self._unproduced(copies, others + self.stages * block, target, threads, top, path)
-                if alone:
-                    for op in copies:
-                        op.attrs["fallback"] = alone
-                    self._by_barriers(copies, threads // target.warp, top, path)
-                else:
-                    self._by_producers(copies, threads // target.warp, top, path)
+                common = self._common(copies, target, top, path, not alone)
+                for op in copies:
+                    own = common.get(op, "")
+                    op.attrs["fallback"] = "; ".join(why for why in (alone, own) if why and isinstance(why, str))
+                self.shares = multicast.share(common, top)
+                by = self._by_barriers if alone else self._by_producers
+                by(copies, threads // target.warp, top, path)
                 return
             for op in copies:
                 op.attrs["fallback"] = why
@@ -158,13 +160,14 @@ class _Loop:
         return any(isinstance(v.type, BufferType) and v not in rings and (v not in self.allocs or v in copied)
                    for op in ops for v in op.operands)
 
-    def _copy(self, out: list[Op], copy: Op, at: Value, *slot: Value, cls: type[Op] = mem.CopyAsync) -> None:
+    def _copy(self, out: list[Op], copy: Op, at: Value, *slot: Value, cls: type[Op] = mem.CopyAsync,
+              **attrs: object) -> None:
         """The copy as iteration `at` makes it, into block `slot` of a ring."""
         mapping = {self.index: at}
         for op in self._slice(copy) or []:
             out.append(op.clone(mapping))
         *source, buffer = copy.operands
-        out.append(cls([*(mapping.get(v, v) for v in source), buffer, *slot], copy.attrs, loc=copy.loc))
+        out.append(cls([*(mapping.get(v, v) for v in source), buffer, *slot], {**copy.attrs, **attrs}, loc=copy.loc))
 
     def _through_registers(self, copies: Sequence[Op], threads: int, target: SimtTarget) -> None:
         """The loop loads the next block while it works on the only one in shared memory."""
@@ -295,6 +298,20 @@ class _Loop:
         assert isinstance(found, bulk.Boxes)
         return found, prod(t.shape) * t.dtype.storage.itemsize
 
+    def _common(self, copies: Sequence[Op], target: SimtTarget, top: Region, path: Sequence[Op],
+                produced: bool) -> dict[Op, tuple[int, ...] | str]:
+        """What `multicast.common` says of the copies; nothing, or why not, where programs cannot share any."""
+        if not target.multicast:
+            return {}
+        found = multicast.common(self.op, {op: self._boxes(op)[0] for op in copies}, path, top)
+        if any(op.name not in ("for", "if") for op in path) or not produced and any(op.name == "for" for op in path):
+            why = "another loop is around it"
+        elif not roles.room(self.op, copies, path, top, self.stages, target):
+            why = "shared memory has no room for blocks of others beside what comes before the loop"
+        else:
+            return found
+        return dict.fromkeys(found, why)
+
     def _rings(self, copies: Sequence[Op], warps: int, top: Region) -> tuple[set[Value], int, Value, Op]:
         """(the rings that copies fill, the bytes of a block of each together, their barriers, what makes these). The
         first half of the barriers tells that a block is full, the second that one is empty."""
@@ -309,14 +326,18 @@ class _Loop:
         top.ops.insert(0, alloc)
         barriers = alloc.result
         barriers.name = "barriers"
-        arrivals = (1,) * self.stages + (warps,) * self.stages
+        arrivals = (1,) * self.stages + (warps * self.shares.readers,) * self.stages
         return rings, total, barriers, ir.MBarrierInit([barriers], {"arrivals": arrivals}, loc=self.op.loc)
 
     def _fill(self, copies: Sequence[Op], at: Value, slot: Value, barriers: Value, total: int) -> list[Op]:
         """What one thread does to start the copies for iteration `at` into a block."""
         out: list[Op] = [ir.MBarrierExpect([barriers, slot], {"bytes": total}, loc=self.op.loc)]
         for copy in copies:
-            self._copy(out, copy, at, slot, barriers, slot, cls=ir.CopyBulk)
+            if copy in self.shares.copies:
+                parts, numbers = self.shares.copies[copy]
+                self._copy(out, copy, at, slot, barriers, slot, *numbers, cls=ir.CopyShared, parts=parts)
+            else:
+                self._copy(out, copy, at, slot, barriers, slot, cls=ir.CopyBulk)
         return out
 
     def _by_barriers(self, copies: Sequence[Op], warps: int, top: Region, path: Sequence[Op]) -> None:
@@ -329,7 +350,12 @@ class _Loop:
             inner = [*first, *self._fill(copies, at, slot, barriers, total)]
             some = Region([], [ir.Once([], {}, [Region([], inner)], self.op.loc), self._made(Yield)])
             out.append(If([self._op(out, ew.Lt, at, hi)], {}, [some, Region([], [self._made(Yield)])], self.op.loc))
-        before: list[Op] = [ir.Once([], {}, [Region([], [start])], self.op.loc), self._made(mem.Barrier)]
+        before = list[Op]()
+        if self.shares.copies:
+            first = roles.made_first(top, start)
+            top.ops[first:first] = self.shares.ops
+        else:
+            before += [ir.Once([], {}, [Region([], [start])], self.op.loc), self._made(mem.Barrier)]
         at = lo
         for stage in range(self.stages - 1):
             fill(before, at, self._const(before, stage))
@@ -340,7 +366,7 @@ class _Loop:
         body = self._rest(copies)
         newest, at = self._newest(head, oldest)
         empty = self._op(head, ew.Add, newest, self._const(head, self.stages))
-        head.append(ir.MBarrierArrive([barriers, empty], loc=self.op.loc))
+        head.append(ir.MBarrierArrive([barriers, empty, *self.shares.ranks], loc=self.op.loc))
         fill(head, at, newest, ir.MBarrierWait([barriers, empty, parity], loc=self.op.loc))
         following = self._following(head, oldest, parity)
         self._start_beside(head, 1, body)
@@ -391,7 +417,8 @@ class _Loop:
         next, for the arrivals of the round before. Loops around carry the position on: blocks are filled for their
         next iteration while warps are busy with the end of this one."""
         rings, total, barriers, start = self._rings(copies, warps, top)
-        roles.begin(top, start, warps)
+        first = roles.begin(top, start, warps)
+        top.ops[first:first] = self.shares.ops
         loops, before, head = [op for op in path if op.name == "for"], list[Op](), list[Op]()
         begin = [self._const(before, 0)] * 2
         for op in loops:
@@ -412,7 +439,8 @@ class _Loop:
         head += [ir.Once([], {"producer": True}, [Region([], fill)], self.op.loc),
                  ir.MBarrierWait([barriers, oldest, parity], loc=self.op.loc)]
         start_of_products = len(head)
-        head.append(ir.MBarrierArrive([barriers, self._op(head, ew.Add, oldest, count)], loc=self.op.loc))
+        given = self._op(head, ew.Add, oldest, count)
+        head.append(ir.MBarrierArrive([barriers, given, *self.shares.ranks], loc=self.op.loc))
         body = self._rest(copies)
         self._start_beside(head, start_of_products, body)
         self._read(body, rings, oldest)

@@ -17,7 +17,7 @@ consumers get what the others do without.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tilelang.backends.simt.shared_memory import produces, size_of
@@ -56,31 +56,43 @@ def hindrance(loop: Op, copies: Sequence[Op], path: Sequence[Op], top: Region, w
     around = [*path, loop]
     if path and any(op.name != "for" for op in path) and any(op.name != "if" for op in path):
         return "a branch in a loop, or a `while`, is around it"
+    written = written_in(top)
+    for v in sources([*(v for op in copies for v in op.operands[1:-1]), *bounds(around)], around):
+        op = v.owner
+        if op is not None and not known(op, written):
+            where = f" of line {op.loc.line}" if op.loc else ""
+            return f"its blocks depend on `{op.name}`{where}, which only consumers know"
+    return ""
+
+
+def written_in(region: Region) -> set[Value]:
+    """The memory that operations write; copies to shared memory name the tensor first."""
+    return {op.operands[0] for op in region.walk() if op.effects == "write" and not isinstance(op, mem.CopyAsync)}
+
+
+def bounds(around: Sequence[Op]) -> list[Value]:
+    """What the operations that something stands in ask whether, and how often, it happens."""
+    return [v for op in around for v in op.operands[:3 if op.name == "for" else 1]]
+
+
+def sources(values: Iterable[Value], around: Sequence[Op]) -> Iterator[Value]:
+    """The scalars that others are computed from in the operations `around`, indices of their loops aside; values that
+    these loops carry are what they begin with and what iterations make of them."""
     carried = {a: (op.operands[2 + i], op.regions[0].yields[i - 1]) for op in around if op.name == "for"
                for i, a in enumerate(op.regions[0].args) if i}
-    indices = {op.regions[0].args[0] for op in around if op.name == "for"}
-    written = {op.operands[0] for op in top.walk() if op.effects == "write"}
-    pending = [v for op in copies for v in op.operands[1:-1]]
-    pending += [v for op in around for v in op.operands[:3 if op.name == "for" else 1]]
-    seen = set(indices)
+    pending, seen = list(values), {op.regions[0].args[0] for op in around if op.name == "for"}
     while pending:
         v = pending.pop()
         if v in seen or isinstance(v.type, TensorType):
             continue
         seen.add(v)
-        op = v.owner
-        if v in carried:
-            pending += carried[v]
-        elif op is not None and not _known_to_both(op, written):
-            where = f" of line {op.loc.line}" if op.loc else ""
-            return f"its blocks depend on `{op.name}`{where}, which only consumers know"
-        elif op is not None:
-            pending += op.operands
-    return ""
+        yield v
+        pending += carried[v] if v in carried else v.owner.operands if v.owner is not None else ()
 
 
-def _known_to_both(op: Op, written: Iterable[Value]) -> bool:
-    """Whether an operation on values that both roles know gives both the same."""
+def known(op: Op, written: Iterable[Value]) -> bool:
+    """Whether an operation on values that several roles, or programs, know alike gives all of them the same, but for
+    the number of the program."""
     if op.name in KNOWN:
         return True
     if op.name == "load":
@@ -119,17 +131,24 @@ def budgets(groups: int) -> tuple[int, ...]:
     return (ir.LEAST, min(left, LARGEST)) if each < 256 else ()
 
 
-def begin(top: Region, init: Op, consumers: int) -> None:
-    """Lets roles begin at the top of a function, once barriers are made, `init` among them."""
-    there = next((op for op in top.ops if op.name == "roles"), None)
-    if there is not None:
-        made = top.ops[top.ops.index(there) - 2]
-        made.regions[0].ops.append(init)
-        return
+def begin(top: Region, init: Op, consumers: int) -> int:
+    """Lets roles begin at the top of a function, once barriers are made, `init` among them; the place before that."""
+    after = made_first(top, init)
+    if not any(op.name == "roles" for op in top.ops):
+        attrs = {"consumers": consumers, "producers": ir.GROUP, "registers": budgets(consumers // ir.GROUP)}
+        top.ops.insert(after, ir.Roles([], attrs, loc=init.loc))
+    return after
+
+
+def made_first(top: Region, init: Op) -> int:
+    """Makes barriers at the top of a function, with those already made there; the place behind the barrier of all
+    threads that follows."""
     after = next(i for i, op in enumerate(top.ops) if op.name != "alloc")
-    attrs = {"consumers": consumers, "producers": ir.GROUP, "registers": budgets(consumers // ir.GROUP)}
-    top.ops[after:after] = [Once([], {}, [Region([], [init])], init.loc), mem.Barrier([], loc=init.loc),
-                            ir.Roles([], attrs, loc=init.loc)]
+    if top.ops[after].name == "once":
+        top.ops[after].regions[0].ops.append(init)
+    else:
+        top.ops[after:after] = [Once([], {}, [Region([], [init])], init.loc), mem.Barrier([], loc=init.loc)]
+    return after + 2
 
 
 # -- THREAD -----------------------------------------------------------------------------------------------------------
@@ -139,9 +158,11 @@ def split_roles(fn: Function, target: Any = None) -> Function:
     if roles is None:
         return fn
     at, consumers = fn.body.ops.index(roles), roles.attrs["consumers"]
-    before, after = fn.body.ops[:at], fn.body.ops[at + 1:]
+    before, after, end = fn.body.ops[:at], fn.body.ops[at + 1:], list[Op]()
+    if after[-1].name == "cluster_barrier":  # programs that copy for each other end together, all warps of them
+        end = [after.pop()]
     common = _needed([op for op in after if op.name in COMMON], after)
-    fn.body.ops = [*before, *common, roles]
+    fn.body.ops = [*before, *common, roles, *end]
     rest = Region([], [*(op for op in after if op not in common), Yield([])])
     copies = clone_region(rest, {})
     _keep_copies(copies)

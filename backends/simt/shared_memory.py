@@ -116,6 +116,7 @@ def spans(fn: Function) -> dict[Value, list[Span]]:
         return [(min(start for start, _ in groups), max(end for _, end in groups))]
     early = {root(op.operands[0]) for branch in productions(fn) for op in branch.regions[0].walk()
              if op.name == "tensor_load"}
+    early |= {root(op.operands[0]) for op in fn.walk() if op.name == "tensor_load" and op.attrs["multicast"]}
     return {v: [(0, end)] if v in managed else [(0, max(path[0][1] for path in paths))] if v in early
             else lives(paths, 0) for v, paths in uses.items()}
 

@@ -22,8 +22,8 @@ class SimtTarget:
     adds or multiplies two f32; where `ternary`, one is any function of the bits of three words; where `halves`, one
     shifts, or multiplies and adds, both halves of a word; where `bulk`, one thread may copy blocks (`bulk.py`); where
     `overlap`, a kernel may begin before the one before it has ended (`overlap.py`); where `clusters`, programs of a
-    cluster run together and reach each other's shared memory. Lanes that
-    are one of `swaps` apart exchange values by one instruction of the vector unit."""
+    cluster run together and reach each other's shared memory; where `multicast`, they copy blocks for each other
+    (`multicast.py`). Lanes that are one of `swaps` apart exchange values by one instruction of the vector unit."""
 
     name: str
     arch: int
@@ -48,6 +48,7 @@ class SimtTarget:
     bulk: bool = False
     overlap: bool = False
     clusters: bool = False
+    multicast: bool = False
     swaps: frozenset[int] = frozenset()
     group_mma: tuple[GroupRow, ...] = ()
 

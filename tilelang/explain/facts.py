@@ -431,7 +431,7 @@ def _counters(lowered: Any, bound: Bound) -> tuple[dict[Place, Any], list[Heat]]
     from tilelang.backends.emulator.execute import observe
     from tilelang.backends.emulator.run import POLICIES
     arrays, shapes, strides = bound.memory()
-    code = lowered.suited(shapes, strides)
+    code = lowered.suited(arrays, shapes, strides)
     (result,) = observe(code.tile, code.rendered, arrays, shapes, strides, POLICIES[:1])
     by_line = targets.by_line(result.counters, code.rendered.ops)
     return {place: c for place, c in by_line.items() if place[0]}, counted(code.rendered.ops, result.counters,

@@ -54,8 +54,9 @@ class MBarrierExpect(_OfBarriers):
 
 
 class MBarrierArrive(_OfBarriers):
-    """Each warp arrives at a barrier, when its threads have done all they were to do before: (barriers, index).
-    Products that were started in this iteration of a loop may still be under way."""
+    """Each warp arrives at a barrier, when its threads have done all they were to do before: (barriers, index), or
+    (barriers, index, ranks) at that in the same place of each program of the cluster whose bit is set. Products that
+    were started in this iteration of a loop may still be under way."""
     name = "mbarrier_arrive"
 
 
@@ -86,11 +87,18 @@ class CopyBulk(CopyAsync):
     name, levels, after = "copy_bulk", frozenset({"placed"}), 2
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        *_, barriers, index = args
+        barriers, index, *_ = args[len(args) - self.after:]
         started = self.block(args)
         if started is not None:
             frame.start_copy(self, *started, barrier=(id(barriers), int(index)))
         return ()
+
+
+class CopyShared(CopyBulk):
+    """`copy_bulk` of a block that several programs of a cluster copy to the same place: (tensor, offsets…, buffer,
+    index…, barriers, index, part, ranks). Each copies one of `parts` for all whose bits are set in `ranks`, and the
+    barrier of each counts what comes to it. In the interpreter everybody copies all of it."""
+    name, after, attributes = "copy_shared", 4, {**CopyAsync.attributes, "parts": ...}
 
 
 class StoreBulk(Op):
@@ -151,9 +159,10 @@ class Elected(Op):
 class TensorLoad(Op):
     """One thread starts the copy of a box of a tensor: (buffer, offset, barriers, index, tensor, coordinates…).
     `order` lists the tensor's dimensions as the coordinates and `boxes`, the extents, do: that of neighbours first.
-    Rows of `swizzle` bytes have their pieces of 16 bytes permuted."""
+    Rows of `swizzle` bytes have their pieces of 16 bytes permuted. Where `multicast`, the last operand has a bit for
+    each program of the cluster that gets the box, in the same place, by its own barriers."""
     name, levels, effects = "tensor_load", THREAD, "write"
-    attributes = {"order": ..., "boxes": ..., "swizzle": ..., "phase": 0}
+    attributes = {"order": ..., "boxes": ..., "swizzle": ..., "multicast": False, "phase": 0}
 
     def infer(self) -> Sequence[Type]:
         for at in (0, 2, 4):

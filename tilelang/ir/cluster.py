@@ -13,6 +13,7 @@ from tilelang.ir.core import BufferType, Function, Op, Region, TileType, Type
 from tilelang.ir.elementwise import ALL_LEVELS
 from tilelang.ir.memory import memory_type
 from tilelang.ir.shape import I32
+from tilelang.ir.simt import SCHEDULED
 
 if TYPE_CHECKING:
     from tilelang.ir.interpreter import Frame
@@ -73,13 +74,15 @@ class Cluster:
 
 def uses(fn: Function) -> list[Op]:
     """The operations by which programs of a cluster know of each other."""
-    return [op for op in fn.walk() if op.name in ("cluster_rank", "cluster_barrier", "peer")]
+    return [op for op in fn.walk() if op.name in ("cluster_rank", "cluster_barrier", "peer")
+            and not op.attrs.get("sharing")]
 
 
-def cluster_of(fn: Function) -> tuple[int, ...]:
-    """The extents of the clusters whose programs know of each other; () where none do, and they need not run together.
-    """
-    return next((op.attrs["cluster"] for op in fn.body.ops if op.name == "grid"), ()) if uses(fn) else ()
+def cluster_of(fn: Function, sharing: bool = False) -> tuple[int, ...]:
+    """The extents of the clusters whose programs know of each other, or, where `sharing`, copy blocks for each other;
+    () where none do, and they need not run together."""
+    together = uses(fn) or sharing and any(op.name == "sharers" for op in fn.walk())
+    return next((op.attrs["cluster"] for op in fn.body.ops if op.name == "grid"), ()) if together else ()
 
 
 def refuse_clusters(fn: Function, target: str) -> None:
@@ -100,16 +103,40 @@ class ClusterRank(Op):
         return frame.cluster_rank()
 
 
+class Sharers(Op):
+    """The programs of a `cluster` (its extents) that differ from this one in their places `along` these dimensions of
+    the grid alone: (which of them this one is, a bit for the number of each)."""
+    name, levels, attributes = "sharers", SCHEDULED, {"cluster": ..., "along": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType((), I32)] * 2
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        extents = self.attrs["cluster"]
+        place = [i % n for i, n in zip(frame.ids or (0,) * len(extents), extents, strict=True)]
+        return tuple(np.asarray(x, np.int32) for x in self.of(int(np.ravel_multi_index(place, extents))))
+
+    def of(self, rank: int) -> tuple[int, int]:
+        """Of the program of that number."""
+        extents, along = self.attrs["cluster"], self.attrs["along"]
+        place = np.unravel_index(rank, extents)
+        others = [tuple(o if d in along else p for d, (o, p) in enumerate(zip(other, place, strict=True)))
+                  for other in np.ndindex(*extents)]
+        ranks = sorted({int(np.ravel_multi_index(o, extents)) for o in others})
+        return ranks.index(rank), sum(1 << r for r in ranks)
+
+
 class ClusterBarrier(Op):
     """Every thread of every program of the cluster reaches this point before any goes on; shared memory written before
-    is visible to all of them."""
-    name, levels, effects = "cluster_barrier", ALL_LEVELS, "control"
+    is visible to all of them. Where `sharing`, it is there for copies of blocks to several programs, which the
+    interpreter makes for each by itself."""
+    name, levels, effects, attributes = "cluster_barrier", ALL_LEVELS, "control", {"sharing": False}
 
     def infer(self) -> Sequence[Type]:
         return []
 
     def eval(self, frame: Any, *args: Any) -> Any:
-        if frame.cluster is not None:
+        if frame.cluster is not None and not self.attrs["sharing"]:
             frame.cluster.meet(self)
         return ()
 

@@ -67,7 +67,9 @@ def grid(*counts: Any, group: int = 1, cluster: tuple[int, ...] = ()) -> Any:
     in which the arithmetic of an extent (M * N, say) wraps raises TargetError.
 
     `cluster`, a number for each extent and at most 8 programs in all, lets neighbours run at the same time and reach
-    each other's shared memory: see `peer`. A call whose grid is not made of whole clusters raises TargetError then."""
+    each other's shared memory: see `peer`. A call whose grid is not made of whole clusters raises TargetError then.
+    On sm_90a, blocks that such neighbours have in common in pipelined loops are copied once for all of them (TMA
+    multicast)."""
     ids = emit(control.Grid, *(offset(c) for c in counts), group=group, cluster=tuple(cluster)).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 

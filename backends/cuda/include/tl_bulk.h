@@ -48,17 +48,17 @@ TL_FN void mbarrier_arrive(u64* b, int i, op) {
 }
 
 #ifdef TL_CLUSTER
-// The same at the barrier in that place of another block.
-TL_FN void mbarrier_arrive_at(u64* b, int i, int rank, op) {
+// The same at the barriers in that place of each block of the cluster whose bit of `ranks` is set: a lane for each. As
+// in CUTLASS (ClusterBarrier), its scope is the block: it comes after reads of this block's memory, and others then copy
+// to that. A release to the cluster would wait for what went to tensors, too, and empty the first cache each time.
+TL_FN void mbarrier_arrive_at(u64* b, int i, u32 ranks, op) {
   __syncwarp();
-  if (threadIdx.x % 32) return;
+  const u32 lane = threadIdx.x % 32;
+  if (!(ranks >> lane & 1)) return;
   u32 there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(b, i)), "r"(rank));
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(b, i)), "r"(lane));
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
-#define TL_ACQUIRE ".acquire.cluster"  // what threads of other blocks did before they arrived
-#else
-#define TL_ACQUIRE
 #endif
 
 // Until the phase of that parity is over.
@@ -67,7 +67,7 @@ TL_FN void mbarrier_wait(u64* b, int i, int parity, op) {
   u32 done;
   do {
     asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity" TL_ACQUIRE ".shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   } while (!done);
 }

@@ -14,7 +14,10 @@ TL_FN void mbarrier_expect(sptr<u64> b, int i, int bytes, op o) {
   emu_mbarrier_expect(b.base, b.limit, i, bytes, o.id);
 }
 TL_FN void mbarrier_arrive(sptr<u64> b, int i, op o) { emu_mbarrier_arrive(b.base, b.limit, i, o.id); }
-TL_FN void mbarrier_arrive_at(sptr<u64> b, int i, int rank, op o) { mbarrier_arrive(peer(b, rank, o), i, o); }
+TL_FN void mbarrier_arrive_at(sptr<u64> b, int i, u32 ranks, op o) {
+  for (int rank = 0; ranks >> rank; rank++)
+    if (ranks >> rank & 1) mbarrier_arrive(peer(b, rank, o), i, o);
+}
 TL_FN void mbarrier_wait(sptr<u64> b, int i, int parity, op o) {
   emu_mbarrier_wait(b.base, b.limit, i, parity, o.id);
 }

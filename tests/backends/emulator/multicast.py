@@ -19,9 +19,8 @@ PARTS = {
     "copy": "tl::tensor_multicast(s, k % 2 * 256 + r * 128, m, tl::vec<tl::i32, 2>{0, 8 * k + 4 * r}, bars, k % 2, 3, "
             "tl::op(7));",
     "full": "tl::mbarrier_wait(bars, k % 2, k / 2 & 1, tl::op(8));",
-    "arrive": "tl::mbarrier_arrive_at(bars, 2 + k % 2, 0, tl::op(11)); "
-              "tl::mbarrier_arrive_at(bars, 2 + k % 2, 1, tl::op(12));",
-    "end": "tl::cluster_barrier(tl::op(13));",
+    "arrive": "tl::mbarrier_arrive_at(bars, 2 + k % 2, 3, tl::op(11));",
+    "end": "tl::cluster_barrier(tl::op(12));",
 }
 RING = """
   TL_SHARED(smem, 4096);
@@ -64,12 +63,12 @@ CASES = [
     wrong("barriers that count the arrivals of one block only", "init", PARTS["init"].replace("2 + i, 4", "2 + i, 2"),
           ("mbarrier", 5, -1), *FOLLOW),
     wrong("a block gives back its own copy only", "arrive",
-          "tl::mbarrier_arrive_at(bars, 2 + k % 2, r, tl::op(11));", ("deadlock", 8, 5), *FOLLOW),
+          "tl::mbarrier_arrive_at(bars, 2 + k % 2, 1u << r, tl::op(11));", ("deadlock", 8, 5), *FOLLOW),
     wrong("bytes that another block sends are not expected", "expect", PARTS["expect"].replace("1024", "512"),
           ("transaction", 7, 6), *FOLLOW, always=False),
     wrong("a copy that does not go to the other block", "copy", PARTS["copy"].replace(", 3, ", ", 1u << r, "),
           ("deadlock", 8, -1), *FOLLOW),
-    wrong("a block exits while another arrives at its barriers", "end", "", ("cluster-lifetime", 12, -1), *FOLLOW,
+    wrong("a block exits while another arrives at its barriers", "end", "", ("cluster-lifetime", 11, -1), *FOLLOW,
           always=False),
     wrong("a copy to a block that the cluster does not have", "copy", PARTS["copy"].replace(", 3, ", ", 7, "),
           ("bounds-shared", 7, -1), *FOLLOW),

@@ -170,6 +170,6 @@ def test_the_instructions_of_multicast() -> None:
     text = kernel(multicast.PARAMS, multicast.RING.format(**multicast.PARTS), 64, multicast.HEAD)
     ptx = nvrtc.ptx(text, "sm_90a")
     for name in ("shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster", ".reqnctapercluster 2",
-                 "mapa.shared::cluster.u32", "mbarrier.arrive.release.cluster.shared::cluster.b64"):
+                 "mapa.shared::cluster.u32", "mbarrier.arrive.shared::cluster.b64"):
         assert name in ptx
     assert nvrtc.compile(text, "sm_90a").report["k"]["spill_bytes"] == 0

@@ -31,7 +31,7 @@ def emulated(fn: Function, target: str = "cuda:sm_80",
                 arrays.append(a)
                 strides.append(tuple(s // a.itemsize for s in a.strides))
             shapes.append(a.shape)
-        suited = code.suited(shapes, strides)
+        suited = code.suited(arrays, shapes, strides)
         runs(suited.tile, suited.rendered, arrays, shapes, strides)
         for stored, a in packed:
             a[...] = codec.from_bits(stored.codes(), stored.dtype)

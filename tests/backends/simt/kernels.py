@@ -13,10 +13,10 @@ from tilelang import ops
 @tile.kernel
 def matmul(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.f32, "M N"],
            BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32, STAGES: tile.Const = 1,
-           SCHEDULE: tile.Const = ""):
+           SCHEDULE: tile.Const = "", CLUSTER: tile.Const = ()):
     """c = a @ b"""
     (M, K), N = a.shape, b.shape[1]
-    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN))
+    m, n = tile.grid(tile.cdiv(M, BM), tile.cdiv(N, BN), cluster=CLUSTER)
     acc = tile.zeros((BM, BN), tile.f32)
     for k in tile.range(0, K, BK, stages=STAGES, schedule=SCHEDULE):
         acc += tile.dot(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (k, n * BN), (BK, BN)))
@@ -49,10 +49,10 @@ def matmul_t(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "N K"], c: ti
 @tile.kernel
 def attention(q: tile.Tensor[tile.T, "S D"], k: tile.Tensor[tile.T, "L D"], v: tile.Tensor[tile.T, "L D"],
               o: tile.Out[tile.f32, "S D"], BM: tile.Const = 64, BN: tile.Const = 32, BD: tile.Const = 32,
-              STAGES: tile.Const = 1, SCHEDULE: tile.Const = ""):
+              STAGES: tile.Const = 1, SCHEDULE: tile.Const = "", CLUSTER: tile.Const = ()):
     """softmax(q k^T) v, dot -> cast -> dot in registers."""
     S, L = q.shape[0], k.shape[0]
-    m = tile.grid(tile.cdiv(S, BM))
+    m = tile.grid(tile.cdiv(S, BM), cluster=CLUSTER)
     query = tile.load(q, (m * BM, 0), (BM, BD))
     top = tile.full((BM,), float("-inf"), tile.f32)
     total = tile.zeros((BM,), tile.f32)

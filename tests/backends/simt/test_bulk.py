@@ -146,7 +146,7 @@ def test_strides_that_no_map_can_say_take_copies_by_all_threads() -> None:
     for x in (np.broadcast_to(a[:1], a.shape), a[::-1]):
         code = kernels.matmul.lower(x, b, target=TARGET, **consts)
         shapes, strides = [x.shape, b.shape, a.shape], [[s // y.itemsize for s in y.strides] for y in (x, b, a)]
-        assert "tensor_load" in code.source and "tensor_load" not in code.suited(shapes, strides).source
+        assert "tensor_load" in code.source and "tensor_load" not in code.suited([x, b, a], shapes, strides).source
         with tile.target(f"emulate:{TARGET}"):
             np.testing.assert_array_equal(kernels.matmul(x, b, **consts), a.astype(np.float32))
 

@@ -150,14 +150,14 @@ def pipelined() -> tuple[Lowered, list[Any]]:
 
 
 def findings(code: Lowered, text: str, arrays: list[Any]) -> list[Finding]:
-    """What the emulator says of a text under all policies."""
+    """What the emulator says of a text of one program, or one cluster, under all policies."""
     rendered: Rendered = code.rendered
     shapes, strides = [x.shape for x in arrays], [tuple(s // x.itemsize for s in x.strides) for x in arrays]
     out = []
     for policy in POLICIES:
         args = arguments(code.tile, rendered, [x.copy() for x in arrays], shapes, strides)
-        out += load(text).launch(rendered.name, args, threads=rendered.threads, shared_bytes=rendered.shared_bytes,
-                                 policy=policy).findings
+        out += load(text).launch(rendered.name, args, programs=rendered.cluster, threads=rendered.threads,
+                                 shared_bytes=rendered.shared_bytes, policy=policy).findings
     return out
 
 

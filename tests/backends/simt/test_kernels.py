@@ -77,7 +77,7 @@ def test_no_barrier_can_be_left_out(name: str, target: str, monkeypatch: pytest.
     with tile.target("emulate:" + target):
         for call in filter(None, [CALLS[name], RAGGED.get(name)]):
             call()
-    code, *_ = codes = [other.suited(shapes, strides) for other, _, shapes, strides in seen]
+    code, *_ = codes = [other.suited(arrays, shapes, strides) for other, arrays, shapes, strides in seen]
     assert all(other.source == code.source for other in codes)
     assert barriers(code.thread)
 

@@ -43,7 +43,7 @@ def test_blocks_of_every_stride(name: str, windows: bool) -> None:
     x = np.broadcast_to(large()[:1], (40, 96)) if name == "broadcast" else eval("x" + name, {"x": large()})
     seen = copy.lower(x, np.zeros(x.shape, np.float32), target=TARGET)
     strides = [tuple(s // 4 for s in a.strides) for a in (x, np.zeros(x.shape, np.float32))]
-    assert (seen.suited([x.shape] * 2, strides) is seen) == windows
+    assert (seen.suited([None] * 2, [x.shape] * 2, strides) is seen) == windows
     with tile.target("emulate:" + TARGET):
         np.testing.assert_array_equal(copy(x), x)
 
