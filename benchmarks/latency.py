@@ -1,6 +1,7 @@
-"""Times that are not throughput: a call, a cold compile, a warm start from the disk cache."""
+"""Times that are not throughput: a call, a launch, a cold compile, a warm start from the disk cache."""
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import subprocess
@@ -8,10 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 
 import tilelang as tile
+from tests.backends.simt.fake import fake_gpu, on_device
 from tilelang import ops
 
 
@@ -73,6 +77,20 @@ def starts() -> tuple[float, float]:
     return statistics.median(cold), statistics.median(warm)
 
 
+def launch() -> tuple[float, float]:
+    """Microseconds of a call with three tensors on a GPU whose driver does nothing, and of its launch by ctypes."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, \
+            fake_gpu("cuda", Path(folder), patch) as gpu:
+        gpu.library.fake_callback(None)
+        gpu.library.fake_enter(0)  # as torch leaves it
+        here = add.bind()  # knows no calls of `add`: on the CPU its tensors would be taken for theirs
+        tensors = [on_device(torch.randn(64)) for _ in range(3)]
+        here(*tensors)
+        own, function, params = gpu.library.cuLaunchKernel, ctypes.c_void_p(1), (ctypes.c_void_p * 4)()
+        return microseconds(lambda: here(*tensors)), \
+            microseconds(lambda: own(function, 1, 1, 1, 64, 1, 1, 0, None, params, None))
+
+
 def main() -> None:
     """Prints a small table with the goals."""
     cold, warm = starts()
@@ -84,6 +102,8 @@ def main() -> None:
     print(f"| call that allocates its output | {microseconds(lambda: add(a, b)):.2f} us | 10 us + torch.empty |")
     print(f"| call with everything by name | {microseconds(lambda: add(a=a, b=b, c=c, B=64)):.2f} us | 10 us |")
     print(f"| `ops.linear` of [4, 16] and [8, 16] | {microseconds(lambda: ops.linear(x, w, bias)):.2f} us | |")
+    whole, own = launch()
+    print(f"| call on a GPU, its driver doing nothing, over the driver's {own:.2f} | {whole - own:.2f} us | 3 us |")
     print(f"| first call of the README's matmul, empty cache | {cold * 1e3:.0f} ms | 1500 ms |")
     print(f"| the same in a new process, filled cache | {warm * 1e3:.1f} ms | 30 ms |\n")
 
