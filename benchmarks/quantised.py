@@ -71,8 +71,12 @@ def weights(name: str) -> tuple[Any, ...]:
         leaf, Packed) else leaf.clone()) for _ in range(count - 1))
 
 
-def ours(name: str, m: int, x_dtype: str | None, how: str | None = None) -> Callable[[], Any]:
+def ours(name: str, m: int, of: str, how: str | None = None) -> Callable[[], Any]:
+    """`of`: what x is, f32 or bf16, or f32 quantised to on the way in."""
     x, turn = torch.randn(m, SIZE), itertools.cycle(weights(name))
+    x_dtype = None if of in ("f32", "bf16") else of
+    if of == "bf16":
+        x = x.bfloat16()
     for w in weights(name):
         ops.mpgemm(x, w, x_dtype=x_dtype, decomposition=how)  # repacks
     return lambda: ops.mpgemm(x, next(turn), x_dtype=x_dtype, decomposition=how)
@@ -89,20 +93,20 @@ def theirs(m: int) -> Callable[[], Any]:
 
 
 def rows() -> Iterator[Row]:
-    for m, goal in ((1, 3.0), (4, 2.0), (64, 2.0)):
-        for x_dtype in (None, "i8"):
-            yield Row(f"u4, M={m}, x {x_dtype or 'f32'} (beside torch's int4, bf16)", partial(ours, "u4", m, x_dtype),
-                      partial(theirs, m), "u4", goal)
+    for m, goal in ((1, 3.0), (4, 2.0), (16, 2.0), (64, 2.0), (256, 2.0)):
+        for of in ("bf16", "f32", "i8"):
+            yield Row(f"u4, M={m}, x {of} (beside torch's int4, bf16)", partial(ours, "u4", m, of), partial(theirs, m),
+                      "u4", goal)
     for name in ("u8", "u6", "u4", "u3", "u2", "ternary", "u1"):
         goal = 1.6 if name in ("u2", "ternary", "u1") else 0.0
-        yield Row(f"{name}, M=1, tables of bytes (beside our u4, x i8)", partial(ours, name, 1, None, "lut_act_i8"),
+        yield Row(f"{name}, M=1, tables of bytes (beside our u4, x i8)", partial(ours, name, 1, "f32", "lut_act_i8"),
                   partial(ours, "u4", 1, "i8"), name, goal)
-    for x_dtype in (None, "i8"):
-        for name in ("u8", "u7", "u6", "u5", "u3", "u2", "ternary", "u1", "f4e2m1", "f6e3m2"):
-            if x_dtype is None or name[0] != "f":
+    for of in ("bf16", "f32", "i8"):
+        for name in ("u8", "u7", "u6", "u5", "u3", "u2", "ternary", "u1", "f4e2m1", "f6e3m2", "f8e4m3"):
+            if of != "i8" or name[0] != "f":
                 goal = {"u2": 1.6, "ternary": 1.6, "u3": 1.0, "u1": 1.6}.get(name, 0.0)
-                yield Row(f"{name}, M=1, x {x_dtype or 'f32'} (beside our u4)", partial(ours, name, 1, x_dtype),
-                          partial(ours, "u4", 1, x_dtype), name, goal)
+                yield Row(f"{name}, M=1, x {of} (beside our u4)", partial(ours, name, 1, of),
+                          partial(ours, "u4", 1, of), name, goal)
 
 
 def main(pattern: str = "", threads: str = "1 2") -> None:

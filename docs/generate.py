@@ -67,6 +67,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "abs": "tile.print(tile.abs(x))",
         "fma": "tile.print(tile.fma(x, 2, 1))",
         "dot4": "tile.print(tile.dot4(i, 0x01010101, 10))  # sums of bytes, and 10",
+        "dot2": "pair = tile.bitcast(tile.full((4,), 2, tile.bf16), tile.u16).to(tile.u32) * 0x10001\n"
+                "tile.print(tile.dot2(pair, pair, x))  # twice 2 * 2, and x",
         "minimum": "tile.print(tile.minimum(x, 1))",
         "maximum": "tile.print(tile.maximum(x, 0))",
         "clamp": "tile.print(tile.clamp(x, 0, 1))",

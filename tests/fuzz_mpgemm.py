@@ -9,10 +9,11 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 
 import tilelang as tile
 from tests.ops.mpgemm import test_blocks, test_gpu
-from tests.ops.mpgemm.test_api import EVERY, bound, exact, quantised, table_bound, weight
+from tests.ops.mpgemm.test_api import EVERY, bound, exact, pairs_bound, quantised, table_bound, weight
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ops.mpgemm import api, gpu_plan, gradient
@@ -91,20 +92,26 @@ def check(case: Case) -> str | None:
         x = (x * 2.0 ** rng.integers(-20, 20, (case.m, 1))).astype(np.float32)
     else:
         x = x.astype(np.float16)
+    given = x
+    if case.how == "bf16_dot" and case.x_dtype is None:
+        given = torch.from_numpy(x).bfloat16()
+        x = given.float().numpy()
     try:
         if case.how in DECOMPOSITIONS:
-            plan(case.x_dtype or tile.f32, w, case.m, case.how)
+            plan(case.x_dtype or api.dtype_named(given.dtype), w, case.m, case.how)
         with tile.target(case.target):
-            got = ops.mpgemm(x, w, out_dtype="f32", x_dtype=case.x_dtype, x_group="token" if case.token else "group",
-                             decomposition=case.how)
+            got = ops.mpgemm(given, w, out_dtype="f32", x_dtype=case.x_dtype, decomposition=case.how,
+                             x_group="token" if case.token else "group")
     except TargetError:
         return None
     if case.x_dtype in QUANTISED and case.how in WHOLE:
         return verdict(np.abs(got - exact(x, w, case.x_dtype, case.token)), np.float32(0))
-    taken, times, limit = x, 1, test_gpu.bound if case.how in api.GPU else in_blocks if case.how == BLOCKS else bound
+    taken, times = x, 1
+    limit = test_gpu.bound if case.how in api.GPU else LIMITS.get(case.how, bound)
     if case.x_dtype:
         q, scale = quantised(x.astype(np.float32), w, case.x_dtype, case.token)
         taken, times = (q * scale[..., None]).reshape(case.m, -1)[:, :case.k], 2
+    got = np.asarray(got)
     slack = times * limit(taken, w)
     if case.how == "lut_act_i8":
         slack = 2 * slack + table_bound(taken, w)
@@ -120,6 +127,10 @@ def check(case: Case) -> str | None:
 def in_blocks(x: np.ndarray, w: QuantTensor) -> np.ndarray:
     """The bound of products that make blocks of the weight."""
     return test_blocks.slack(x, test_blocks.size(w).T)
+
+
+LIMITS = {BLOCKS: in_blocks, "bf16_dot": pairs_bound}
+"""Bounds of decompositions that have another than `bound`."""
 
 
 def verdict(error: np.ndarray, slack: np.ndarray) -> str:

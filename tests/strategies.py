@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.growing import EXTENTS, I32, NAMED, Grower, by_kind, dtypes
 from tests.views import layouts
-from tilelang.ir import control, elementwise, memory, reduction
+from tilelang.ir import control, elementwise, memory, reduction, words
 from tilelang.ir.core import Function, Op, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
@@ -22,7 +22,8 @@ EXCLUDED = {"wait_previous": _ALONE, "start_next": _ALONE, "peer": _CLUSTERS, "c
 
 LARGEST = 4096
 """Elements of a tile that is used any further."""
-ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elementwise) and c is not elementwise.Dot4]
+ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elementwise)
+               and c not in (words.Dot2, words.Dot4)]
 """What is defined by `arity` and `domain` alone."""
 ATOMIC = ("i32", "u32", "i64", "u64", "f32", "f64")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -66,6 +67,16 @@ class Maker(Grower):
         v = self.emit("cast", self.pick("int", "uint"), dtype=self.one_of((I32, U32)))
         w = self.emit("cast", self.like(v), dtype=self.one_of((I32, U32)))
         return self.emit("dot4", v, w, self.emit("cast", self.like(v), dtype=I32))
+
+    def dot2(self) -> Value:
+        """Of small whole numbers, each twice in a word."""
+        v = self.pick("int", "uint")
+        pairs = []
+        for x in (v, self.like(v)):
+            number = self.emit("cast", self.emit("cast", x, dtype=dtype("i8")), dtype=dtype("bf16"))
+            half = self.emit("cast", self.emit("bitcast", number, dtype=dtype("u16")), dtype=U32)
+            pairs.append(self.emit("mul", half, self.const(0x10001, half)))
+        return self.emit("dot2", *pairs, self.emit("cast", self.like(v), dtype=dtype("f32")))
 
     def philox(self) -> Sequence[Value]:
         seed = self.scalar("u64") if self.flag() else self.const(self.number(0, 2**64 - 1), dtype("u64"))
@@ -304,7 +315,7 @@ class Maker(Grower):
         return self.emit("lookup", table, self.index())
 
     def lookup4(self) -> Value:
-        table = self.load(dtype(self.one_of(("i8", "u8"))), (self.one_of((16, 32, 64)),))
+        table = self.load(dtype(self.one_of(("i8", "u8"))), (self.one_of((16, 32, 64, 256)),))
         return self.emit("lookup4", table, self.emit("cast", self.pick("int", "uint"), dtype=U32))
 
     def gather(self) -> Value:
@@ -378,8 +389,9 @@ class Maker(Grower):
         self.b.add(memory.Barrier)  # before another turn of a loop writes it again
         return read
 
-    PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot4", "philox",
-            "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange", "dot", "dot",
+    PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot2", "dot4",
+            "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange",
+            "dot", "dot",
             "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "shared", "output",
             "asserted")
     WRITES = ("scatter", "atomic")

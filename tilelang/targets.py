@@ -97,6 +97,12 @@ def lowered(tile: Function, name: str) -> Any:
     return Lowered(tile, host())
 
 
+def cpu_features() -> frozenset[str]:
+    """What this processor has of the instructions that products ask for: "avx2", "vnni", "vbmi", "bf16"."""
+    from tilelang.backends.cpu.machine import host
+    return host().features
+
+
 def operand_layouts(name: str, m: int, k: int, dt: DType) -> tuple[RegisterLayout, RegisterLayout]:
     """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in f32, with the n of one
     instruction: what a `view` makes in such a layout goes into the product as it lies. `name` has an architecture.

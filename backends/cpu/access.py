@@ -356,20 +356,24 @@ class Access:
         return out
 
     def byte_entries(self, table: ir.Value, words: ir.Value) -> ir.Value:
-        """The entry of a table of 16, 32 or 64 bytes for each byte of at most a register of words."""
+        """The entry of a table of 16 to 256 bytes for each byte of at most a register of words."""
         entries, lanes, full = table.type.count, words.type.count, self.target.vector_bytes
         if lanes < full // 4:
             return self._resize(self.byte_entries(table, self._resize(words, full // 4)), lanes)
         t = ir.VectorType(ir.IntType(8), full)
         index = self.b.bitcast(words, t)
-        if "vbmi" in self.target.features:  # takes the lowest six bits
-            out = self._intrinsic("llvm.x86.avx512.permvar.qi.512", t, [self._lanes(table, range(64)), index])
-            return self.b.bitcast(out, words.type)
-        shuffle = "llvm.x86.avx512.pshuf.b.512" if full == 64 else "llvm.x86.avx2.pshuf.b"
-        low = self.b.and_(index, full_like(index, 15))
-        found = [self._intrinsic(shuffle, t, [self._lanes(table, [first + i % 16 for i in range(full)]), low])
-                 for first in range(0, entries, 16)]
-        bit = 16
+        if "vbmi" in self.target.features:  # takes the lowest six bits, of two registers the lowest seven
+            rows = [self._lanes(table, range(first, first + 64)) for first in range(0, entries, 64)]
+            found = [self._intrinsic("llvm.x86.avx512.permvar.qi.512", t, [rows[0], index])] if len(rows) == 1 else \
+                [self._intrinsic("llvm.x86.avx512.vpermi2var.qi.512", t, [rows[i], index, rows[i + 1]])
+                 for i in range(0, len(rows), 2)]
+            bit = 128
+        else:
+            shuffle = "llvm.x86.avx512.pshuf.b.512" if full == 64 else "llvm.x86.avx2.pshuf.b"
+            low = self.b.and_(index, full_like(index, 15))
+            found = [self._intrinsic(shuffle, t, [self._lanes(table, [first + i % 16 for i in range(full)]), low])
+                     for first in range(0, entries, 16)]
+            bit = 16
         while len(found) > 1:
             above = self.b.icmp_unsigned("!=", self.b.and_(index, full_like(index, bit)), full_like(index, 0))
             found = [self.b.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]

@@ -11,6 +11,7 @@ from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
 from tilelang.backends.cpu.control import Control
 from tilelang.backends.cpu.debug import Lines
+from tilelang.backends.cpu.dots import of_groups
 from tilelang.backends.cpu.numbers import (
     F32,
     I1,
@@ -370,6 +371,19 @@ class _Generator(Arithmetic, Control):
     def op_dot4(self, op: Op) -> ir.Value:
         a, b, c = self.args(op)
         return self.dot4(c, a, b, op.operands[0].dtype.kind == "int", op.operands[1].dtype.kind == "int")
+
+    def op_dot2(self, op: Op) -> ir.Value:
+        a, b, c = self.args(op)
+        row = of_groups("bf16", "bf16", self.target.features)
+        assert row is not None, "`decompose` leaves it to such a host"
+        access = Access(self.b, self.target)
+
+        def multiply(acc: ir.Value, *words: ir.Value) -> ir.Value:
+            x, y = (self.b.bitcast(w, ir.VectorType(ir.IntType(16), 2 * w.type.count)) for w in words)
+            return access.dot_groups(acc, x, y, row)
+        if op.result.shape:
+            return access.by_registers([c, a, b], multiply)
+        return self.b.extract_element(multiply(*(self._splat(v, 1) for v in (c, a, b))), I32(0))
 
     # -- memory -------------------------------------------------------------------------------------------------------
     def op_dim(self, op: Op) -> ir.Value:

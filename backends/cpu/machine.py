@@ -46,9 +46,11 @@ class CpuTarget:
         return 64 if self.vector_bytes == 64 else 0
 
     def performs(self, op: Op) -> bool:
-        """Whether an operation that `decompose` would expand is done as it is: bytes are looked up in registers, and
-        `dot` packs its operands, which a product of few rows is not worth."""
-        return op.name == "lookup4" and "avx2" in self.features or op.name == "dot" and not dots.few_rows(op, self)
+        """Whether an operation that `decompose` would expand is done as it is: bytes are looked up in registers, pairs
+        of bf16 have an instruction, and `dot` packs its operands, which a product of few rows is not worth."""
+        if op.name == "dot":
+            return not dots.few_rows(op, self)
+        return {"lookup4": "avx2", "dot2": "bf16"}.get(op.name) in self.features
 
     @property
     def fused(self) -> bool:

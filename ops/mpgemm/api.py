@@ -17,7 +17,9 @@ from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
 from tilelang.ops.mpgemm.cpu import (
     WEIGHTS,
+    bf16_tables,
     dequant_gemv_kernel,
+    extra,
     integer_gemv_kernel,
     quantize_kernel,
     spread_kernel,
@@ -33,6 +35,7 @@ from tilelang.ops.mpgemm.lut import (
     tables_kernel,
 )
 from tilelang.ops.mpgemm.pack import LANES, Panels, depth_of, panels, repackable
+from tilelang.ops.mpgemm.pairs import pairs_gemv_kernel, pairs_kernel
 from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, Plan, plan
 from tilelang.quant import QuantTensor, RowParts
 
@@ -224,17 +227,24 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
     if w.permutation is not None:
         x = x[:, w.permutation]
     shifted = how == "dequant_fma" and w.dtype is None  # codes stay where they stand in their words
-    spread, sums = np.zeros((m, blocks, 32), np.float32), np.empty((m, g), np.float32)
-    spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted and x_dtype is None else 0)
+    sums = np.empty((m, g), np.float32)
     weight = (w.planes if how in BY_BITS else w.words, w.scale, y)
     consts = {"BITS": w.bits, "DEPTH": w.depth, "ROWS": chosen.rows, "ZERO": None if w.zeros else w.zero,
               "ACT": activation, "zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
+    if how == "bf16_dot" and x_dtype is None:
+        _by_pairs(x, w.group, sums, weight, w, consts)
+        return
+    spread = np.zeros((m, blocks, 32), np.float32)
+    spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted and x_dtype is None else 0)
     if x_dtype is not None:
         dt = tile.dtype(x_dtype)
         q = np.empty((m, g, w.depth), np.float32 if dt.kind == "float" else np.int8)
         scale = np.empty((m, g), np.float32)
         quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth, GROUP=w.group, K=w.shape[1],
                         DTYPE=dt, TOKEN=token)
+        if how == "bf16_dot":
+            _by_pairs(q.reshape(m, g * w.depth), w.depth, sums, weight, w, {**consts, "xscale": scale})
+            return
         if how in WHOLE and dt.kind != "float":
             _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts)
             return
@@ -254,6 +264,14 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
         bucket_kernel(spread, sums, values.astype(np.float32), *weight, **consts)
     else:
         dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
+
+
+def _by_pairs(x: Any, group: int, sums: Any, weight: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
+    """A product of numbers x [M, groups of so many columns] that bf16 holds."""
+    pairs = np.zeros((len(x), w.words.shape[1], 8, 2), np.uint32)
+    pairs_kernel(x, pairs, sums, GROUP=group, DEPTH=w.depth)
+    pairs_gemv_kernel(pairs.reshape(len(x), -1, 16), sums, *weight, TABLES=bf16_tables(w.bits, w.dtype),
+                      EXTRA=extra(w.bits, w.dtype is None), **consts)
 
 
 def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:

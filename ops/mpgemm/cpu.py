@@ -1,7 +1,12 @@
 """Kernels of `mpgemm` for a CPU, on weights repacked by `pack` and activations spread over their groups."""
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
+
 import tilelang as tile
+from tilelang.ir import codec
 from tilelang.ops.activation import finished
 from tilelang.ops.mpgemm.pack import FIELDS
 
@@ -96,6 +101,42 @@ def value_at(words, i, j, BITS, DTYPE):
         return (v >> 32 - BITS if 8 * j + s + BITS == 32 else v & ((1 << BITS) - 1) << 8 * j + s).to(tile.f32)
     v = v >> (8 * j + s) if 8 * j + s else v
     return (v & ((1 << BITS) - 1)).to(tile.dtype(f"u{BITS}")).bitcast(DTYPE).to(tile.f32)
+
+
+@cache
+def bf16_tables(bits: int, dt: tile.DType | None) -> tuple[tuple[int, ...], ...] | None:
+    """The low and the high bytes of the bf16 of each code of a type that bf16 holds, repeated to a length that
+    `lookup4` takes; None for whole numbers."""
+    if dt is None:
+        return None
+    entries = np.resize(codec.encode(codec.values_of(dt), tile.bf16), max(16, 1 << bits))
+    return tuple(tuple((entries >> shift & 255).tolist()) for shift in (0, 8))
+
+
+def extra(bits: int, whole: bool) -> float:
+    """What `pairs_at` counts too much."""
+    return float(1 << bits) if whole and bits < 8 else 0.0
+
+
+@tile.function
+def pairs_at(words, i, BITS, TABLES):
+    """Codes i of the four streams as bf16 in the halves of two words, those of streams 0 and 2, then of 1 and 3: words
+    [B, BITS, n] to [B, n] each. TABLES are their values' bytes. Whole numbers of less than 8 bits are the first bits
+    behind the point of a number that begins with 2**BITS, which they count too much."""
+    if len(FIELDS[BITS]) == 1:
+        v, at = words[:, i * BITS // 8, :], i * BITS % 8
+    else:
+        v, at = bytes_at(words, i, BITS), 0
+    if TABLES is not None:
+        v = v >> at if at else v
+        low, high = tuple([tile.lookup4(tile.constant(entries, tile.u8), v) for entries in TABLES])
+        return low & 0x00FF00FF | high << 8 & 0xFF00FF00, low >> 8 & 0x00FF00FF | high & 0xFF00FF00
+    if BITS == 8:
+        codes = tuple([(v >> 8 * j & 255 if j else v & 255).to(tile.f32).bitcast(tile.u32)
+                       for j in tile.static_range(4)])
+        return codes[0] >> 16 | codes[2], codes[1] >> 16 | codes[3]
+    both = tuple([v >> by if by > 0 else v << -by if by < 0 else v for by in (at + BITS - 7, at + BITS + 1)])
+    return tuple([b & ((1 << BITS) - 1 << 7 - BITS) * 0x00010001 | (127 + BITS << 7) * 0x00010001 for b in both])
 
 
 @tile.function

@@ -4,6 +4,8 @@ far that reaches.
 | decomposition | sums | of | accumulator | rounds |
 |---|---|---|---|---|
 | dequant_fma | x * value of the code | every type | f32 | every addition |
+| bf16_dot | x * value, by pairs of bf16 | values that bf16 holds, x too | f32 | every addition; numbers below \
+2**-126 are zeros |
 | lut_act | sums of four x, chosen by bits of codes | evenly spaced values | f32 | every addition |
 | lut_act_i8 | the same from tables of bytes | evenly spaced values | i32 over a group | floats: each entry, to \
 1 / 127 of the largest; whole numbers whose sums of four fit: as int_dot |
@@ -24,6 +26,7 @@ from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ops.mpgemm.pack import FIELDS, Panels, panels, repackable
 from tilelang.quant import QuantTensor, VectorCodes
+from tilelang.targets import cpu_features
 
 BANDWIDTH = 32.0
 """Bytes a nanosecond that one core reads from memory (Zen 5; see benchmarks/README.md)."""
@@ -97,6 +100,18 @@ def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     if w.dtype is not None and w.bits > 4:
         each += 10 if w.bits > 6 else 3 * (w.bits - 4)  # fields of a float, or several registers of a table
     return _estimate("dequant_fma", "f32", w, m, rows, 4 * each, 0, 0)
+
+
+def _bf16_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
+    rows, fields = _rows(m, 4), len(FIELDS[w.bits])
+    if not codec.holds(dtype("bf16"), x):
+        return "activations that bf16 holds", str(x), 'pass x as bf16, or x_dtype="i8"'
+    if w.dtype is not None and not codec.holds(dtype("bf16"), w.dtype):
+        return "values that bf16 holds", str(w.dtype), 'leave decomposition="dequant_fma"'
+    each = (2 if w.dtype is None and w.bits < 8 else 3.5 if w.bits <= 6 else 6) + 2 * (fields - 1) + rows
+    if "bf16" not in cpu_features():
+        each += 2 * (1 + rows)  # halves apart, two products
+    return _estimate("bf16_dot", "f32", w, m, rows, 2 * each, 0, 0)
 
 
 def _whole(x: DType, w: Panels, times: int = 1) -> tuple[int, int] | tuple[str, str, str]:
@@ -173,8 +188,8 @@ def _rows(m: int, most: int = 5) -> int:
     return -(-m // max(turns, 1))
 
 
-_MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "dequant_fma": _dequant_fma, "lut_act": _lut_act,
-         "lut_act_i8": _lut_act_i8, "lut_weight": _lut_weight, "bucket_sum": _bucket_sum}
+_MAKE = {"int_dot": _int_dot, "bitplane_popc": _bitplane_popc, "bf16_dot": _bf16_dot, "dequant_fma": _dequant_fma,
+         "lut_act": _lut_act, "lut_act_i8": _lut_act_i8, "lut_weight": _lut_weight, "bucket_sum": _bucket_sum}
 BLOCKS = "dequant_dot"
 DECOMPOSITIONS = (*_MAKE, BLOCKS)
 """Of equally cheap ones the first is taken."""

@@ -70,6 +70,8 @@ EXAMPLES["fma.i32"] = _elementwise("fma", "i32", 3)
 for _a, _b in (("u32", "i32"), ("i32", "u32"), ("i32", "i32"), ("u32", "u32")):
     EXAMPLES[f"dot4.{_a}{_b}"] = tiles("dot4", "%r = dot4 %a, %b, %c : i32[3, 37]", {
         "a": f"{_a}[3, 37]", "b": f"{_b}[3, 37]", "c": "i32[3, 37]"}, {"r": "i32[3, 37]"})
+EXAMPLES["dot2"] = tiles("dot2", "%r = dot2 %a, %b, %c : f32[3, 37]", {
+    "a": "u32[3, 37]", "b": "u32[3, 37]", "c": "f32[3, 37]"}, {"r": "f32[3, 37]"})
 for _dt in "i1 i32 u8 i64".split():
     for _op in ("and", "or", "xor"):
         EXAMPLES[f"{_op}.{_dt}"] = _elementwise(_op, _dt, 2)
@@ -121,7 +123,8 @@ EXAMPLES |= {
                     {"r": "f32[4, 8]"}),
     **{f"lookup4.{t}{n}": tiles("lookup4", "%r = lookup4 %t, %i : %D[4, 8]".replace("%D", d), {
         "t": f"{t}[{n}]", "i": "u32[4, 8]"}, {"r": f"{d}[4, 8]"})
-       for t, n, d in (("i8", 16, "i32"), ("u8", 32, "u32"), ("i8", 64, "i32"))},
+       for t, n, d in (("i8", 16, "i32"), ("u8", 32, "u32"), ("i8", 64, "i32"), ("i8", 128, "i32"),
+                       ("u8", 256, "u32"))},
     "view": tiles("view", "%r = view %a {dtype=u4, source=<spatial(4).local(2)>, layout=<spatial(4).local(4)>} : "
                    "u4[16]", {"a": "u8[8]"}, {"r": "u4[16]"}),
     # -- reductions --------------------------------------------------------------------------------------------------

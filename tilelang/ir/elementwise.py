@@ -177,39 +177,13 @@ def odd_fma(a: Any, b: Any, c: Any) -> Any:
     return (bits + np.where(even, np.where((error > 0) == (total > 0), 1, -1), 0)).view(np.float64)
 
 
-def _fma(a: Any, b: Any, c: Any) -> Any:
+def fused(a: Any, b: Any, c: Any) -> Any:
     return odd_fma(a, b, c).astype(np.float32) if np.asarray(a).dtype == np.float32 else a * b + c
 
 
 class Fma(Elementwise):
     """a * b + c, rounded once for f32 (and in f64 twice: NumPy has no more bits)."""
-    name, arity, fn = "fma", 3, _fma
-
-
-class Dot4(Elementwise):
-    """c + the sum of the four products of the bytes of `a` and `b`, i32 modulo 2**32: the integer dot product of GPUs
-    (`dp4a`) and CPUs (`vpdpbusd`). The bytes of an u32 operand are unsigned, those of an i32 operand signed."""
-    name, arity = "dot4", 3
-
-    def infer(self) -> Sequence[Type]:
-        a, b, c = (v.tile for v in self.operands)
-        got = [t.dtype.name for t in (a, b, c)]
-        if not {*got[:2]} <= {"i32", "u32"} or got[2] != "i32":
-            raise DTypeMismatch("`dot4` of other dtypes", loc=self.loc, needs="words (u32 or i32) and an i32 sum",
-                                got=", ".join(got), try_="bitcast the words to tile.u32 or tile.i32")
-        if not a.shape == b.shape == c.shape:
-            raise ShapeMismatch("`dot4` of tiles of different shapes", loc=self.loc, needs="three equal shapes",
-                                got=f"{list(a.shape)}, {list(b.shape)}, {list(c.shape)}",
-                                try_="reshape or broadcast them")
-        return [c]
-
-    def eval(self, frame: Any, *args: Any) -> Any:
-        total = np.asarray(args[2]).astype(np.int64)
-        for shift in (0, 8, 16, 24):
-            a, b = ((np.asarray(x).astype(np.int64) >> shift) & 255 for x in args[:2])
-            a, b = (x - 256 * (x > 127) * (v.dtype.name == "i32") for x, v in zip((a, b), self.operands, strict=False))
-            total = total + a * b
-        return from_compute(total, dtype("i32"))
+    name, arity, fn = "fma", 3, fused
 
 
 # -- functions --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tilelang.ir import (  # noqa: F401 (fill Op.registry)
     reduction,
     shape,
     thread,
+    words,
 )
 from tilelang.ir.core import BufferType, Dim, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType, codebook, dtype

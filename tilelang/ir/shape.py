@@ -180,15 +180,16 @@ class Lookup(Op):
 
 
 class Lookup4(Op):
-    """Of each of the four bytes of a word (u32) the entry of a table of 16, 32 or 64 bytes that its lowest 4, 5 or 6
-    bits choose, as words: i32 if the table is i8, u32 if it is u8. Byte shuffles of CPUs (`vpermb`, `pshufb`)."""
+    """Of each of the four bytes of a word (u32) the entry of a table of 16, 32, 64, 128 or 256 bytes that its lowest 4
+    to 8 bits choose, as words: i32 if the table is i8, u32 if it is u8. Byte shuffles of CPUs (`vpermb`, `pshufb`)."""
     name, levels = "lookup4", ALL_LEVELS
 
     def infer(self) -> Sequence[Type]:
         table, words = (v.tile for v in self.operands)
-        if table.shape not in ((16,), (32,), (64,)) or table.dtype.name not in ("i8", "u8"):
+        if table.shape not in [(16 << i,) for i in range(5)] or table.dtype.name not in ("i8", "u8"):
             raise ShapeMismatch("the table of `lookup4` is one of bytes", loc=self.loc,
-                                needs="i8 or u8 [16], [32] or [64]", got=str(table), try_="reshape or cast the table")
+                                needs="i8 or u8 of 16, 32, 64, 128 or 256", got=str(table),
+                                try_="reshape or cast the table")
         if words.dtype.name != "u32":
             raise DTypeMismatch("`lookup4` needs words", loc=self.loc, needs="u32, four indices in each",
                                 got=str(words.dtype), try_="bitcast the words to tile.u32")

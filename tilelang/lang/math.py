@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tilelang.ir import elementwise as ew
+from tilelang.ir import words
 from tilelang.ir.core import Op
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.lang.emitter import emit
@@ -47,7 +48,15 @@ def dot4(a: Any, b: Any, c: Any) -> Tile:
     result i32. Operands broadcast."""
     tiles = [as_tile(x) for x in (a, b, c)]
     shape = common_shape(tiles)
-    return Tile(emit(ew.Dot4, *(broadcast(t, shape).value for t in tiles)).result)
+    return Tile(emit(words.Dot4, *(broadcast(t, shape).value for t in tiles)).result)
+
+
+def dot2(a: Any, b: Any, c: Any) -> Tile:
+    """c + the products of the two bf16 in the halves of the words (u32) `a` and `b`; c and the result f32. Numbers
+    below 2^-126 may count as zeros. Operands broadcast."""
+    tiles = [as_tile(x) for x in (a, b, c)]
+    shape = common_shape(tiles)
+    return Tile(emit(words.Dot2, *(broadcast(t, shape).value for t in tiles)).result)
 
 
 def minimum(a: Any, b: Any) -> Any:

@@ -112,8 +112,8 @@ def lookup(table: Any, index: Tile, dt: DType = _F32) -> Tile:
 
 
 def lookup4(table: Tile, words: Tile) -> Tile:
-    """Of each byte of u32 words the entry of a table, i8 or u8 [16], [32] or [64], that its lowest 4, 5 or 6 bits
-    choose: words of i32 or u32, as `dot4` takes them."""
+    """Of each byte of u32 words the entry of a table, i8 or u8 of 16, 32, 64, 128 or 256, that its lowest 4
+    to 8 bits choose: words of i32 or u32, as `dot4` takes them."""
     return Tile(emit(sh.Lookup4, table.value, words.value).result)
 
 

@@ -22,6 +22,7 @@ from tilelang.ir import codec, interpreter
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Dim, Function, Op, TensorType, TileType
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.words import halves_of
 
 _SAMPLES = 6
 _SLACK = 4
@@ -162,6 +163,8 @@ def _error_of(op: Op, fraction: Fraction | None = None) -> Callable[..., Any] | 
         return None
     dt = op.results[0].dtype
     ulp, sum_ulp = 2.0 ** -dt.mantissa_bits, 2.0 ** -dt.compute.mantissa_bits
+    if op.name == "dot2":
+        return _error_of_pairs
     if isinstance(op, ew.Elementwise) and op.name not in _EXACT:
         # Where f64 gives the same value nothing was rounded; f64 itself cannot tell.
         return lambda out, *args: ulp * np.abs(out) * ((type(op).fn(*args) != out) | (dt.name == "f64"))
@@ -179,6 +182,14 @@ def _error_of(op: Op, fraction: Fraction | None = None) -> Callable[..., Any] | 
             return lambda out, a: (ulp + sum_ulp * n) * np.abs(out)
         return lambda out, a: ulp * np.abs(out) + sum_ulp * n * np.abs(a).sum(axis, keepdims=keep)
     return None
+
+
+def _error_of_pairs(out: Any, a: Any, b: Any, c: Any) -> Any:
+    """Two additions, of numbers that may be zeros."""
+    x, y = (np.abs(np.stack(halves_of(words), -1), dtype=np.float64) for words in (a, b))
+    with np.errstate(invalid="ignore"):
+        return 2.0 ** -23 * ((x * y).sum(-1) + np.abs(c)) + \
+            dtype("bf16").smallest_normal * (x.sum(-1) + y.sum(-1) + 3)
 
 
 def _error_of_scaled(out: Any, a: Any, b: Any, a_scale: Any, b_scale: Any, *acc: Any) -> Any:

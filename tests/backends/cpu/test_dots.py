@@ -113,12 +113,13 @@ def test_avx2_code_has_no_wider_registers(monkeypatch: pytest.MonkeyPatch) -> No
     assert "%ymm" in code and "%zmm" not in code and "vpmaddwd" in code
 
 
-@pytest.mark.parametrize("key", [key for key in EXAMPLES if key.startswith("lookup4")])
+@pytest.mark.parametrize("key", [key for key in EXAMPLES if key.startswith(("lookup4", "dot2"))])
 @pytest.mark.parametrize("features", [{"avx2"}, set()], ids=str)
-def test_bytes_are_looked_up_without_vpermb(key: str, features: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_without_their_instructions(key: str, features: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "avx2" not in HOST.features:
         pytest.skip("needs a processor with AVX2")
-    for made in (replace(avx2(), features=frozenset(features)), replace(HOST, features=HOST.features - {"vbmi"})):
+    without = replace(HOST, features=HOST.features - {"vbmi", "bf16"})
+    for made in (replace(avx2(), features=frozenset(features)), without):
         monkeypatch.setattr(machine, "host", lambda made=made: made)
         fn = example(key)
         assert difference(fn, native(fn), np.random.default_rng(1)) == ""

@@ -18,6 +18,7 @@ from tilelang.ops.mpgemm.blocks import source
 from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
 from tilelang.ops.mpgemm.plan import plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
+from tilelang.targets import cpu_features
 
 activation = import_module("tilelang.ops.activation")
 
@@ -99,6 +100,47 @@ def test_sums_of_floats(name: Any, how: str) -> None:
     x = rng.standard_normal((1, 100)).astype(np.float32)
     error = abs(ops.mpgemm(x, w, decomposition=how) - x.astype(np.float64) @ w.dequantize().T)
     assert (error <= bound(x, w)).all()
+
+
+def pairs_bound(x: Any, w: QuantTensor) -> Any:
+    """That of sums in which codes of up to n count up to 2 n + 1 more, at most three times as much (of one bit)."""
+    return 3 * bound(x, w)
+
+
+@pytest.mark.parametrize("name", ["u1", "u4", "u7", "i8", "f4e2m1", "f6e3m2", "f8e4m3"])
+def test_pairs_of_bf16(name: str) -> None:
+    rng = np.random.default_rng(0)
+    w = weight(rng, name, 70, 100, 32, zeros=True)
+    x = torch.from_numpy(rng.standard_normal((1, 100))).bfloat16()
+    got = ops.mpgemm(x, w, out_dtype="f32", decomposition="bf16_dot").double().numpy()
+    assert (abs(got - x.double().numpy() @ w.dequantize().T) <= pairs_bound(x.double(), w)).all()
+
+
+@settings(max_examples=4)
+@given(st.sampled_from((1, 2)), st.sampled_from((1, 65)), st.sampled_from((31, 130)),
+       st.sampled_from((8, 24)), st.booleans(), st.sampled_from(("u4", "f6e3m2")),
+       st.sampled_from((None, "i8", "f8e5m2")))
+def test_pairs_of_any_shape(m: int, n: int, k: int, group: int, token: bool, name: str, x_dtype: str | None) -> None:
+    """Groups of half a block and more, and activations quantised to what bf16 holds."""
+    rng = np.random.default_rng(n + k)
+    w = weight(rng, name, n, k, group, minimum=token)
+    x = torch.from_numpy(rng.standard_normal((m, k))).bfloat16().float()
+    got = ops.mpgemm(x if x_dtype else x.bfloat16(), w, x_dtype=x_dtype, x_group="token" if token else "group",
+                     out_dtype="f32", decomposition="bf16_dot").double().numpy()
+    taken = x.numpy()
+    if x_dtype:
+        q, scale = quantised(taken, w, x_dtype, token)
+        taken = (q * scale[..., None]).reshape(m, -1)[:, :k]
+    error = abs(got - taken.astype(np.float64) @ w.dequantize().T)
+    assert (error <= (2 if x_dtype else 1) * pairs_bound(taken, w)).all()
+
+
+def test_pairs_need_numbers_that_bf16_holds() -> None:
+    w = weight(np.random.default_rng(0), tile.codebook(4, [float(v) / 3 for v in range(16)]), 8, 32, 32)
+    with pytest.raises(TargetError, match="needs: values that bf16 holds"):
+        plan("i8", w, 1, "bf16_dot")
+    with pytest.raises(TargetError, match="needs: activations that bf16 holds"):
+        plan("f16", w, 1, "bf16_dot")
 
 
 @settings(max_examples=5)
@@ -272,7 +314,9 @@ def test_a_plan_is_the_cheapest_that_can() -> None:
     assert plan(tile.f32, one, 64).decomposition == "lut_act"
     assert plan(tile.f32, three, 64).decomposition == "dequant_fma"
     assert plan(tile.f32, four, 1).decomposition == plan(tile.f32, table, 1).decomposition == "dequant_fma"
-    assert plan("i8", four, 1).decomposition == "int_dot" and plan("i8", table, 1).decomposition == "dequant_fma"
+    pairs = "bf16_dot" if "bf16" in cpu_features() else "dequant_fma"
+    assert plan("bf16", four, 64).decomposition == plan("i8", table, 1).decomposition == pairs
+    assert plan("i8", four, 1).decomposition == "int_dot"
     assert plan("i8", four, 1).bound == 128 * 127 * 15
 
 
