@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-PRODUCTS = ("HMMA", "IMMA", "HGMMA", "IGMMA", "QGMMA")
+PRODUCTS = ("HMMA", "IMMA", "BMMA", "HGMMA", "IGMMA", "QGMMA", "BGMMA")
 MMA = 16 * 8 * 16
 """Multiplications of one `HMMA.16816`, in which products are counted."""
 _FLOATING = re.compile(r"F|MUFU|SHFL")
@@ -76,7 +76,7 @@ def products(loop: Sequence[str]) -> float:
     """How many `HMMA.16816` of a warp do what the products of a loop do."""
     total = 0.0
     for i in loop:
-        if opcode(i) in ("HMMA", "IMMA"):
+        if opcode(i) in ("HMMA", "IMMA", "BMMA"):
             found = re.search(r"MMA\.(16|8)(8)(\d+)", i)
             total += int(found[1]) * int(found[2]) * int(found[3]) / MMA if found else 1
         elif opcode(i) in PRODUCTS:

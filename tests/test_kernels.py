@@ -17,6 +17,7 @@ from tilelang.jit import Kernel
 from tilelang.lang.kernel import Param
 from tilelang.ops.activation import silu
 from tilelang.ops.mpgemm.gpu import below, beside, blocks
+from tilelang.ops.mpgemm.gpu_bits import held
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +36,9 @@ OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4},
        "ops/mpgemm/gemv.py:gemv_kernel": {"DTYPE": tile.u4, "BM": 8, "GROUP": 1, **beside(HELD, 4)},
        **{f"ops/mpgemm/blocks.py:{name}": {"FORM": (1, 1, (1, 16), (1, 16), (1, 16)), "OPERAND": tile.f32}
           for name in ("blocks_kernel", "blocks_backward_kernel")},
+       "ops/mpgemm/gpu_bits.py:bitplane_kernel": {"XBITS": 2, "BITS": 2, "GROUP": 2, "STAGES": 3, "BIPOLAR": True,
+                                                  **held("cuda:sm_80", 256, 4, 16)},
+       "ops/mpgemm/gpu_bits.py:bits_kernel": {"DTYPE": tile.i4, "COUNT": 256, "DEPTH": 256},
        "ops/mpgemm/cpu.py:quantize_kernel": {"DTYPE": tile.i8}}
 """Those of one kernel."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EMULATE, SHAPES = "emulate:", "shapes"
 GPUS = "cuda", "hip"
+F32 = dtype("f32")
 _last: dict[tuple[str, int], Any] = {}
 
 
@@ -103,19 +104,26 @@ def cpu_features() -> frozenset[str]:
     return host().features
 
 
-def operand_layouts(name: str, m: int, k: int, dt: DType) -> tuple[RegisterLayout, RegisterLayout]:
-    """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in f32, with the n of one
-    instruction: what a `view` makes in such a layout goes into the product as it lies. `name` has an architecture.
+def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
+                    n: int = 0) -> tuple[RegisterLayout, RegisterLayout]:
+    """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in `acc`, by default with the n of
+    one instruction: what a `view` makes in such a layout goes into the product as it lies. `name` has an architecture.
     Raises TargetError where that has no such product."""
     from tilelang.backends.simt.instructions import choose, plan
     bare = name.removeprefix(EMULATE)
-    row = choose(_part(bare, "target").target(bare).mma, dt, dt, dtype("f32"), k)
+    row = choose(_part(bare, "target").target(bare).mma, dt, dt, acc, k)
     if row is None or row.a != dt.name:
         raise TargetError(f"{bare} has no product of {dt}", needs=f"matrix instructions for {dt}", got=bare,
                           try_="another target")
-    found = plan(row, m, row.n, k, 1, 1)
+    found = plan(row, m, n or row.n, k, 1, 1)
     assert isinstance(found.a, RegisterLayout) and isinstance(found.b, RegisterLayout)
     return found.a, found.b
+
+
+def counts_bits(name: str) -> bool:
+    """Whether a GPU, whose `name` has an architecture, has instructions for products of bits."""
+    bare = name.removeprefix(EMULATE)
+    return bool(_part(bare, "target").target(bare).counts_bits)
 
 
 def order(name: str, dt: DType) -> str:

@@ -45,6 +45,7 @@ ROWS = (
     _row("mma_m16n8k32_e4m3", "f8e4m3", "f8e4m3", "f32", 2, 4, (89, _EVER)),
     _row("mma_m16n8k32_e5m2", "f8e5m2", "f8e5m2", "f32", 2, 4, (89, _EVER)),
     _row("mma_m16n8k256_b1_and", "u1", "u1", "i32", 2, 32, (80, _EVER)),
+    _row("mma_m16n8k128_b1_and", "u1", "u1", "i32", 1, 32, (80, _EVER)),
     _row("mma_m16n8k64_s4", "i4", "i4", "i32", 2, 8, (80, 89)),
     _row("mma_m16n8k64_u4", "u4", "u4", "i32", 2, 8, (80, 89)),
     _row("mma_m16n8k16_f16", "f16", "f16", "f32", 2, 2, (80, _EVER)),

@@ -21,12 +21,14 @@ from tilelang.layouts import RegisterLayout, SharedLayout, shared
 
 
 class Dots:
-    """`of` maps PLACED values to THREAD values; `managed` has the phases of buffers."""
+    """`of` maps PLACED values to THREAD values; `words` has those that some were cut from, `managed` the phases of
+    buffers."""
 
     def __init__(self, b: ThreadBuilder, threads: Threads, exchange: Exchange, of: dict[Value, Value],
-                 paired: dict[Value, Paired], managed: dict[Value, int], target: SimtTarget) -> None:
+                 paired: dict[Value, Paired], words: dict[Value, Value], managed: dict[Value, int],
+                 target: SimtTarget) -> None:
         self.b, self.threads, self.exchange, self.of, self.paired = b, threads, exchange, of, paired
-        self.managed, self.target = managed, target
+        self.words, self.managed, self.target = words, managed, target
 
     def lower_scaled(self, op: Op) -> Value:
         layout = op.result.tile.layout
@@ -134,7 +136,7 @@ class Dots:
 
     def _words(self, value: Value, name: str) -> Value:
         """Registers of codes below 8 bits as the 32-bit words that instructions take."""
-        return value if dtype(name).bits >= 8 else cut(self.b, value, dtype("u32"))
+        return value if dtype(name).bits >= 8 else self.words.get(value) or cut(self.b, value, dtype("u32"))
 
     def _zeroed(self, value: Value, layout: RegisterLayout, dim: int, extent: int) -> Value:
         """The operand with zeros where the layout goes beyond the tile along k."""

@@ -83,7 +83,8 @@ class _Lowering:
         self.consumers = 0  # the warps before those that copy blocks, where these are others
         self.collect = Collect(b, self.threads, self.exchange, self.of, target)
         self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
-        self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, self.access.managed, target)
+        self.words: dict[Value, Value] = {}  # and the u32 that a view has cut into them
+        self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, self.words, self.access.managed, target)
 
     def region(self, region: Region) -> None:
         for op in region.ops:
@@ -192,7 +193,9 @@ class _Lowering:
             value, paired = view(b, value, out.dtype, pairs(out.dtype, op.attrs["order"]))
             self.paired[value] = paired
         else:
-            value = cut(b, value, out.dtype)
+            value, words = cut(b, value, out.dtype), value
+            if words.dtype.name == "u32":
+                self.words[value] = words
         if not _same_copies(op.attrs["source"], target):
             held = repeated(target, self.threads.count)
             value = self.exchange.pass_through(value, out.dtype, held, held, out.shape, last=True)

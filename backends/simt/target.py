@@ -23,7 +23,9 @@ class SimtTarget:
     shifts, or multiplies and adds, both halves of a word; where `bulk`, one thread may copy blocks (`bulk.py`); where
     `overlap`, a kernel may begin before the one before it has ended (`overlap.py`); where `clusters`, programs of a
     cluster run together and reach each other's shared memory; where `multicast`, they copy blocks for each other
-    (`multicast.py`). Lanes that are one of `swaps` apart exchange values by one instruction of the vector unit."""
+    (`multicast.py`); where `counts_bits`, products of bits are instructions (after sm_90 an assembler makes eight
+    products of bytes of each). Lanes that are one of `swaps` apart exchange values by one instruction of the vector
+    unit."""
 
     name: str
     arch: int
@@ -49,6 +51,7 @@ class SimtTarget:
     overlap: bool = False
     clusters: bool = False
     multicast: bool = False
+    counts_bits: bool = False
     swaps: frozenset[int] = frozenset()
     group_mma: tuple[GroupRow, ...] = ()
 

@@ -12,7 +12,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.jit import architecture
 from tilelang.ops.common import rows
-from tilelang.ops.mpgemm import blocks, gpu_plan
+from tilelang.ops.mpgemm import blocks, gpu_bits, gpu_plan
 from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
 from tilelang.ops.mpgemm.cpu import (
@@ -42,7 +42,7 @@ from tilelang.quant import QuantTensor, RowParts
 ACTIVATIONS = (None, "gelu", "relu", "silu")
 BY_BITS = ("bitplane_popc", "lut_act", "lut_act_i8")
 """Decompositions that read `Panels.planes`."""
-GPU = (*gpu_plan.DECOMPOSITIONS, "f8_mma")
+GPU = (*gpu_plan.DECOMPOSITIONS, "bitplane_popc", "f8_mma")
 """Decompositions of GPUs."""
 WHOLE = ("bitplane_popc", "int_dot", "lut_act_i8", "lut_weight")
 """Decompositions that sum whole numbers exactly where x is quantised to such."""
@@ -60,8 +60,10 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
     (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; decompositions
-    are those of `tilelang.ops.mpgemm.gpu_plan` and, by its name only, "f8_mma": x and W of the same f8 are multiplied
-    as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such instructions have, groups in f32.
+    are those of `tilelang.ops.mpgemm.gpu_plan`, of which "bitplane_popc" (sm_80 to sm_90a, and slowly on later ones)
+    multiplies planes of bits of whole numbers, exactly, and is the one for bipolar x, and, by its name only, "f8_mma":
+    x and W of the same f8 are multiplied as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such
+    instructions have, groups in f32.
     "dequant_dot", everywhere and the only one for vectors of a codebook and codes of more than 8 bits, multiplies in
     f32, on a GPU in f16 or bf16 where x is of that type. The first product with a weight repacks it, but for
     "dequant_dot"; that is kept as long as `w` lives.
@@ -85,20 +87,13 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     if residual is not None:
         residual = rows(residual)
     if tile.on_gpu(x) and (decomposition in GPU or decomposition is None and repackable(w)):
-        as_is = decomposition == "f8_mma"
-        if as_is:
-            _both_f8(x_dtype, w)
-        elif x_dtype is not None:
-            _fits_f16(tile.dtype(x_dtype))
-        if flat.shape[0]:
-            product(flat, tiles(w, architecture(x), device, as_is), y, bias, residual, activation, x_dtype=x_dtype,
-                    token=x_group == "token", added=added(flat, w) if w.corrections else None,
-                    decomposition=None if as_is else decomposition)
+        _on_gpu(flat, w, y, x_dtype, x_group == "token", decomposition, device, bias=bias, residual=residual,
+                activation=activation, added=added(flat, w) if w.corrections else None)
         return y.reshape(*x.shape[:-1], n)
     if device != "cpu" and decomposition not in (None, BLOCKS):
         raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join((*GPU, BLOCKS)),
                           got=str(decomposition), try_="leave it out, or put x on the CPU")
-    if decomposition in GPU:
+    if decomposition in GPU and decomposition not in DECOMPOSITIONS:
         raise TargetError(f"`{decomposition}` multiplies on GPUs", needs=f"one of {', '.join(DECOMPOSITIONS)}",
                           got=decomposition, try_="leave it out, or put x on a GPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
@@ -165,6 +160,28 @@ def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: 
         raise ValueError(f"bias must be [{n}], got {tuple(bias.shape)}")
     if residual is not None and tuple(residual.shape) != (*x.shape[:-1], n):
         raise ValueError(f"residual must be {(*x.shape[:-1], n)}, got {tuple(residual.shape)}")
+
+
+def _on_gpu(x: Any, w: QuantTensor, y: Any, x_dtype: str | None, token: bool, decomposition: str | None, device: str,
+            **after: Any) -> None:
+    """The product by f16, by f8, or by bits where those were asked for or are cheaper."""
+    target, as_is = architecture(x), decomposition == "f8_mma"
+    by_bits = None
+    if decomposition == "bitplane_popc" or decomposition is None and x_dtype in QUANTISED:
+        by_bits = gpu_bits.chosen(w, target, x_dtype, x.shape[0], decomposition is not None)
+    if as_is:
+        _both_f8(x_dtype, w)
+    elif x_dtype is not None and by_bits is None:
+        _fits_f16(tile.dtype(x_dtype))
+    if not x.shape[0]:
+        return
+    if by_bits is not None:
+        assert x_dtype is not None
+        held = gpu_bits.planes(w, target, device)
+        gpu_bits.product(x, held, y, target, by_bits, tile.dtype(x_dtype), token, **after)
+    else:
+        product(x, tiles(w, target, device, as_is), y, x_dtype=x_dtype, token=token,
+                decomposition=None if as_is else decomposition, **after)
 
 
 def _both_f8(x_dtype: str | None, w: QuantTensor) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from math import gcd
+from math import gcd, inf
 from typing import Any
 from weakref import finalize
 
@@ -28,7 +28,7 @@ from tilelang.ops.activation import finished
 from tilelang.ops.common import dtype_of
 from tilelang.ops.mpgemm.gemv import gemv_kernel, operand
 from tilelang.ops.mpgemm.gpu_plan import GpuPlan, Shape, plan
-from tilelang.ops.mpgemm.pack import grouping, ranks
+from tilelang.ops.mpgemm.pack import by_group, grouping, permuted, ranks
 from tilelang.ops.streamk import finish_kernel, part, share, slot
 from tilelang.quant import QuantTensor
 
@@ -219,10 +219,28 @@ class Tiles:
 
     def times(self, m: int, twice: bool) -> Shape:
         """The product with m rows; `twice`: of two parts each, whose sums stand beside each other."""
-        deep, high, words = self.words.shape
-        most = self.blocks.bm
-        return Shape(m, self.shape[0], deep, high, 4 * words, self.group, self.blocks.bk, self.blocks.x.shape[1],
-                     min(most, 32) if twice else most, 8 if self.blocks.x.num_threads == 32 else 4)
+        return shape(self.shape, self.blocks, self.group, m, twice)
+
+
+def shape(of: tuple[int, int], made: Blocks, group: int, m: int, twice: bool = False) -> Shape:
+    """The product of m rows with W of a shape in blocks, of which a `group` shares a scale."""
+    (n, k), (bn, bk), most = of, made.codes.shape, made.bm
+    return Shape(m, n, -(-k // bk), -(-n // bn), 4 * made.words.shape[1], group, bk, made.x.shape[1],
+                 min(most, 32) if twice else most, 8 if made.x.num_threads == 32 else 4)
+
+
+def filled(group: int, k: int) -> int:
+    """Columns of a group as blocks have them: one that a whole row shares is filled up."""
+    return group if group < k else -(-k // 16) * 16 if k < 128 else -(-k // 128) * 128
+
+
+def nanoseconds(w: QuantTensor, target: str, m: int) -> float:
+    """What the model expects of a product with evenly spaced codes by f16; infinite where there is no kernel."""
+    group = filled(grouping(w)[0], w.shape[1])
+    if group % 16:
+        return inf
+    made = blocks(target, tile.dtype(f"u{w.codes.dtype.bits}"), group)  # type: ignore[union-attr]
+    return plan(shape(w.shape, made, group // made.bk, m)).nanoseconds
 
 
 _tiles: dict[tuple[int, str, str, bool], Tiles] = {}
@@ -255,8 +273,7 @@ def _repack(w: QuantTensor, target: str, as_is: bool) -> Tiles:
     group, order = grouping(w)
     if order is not None:
         stored = stored[:, order]
-    if group >= k:
-        group = -(-k // 16) * 16 if k < 128 else -(-k // 128) * 128
+    group = filled(group, k)
     if group % 16:
         raise TargetError(f"`mpgemm` has no kernel for groups of {group} columns on a GPU", needs="a multiple of 16",
                           got=str(group), try_="another group, or x on the CPU")
@@ -267,16 +284,12 @@ def _repack(w: QuantTensor, target: str, as_is: bool) -> Tiles:
         raise TargetError(f"f16 has no numbers for codes of {dt}", needs="finite numbers in the range of f16",
                           got=str(dt), try_="quantise to numbers that are finite in f16, or put x on the CPU")
     made = blocks(target, dt, group, dt if as_is else tile.f16)
-    values = [p.expand(w.shape)[:, order if order is not None else slice(None)][:, ::group].T.astype(np.float64)
-              if p is not None else np.full((-(-k // group), n), fill)
-              for p, fill in ((w.scale, 1.0), (w.zero, 0.0), (w.minimum, 0.0))]
-    shift = values[2] - values[0] * (values[1] + step * offset)
-    permutation = w.permutation if order is None else order if w.permutation is None else \
-        np.asarray(w.permutation)[order]
-    scale, shift = (v.astype(np.float32, order="C") for v in (values[0] * step, shift))
+    scale, zero, minimum = by_group(w, group, order)
+    shift = (0.0 if minimum is None else minimum) - scale * (zero + step * offset)
+    scale, shift = (v.T.astype(np.float32, order="C") for v in (scale * step, shift))
     words = _words(stored, made, _bytes if as_is else pairs(dt, made.order).pack)
-    return Tiles(words, scale, shift if shift.any() else None, dt, made, group // made.bk, (n, k),
-                 permutation, dt if as_is else tile.f16)
+    return Tiles(words, scale, shift if shift.any() else None, dt, made, group // made.bk, (n, k), permuted(w, order),
+                 dt if as_is else tile.f16)
 
 
 def _bytes(codes: Any) -> Any:

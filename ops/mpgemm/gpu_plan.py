@@ -5,10 +5,11 @@
 | dequant_mma | rows of four or eight blocks of W, a block of x | the rows | |
 | the same, shared | as many steps as any other, block after block | the rows | adds up parts of blocks |
 | dequant_gemv | rows of one block of W, as many rows of x as an instruction takes | the columns | |
+| bitplane_popc | rows of four or eight blocks of W, a block of x | the rows | |
 
-Both multiply the same words by matrix instructions. A product of few rows takes as long as its weights need to come
-from memory, if enough programs ask for them, and each kernel that must wait for another one costs as much as some
-hundred thousand weights.
+The first ones multiply the same words by matrix instructions, the last one planes of bits. A product of few rows takes
+as long as its weights need to come from memory, if enough programs ask for them, and each kernel that must wait for
+another one costs as much as some hundred thousand weights.
 """
 from __future__ import annotations
 
@@ -27,6 +28,10 @@ ISSUE = 6.5
 """Instructions of warps that it starts in one."""
 BLOCK, COLUMNS = 200.0, 32.0
 """Instructions of a warp for a block of 4096 weights, and for every eight rows of x that they are multiplied by."""
+COUNT = 8.0
+"""Turns of a warp's matrix unit that 16 x 256 bits times 8 columns take (4992 TOPS in NVIDIA's A100 whitepaper)."""
+FOLD = 28.0
+"""Instructions of a warp that scale sums of a group, 16 x 8 of them."""
 SHARED = 32768
 """Bytes of words and x that one iteration of a program may take: more than one of them fit at once."""
 LEAST = 4
@@ -101,10 +106,56 @@ def _gemv(s: Shape) -> Iterator[GpuPlan]:
 
 
 def _time(s: Shape, programs: int, steps: int, warps: int, rows: int) -> float:
-    """Of programs whose warps multiply a block each in every step, by the same rows of x or by columns of their own:
-    what memory takes that weights come from, the cache that blocks and x come from, and processors in turns."""
-    busy, all_steps = min(programs, PROCESSORS), programs * steps
-    memory = s.deep * s.high * s.bytes / min(BANDWIDTH, busy * OF_ONE)
-    cached = all_steps * (warps * s.bytes + rows * s.bk * 2) / min(CACHE, busy * OF_ONE)
-    issue = -(-programs // PROCESSORS) * steps * warps * (BLOCK + COLUMNS * (rows // 8)) / ISSUE
-    return max(memory, cached, issue)
+    """Of programs whose warps multiply a block each in every step, by the same rows of x or columns of their own."""
+    return _longest(programs, s.deep * s.high * s.bytes, programs * steps * (warps * s.bytes + rows * s.bk * 2),
+                    steps * warps * (BLOCK + COLUMNS * (rows // 8)))
+
+
+def _longest(programs: int, weights: float, read: float, issued: float) -> float:
+    """What memory takes that weights come from, the cache that everything is read from, and processors in turns, of
+    programs that have so many instructions."""
+    busy = min(programs, PROCESSORS)
+    return max(weights / min(BANDWIDTH, busy * OF_ONE), read / min(CACHE, busy * OF_ONE),
+               -(-programs // PROCESSORS) * issued / ISSUE)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A product by planes of bits: rows of x and of W, planes of each; `groups` of columns, each of so many `steps` of
+    so many `columns`."""
+
+    m: int
+    n: int
+    xbits: int
+    bits: int
+    groups: int
+    steps: int
+    columns: int
+
+    @property
+    def high(self) -> int:
+        """Rows of W that a warp has."""
+        return max(4096 // self.columns, 16)
+
+    def registers(self, rows: int) -> int:
+        """That a thread takes for so many rows of x: sums three times, words of W and of x."""
+        return rows // 8 * (12 * self.high // 16 + self.xbits * self.columns // 128) + \
+            self.bits * self.high * self.columns // 1024
+
+
+@lru_cache(maxsize=4096)
+def bit_plan(s: Bits) -> GpuPlan:
+    """The cheapest plan for such a product."""
+    found, area = list[GpuPlan](), s.high * s.columns / 8
+    for warps in (4, 8):
+        for rows in (8, 16, 32, 64):
+            if s.registers(rows) <= 200:
+                programs, eights = -(-s.m // rows) * -(-s.n // (warps * s.high)), rows // 8
+                steps, sums = s.groups * s.steps, s.high // 16 * eights
+                issued = steps * (s.bits * s.xbits * COUNT * area * eights / 512 + 4 * (s.bits + s.xbits - 1) * sums
+                                  + 2 * (s.bits + s.xbits * eights) + 40) + s.groups * FOLD * sums
+                read = programs * steps * (warps * area * s.bits + rows * s.columns / 8 * s.xbits)
+                weights = s.n * steps * s.columns * s.bits / 8
+                time = _longest(programs, weights, read, warps * issued)
+                found.append(GpuPlan("bitplane_popc", rows, warps, 0, time))
+    return min(found, key=lambda p: p.nanoseconds)

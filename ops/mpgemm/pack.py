@@ -113,11 +113,8 @@ def _repack(w: QuantTensor) -> Panels:
     rank, step, offset = ranks(dt)
     if rank is not None:
         codes = rank[codes]
-    values = [p.expand(w.shape)[:, order if order is not None else slice(None)][:, ::group] if p is not None else None
-              for p in (w.scale, w.zero, w.minimum)]
     groups = -(-k // group)
-    scale = np.ones((n, groups)) if values[0] is None else values[0]
-    zero = np.zeros((n, groups)) if values[1] is None else values[1]
+    scale, zero, minimum = by_group(w, group, order)
     zero = zero / step + offset
     depth = depth_of(group)
     spread = np.zeros((n, groups * group), np.uint8)
@@ -125,11 +122,24 @@ def _repack(w: QuantTensor) -> Panels:
     blocks = np.zeros((-(-n // LANES) * LANES, -(-groups * depth // BLOCK) * BLOCK), np.uint8)
     blocks[:n, :groups * depth].reshape(n, groups, depth)[:, :, :group] = spread.reshape(n, groups, group)
     even = groups + (depth == 16 and groups % 2)
-    permutation = w.permutation if order is None else order if w.permutation is None else \
-        np.asarray(w.permutation)[order]
     return Panels(_words(blocks, dt.bits), _parameter(scale * step, even), _plain(zero, even),
-                  None if values[2] is None else _parameter(values[2], even), dt if rank is None else
-                  None, 0 if rank is None else int(rank.max(initial=0)), dt.bits, (n, k), group, depth, permutation)
+                  None if minimum is None else _parameter(minimum, even), dt if rank is None else None,
+                  0 if rank is None else int(rank.max(initial=0)), dt.bits, (n, k), group, depth, permuted(w, order))
+
+
+def by_group(w: QuantTensor, group: int, order: Any) -> tuple[Any, Any, Any]:
+    """(scale, zero, minimum or None) f64 [N, groups] of groups of so many columns in that `order`, as `grouping` has
+    both."""
+    scale, zero, minimum = (None if p is None else
+                            p.expand(w.shape)[:, order if order is not None else slice(None)][:, ::group]
+                            for p in (w.scale, w.zero, w.minimum))
+    shape = w.shape[0], -(-w.shape[1] // group)
+    return np.ones(shape) if scale is None else scale, np.zeros(shape) if zero is None else zero, minimum
+
+
+def permuted(w: QuantTensor, order: Any) -> Any:
+    """The permutation of x for columns in that `order`; None where they stay."""
+    return w.permutation if order is None else order if w.permutation is None else np.asarray(w.permutation)[order]
 
 
 def depth_of(group: int) -> int:

@@ -122,10 +122,13 @@ def _whole(x: DType, w: Panels, times: int = 1) -> tuple[int, int] | tuple[str, 
         return wrong
     largest = int(x.max) * w.top
     limit = (2 ** 31 - 1) // max(times * largest, 1)
-    if w.group > limit:
-        return (f"groups of at most {limit} columns: i32 holds no larger sum of {x.max} * {w.top}",
-                f"groups of {w.group}", "quantise with smaller groups")
-    return largest, limit
+    return beyond(w.group, limit, f"{x.max} * {w.top}") or (largest, limit)
+
+
+def beyond(group: int, limit: int, each: str) -> tuple[str, str, str] | None:
+    """What is wrong where a group is longer than i32 has room for sums of."""
+    return None if group <= limit else (f"groups of at most {limit} columns: i32 holds no larger sum of {each}",
+                                        f"groups of {group}", "quantise with smaller groups")
 
 
 def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:

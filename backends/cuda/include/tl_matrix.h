@@ -122,6 +122,16 @@ TL_FN void mma_m16n8k8_f16(vec<float, NA>& d, int i, const vec<A, NB>& a, int j,
 }
 
 template <int NA, class A, int NB, class B, int NC>
+TL_FN void mma_m16n8k128_b1_and(vec<i32, NA>& d, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op) {
+  static_assert(__CUDA_ARCH__ >= 800 || never<A>, "mma_m16n8k128_b1_and needs sm_80 or later");
+  if constexpr (__CUDA_ARCH__ >= 800)
+    asm volatile("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+                 "{%0, %1, %2, %3};"
+                 : "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+                 : "r"(reg(a, j)), "r"(reg(a, j + 4 / int(sizeof(A)))), "r"(reg(b, k)));
+}
+
+template <int NA, class A, int NB, class B, int NC>
 TL_FN void mma_m16n8k16_f16(vec<float, NA>& d, int i, const vec<A, NB>& a, int j, const vec<B, NC>& b, int k, op o) {
   constexpr int ea = 4 / int(sizeof(A)), eb = 4 / int(sizeof(B));
 #if __CUDA_ARCH__ >= 800

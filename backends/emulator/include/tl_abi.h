@@ -26,6 +26,7 @@ enum Use { LOAD, STORE, ATOMIC, LOAD_BITS, STORE_BITS, COPY_ASYNC, LDMATRIX, STM
   EMU_MMA(m16n8k64_s4, 16, u32, 8, 16, Times, s4, s4)         \
   EMU_MMA(m16n8k64_u4, 16, u32, 8, 16, Times, u4, u4)         \
   EMU_MMA(m16n8k256_b1_and, 16, u32, 32, 16, And, bit, bit)   \
+  EMU_MMA(m16n8k128_b1_and, 16, u32, 32, 8, And, bit, bit)    \
   EMU_MMA(m16n8k256_b1_xor, 16, u32, 32, 16, Xor, bit, bit)   \
   EMU_MMA(m8n8k16_s8, 8, u32, 4, 4, Times, s8, s8)            \
   EMU_MMA(m8n8k16_u8, 8, u32, 4, 4, Times, u8, u8)            \

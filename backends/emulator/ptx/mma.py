@@ -115,7 +115,7 @@ _SHAPES: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {  # types of A an
     **{(t, t): (("m16n8k32",), "f32") for t in ("e4m3", "e5m2")},
     **{(a, b): (("m8n8k16", "m16n8k32"), "s32") for a in ("s8", "u8") for b in ("s8", "u8")},
     **{(a, b): (("m8n8k32", *(("m16n8k64",) if a == b else ())), "s32") for a in ("s4", "u4") for b in ("s4", "u4")},
-    ("b1", "b1"): (("m16n8k256",), "s32"),
+    ("b1", "b1"): (("m16n8k128", "m16n8k256"), "s32"),
     ("f64", "f64"): (("m8n8k4",), "f64"),
 }
 

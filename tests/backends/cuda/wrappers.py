@@ -12,6 +12,7 @@ MMA = {  # name: accumulators, type and length of A and of B, first processor
     "m16n8k32_s8": ("tl::i32", 4, "tl::u8", 16, 8, 80), "m16n8k32_u8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
     "m16n8k32_su8": ("tl::i32", 4, "tl::u8", 16, 8, 80), "m16n8k32_us8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
     "m16n8k64_s4": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k64_u4": ("tl::i32", 4, "tl::u8", 16, 8, 80),
+    "m16n8k128_b1_and": ("tl::i32", 4, "tl::u32", 2, 1, 80),
     "m16n8k256_b1_and": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k256_b1_xor": ("tl::i32", 4, "tl::u32", 4, 2, 80),
     "m16n8k32_e4m3": ("float", 4, "tl::u8", 16, 8, 89), "m16n8k32_e5m2": ("float", 4, "tl::u8", 16, 8, 89),
     "m8n8k4_f64": ("double", 2, "double", 1, 1, 80),

@@ -157,14 +157,14 @@ def test_nibble_products(name: str, low: int, carrier: Any) -> None:
     np.testing.assert_array_equal(_multiply(f"m16n8k64_{name}", acc, fa, fb), acc + a @ b)
 
 
-@pytest.mark.parametrize("name", ["and", "xor"])
-def test_bit_products(name: str) -> None:
+@pytest.mark.parametrize(("name", "k"), [("and", 256), ("and", 128), ("xor", 256)])
+def test_bit_products(name: str, k: int) -> None:
     rng = np.random.default_rng(7)
-    a, b = rng.integers(0, 2, (16, 256)), rng.integers(0, 2, (256, 8))
+    a, b = rng.integers(0, 2, (16, k)), rng.integers(0, 2, (k, 8))
     acc = rng.integers(-1000, 1000, (16, 8)).astype(np.int32)
     fa, fb = (_pack(x, 1).view(np.uint32) for x in _fragments(a, b, 32))
     expected = a @ b if name == "and" else (a[:, :, None] ^ b[None]).sum(1)
-    np.testing.assert_array_equal(_multiply(f"m16n8k256_b1_{name}", acc, fa, fb), acc + expected)
+    np.testing.assert_array_equal(_multiply(f"m16n8k{k}_b1_{name}", acc, fa, fb), acc + expected)
 
 
 def test_double_products() -> None:

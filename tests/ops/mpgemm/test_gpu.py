@@ -223,4 +223,4 @@ def test_what_the_kernel_cannot_do_is_said() -> None:
         with pytest.raises(TargetError, match="no product of f8e4m3"):
             ops.mpgemm(x, weight(rng, "f8e4m3", 16, 64, 32), x_dtype="f8e4m3", decomposition="f8_mma")
         with pytest.raises(TargetError, match="as f16"):
-            ops.mpgemm(x, weight(rng, "u4", 16, 64, 32), x_dtype="s1")
+            ops.mpgemm(x, weight(rng, "f6e3m2", 16, 64, 32), x_dtype="s1")
