@@ -70,21 +70,29 @@ def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[
 
 
 def _on_gpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
-    """The same, and files of machine code: the second is for tensors that the first does not reach, or cannot map."""
+    """The same, and files of machine code: others than the first are for tensors that it does not reach, or cannot
+    map, and for grids that are not made of whole clusters."""
     from tilelang.backends.simt.export import codes, link
     link(lowered, name, failures, library)
     files = []
-    for code, suffix in zip(codes(lowered), ("", ".far"), strict=False):
-        file = library.with_name(f"{name}{suffix}{lowered.exported.suffix}")
+    for which, code in codes(lowered).items():
+        file = library.with_name(f"{name}{which and '.'}{which}{lowered.exported.suffix}")
         file.write_bytes(code.product[0])
         files.append({"file": file.name, "kernel": code.rendered.name, "threads": code.rendered.threads,
-                      "dynamic_shared_bytes": code.dynamic_shared, "report": code.report})
-    maps, params = lowered.rendered.maps, lowered.tile.params
-    takes = [{"kind": p.kind, "parameter": params[maps[p.index].index if p.kind == "map" else p.index].name
-              if p.kind != "workers" else None, "axis": p.axis,
-              **({**asdict(maps[p.index]), "index": p.index} if p.kind == "map" else {})}
-             for p in lowered.rendered.parameters]
-    return {"code": files, "takes": takes}
+                      "cluster": code.rendered.cluster, "dynamic_shared_bytes": code.dynamic_shared,
+                      "report": code.report})
+        if which and _takes(code) != _takes(lowered):
+            files[-1]["takes"] = _takes(code)
+    return {"code": files, "takes": _takes(lowered)}
+
+
+def _takes(code: Any) -> list[dict[str, Any]]:
+    """The parameters of machine code."""
+    maps, params = code.rendered.maps, code.tile.params
+    return [{"kind": p.kind, "parameter": params[maps[p.index].index if p.kind == "map" else p.index].name
+             if p.kind != "workers" else None, "axis": p.axis,
+             **({**asdict(maps[p.index]), "index": p.index} if p.kind == "map" else {})}
+            for p in code.rendered.parameters]
 
 
 def _wanted(p: Value) -> str:

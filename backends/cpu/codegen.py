@@ -1,7 +1,8 @@
 """THREAD to LLVM IR: one case per operation, and the function that runs a range of programs of the grid."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -63,12 +64,16 @@ def generate(fn: Function, target: Any, lines: bool = False) -> ir.Module:
     return module
 
 
-def counting(fn: Function, target: Any) -> ir.Module:
-    """A module with `tl_count(ctx) -> i64`, the number of programs of a THREAD function."""
+def counting(fn: Function, target: Any, cluster: Sequence[int] = ()) -> ir.Module:
+    """A module with `tl_count(ctx) -> i64`, the number of programs of a THREAD function; for clusters of such extents
+    also `tl_whole(ctx) -> i64`, 1 where they make up the grid."""
     module = ir.Module(fn.name)
     module.triple, module.data_layout = target.triple, target.data_layout
     count = ir.Function(module, ir.FunctionType(I64, [PTR]), "tl_count")
     _Generator(fn, _begin(count), target).count()
+    if cluster:
+        whole = ir.Function(module, ir.FunctionType(I64, [PTR]), "tl_whole")
+        _Generator(fn, _begin(whole), target).whole(cluster)
     return module
 
 
@@ -138,10 +143,9 @@ class _Generator(Arithmetic, Control):
 
     def count(self) -> None:
         """Gives more than `MAX_PROGRAMS` for a grid of more, and where the arithmetic of an extent wraps."""
-        self._load_context()
         checked = {step for op in self.fn.body.ops if isinstance(op, Grid) for step in op.wrapping()}
         wrapped: ir.Value = I1(0)
-        for op in self.fn.body.ops:
+        for op in self._before_grid():
             if op.name == "grid":
                 total: ir.Value = I64(1)
                 for v in op.operands:
@@ -154,12 +158,26 @@ class _Generator(Arithmetic, Control):
                     total = self.b.select(many, I64(MAX_PROGRAMS + 1), total)
                 self.b.ret(total)
                 return
-            if op.effects or op.regions:
-                break
-            if op.name != "alloc":
-                self.op(op)
             wrapped = self.b.or_(wrapped, self.wraps(op, self.values)) if op in checked else wrapped
         self.b.ret(I64(1))
+
+    def whole(self, cluster: Sequence[int]) -> None:
+        """For a function that has a grid."""
+        *_, grid = self._before_grid()
+        left = [self.b.srem(self.values[v], I32(n)) for v, n in zip(grid.operands, cluster, strict=True)]
+        self.b.ret(self.b.zext(self.b.icmp_signed("==", reduce(self.b.or_, left), I32(0)), I64))
+
+    def _before_grid(self) -> Iterator[Op]:
+        """The operations that the extents of the grid may follow from, each once it is done, and then the grid."""
+        self._load_context()
+        for op in self.fn.body.ops:
+            if op.name != "grid" and (op.effects or op.regions):
+                return
+            if op.name not in ("grid", "alloc"):
+                self.op(op)
+            yield op
+            if op.name == "grid":
+                return
 
     def body(self) -> None:
         self._load_context()

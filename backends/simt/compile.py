@@ -58,6 +58,11 @@ class Lowered(ABC):
         """The kernel whose accesses have offsets of 64 bits, and that needs no maps of tensors."""
         return type(self)(self.tile, replace(self.target, windows=False, bulk=False))
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The extents of clusters whose programs copy for each other, and need not run together otherwise."""
+        return () if uses(self.tile) else cluster_of(self.thread, sharing=True)
+
     @cached_property
     def unshared(self) -> Self:
         """The kernel whose programs copy nothing for each other."""
@@ -71,9 +76,8 @@ class Lowered(ABC):
             (not self.target.bulk or encodable(self.thread, shapes, strides))
         if not fits:
             return self.without_windows
-        cluster = () if uses(self.tile) else cluster_of(self.thread, sharing=True)
-        extents = grid_extents(self.tile, arrays, shapes) if cluster else ()
-        return self.unshared if any(n % c for n, c in zip(extents, cluster, strict=True)) else self
+        extents = grid_extents(self.tile, arrays, shapes) if self.shares else ()
+        return self.unshared if any(n % c for n, c in zip(extents, self.shares, strict=True)) else self
 
     @cached_property
     def placed(self) -> Function:

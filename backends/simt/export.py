@@ -23,30 +23,33 @@ from tilelang.backends.simt.bulk import MAX_STRIDE
 from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.launch import MAX_GRID_Y, behind_grid
 from tilelang.backends.simt.window import LIMIT, Window, windows
-from tilelang.errors import TargetError
+from tilelang.ir.cluster import cluster_of
 from tilelang.ir.core import Function, Region, Value
 
 _LAUNCHER = Path(__file__).parent / "runtime" / "launcher.cpp"
 
 
-def codes(lowered: Lowered) -> list[Lowered]:
-    """The kernel, and the one for tensors whose blocks its windows do not reach, or that its maps cannot say, if it
-    has any."""
-    return [lowered, lowered.without_windows] if windows(lowered.thread) or lowered.rendered.maps else [lowered]
+def codes(lowered: Lowered) -> dict[str, Lowered]:
+    """The kernel as "", and "far", the one for tensors whose blocks its windows do not reach, or that its maps cannot
+    say, if it has any; "unshared", the one for grids that are not made of whole clusters, if its programs copy for
+    each other."""
+    out = {"": lowered}
+    if windows(lowered.thread) or lowered.rendered.maps:
+        out["far"] = lowered.without_windows
+    if lowered.shares:
+        out["unshared"] = lowered.unshared
+    return out
 
 
 def link(lowered: Lowered, name: str, failures: Failures, path: Path) -> None:
     """Writes the library: `name` is called as `__tvm_ffi_<name>`. Raises TargetError where there is no C++ compiler or
     none for the GPU."""
-    if lowered.rendered.cluster > 1:
-        raise TargetError(f"`{lowered.tile.name}` cannot be exported", loc=lowered.tile.loc,
-                          needs="programs that run by themselves", got="clusters of them", try_="call it in Python")
     # Any processor of the host's kind will do for this little code.
     target = replace(machine.host(), cpu="generic", attributes="", vector_bytes=16, registers=16, features=frozenset(),
                      native_casts=frozenset())
     entry = f"__tvm_ffi_{name}"
     counted = cpu.Lowered(_grid_only(lowered.tile), target).thread
-    module = counting(counted, target)
+    module = counting(counted, target, cluster_of(lowered.thread, sharing=True))
     _Launched(module, entry, lowered.tile.params, target, failures, lowered.exported.kind).emit()
     host.library(path, entry, {"kernel.o": machine.object_code(str(module), target), "kernel.h": _table(
         lowered, name).encode(), "launcher.cpp": _LAUNCHER.read_bytes()}, ["-ldl"])
@@ -89,15 +92,22 @@ class _Launched(Entry):
 
 def _table(lowered: Lowered, name: str) -> str:
     """The text of `kernel.h`."""
-    gpu, reached, maps = lowered.exported, windows(lowered.thread), lowered.rendered.maps
+    gpu, reached, found = lowered.exported, windows(lowered.thread), list(codes(lowered).values())
+    maps = [m for code in found for m in code.rendered.maps]
     numbers = {"TL_CUDA": int(lowered.target.name.startswith("cuda")), "TL_DEVICE": gpu.kind,
-               "TL_MULTIPROCESSORS": gpu.multiprocessors, "TL_PARAMETERS": len(lowered.rendered.parameters),
+               "TL_MULTIPROCESSORS": gpu.multiprocessors,
+               "TL_PARAMETERS": max(len(x.rendered.parameters) for x in found),
+               "TL_NUMBERS": len(lowered.rendered.parameters) - len(lowered.rendered.maps),
                "TL_OVERLAPS": int(lowered.rendered.overlaps), "TL_ROWS": MAX_GRID_Y, "TL_REACH": LIMIT,
-               "TL_WINDOWS": len(reached),
-               "TL_MAPS": len(maps), "TL_MAP_END": MAX_STRIDE, **gpu.macros}
-    found = codes(lowered)
-    rows = [f"{{image{i}, {x.rendered.threads}, {x.dynamic_shared}, {max(int(x.report['resident_blocks']), 1)}}}"
-            for i, x in enumerate(found)]
+               "TL_WINDOWS": len(reached), "TL_MAPS": len(maps), "TL_MAP_END": MAX_STRIDE,
+               "TL_CLUSTER": lowered.rendered.cluster, **gpu.macros}
+    numbers |= {"TL_UNSHARED": found.index(lowered.unshared)} if lowered.shares else {}
+    rows, first = list[str](), 0
+    for i, x in enumerate(found):
+        values = [f"image{i}", x.rendered.threads, x.dynamic_shared, max(int(x.report["resident_blocks"]), 1),
+                  x.rendered.cluster, first, len(x.rendered.maps)]
+        rows.append(f"{{{', '.join(map(str, values))}}}")
+        first += len(x.rendered.maps)
     known = slots(lowered.tile.params)
     lines = [*(f"#define {key} {value}" for key, value in numbers.items()),
              f'#define TL_NAME "{name}"', f'#define TL_KERNEL "{lowered.rendered.name}"',

@@ -10,6 +10,8 @@ struct Code {
   const unsigned char* image;
   unsigned threads, shared_bytes;
   int64_t resident_blocks;
+  int cluster;          // programs of one
+  int first_map, maps;  // of tensors, its last parameters
 };
 
 // Blocks of a tensor that the first code reaches from their start by 32-bit offsets: see `reaches` in window.py.
@@ -226,16 +228,29 @@ static int encodable(const int64_t* context) {
   return 1;
 }
 
-static int choose(const int64_t* context) { return reaches(context) && encodable(context) ? 0 : 1; }
+#if TL_CLUSTER > 1
+extern "C" int64_t tl_whole(const int64_t* context);
+#else
+static int tl_whole(const int64_t*) { return 1; }
+#endif
+
+// See `Lowered.suited` in compile.py.
+static int choose(const int64_t* context) {
+  if (!reaches(context) || !encodable(context)) return 1;
+#ifdef TL_UNSHARED
+  if (!tl_whole(context)) return TL_UNSHARED;
+#endif
+  return 0;
+}
 
 #if TL_MAPS
 struct alignas(64) TensorMap { uint64_t opaque[16]; };
 
 // The maps of a call behind its other parameters. Those of a thread's last call stay where nothing has changed.
-static int put_maps(const int64_t* context, void** parameters) {
+static int put_maps(const Code& code, const int64_t* context, void** parameters) {
   static thread_local TensorMap made[TL_MAPS];
   static thread_local uint64_t known[TL_MAPS][11];
-  for (int i = 0; i < TL_MAPS; i++) {
+  for (int i = code.first_map; i < code.first_map + code.maps; i++) {
     const Map& m = maps[i];
     uint64_t now[11] = {static_cast<uint64_t>(context[m.data])}, *extents = now + 1, *strides = now + 6;
     unsigned steps[5] = {1, 1, 1, 1, 1};
@@ -245,7 +260,7 @@ static int put_maps(const int64_t* context, void** parameters) {
       strides[d] = extents[d] > 1 ? static_cast<uint64_t>(context[m.stride + m.order[d]] * m.bytes) : TL_MAP_STRIDE;
     }
     for (int n = 1; n < 11; n++) same &= now[n] == known[i][n];
-    parameters[i] = made + i;
+    *parameters++ = made + i;
     if (same) continue;
     known[i][0] = 0;
     CHECK("cuTensorMapEncodeTiled", encode(made + i, m.type, static_cast<unsigned>(m.rank),
@@ -272,22 +287,24 @@ extern "C" int64_t tl_workers(const int64_t* context, int32_t device) {
 // Launches so many programs. The context holds what the kernel takes, in its order, each in 8 bytes.
 extern "C" int32_t tl_launch(int64_t* context, int64_t programs, int32_t device) {
   if (!programs) return 0;
-  int which = choose(context);
+  const int which = choose(context);
   const Code& code = codes[which];
-  int64_t widest = TL_CUDA ? INT32_MAX : UINT32_MAX / code.threads, rows = (programs - 1) / widest + 1;
-  while (programs % rows && rows <= TL_ROWS) rows++;
+  if (code.cluster > 1 && !tl_whole(context)) return fail("the grid is not made of whole clusters");
+  int64_t widest = (TL_CUDA ? INT32_MAX : UINT32_MAX / code.threads) / code.cluster, clusters = programs / code.cluster;
+  int64_t rows = (clusters - 1) / widest + 1;
+  while (clusters % rows && rows <= TL_ROWS) rows++;
   if (rows > TL_ROWS) return fail("too many programs; use larger tiles");
   void* parameters[TL_PARAMETERS];
-  for (int i = 0; i < TL_PARAMETERS - TL_MAPS; i++) parameters[i] = context + i;
+  for (int i = 0; i < TL_NUMBERS; i++) parameters[i] = context + i;
 #if TL_MAPS
-  if (!which && put_maps(context, parameters + TL_PARAMETERS - TL_MAPS)) return -1;
+  if (put_maps(code, context, parameters + TL_NUMBERS)) return -1;
 #endif
   Current before;
   CHECK("the question for the device", current(&before));
   int here = before == devices[device].own;
   if (!here && enter(device)) return -1;
   void *function = devices[device].functions[which], *stream = TVMFFIEnvGetStream(TL_DEVICE, device);
-  unsigned x = static_cast<unsigned>(programs / rows), y = static_cast<unsigned>(rows);
+  unsigned x = static_cast<unsigned>(clusters / rows * code.cluster), y = static_cast<unsigned>(rows);
 #if TL_OVERLAPS
   Attribute attribute = {TL_OVERLAP, 0, {1}};
   Config config = {x, y, 1, code.threads, 1, 1, code.shared_bytes, stream, &attribute, 1};

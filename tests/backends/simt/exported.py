@@ -165,10 +165,34 @@ def product(call: Exported) -> None:
         assert counts[1] == counts[0] + 1  # what has not changed is not encoded again
 
 
+def shared(call: Exported) -> None:
+    """Two programs copy for each other; where there are three, each for itself."""
+    rng = np.random.default_rng(0)
+    for m in (256, 384, 250):
+        a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, 136), (136, 72)))
+        c = np.zeros((m, 72), np.float16)
+        call("shared", a, b, c)
+        np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
+    ways = ["tl::tensor_multicast" in launch.text for launch in call.fake.launches]
+    assert ways == ([True, False, True] if call.kind == "cuda" else [False] * 3)
+    assert [launch.grid for launch in call.fake.launches] == [(4, 1, 1), (6, 1, 1), (4, 1, 1)]
+
+
+def swap(call: Exported) -> None:
+    """Programs that know of each other."""
+    if call.kind == "hip":
+        return
+    x, y = np.arange(32 * 256).reshape(32, 256).astype(np.float16), np.zeros((32, 256), np.float16)
+    call("swap", x, y)
+    np.testing.assert_array_equal(y, x.reshape(32, 2, 2, 64)[:, :, ::-1].reshape(32, 256))
+    refused(RuntimeError, "swap: the grid is not made of whole clusters", call, "swap", x[:, :192].copy(),
+            y[:, :192].copy())
+
+
 def main(folder: Path, kind: str) -> None:
     """Every case, in one process: the driver is found once."""
     call = Exported(folder, kind)
-    for case in (scale, far, persistent, counted, unpack, big, overlap, product):
+    for case in (scale, far, persistent, counted, unpack, big, overlap, product, shared, swap):
         call.fake.launches.clear()
         case(call)
         print(case.__name__)

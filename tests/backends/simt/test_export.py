@@ -17,6 +17,7 @@ from tests.backends.cuda.test_launch import big_fn
 from tests.backends.simt.exported import DLPACK, SONAME
 from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu
 from tests.backends.simt.overlapping import overlap_fn
+from tests.backends.simt.test_clusters import swap_fn
 from tests.backends.simt.test_launch import counted_fn, persistent_fn, scale_fn, unpack_fn
 from tilelang.backends import host
 from tilelang.backends.cpu.codegen import slots
@@ -30,6 +31,15 @@ TARGET = {"cuda": "cuda:sm_86", "hip": "hip:gfx942"}
 
 def product_fn(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"]):
     m, n = tile.grid(tile.cdiv(a.shape[0], 128), tile.cdiv(b.shape[1], 64))
+    acc = tile.zeros((128, 64), tile.f32)
+    for k in tile.range(0, a.shape[1], 64, stages=3):
+        acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 64), (64, 64)))
+    tile.store(c, (m * 128, n * 64), acc.to(tile.f16))
+
+
+def shared_fn(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"]):
+    """`product_fn` whose programs copy blocks of b for each other."""
+    m, n = tile.grid(tile.cdiv(a.shape[0], 128), tile.cdiv(b.shape[1], 64), cluster=(2, 1))
     acc = tile.zeros((128, 64), tile.f32)
     for k in tile.range(0, a.shape[1], 64, stages=3):
         acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 64), (64, 64)))
@@ -53,6 +63,15 @@ def test_libraries_compute_what_kernels_mean(gpu: FakeDriver, tmp_path: Path) ->
     a = np.zeros((64, 64), np.float16)
     Kernel(product_fn).export(folder, a, a, a.copy(), target={"cuda": "cuda:sm_90a"}.get(gpu.kind, target),
                               name="product")
+    Kernel(shared_fn).export(folder, a, a, a.copy(), target={"cuda": "cuda:sm_90a"}.get(gpu.kind, target),
+                             name="shared")
+    shared = json.loads((folder / "shared.json").read_text())["code"]
+    assert [c["cluster"] for c in shared] == ([2, 1, 1] if gpu.kind == "cuda" else [1] * len(shared))
+    if gpu.kind == "cuda":
+        Kernel(swap_fn).export(folder, a, a.copy(), target="cuda:sm_90a", name="swap")
+        far, unshared = (c["takes"] for c in shared[1:])
+        assert [[t["parameter"] for t in takes if t["kind"] == "map"] for takes in (far, unshared)] == [
+            [], ["a", "b", "c"]]
     manifest = json.loads((folder / "product.json").read_text())
     assert [x["parameter"] for x in manifest["takes"] if x["kind"] == "map"] == (
         ["a", "b", "c"] if gpu.kind == "cuda" else [])
@@ -61,7 +80,7 @@ def test_libraries_compute_what_kernels_mean(gpu: FakeDriver, tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.backends.simt.exported", str(folder),
                            gpu.kind], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.split() == [
-        "scale", "far", "persistent", "counted", "unpack", "big", "overlap", "product"], done.stderr
+        "scale", "far", "persistent", "counted", "unpack", "big", "overlap", "product", "shared", "swap"], done.stderr
 
 
 ALONE = """
