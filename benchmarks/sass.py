@@ -48,7 +48,8 @@ def disassemble(cubin: bytes) -> str:
 
 def main_loop(text: str, kernel: str) -> list[str]:
     """The instructions of the smallest range from a label to a branch back to it that multiplies matrices; none for
-    a kernel without one. Code that a branch inside skips counts like any other."""
+    a kernel without one. Code that a branch inside skips counts like any other. Behind the end of a kernel stands what
+    was moved out of the way (waiting once more): a branch from there is no loop's."""
     code: list[str] = []
     labels: dict[str, int] = {}
     here, best = False, list[str]()
@@ -62,7 +63,8 @@ def main_loop(text: str, kernel: str) -> list[str]:
             back = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction[1])
             if back and back[1] in labels:
                 body = code[labels[back[1]]:]
-                if any(opcode(i) in PRODUCTS for i in body) and (not best or len(body) < len(best)):
+                if any(opcode(i) in PRODUCTS for i in body) and "EXIT" not in body and (
+                        not best or len(body) < len(best)):
                     best = body
     return best
 

@@ -20,8 +20,7 @@ from tests.backends.simt import kernels
 from tilelang.backends.cuda import nvrtc
 from tilelang.backends.hip import clang
 from tilelang.backends.simt.compile import Lowered
-from tilelang.ir.core import Op
-from tilelang.layouts import RegisterLayout, conversion
+from tilelang.backends.simt.schedule import conversion_of
 from tilelang.ops.attention.backward import dkdv_kernel, dq_kernel
 from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.attention.options import blocks
@@ -84,12 +83,8 @@ COLUMNS = {**SHARED_COLUMNS, "exchanges": Goal("conversions", str, lambda v: v =
 
 def exchanges(code: Lowered) -> int:
     """Conversions of layout in loops that go through shared memory."""
-    def through_memory(op: Op) -> bool:
-        have, want = op.operands[0].tile.layout, op.result.tile.layout
-        assert isinstance(have, RegisterLayout) and isinstance(want, RegisterLayout)
-        return conversion(have, want, op.result.shape, code.target.warp).kind == "shared"
     inside = {op for loop in code.placed.walk() if loop.name == "for" for op in loop.regions[0].walk()}
-    return sum(op.name == "convert_layout" and through_memory(op) for op in inside)
+    return sum(op.name == "convert_layout" and conversion_of(op, code.target.warp) == "shared" for op in inside)
 
 
 def measure(case: Case) -> Measured:

@@ -30,8 +30,8 @@ MAX_STRIDE = 1 << 40
 """Bytes that every stride of a tensor is below."""
 SHARED_ALIGN = 128
 """Bytes that the place of a box without a permutation is a multiple of; that of others is one of eight rows."""
-BARRIER_INSTRUCTIONS = 3
-"""What a warp runs in an iteration for barriers: a wait, and an arrival after the lanes have met."""
+ARRIVAL_INSTRUCTIONS = 2
+"""What a warp runs in an iteration to give back a block: an arrival after the lanes have met."""
 COPY_INSTRUCTIONS = 3
 """What a warp runs for a copy of 16 bytes a lane: the copy, its address and its mask."""
 
@@ -146,9 +146,11 @@ def objection(t: TensorType, offsets: Sequence[Value], axes: Sequence[int], buff
     return ""
 
 
-def worth(block_bytes: int, count: int, warps: int, lanes: int) -> bool:
-    """Whether `count` boxes are fewer instructions of warps than copies of 16 bytes for each of `lanes` lanes."""
-    return count + 1 + BARRIER_INSTRUCTIONS * warps < COPY_INSTRUCTIONS * -(-block_bytes // (PIECE * lanes))
+def worth(block_bytes: int, count: int, groups: int, warps: int, lanes: int) -> bool:
+    """Whether `count` boxes, which are expected and waited for in `groups`, are fewer instructions of warps than
+    copies of 16 bytes for each of `lanes` lanes."""
+    return count + groups + (groups + ARRIVAL_INSTRUCTIONS) * warps < \
+        COPY_INSTRUCTIONS * -(-block_bytes // (PIECE * lanes))
 
 
 def load(b: ThreadBuilder, op: bulk.CopyBulk, of: Callable[[Value], Value], phase: int) -> None:

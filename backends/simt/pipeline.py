@@ -10,9 +10,10 @@ take turns (`schedule.py`) waits and barriers stand elsewhere
 Where copies go through registers, one iteration ahead is all that registers hold: a ring of two blocks. Where shared
 memory holds one block only, what was loaded in an iteration is stored at its end, after a barrier.
 
-Where the target has copies of blocks by one thread (`bulk.py`) and they can make all of a loop's, the ring has two
+Where the target has copies of blocks by one thread (`bulk.py`) and they can make all of a loop's, the ring has
 barriers in shared memory for each block: who reads it waits until it is full, who fills it until all warps are past
-it. That thread is one of the warps that multiply or, where `roles.py` says so, of others that do nothing else.
+it. What is first used later has a barrier of its own: products with keys do not wait for values. That thread is one
+of the warps that multiply or, where `roles.py` says so, of others that do nothing else.
 """
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from math import prod
 
 from tilelang.backends.simt import bulk, multicast, roles
 from tilelang.backends.simt.registers import thread_count
-from tilelang.backends.simt.schedule import read_first, refusal, schedule_of, stated
+from tilelang.backends.simt.schedule import conversion_of, read_first, refusal, schedule_of, stated
 from tilelang.backends.simt.shared_memory import ALIGN, root, size_of
-from tilelang.backends.simt.stage import ring
+from tilelang.backends.simt.stage import by_first_use, ring, uses
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import split
 from tilelang.ir import bulk as ir
@@ -34,7 +35,6 @@ from tilelang.ir import simt
 from tilelang.ir.control import For, If, Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import dtype
-from tilelang.layouts import RegisterLayout, conversion
 
 I32 = dtype("i32")
 
@@ -61,6 +61,7 @@ class _Loop:
         self.around, self.op, self.body, self.allocs, self.stages = around, op, op.regions[0], allocs, stages
         self.beside = beside  # instructions that run beside the threads that start them
         self.index = self.body.args[0]
+        self.groups = list[list[Op]]()  # of copies, by what first uses their blocks
         self.shares = multicast.Shares()
 
     def run(self, target: SimtTarget, threads: int, top: Region, path: Sequence[Op]) -> None:
@@ -69,7 +70,9 @@ class _Loop:
                   and self._slice(op) is not None]
         block = sum(size_of(self.allocs[op.operands[-1]]) for op in copies)
         others = self._others({op.operands[-1] for op in copies}, target.warp)
-        left = target.shared_bytes - others - (ALIGN if target.bulk else 0)  # for barriers
+        self.groups = by_first_use(copies, self.body.ops)
+        barriers = (len(self.groups) + 1) * self.stages * ir.U64.storage.itemsize
+        left = target.shared_bytes - others - (-(-barriers // ALIGN) * ALIGN if target.bulk else 0)
         self.stages = min(self.stages, left // max(block, 1))
         if not copies or self.stages < (2 if target.async_copy else 1):
             if stated(self.op, target):
@@ -112,7 +115,7 @@ class _Loop:
         ops = list(self.body.walk())
         buffers = {root(v) for op in ops for v in op.operands if isinstance(v.type, BufferType)} - copied
         exchanged = [op.result.tile.size * op.result.dtype.storage.itemsize for op in ops
-                     if op.name == "convert_layout" and _how(op, warp) == "shared"]
+                     if op.name == "convert_layout" and conversion_of(op, warp) == "shared"]
         return sum(size_of(v.owner) for v in buffers if v.owner is not None) + max(exchanged, default=0)
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -273,7 +276,7 @@ class _Loop:
 
     def _read(self, body: Sequence[Op], rings: set[Value], oldest: Value) -> None:
         """Reads of a ring are of its oldest block."""
-        for op in body:
+        for op in Region([], list(body)).walk():
             if op.name == "load" and op.operands[0] in rings:
                 op.operands.insert(1, oldest)
                 op.attrs["axes"] = tuple(a + 1 for a in op.attrs["axes"])
@@ -286,8 +289,8 @@ class _Loop:
             assert isinstance(t, TensorType) and isinstance(buffer, BufferType)
             if why := bulk.objection(t, copy.operands[1:-1], copy.attrs["axes"], buffer):
                 return why
-        parts = [self._boxes(copy) for copy in copies]
-        few = bulk.worth(sum(n for _, n in parts), sum(len(b.starts) for b, _ in parts), warps, lanes)
+        made = [self._boxes(copy) for copy in copies]
+        few = bulk.worth(sum(n for _, n in made), sum(len(b.starts) for b, _ in made), len(self.groups), warps, lanes)
         return "" if few else "its blocks are too small for it"
 
     def _boxes(self, copy: Op) -> tuple[bulk.Boxes, int]:
@@ -312,42 +315,62 @@ class _Loop:
             return found
         return dict.fromkeys(found, why)
 
-    def _rings(self, copies: Sequence[Op], warps: int, top: Region) -> tuple[set[Value], int, Value, Op]:
-        """(the rings that copies fill, the bytes of a block of each together, their barriers, what makes these). The
-        first half of the barriers tells that a block is full, the second that one is empty."""
-        total = 0
+    def _rings(self, copies: Sequence[Op], warps: int, top: Region) -> tuple[list[int], Value, Op]:
+        """(the bytes of a block of each group, barriers, what makes these). For each group so many barriers as there
+        are stages tell that blocks are full; the last of them tell that blocks of all groups are empty."""
+        totals = [sum(self._boxes(copy)[1] for copy in group) for group in self.groups]
         for copy in copies:
-            found, block = self._boxes(copy)
-            total += block
             alloc = self.allocs[copy.operands[-1]]
-            alloc.attrs["align"] = max(alloc.attrs["align"], found.align)
-        rings = {self._ring(self.allocs[op.operands[-1]]) for op in copies}
-        alloc = mem.Alloc([], {"dtype": ir.U64, "shape": (2 * self.stages,), "managed": True}, loc=self.op.loc)
+            alloc.attrs["align"] = max(alloc.attrs["align"], self._boxes(copy)[0].align)
+            self._ring(alloc)
+        arrivals = (1,) * self.stages * len(totals) + (warps * self.shares.readers,) * self.stages
+        alloc = mem.Alloc([], {"dtype": ir.U64, "shape": (len(arrivals),), "managed": True}, loc=self.op.loc)
         top.ops.insert(0, alloc)
         barriers = alloc.result
         barriers.name = "barriers"
-        arrivals = (1,) * self.stages + (warps * self.shares.readers,) * self.stages
-        return rings, total, barriers, ir.MBarrierInit([barriers], {"arrivals": arrivals}, loc=self.op.loc)
+        return totals, barriers, ir.MBarrierInit([barriers], {"arrivals": arrivals}, loc=self.op.loc)
 
-    def _fill(self, copies: Sequence[Op], at: Value, slot: Value, barriers: Value, total: int) -> list[Op]:
+    def _full(self, out: list[Op], group: int, slot: Value) -> Value:
+        """The barrier that tells of the blocks of a group."""
+        return self._op(out, ew.Add, slot, self._const(out, group * self.stages)) if group else slot
+
+    def _empty(self, out: list[Op], slot: Value) -> Value:
+        return self._full(out, len(self.groups), slot)
+
+    def _fill(self, totals: Sequence[int], at: Value, slot: Value, barriers: Value) -> list[Op]:
         """What one thread does to start the copies for iteration `at` into a block."""
-        out: list[Op] = [ir.MBarrierExpect([barriers, slot], {"bytes": total}, loc=self.op.loc)]
-        for copy in copies:
-            if copy in self.shares.copies:
-                parts, numbers = self.shares.copies[copy]
-                self._copy(out, copy, at, slot, barriers, slot, *numbers, cls=ir.CopyShared, parts=parts)
-            else:
-                self._copy(out, copy, at, slot, barriers, slot, cls=ir.CopyBulk)
+        out: list[Op] = []
+        for n, (group, total) in enumerate(zip(self.groups, totals, strict=True)):
+            full = self._full(out, n, slot)
+            out.append(ir.MBarrierExpect([barriers, full], {"bytes": total}, loc=group[0].loc))
+            for copy in group:
+                if copy in self.shares.copies:
+                    parts, numbers = self.shares.copies[copy]
+                    self._copy(out, copy, at, slot, barriers, full, *numbers, cls=ir.CopyShared, parts=parts)
+                else:
+                    self._copy(out, copy, at, slot, barriers, full, cls=ir.CopyBulk)
         return out
+
+    def _wait(self, group: int, barriers: Value, oldest: Value, parity: Value) -> list[Op]:
+        """Waits until the blocks of a group are full."""
+        out: list[Op] = []
+        full = self._full(out, group, oldest)
+        return [*out, ir.MBarrierWait([barriers, full, parity], loc=self.groups[group][0].loc)]
+
+    def _wait_later(self, body: list[Op], *position: Value) -> None:
+        """The same of each group but the first, where the body comes to it."""
+        for n, group in enumerate(self.groups[1:], 1):
+            at = next(i for i, op in enumerate(body) if uses(op, {copy.operands[-1] for copy in group}))
+            body[at:at] = self._wait(n, *position)
 
     def _by_barriers(self, copies: Sequence[Op], warps: int, top: Region, path: Sequence[Op]) -> None:
         """The loop carries the number of the oldest block, and the parity of the phase in which it is full."""
         lo, hi, step = self.op.operands[:3]
-        rings, total, barriers, start = self._rings(copies, warps, top)
+        totals, barriers, start = self._rings(copies, warps, top)
 
         def fill(out: list[Op], at: Value, slot: Value, *first: Op) -> None:
             """Starts the copies for iteration `at`, if there is one, into a block."""
-            inner = [*first, *self._fill(copies, at, slot, barriers, total)]
+            inner = [*first, *self._fill(totals, at, slot, barriers)]
             some = Region([], [ir.Once([], {}, [Region([], inner)], self.op.loc), self._made(Yield)])
             out.append(If([self._op(out, ew.Lt, at, hi)], {}, [some, Region([], [self._made(Yield)])], self.op.loc))
         before = list[Op]()
@@ -362,19 +385,20 @@ class _Loop:
             at = self._op(before, ew.Add, at, step)
         zero = self._const(before, 0)
         oldest, parity = self._position()
-        head: list[Op] = [ir.MBarrierWait([barriers, oldest, parity], loc=self.op.loc)]
+        head = self._wait(0, barriers, oldest, parity)
         body = self._rest(copies)
         newest, at = self._newest(head, oldest)
-        empty = self._op(head, ew.Add, newest, self._const(head, self.stages))
+        empty = self._empty(head, newest)
         head.append(ir.MBarrierArrive([barriers, empty, *self.shares.ranks], loc=self.op.loc))
         fill(head, at, newest, ir.MBarrierWait([barriers, empty, parity], loc=self.op.loc))
         following = self._following(head, oldest, parity)
+        self._wait_later(body, barriers, oldest, parity)
         self._start_beside(head, 1, body)
-        self._read(body, rings, oldest)
+        self._read(body, {op.operands[-1] for op in copies}, oldest)
         last = body.pop()
         region = Region([*self.body.args, oldest, parity],
                         [*head, *body, Yield([*last.operands, *following], loc=last.loc)])
-        drop = ir.MBarrierDrop([barriers], {"count": 2 * self.stages}, loc=self.op.loc)
+        drop = ir.MBarrierDrop([barriers], {"count": (len(self.groups) + 1) * self.stages}, loc=self.op.loc)
         again = any(op.name in ("for", "while") for op in path)
         after = [self._made(mem.Barrier), ir.Once([], {}, [Region([], [drop])], self.op.loc)] if again else []
         self._replace(before, For([*self.op.operands, zero, zero], {"stages": 1}, [region], self.op.loc), after)
@@ -416,7 +440,7 @@ class _Loop:
         before: it arrives at the barrier of the block that it has come to. So who fills a block waits at that of the
         next, for the arrivals of the round before. Loops around carry the position on: blocks are filled for their
         next iteration while warps are busy with the end of this one."""
-        rings, total, barriers, start = self._rings(copies, warps, top)
+        totals, barriers, start = self._rings(copies, warps, top)
         first = roles.begin(top, start, warps)
         top.ops[first:first] = self.shares.ops
         loops, before, head = [op for op in path if op.name == "for"], list[Op](), list[Op]()
@@ -430,20 +454,20 @@ class _Loop:
             top.ops[at:at], before = before, []
         oldest, parity = self._position()
         following, turned = self._following(head, oldest, parity)
-        count = self._const(head, self.stages)
         fill: list[Op] = []
         round_before = self._op(fill, ew.Xor, turned, self._const(fill, 1))
-        next_one = self._op(fill, ew.Add, following, count)
+        next_one = self._empty(fill, following)
         fill += [ir.MBarrierWait([barriers, next_one, round_before], loc=self.op.loc),
-                 *self._fill(copies, self.index, oldest, barriers, total)]
+                 *self._fill(totals, self.index, oldest, barriers)]
         head += [ir.Once([], {"producer": True}, [Region([], fill)], self.op.loc),
-                 ir.MBarrierWait([barriers, oldest, parity], loc=self.op.loc)]
+                 *self._wait(0, barriers, oldest, parity)]
         start_of_products = len(head)
-        given = self._op(head, ew.Add, oldest, count)
+        given = self._empty(head, oldest)
         head.append(ir.MBarrierArrive([barriers, given, *self.shares.ranks], loc=self.op.loc))
         body = self._rest(copies)
+        self._wait_later(body, barriers, oldest, parity)
         self._start_beside(head, start_of_products, body)
-        self._read(body, rings, oldest)
+        self._read(body, {op.operands[-1] for op in copies}, oldest)
         last = body.pop()
         region = Region([*self.body.args, oldest, parity],
                         [*head, *body, Yield([*last.operands, following, turned], loc=last.loc)])
@@ -474,10 +498,3 @@ class _Loop:
         replaced = dict(zip(self.op.results, new.results, strict=False))
         for op in Region([], self.around.ops[place:]).walk():
             op.operands = [replaced.get(v, v) for v in op.operands]
-
-
-def _how(op: Op, warp: int) -> str:
-    """The kind of a conversion of layout."""
-    have, want = op.operands[0].tile.layout, op.result.tile.layout
-    assert isinstance(have, RegisterLayout) and isinstance(want, RegisterLayout)
-    return conversion(have, want, op.result.shape, warp).kind

@@ -78,15 +78,20 @@ def _hindrance(body: Sequence[Op], rings: set[Value], stages: int, target: SimtT
 def _moves(op: Op, rings: set[Value], target: SimtTarget) -> bool:
     """Whether an operation may go through shared memory, or branches."""
     if op.name == "convert_layout":
-        (v,), layout = op.operands, op.attrs["layout"]
-        assert isinstance(v.tile.layout, RegisterLayout)
-        return conversion(v.tile.layout, layout, v.shape, target.warp).kind == "shared"
+        return conversion_of(op, target.warp) == "shared"
     if op.name == "load":
         return op.operands[0] not in rings and isinstance(op.operands[0].type, BufferType)
     if op.name == "dot":
         return not op.attrs["instruction"]
     return not (isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast)
                 or op.name in ("const", "dim", "broadcast", "permute", "dot_scaled", "yield"))
+
+
+def conversion_of(op: Op, warp: int) -> str:
+    """The kind of a `convert_layout`."""
+    have, want = op.operands[0].tile.layout, op.result.tile.layout
+    assert isinstance(have, RegisterLayout) and isinstance(want, RegisterLayout)
+    return conversion(have, want, op.result.shape, warp).kind
 
 
 def _products(body: Sequence[Op], target: SimtTarget, threads: int) -> float:

@@ -2,7 +2,7 @@
 registers."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tilelang.backends.simt.exchange import staging, wavefronts
@@ -13,7 +13,7 @@ from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import turned_layouts
 from tilelang.backends.simt.transposed import reader as transposed_reader
 from tilelang.ir.codec import blank_is_zero
-from tilelang.ir.core import BufferType, Function, Op, TensorType, Value
+from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
 
@@ -159,3 +159,23 @@ def words_layout(shape: tuple[int, ...], size: int, threads: int, target: SimtTa
 def ring(place: SharedLayout, stages: int) -> SharedLayout:
     """`stages` blocks one after the other."""
     return SharedLayout((((stages, place.size),), *place.dims), place.swizzle)
+
+
+def by_first_use(copies: Sequence[Op], body: Sequence[Op]) -> list[list[Op]]:
+    """Copies of a loop's body in groups, by the operation that first computes something from their blocks."""
+    groups: dict[int, list[Op]] = {}
+    for copy in copies:
+        held, first = {copy.operands[-1]}, len(body)
+        for at, op in enumerate(body):
+            if op.name in ("load", "permute") and op.operands[0] in held:
+                held.add(op.result)
+            elif op is not copy and uses(op, held):
+                first = at
+                break
+        groups.setdefault(first, []).append(copy)
+    return [groups[first] for first in sorted(groups)]
+
+
+def uses(op: Op, values: Collection[Value]) -> bool:
+    """Whether an operation, or one in it, has one of the values as an operand."""
+    return any(v in values for inner in Region([], [op]).walk() for v in inner.operands)

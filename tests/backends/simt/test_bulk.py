@@ -209,3 +209,59 @@ def test_a_mistake_is_named_by_line(name: str) -> None:
 def test_the_ring_itself_is_right() -> None:
     code, arrays = ring()
     assert not findings(code, code.rendered.text, arrays)
+
+
+# -- keys and values: who needs the first does not wait for the others ------------------------------------------------
+def keys_and_values() -> tuple[Lowered, list[Any], dict[str, list[int]]]:
+    """Attention, its arguments, and the numbers of its operations on values alone, by name, in the text's order."""
+    arrays = [*(kernels.normal(n, 64, dtype=np.float16) for n in (64, 192, 192)), np.zeros((64, 64), np.float32)]
+    code = kernels.attention.lower(*arrays, BM=64, BN=64, BD=64, STAGES=2, target=TARGET)
+    lines = {op.loc.line for op in code.placed.walk() if op.loc and op.name == "copy_bulk"
+             and op.operands[0].name == "v"}
+    numbers: dict[str, list[int]] = {}
+    for i, op in enumerate(code.rendered.ops):
+        if op.loc and op.loc.line in lines:
+            numbers.setdefault(op.name, []).append(i)
+    return code, arrays, numbers
+
+
+def without(text: str, numbers: list[int]) -> str:
+    """The text without the lines of these operations."""
+    return "".join(line for line in text.splitlines(True) if not any(f"tl::op({n})" in line for n in numbers))
+
+
+def test_products_with_keys_do_not_wait_for_values() -> None:
+    """If no values ever come, that is where all stop."""
+    code, arrays, numbers = keys_and_values()
+    assert not findings(code, code.rendered.text, arrays)
+    found = findings(code, without(code.rendered.text, numbers["tensor_load"]), arrays)
+    assert {f.op for f in found if f.kind == "deadlock"} <= set(numbers["mbarrier_wait"]) and found
+    first = next(i for i, op in enumerate(code.rendered.ops) if op.name == "group_mma")
+    assert first < min(numbers["mbarrier_wait"]) < min(numbers["group_mma"])
+
+
+def test_products_with_values_wait_for_them() -> None:
+    code, arrays, numbers = keys_and_values()
+    found = findings(code, without(code.rendered.text, numbers["mbarrier_wait"]), arrays)
+    assert any(f.kind == "async-pending" and f.op in numbers["group_mma"] for f in found)
+
+
+@tile.kernel
+def sometimes(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f32, "M N"]):
+    """The sum of products of every other block of k, all of which are copied."""
+    acc = tile.zeros((64, 64), tile.f32)
+    for k in tile.range(0, a.shape[1], 64, stages=3):
+        x, y = tile.load(a, (0, k), (64, 64)), tile.load(b, (k, 0), (64, 64))
+        if k // 64 % 2 == 0:
+            acc += tile.dot(x, y)
+    tile.store(c, (0, 0), acc)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_80", TARGET])
+def test_blocks_that_are_read_under_a_condition(target: str) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((64, 320), (320, 64)))
+    with tile.target(f"emulate:{target}"):
+        c = sometimes(a, b)
+    a.reshape(64, 5, 64)[:, 1::2] = 0
+    np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
