@@ -79,7 +79,7 @@ class Reductions(Elements):
                     for o in self.region.ops)
         across = self.alone and self.axis not in (None, self.vector)
         sums = self.cpu.registers // 4 // len(self.reduces) if across else 0
-        return min(extent, (2 if heavy else max(sums, 4)) * self.vector_bytes // widest)
+        return min(extent, (self.cpu.registers // 8 if heavy else max(sums, 4)) * self.vector_bytes // widest)
 
     def _chunks(self, at: At, body: Callable[[At], None]) -> None:
         """`body` for each vector along the vector dimension."""
@@ -199,7 +199,8 @@ class Reductions(Elements):
                 and x.dtype.name in ("f32", "f64") and self.cpu.fused:
             return b.apply(ew.Fma, [*(self.at(o, where) for o in x.owner.operands), acc], {})
         value = b.splat(self.at(x, where), lanes)
-        return value if acc is None else b.pure(COMBINE[kind], acc, value)
+        # Of `max` and `min` the first operand is tested for NaN: not the one that each step waits for.
+        return value if acc is None else b.pure(COMBINE[kind], value, acc)
 
     def _along_vector(self, rows: Sequence[At]) -> None:
         b, d = self.b, self.vector
