@@ -1,7 +1,7 @@
 """Lowers one `nest`: loops over its shape, vectors along one dimension, every value computed where it is used.
 
 Blocks that may cross the edge of a tensor are written twice: without masks where the whole block lies inside, with
-masks otherwise.
+masks otherwise. Blocks of long rows are written once more: with masks behind the edge alone.
 """
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from tilelang.backends.cpu.buffers import Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.elements import Position
 from tilelang.backends.cpu.machine import LINE, CpuTarget
+from tilelang.backends.cpu.place import LOOKUPS
 from tilelang.backends.cpu.reductions import Reductions
-from tilelang.backends.thread.builder import ThreadBuilder
+from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import BufferType, Op, TensorType, TileType, Value
 from tilelang.ir.reduction import Reduce
+
+MANY = 8
+"""How many vectors a row has at least where its last ones get code of their own."""
 
 
 class NestLowering(Reductions):
@@ -66,8 +70,7 @@ class NestLowering(Reductions):
                 self._maybe_streamed(self._loops)
                 branch.otherwise()
                 b.epoch += 1
-                self.masked = True
-                self._loops()
+                self._at_edges()
         else:
             self._maybe_streamed(self._loops)
         b.floor = floor
@@ -76,6 +79,66 @@ class NestLowering(Reductions):
             if not outer.shape:  # a scalar result comes back from memory
                 self.scalars[outer] = b.load(self.targets[inner].memory, 0, None)
         b.epoch += 1
+
+    def _at_edges(self) -> None:
+        """The nest where it crosses edges. Where only long runs of vectors do, the last of these alone are masked."""
+        b, ends = self.b, self._ends()
+        if not ends:
+            self._masked_loops()
+            return
+        with b.branch(b.all_of([b.const(1, ew.I1), *self.inside(ends)])) as branch:
+            b.floor = len(b.levels) - 1
+            self.limit = self._first_outside(ends)
+            self._maybe_streamed(self._loops)
+            self.limit = None
+            branch.otherwise()
+            b.epoch += 1
+            self._masked_loops()
+
+    def _masked_loops(self) -> None:
+        self.b.floor = len(self.b.levels) - 1
+        self.masked = True
+        self._loops()
+
+    def _ends(self) -> dict[Op, int | None]:
+        """For each load and store the dimension of its tensor that vectors run along; nothing where masking the last
+        vectors alone is not possible, or not worth the code."""
+        d, out = self.vector, dict[Op, int | None]()
+        if d is None or self.custom or self.transposed is not None or self._grouped() > 1 or \
+                self.shape[d] < MANY * self._lanes(self.shape[d]):
+            return {}
+        seen: set[tuple[Value, tuple[int | None, ...]]] = set()
+
+        def known(op: Op, dims: tuple[int | None, ...]) -> bool:
+            axis = op.attrs["axes"][dims.index(d)] if d in dims else None
+            return out.setdefault(op, axis) == axis
+
+        def walk(v: Value, dims: tuple[int | None, ...]) -> bool:
+            op = v.owner
+            if v not in self.local or op is None or (v, dims) in seen:
+                return True
+            seen.add((v, dims))
+            if op.name in ("slice", *LOOKUPS) or op.name == "load" and not known(op, dims):
+                return False
+            tiles = [o for o in op.operands if isinstance(o.type, TileType) and o.shape]
+            return all(walk(o, self._dims(op, dims, o)) for o in tiles)
+        here = tuple(range(len(self.shape)))
+        roots = [*(v for v, _ in self.yields if v.owner not in self.reduces),
+                 *(o for op in (*self.reduces, *self.effects) for o in op.operands)]
+        fit = all(walk(v, here) for v in roots if isinstance(v.type, TileType) and v.shape == self.shape) and \
+            all(known(op, here) for op in self.effects if op.name == "store")
+        return out if fit and any(axis is not None for axis in out.values()) else {}
+
+    def _first_outside(self, ends: Mapping[Op, int | None]) -> Index:
+        """The first position along the vectors at which an access lies outside, at most the nest's extent."""
+        b, d = self.b, self.vector
+        assert d is not None
+        first: Index = self.shape[d]
+        for op, axis in ends.items():
+            if axis is not None:
+                at = b.to_index(self.scalar(op.operands[1 + axis]))
+                first = b.clamp(b.sub(b.index(b.extent(op.operands[0], axis)), b.index(at)), 0, first)
+        return first
 
     # -- out of registers ---------------------------------------------------------------------------------------------
     def takes_registers(self) -> bool:
@@ -202,8 +265,8 @@ class NestLowering(Reductions):
         found = {dims[axes.index(axis)] for axis in unit if axis in axes}
         return {d for d in found if d is not None and self.shape[d] > 1}
 
-    def inside(self) -> list[Value]:
-        """Conditions under which no access of the nest crosses an edge."""
+    def inside(self, ends: Mapping[Op, int | None] | None = None) -> list[Value]:
+        """Conditions under which no access of the nest crosses an edge, the far ends of these dimensions excepted."""
         out: list[Value] = []
         for op in self.region.ops:
             if op.name not in ("load", "store"):
@@ -220,6 +283,8 @@ class NestLowering(Reductions):
                     continue
                 if not (isinstance(at, int) and at >= 0):
                     out.append(self.b.pure(ew.Ge, self.b.index(at), self.b.index(0)))
+                if ends and ends.get(op) == a:
+                    continue
                 # The size is taken off the extent, not added to the offset, which may be as large as its type.
                 out.append(self.b.pure(ew.Le, self.b.index(at), self.b.index(self.b.sub(dim, size))))
         return out
@@ -336,7 +401,8 @@ class NestLowering(Reductions):
             value = b.splat(self.at(op.operands[-1], where), lanes)
             offset, stride, mask = self._window(op, op.operands[1:-1], where)
             whole = lanes is not None and lanes * value.dtype.storage.itemsize % self.vector_bytes == 0
-            b.store(memory, offset, value, stride, self._as_mask(mask, lanes), self.streamed and whole)
+            b.store(memory, offset, value, stride, self._as_mask(mask, lanes),
+                    self.streamed and whole and mask is None)
             return
         _, indices, others, extra = op.split()  # type: ignore[attr-defined]
         values = [b.splat(self.at(o, where), lanes) for o in others]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.elements import Elements, Position
@@ -34,6 +34,7 @@ class Reductions(Elements):
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
         self.vector: int | None = None
         self.alone = False  # whether one position is reduced at a time
+        self.limit: Index | None = None  # of vectors below it no lane is masked, where others are
         self.targets: dict[Value, Buffer] = {}
 
     @abstractmethod
@@ -91,12 +92,24 @@ class Reductions(Elements):
         lanes = self._lanes(extent)
         full = extent // lanes * lanes
         if full > lanes:
-            with self.b.loop(0, full, lanes) as loop:
-                body({**at, d: Ix(loop.i, lanes)})
+            for start, end in self._runs(full, lanes):
+                with self.b.loop(start, end, lanes) as loop:
+                    body({**at, d: Ix(loop.i, lanes)})
         elif full:
             body({**at, d: Ix(0, lanes)})
         if extent > full:
             body({**at, d: Ix(full, extent - full)})
+
+    def _runs(self, full: int, lanes: int) -> Iterator[tuple[Index, Index]]:
+        """Where vectors of so many lanes lie along the vector dimension: those without masks, then the others."""
+        if self.limit is None:
+            yield 0, full
+            return
+        edge = self.b.mul(self.b.div(self.limit, lanes), lanes)
+        self.masked = False
+        yield 0, edge
+        self.masked = True
+        yield edge, full
 
     # -- several rows at once -----------------------------------------------------------------------------------------
     def _reductions(self, outer: Sequence[int]) -> None:
@@ -217,9 +230,12 @@ class Reductions(Elements):
             return [{**row, d: ix} for row in rows]
         none = [None] * (len(rows) * len(self.reduces))
         if full > lanes:
-            with b.loop(0, full, lanes, self._initial(rows, lanes)) as loop:
-                loop.yield_(self._step(loop.carried, at(Ix(loop.i, lanes))))
-            parts.append(loop.results)
+            sums = self._initial(rows, lanes)
+            for start, end in self._runs(full, lanes):
+                with b.loop(start, end, lanes, sums) as loop:
+                    loop.yield_(self._step(loop.carried, at(Ix(loop.i, lanes))))
+                sums = loop.results
+            parts.append(sums)
         elif full:
             parts.append(self._step(none, at(Ix(0, lanes))))
         if extent > full:

@@ -88,7 +88,7 @@ def test_elements_of_a_stream_are_a_loop() -> None:
 
 
 def test_a_planted_mistake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic.math, "emit", lambda b, name, args: args[0])  # every function of floats
+    monkeypatch.setattr(arithmetic.math, "emit", lambda b, name, args, target: args[0])  # every function
     monkeypatch.setattr("tilelang.cache.compiler_key", lambda: "planted")
 
     @settings(max_examples=100, derandomize=True, database=None, phases=[Phase.generate],
