@@ -29,8 +29,6 @@ EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942", "
 LONGEST = 30
 """Seconds that such a case may take, or twice what the longest took: none is begun later than that before the end."""
 HOSTS = "cpu", "reference"
-BITS = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a")
-"""GPUs with products of bits."""
 F8 = {target: ("f8e4m3", "f8e5m2") for target in ("emulate:cuda:sm_90a", "emulate:hip:gfx950")}
 """Types of which weights and activations are multiplied as they are."""
 FUSED = gpu_plan.DECOMPOSITIONS
@@ -55,8 +53,8 @@ class Case:
 
 def decompositions(target: str) -> tuple[str, ...]:
     """Those that a target has."""
-    return DECOMPOSITIONS if target in HOSTS else (
-        *FUSED, BLOCKS, *(("f8_mma",) if target in F8 else ()), *(("bitplane_popc",) if target in BITS else ()))
+    own = ("f8_mma",) if target in F8 else ()
+    return DECOMPOSITIONS if target in HOSTS else (*FUSED, "bitplane_popc", BLOCKS, *own)
 
 
 def types(target: str, how: str) -> tuple[str, ...]:

@@ -60,10 +60,10 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
     (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; decompositions
-    are those of `tilelang.ops.mpgemm.gpu_plan`, of which "bitplane_popc" (sm_80 to sm_90a, and slowly on later ones)
-    multiplies planes of bits of whole numbers, exactly, and is the one for bipolar x, and, by its name only, "f8_mma":
-    x and W of the same f8 are multiplied as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such
-    instructions have, groups in f32.
+    are those of `tilelang.ops.mpgemm.gpu_plan`, of which "bitplane_popc" (cheap on sm_80 to sm_90a) multiplies planes
+    of bits of whole numbers, exactly, and is the one for bipolar x, and, by its name only, "f8_mma": x and W of the
+    same f8 are multiplied as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such instructions
+    have, groups in f32.
     "dequant_dot", everywhere and the only one for vectors of a codebook and codes of more than 8 bits, multiplies in
     f32, on a GPU in f16 or bf16 where x is of that type. The first product with a weight repacks it, but for
     "dequant_dot"; that is kept as long as `w` lives.

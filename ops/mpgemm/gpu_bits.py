@@ -31,6 +31,8 @@ from tilelang.quant import QuantTensor
 
 BIT = tile.dtype("u1")
 STAGES = 4
+ROWS = 128
+"""Of W, of a program that counts in words."""
 
 
 @tile.function
@@ -126,6 +128,8 @@ def bitplane_kernel(
 def counted(part, x, words, m, n, k, SOURCE, LAYOUT, XSOURCE, XLAYOUT, XBITS, BITS, BM):
     """`part` and the sum of products of codes over the columns of step k."""
     COUNT = LAYOUT.shape[1]
+    if XLAYOUT is None:
+        return counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, LAYOUT.shape[0], COUNT // 32)
     ws = tuple([tile.view(tile.load(words, (r, k, n * SOURCE.shape[0], 0), SOURCE.shape), BIT, SOURCE, LAYOUT)
                 for r in tile.static_range(BITS)])
     xs = tuple([tile.view(tile.load(x, (s, m * BM, k * (COUNT // 32)), XSOURCE.shape), BIT, XSOURCE, XLAYOUT).T
@@ -140,27 +144,51 @@ def counted(part, x, words, m, n, k, SOURCE, LAYOUT, XSOURCE, XLAYOUT, XBITS, BI
     return part + sum
 
 
+@tile.function
+def counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, BN, COUNT):
+    """The same on processors without products of bits: a thread has words of a row of W, and counts."""
+    ws = tuple([tile.load(words, (i // COUNT, k, n, i % COUNT * BN), (BN,))[:, None]
+                for i in tile.static_range(BITS * COUNT)])
+    xs = tuple([tile.load(x, (i // COUNT, m * BM, k * COUNT + i % COUNT), (BM, 1)).reshape(1, BM)
+                for i in tile.static_range(XBITS * COUNT)])
+    for r in tile.static_range(BITS):
+        for s in tile.static_range(XBITS):
+            sum = tile.popcount(ws[r * COUNT] & xs[s * COUNT])
+            for j in tile.static_range(1, COUNT):
+                sum = sum + tile.popcount(ws[r * COUNT + j] & xs[s * COUNT + j])
+            part = part + (sum << r + s).bitcast(tile.i32)
+    return part
+
+
 @dataclass(frozen=True, eq=False)  # made once for each width: known by identity
 class Lanes:
-    """How a warp holds a plane of a block of W, [rows, columns], and its words."""
+    """How a warp holds a plane of a block of W, [rows, columns], and its words; `products` of bits take them so. On
+    processors without those a thread has a row, whose words are those of a block's rows apart."""
 
     codes: RegisterLayout
     words: RegisterLayout
+    products: bool
 
 
 @cache
 def lanes(target: str, columns: int) -> Lanes:
-    """Raises TargetError where a target has no products of bits."""
-    codes, _ = targets.operand_layouts(target, max(4096 // columns, 16), columns, BIT, tile.i32)
+    try:
+        codes, _ = targets.operand_layouts(target, max(4096 // columns, 16), columns, BIT, tile.i32)
+    except TargetError:
+        return Lanes(layouts.spatial(ROWS, 1) * layouts.local(1, columns),
+                     layouts.local(1, columns // 32) * layouts.spatial(1, ROWS), False)
     each = codes.local_size // 32
     vector = gcd(each, 4)
-    return Lanes(codes, layouts.local(1, each // vector) * layouts.spatial(1, 32) * layouts.local(1, vector))
+    return Lanes(codes, layouts.local(1, each // vector) * layouts.spatial(1, 32) * layouts.local(1, vector), True)
 
 
 @cache
 def held(target: str, columns: int, warps: int, rows: int) -> dict[str, Any]:
-    """Constants of `bitplane_kernel` for programs of so many warps, one below the other, and rows of x."""
+    """Constants of `bitplane_kernel` for programs of so many warps, one below the other, and rows of x, where products
+    are instructions."""
     of = lanes(target, columns)
+    if not of.products:
+        return {"SOURCE": of.words, "LAYOUT": of.codes, "XSOURCE": None, "XLAYOUT": None, "BM": 8}
     x = targets.operand_layouts(target, 16, columns, BIT, tile.i32, rows)[1].permute((1, 0))
     halves = min(columns // 128, 2)
     xsource = RegisterLayout(((rows // 8, 8), (4, columns // 128 // halves, halves)), (1, 2), (3, 0, 4))
@@ -173,7 +201,7 @@ _chosen: dict[tuple[Any, ...], GpuPlan | None] = {}
 
 def chosen(w: QuantTensor, target: str, x_dtype: str | None, m: int, named: bool) -> GpuPlan | None:
     """The plan for counting bits where it was `named`, is the only one (x bipolar), or is cheaper than by f16; else
-    None. Raises TargetError where it was named and a target, or i32, does not have it."""
+    None. Raises TargetError where it was named and x or W are no whole numbers, or i32 does not hold their sums."""
     key = id(w), target, x_dtype, m, named
     if key not in _chosen:
         _chosen[key] = _choose(w, target, x_dtype, m, named)
@@ -208,8 +236,7 @@ def _bits(w: QuantTensor, target: str, x_dtype: str | None, m: int) -> Bits:
     group, largest = grouping(w)[0], int(x.max) * int(rank.max())
     if wrong := beyond(group, (2 ** 31 - 1) // max(largest, 1), f"{x.max} * {rank.max()}"):
         raise refused(wrong)
-    depth, columns = steps(group, of.bits)
-    lanes(target, columns)
+    depth, columns = steps(group, of.bits, target)
     return Bits(m, w.shape[0], x.bits, of.bits, -(-w.shape[1] // group), depth // columns, columns)
 
 
@@ -251,9 +278,11 @@ def _moved(w: Planes, device: str) -> Planes:
                          if isinstance(a := getattr(w, name), np.ndarray)})
 
 
-def steps(group: int, bits: int) -> tuple[int, int]:
-    """(columns that a group takes, columns of a step of them): deep steps, unless they are filled up with too much."""
-    columns = min((512, 256, 128)[bits > 4:], key=lambda c: -(-group // c) * (c + 64))
+def steps(group: int, bits: int, target: str) -> tuple[int, int]:
+    """(columns that a group takes, columns of a step of them): deep steps of products, unless they are filled up with
+    too much."""
+    choices = (512, 256, 128)[bits > 4:] if lanes(target, 128).products else (128,)
+    columns = min(choices, key=lambda c: -(-group // c) * (c + 64))
     return -(-group // columns) * columns, columns
 
 
@@ -264,7 +293,7 @@ def _repack(w: QuantTensor, target: str) -> Planes:
     stored = rank[w.codes.codes()]  # type: ignore[union-attr]
     if order is not None:
         stored = stored[:, order]
-    depth, columns = steps(group, dt.bits)
+    depth, columns = steps(group, dt.bits, target)
     groups, of = -(-k // group), lanes(target, columns)
     flat = np.zeros((n, groups * group), np.uint8)
     flat[:, :k] = stored

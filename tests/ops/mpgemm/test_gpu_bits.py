@@ -1,6 +1,7 @@
 """Products by planes of bits, by the text emitted for NVIDIA's GPUs, to the bit."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks import sass
 from tests.ops.mpgemm.test_api import exact, weight
 from tilelang import ops
 from tilelang.backends.cuda import nvrtc
+from tilelang.backends.hip import clang
 from tilelang.backends.simt.registers import is_tile
 from tilelang.errors import TargetError
 from tilelang.ops.mpgemm.gpu_bits import STAGES, bitplane_kernel, chosen, held, planes, steps
@@ -19,7 +21,7 @@ from tilelang.quant import Parameter, QuantTensor
 
 @pytest.mark.parametrize(("target", "name", "x_dtype", "m", "k", "group", "token"), [
     ("cuda:sm_80", "u1", "s1", 3, 300, 1000, True), ("cuda:sm_80", "ternary", "i8", 9, 300, 64, True),
-    ("cuda:sm_90a", "i5", "s3", 17, 600, 1000, False)])
+    ("cuda:sm_90a", "i5", "s3", 17, 600, 1000, False), ("hip:gfx942", "u2", "s2", 3, 300, 160, False)])
 def test_sums_are_exact(target: str, name: str, x_dtype: str, m: int, k: int, group: int, token: bool) -> None:
     """One group for each row and several, of one step and of several, ragged rows and columns, zeros and minima."""
     rng = np.random.default_rng(0)
@@ -57,7 +59,7 @@ def test_words_hold_every_bit_where_its_thread_reads_it(bits: int, group: int) -
 
 @pytest.mark.parametrize(("group", "columns"), [(16, 128), (128, 128), (130, 256), (384, 512), (8192, 512)])
 def test_steps_are_deep_but_not_for_zeros(group: int, columns: int) -> None:
-    depth, found = steps(group, 2)
+    depth, found = steps(group, 2, "cuda:sm_80")
     assert found == columns and depth % columns == 0 and group <= depth < group + columns
 
 
@@ -79,14 +81,22 @@ def test_what_cannot_be_counted_is_said() -> None:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 64)).astype(np.float16), weight(rng, "u2", 16, 64, 32)
     for target, of, x_dtype, message in (
-            ("cuda:sm_80", w, None, "whole numbers"), ("cuda:sm_75", w, "i4", "no product of u1"),
-            ("hip:gfx942", w, "i4", "no product of u1"),
+            ("cuda:sm_80", w, None, "whole numbers"), ("hip:gfx942", w, "f8e4m3", "whole numbers"),
             ("cuda:sm_80", weight(rng, "f6e3m2", 16, 64, 32), "i4", "multiples of a step")):
         with tile.target(f"emulate:{target}"), pytest.raises(TargetError, match=message):
             ops.mpgemm(x, of, x_dtype=x_dtype, decomposition="bitplane_popc")
     long = QuantTensor(tile.Packed.empty((1, 70000), tile.dtype("u8")))
     with pytest.raises(TargetError, match="groups of 70000"):
         chosen(long, "cuda:sm_80", "i8", 1, True)
+
+
+@pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
+def test_words_are_counted_by_one_instruction_each() -> None:
+    """AMD's adds what it counts; words come 16 bytes at a time, nothing goes through local memory."""
+    code = lowered("hip:gfx942", 2, 8)
+    assert len(re.findall(r"\bv_bcnt_u32_b32", code.assembly)) == 2 * 2 * 4 * 128 * 8 // 64
+    assert "buffer_load_dwordx4" in code.assembly and "ds_" not in code.assembly
+    assert code.report["spills"] == 0 and code.report["stack_bytes"] == 0
 
 
 def lowered(target: str, bits: int, m: int) -> Any:
