@@ -13,6 +13,7 @@ from tilelang.backends.cpu.numbers import (
     BF16,
     I1,
     I8,
+    I16,
     I32,
     I64,
     Numbers,
@@ -120,10 +121,10 @@ class Access:
         aligned = b.icmp_unsigned("==", b.and_(bits, I64(LINE - 1)), I64(0))
         return b.and_(b.icmp_unsigned(">", total, I64(self.target.cache_bytes)), aligned)
 
-    def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value) -> None:
-        """Starts to bring a line into the second level of the caches."""
+    def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value, near: bool) -> None:
+        """Starts to bring a line into the first or the second level of the caches."""
         at = self.b.gep(base, [offset], source_etype=self._memory_type(dt))
-        self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [at, I32(0), I32(2), I32(1)])
+        self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [at, I32(0), I32(3 if near else 2), I32(1)])
 
     def finish_streams(self) -> None:
         """Orders streamed stores, which x86 may otherwise complete after whatever tells others about them."""
@@ -167,9 +168,34 @@ class Access:
     # -- bit streams --------------------------------------------------------------------------------------------------
     def _load_bits(self, dt: DType, base: ir.Value, offset: ir.Value, lanes: int | None,
                    mask: ir.Value | None) -> ir.Value:
+        b = self.b
         if lanes is None:
             return self._from_code(self._code(dt.bits, base, offset, mask), dt)
-        return self._codes(dt, base, lambda lane: self.b.add(offset, self.b.mul(lane, I64(dt.bits))), lanes, mask)
+
+        def each() -> ir.Value:
+            return self._codes(dt, base, lambda lane: b.add(offset, b.mul(lane, I64(dt.bits))), lanes, mask)
+        word = next((w for w in (I16, I32, I64) if w.width >= dt.bits + 7), None)
+        if mask is not None or word is None:
+            return each()
+        with b.if_else(b.icmp_unsigned("==", b.and_(offset, I64(7)), I64(0))) as (bytewise, otherwise):
+            with bytewise:
+                together, end = self._byte_codes(dt, base, offset, lanes, word), b.block
+            with otherwise:
+                single, other = each(), b.block
+        value = b.phi(together.type)
+        value.add_incoming(together, end)
+        value.add_incoming(single, other)
+        return value
+
+    def _byte_codes(self, dt: DType, base: ir.Value, offset: ir.Value, lanes: int, word: ir.IntType) -> ir.Value:
+        """A vector of elements that begins on a byte: the bytes of each are brought into one word, and shifted."""
+        b, size = self.b, -(-lanes * dt.bits // 8)
+        held = b.load(b.gep(base, [b.lshr(offset, I64(3))], source_etype=I8), typ=ir.VectorType(I8, size), align=1)
+        bits = range(0, lanes * dt.bits, dt.bits)
+        found = self._lanes(held, [min(bit // 8 + i, size - 1) for bit in bits for i in range(word.width // 8)])
+        t = ir.VectorType(word, lanes)
+        words = b.lshr(b.bitcast(found, t), ir.Constant(t, [bit % 8 for bit in bits]))
+        return self._from_code(b.and_(words, full_like(words, (1 << dt.bits) - 1)), dt)
 
     def _gather_bits(self, dt: DType, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:
         """Elements at bit offsets."""
@@ -190,7 +216,8 @@ class Access:
         if t.width == 1:
             return b.icmp_unsigned("!=", code, full_like(code, 0))
         lanes = code.type.count if isinstance(code.type, ir.VectorType) else None
-        narrow = b.trunc(code, ir.VectorType(t, lanes) if lanes else t) if t.width < 64 else code
+        have = (code.type.element if lanes else code.type).width
+        narrow = b.trunc(code, ir.VectorType(t, lanes) if lanes else t) if t.width < have else code
         return Numbers(b).wrap(narrow, dt)
 
     def _code(self, bits: int, base: ir.Value, at: ir.Value, mask: ir.Value | None) -> ir.Value:

@@ -432,7 +432,7 @@ class _Generator(Arithmetic, Control):
 
     def op_prefetch(self, op: Op) -> None:
         access, dt, _, (base, offset) = self._access(op)
-        access.prefetch(dt, base, offset)
+        access.prefetch(dt, base, offset, op.attrs["near"])
 
     def op_streams(self, op: Op) -> ir.Value:
         access, dt, _, (base, offset) = self._access(op)

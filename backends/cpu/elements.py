@@ -1,8 +1,10 @@
 """Values of a nest at one position: each operation computed where it is used, vectors along one dimension."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
@@ -14,14 +16,17 @@ from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
 
 Position = tuple[Ix, ...]
+AHEAD = 16384
+"""Bytes from what is read to what is asked for: some pages, because those that follow them in order lie elsewhere in
+memory, and less than the first level of the caches holds."""
 
 
 class Elements:
     """Emits the values of a region; `stored` maps values in memory to buffers, `scalars` the others. `ahead`: loads
-    that ask for the elements so many blocks further along an axis, too: (axis, blocks)."""
+    that ask for elements that are needed later, too."""
 
     def __init__(self, b: ThreadBuilder, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 local: set[Value], vector_bytes: int, ahead: dict[Op, tuple[int, int]]) -> None:
+                 local: set[Value], vector_bytes: int, ahead: dict[Op, Ahead]) -> None:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
         self.vector_bytes, self.ahead = vector_bytes, ahead
         self.masked = False
@@ -118,17 +123,31 @@ class Elements:
         mask = self._as_mask(mask, lanes)
         value = b.load(self.memory(op), offset, lanes, stride, mask)
         if op in self.ahead and lanes is not None and isinstance(stride, int) and stride == 1 and not self.masked:
-            self._fetch(op, offset, lanes)
+            self._fetch(op, offset, where)
             self.made[op.result, where] = value
         return self._filled(op, value, mask, lanes)
 
-    def _fetch(self, op: Op, offset: Index, lanes: int) -> None:
-        """Asks for what a later block has where this one has the elements at `offset`."""
-        b, (axis, blocks), axes = self.b, self.ahead[op], list(op.attrs["axes"])
-        extent = op.attrs["shape"][axes.index(axis)] if axis in axes else 1
-        later = b.add(offset, b.mul(self._stride(op.operands[0], axis), blocks * extent))
-        for start in range(0, lanes, LINE // op.result.dtype.storage.itemsize):
-            b.hint(th.Prefetch, self.memory(op), b.index(b.add(later, start)))
+    def _fetch(self, op: Op, offset: Index, where: Position) -> None:
+        """Asks for what will be needed where this position reads the elements at `offset`: where the block is large
+        and read row by row, that many rows on, else what a later block has there."""
+        b, ahead, axes, shape = self.b, self.ahead[op], list(op.attrs["axes"]), op.attrs["shape"]
+        size, lanes, axis = op.result.dtype.storage.itemsize, lanes_of(where) or 1, ahead.axis
+        block = shape[axes.index(axis)] if axis in axes else 1
+        row = math.prod(shape[1:]) * size
+        on = -(-AHEAD // row)
+        near = len(shape) > 1 and where[0].lanes is None and axis in (None, axes[0]) and \
+            (ahead.blocks * block if axis is not None else shape[0]) * row > AHEAD
+        if axis is not None:
+            later = b.add(offset, b.mul(self._stride(op.operands[0], axis), on if near else ahead.blocks * block))
+        elif not near:
+            later = self._window(op, ahead.offsets, where)[0]
+        else:  # rows on in the block, or in the next one
+            beyond = b.sub(b.add(where[0].base, on), shape[0])
+            there = b.add(offset, b.mul(self._stride(op.operands[0], axes[0]), on))
+            behind = self._window(op, ahead.offsets, (Ix(beyond), *where[1:]))[0]
+            later = b.pure(ew.Where, b.pure(ew.Lt, b.index(beyond), b.index(0)), b.index(there), b.index(behind))
+        for start in range(0, lanes, LINE // size):
+            b.hint(th.Prefetch, self.memory(op), b.index(b.add(later, start)), near=near)
 
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)

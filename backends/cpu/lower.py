@@ -7,11 +7,14 @@ example: `for … carrying a tile` becomes a loop that updates one buffer in pla
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from tilelang.backends.cpu import dots
+from tilelang.backends.cpu.ahead import Ahead, read_again, read_ahead
 from tilelang.backends.cpu.buffers import Buffer, Ix, new_buffer
+from tilelang.backends.cpu.elements import Elements
 from tilelang.backends.cpu.inplace import is_tile, plan
 from tilelang.backends.cpu.microkernel import Dot, Vectors
 from tilelang.backends.cpu.nests import NestLowering
@@ -43,7 +46,7 @@ class _Lowering:
         self.scalars: dict[Value, Value] = {}
         self.nest_of = {r: op for op in fn.walk() if isinstance(op, th.Nest) for r in op.results}
         self.used = {v for op in fn.walk() for v in op.operands}
-        self.inplace, self.ahead = plan(fn), {**_read_again(fn), **_read_ahead(fn)}
+        self.inplace, self.ahead = plan(fn), {**read_again(fn), **read_ahead(fn)}
         self.clear: dict[Value, NestLowering] = {}  # an accumulator that is not cleared yet -> what clears it
         self.later: dict[Op, Value] = {}  # a dot -> whether its accumulator has been written before
         self.takes: dict[Op, tuple[NestLowering, Value]] = {}  # nests that take accumulators of a dot, and whether
@@ -79,7 +82,27 @@ class _Lowering:
                 self._scalar(op)
 
     def _nest(self, op: th.Nest) -> NestLowering:
+        for load, ahead in [(o, self.ahead[o]) for o in op.regions[0].ops if o in self.ahead]:
+            if ahead.loop is not None:
+                self.ahead[load] = replace(ahead, offsets=[self._later(v, ahead) for v in load.operands[1:]])
         return NestLowering(self.b, op, self.stored, self.scalars, self.wanted, self.target, self.unread, self.ahead)
+
+    def _later(self, v: Value, ahead: Ahead) -> Value:
+        """A scalar as it will be some iterations on."""
+        b, loop, op = self.b, ahead.loop, v.owner
+        assert loop is not None
+        if v is loop.regions[0].args[0]:
+            step = self.scalars.get(loop.operands[2], loop.operands[2])
+            return b.pure(ew.Add, self.scalars[v], b.pure(ew.Mul, step, b.const(ahead.blocks, step.dtype)))
+        if op is None or op not in loop.regions[0].ops:
+            return self.scalars.get(v, v)
+        if isinstance(op, th.Nest):
+            (load,) = op.regions[0].ops[:-1]
+            scalars = {**self.scalars, **{o: self._later(o, ahead) for o in load.operands[1:]}}
+            element = Elements(b, self.stored, scalars, {load.result}, self.target.vector_bytes, {})
+            element.masked = True
+            return element.at(load.result, ())
+        return b.pure(type(op), *[self._later(o, ahead) for o in op.operands], **op.attrs)
 
     def _scalar(self, op: Op) -> None:
         operands = [self.scalars.get(v, v) for v in op.operands]
@@ -363,47 +386,6 @@ class _Lowering:
             self._body(region, outs, scalars)
         new = self.b.effect(If, self.scalars.get(op.operands[0], op.operands[0]), regions=opened)
         self._finish(op, new, outs, tiles, scalars)
-
-
-def _read_ahead(fn: Function) -> dict[Op, tuple[int, int]]:
-    """Loads of blocks that a loop of several stages uses at once, instead of packing them, with the axis along which
-    the blocks of iterations follow one another, and how many are under way."""
-    out = {}
-    for loop in fn.walk():
-        for nest in loop.regions[0].ops if loop.name == "for" and loop.attrs["stages"] > 1 else []:
-            for op in nest.regions[0].ops if isinstance(nest, th.Nest) and not _packs(nest) else []:
-                at = next((axis for axis, v in enumerate(op.operands[1:]) if _steps(v, loop.regions[0].args[0])), None)
-                if op.name == "load" and at is not None and not op.operands[0].dtype.packed:
-                    out[op] = at, loop.attrs["stages"] - 1
-    return out
-
-
-def _packs(nest: th.Nest) -> bool:
-    return any(op.name == "convert_layout" for op in nest.regions[0].ops)
-
-
-def _steps(v: Value, i: Value) -> bool:
-    """Whether a scalar is a multiple of `i`, or of its quotient."""
-    op = v.owner
-    return v is i or op is not None and op.name in ("mul", "floordiv") and any(_steps(o, i) for o in op.operands)
-
-
-def _read_again(fn: Function) -> dict[Op, tuple[int, int]]:
-    """The last loads of blocks that several nests of a program read, with the axis along which the next program's
-    block follows. Only the first nest waits for memory; while the last one computes, the next block can arrive."""
-    ids = {v for op in fn.body.ops if op.name == "grid" for v in op.results[-1:]}
-    seen: dict[Any, list[Op]] = {}
-    for nest in fn.body.ops:
-        for op in nest.regions[0].ops if isinstance(nest, th.Nest) else []:
-            if op.name == "load" and not op.operands[0].dtype.packed and op.attrs["shape"] == nest.attrs["shape"]:
-                seen.setdefault((tuple(op.operands), op.attrs["shape"]), []).append(op)
-    out = {}
-    for (operands, _), loads in seen.items():
-        axes = [axis for axis, v in enumerate(operands[1:]) if v in ids or v.owner is not None and
-                v.owner.name == "mul" and any(o in ids for o in v.owner.operands)]
-        if len(loads) > 1 and axes:
-            out[loads[-1]] = axes[0], 1
-    return out
 
 
 def _packed(v: Value, nest_of: dict[Value, th.Nest]) -> Value:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 
+from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.elements import Position
 from tilelang.backends.cpu.machine import LINE, CpuTarget
@@ -31,7 +32,7 @@ class NestLowering(Reductions):
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
                  wanted: Callable[[Value], Buffer | None], target: CpuTarget, unread: Set[Value],
-                 ahead: dict[Op, tuple[int, int]]) -> None:
+                 ahead: dict[Op, Ahead]) -> None:
         super().__init__(b, op, stored, scalars, target, ahead)
         self.yields = list(zip(self.region.yields, op.results, strict=True))
         self.effects = [o for o in self.region.ops if o.name in ("store", "scatter", "atomic", "assert")]

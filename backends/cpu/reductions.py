@@ -4,6 +4,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
+from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.elements import Elements, Position
 from tilelang.backends.cpu.machine import CpuTarget
@@ -23,7 +24,7 @@ class Reductions(Elements):
     """A nest; `NestLowering` chooses `vector`, the dimension vectors run along, and `targets`, where results go."""
 
     def __init__(self, b: ThreadBuilder, op: th.Nest, stored: dict[Value, Buffer], scalars: dict[Value, Value],
-                 target: CpuTarget, ahead: dict[Op, tuple[int, int]]) -> None:
+                 target: CpuTarget, ahead: dict[Op, Ahead]) -> None:
         self.region = op.regions[0]
         local = {r for o in self.region.ops for r in o.results}
         super().__init__(b, stored, scalars, local, target.vector_bytes, ahead)
@@ -119,7 +120,8 @@ class Reductions(Elements):
             return
         at_once = self._at_once(outer)
         self.alone = not at_once
-        order = sorted(outer, key=lambda d: d in at_once)  # loops over single positions are the outer ones
+        shared = self._shared_dim(outer)  # what stays the same along it is then still in the first level of the caches
+        order = sorted(outer, key=lambda d: (d in at_once, d == shared))  # single positions are the outer loops
 
         def blocks(dims: Sequence[int], rows: list[At]) -> None:
             if not dims:
@@ -148,12 +150,13 @@ class Reductions(Elements):
             return {}  # the code is repeated for each
         lanes = self._square(self.shape[self.vector])
         if lanes:
-            rows = 1 << (min(self.shape[shared], lanes).bit_length() - 1)
             last = max((d for d in outer if d != shared), default=None)
-            if rows == lanes:
-                return {shared: rows}
+            side = 1 << (lanes.bit_length() - 1) // 2  # of a block that is about as high as wide, for the fewest loads
+            rows = 1 << (min(self.shape[shared], lanes if last is None else side).bit_length() - 1)
             if last is not None and self.shape[last] >= lanes // rows:
                 return {shared: rows, last: lanes // rows}
+            if self.shape[shared] >= lanes:
+                return {shared: lanes}
         size = max(op.operands[0].dtype.storage.itemsize for op in self.reduces)
         registers = -(-self._lanes(self.shape[self.vector]) * size // self.vector_bytes) * len(self.reduces)
         count = min(self.shape[shared], self.cpu.registers // 2 // registers)

@@ -60,10 +60,10 @@ class ThreadBuilder:
         level = max(self.floor, *(self.level_of.get(v, 0) for v in operands))
         return self._shared(cls, operands, attrs, level, (self.epoch,)).result
 
-    def hint(self, cls: type[Op], *operands: Value) -> None:
+    def hint(self, cls: type[Op], *operands: Value, **attrs: Any) -> None:
         """An operation without results, once where a read of the same operands would stand."""
         level = max(self.floor, *(self.level_of.get(v, 0) for v in operands))
-        self._shared(cls, operands, {}, level, (self.epoch,))
+        self._shared(cls, operands, attrs, level, (self.epoch,))
 
     def _shared(self, cls: type[Op], operands: Sequence[Value], attrs: dict[str, Any], level: int, salt: Any) -> Op:
         value = attrs.get("value")

@@ -148,8 +148,10 @@ class St(_Access):
 
 
 class Prefetch(Op):
-    """Asks for the cache line at an offset, which may lie outside of the tensor. Operands (tensor, offset)."""
-    name, levels, effects = "prefetch", THREAD, "write"  # keeps its place among the accesses to memory
+    """Asks for the cache line at an offset, which may lie outside of the tensor. Operands (tensor, offset). `near`:
+    into the first level of the caches, else the second."""
+    name, levels, attributes = "prefetch", THREAD, {"near": False}
+    effects = "write"  # keeps its place among the accesses to memory
 
     def infer(self) -> Sequence[Type]:
         memory_type(self, self.operands[0])

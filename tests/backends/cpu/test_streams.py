@@ -115,3 +115,26 @@ def test_a_loop_of_stages_asks_for_what_it_reads_later() -> None:
     rows = HOST.registers // 2 // 4  # which share x, at once: sums of four registers each
     assert ahead == [0, rows * HOST.vector_bytes // 16]  # every line of as many lanes of each row
     np.testing.assert_array_equal(gemv(x, w, STAGES=3), gemv(x, w, STAGES=1))
+
+
+@tile.kernel
+def pages(x: tile.Tensor[tile.f32, "C P N"], table: tile.Tensor[tile.i32, "M"], y: tile.Out[tile.f32, "N"],
+          P: tile.Const, N: tile.Const):
+    """Sums of pages in the table's order."""
+    tile.grid()
+    acc = tile.zeros((N,), tile.f32)
+    for m in tile.range(0, P * table.shape[0], P, stages=2):
+        acc = acc + tile.load(x, (tile.load(table, (m // P,), ()), 0, 0), (None, P, N)).sum(0)
+    tile.store(y, (0,), acc)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_the_next_page_is_asked_for(rows: int) -> None:
+    """By its place in the table: a small page at once, rows of a large one behind the last of this page."""
+    rng = np.random.default_rng(0)
+    x, table = rng.integers(-9, 9, (7, rows, 128)).astype(np.float32), np.array([3, 0, 6, 6, 1], np.int32)
+    y = np.zeros(128, np.float32)
+    pages(x, table, y, P=rows, N=128)
+    assert np.array_equal(y, x[table].sum((0, 1)))
+    thread = str(pages.lower(x, table, y, P=rows, N=128).thread)
+    assert thread.count("ld %table") > 1 and re.search(f"prefetch %x.*near={rows == 64}", thread)
