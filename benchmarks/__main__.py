@@ -1,5 +1,6 @@
 """Runs every case on one and two threads and prints a Markdown table; `python -m benchmarks [name]` runs some,
-`python -m benchmarks ops [name]` operators beside their floors, `python -m benchmarks memory` what attention takes."""
+`python -m benchmarks ops [name]` operators beside their floors, `python -m benchmarks rowwise [columns]` row-wise
+kernels beside copies, `python -m benchmarks memory` what attention takes."""
 from __future__ import annotations
 
 import datetime
@@ -9,7 +10,7 @@ import sys
 import torch
 
 import tilelang
-from benchmarks import latency, memory, ops
+from benchmarks import latency, memory, ops, rows
 from benchmarks.cases import cases
 from benchmarks.timing import compare
 from tilelang.backends.cpu.machine import host
@@ -43,6 +44,6 @@ def main(pattern: str = "") -> None:
 
 
 if __name__ == "__main__":
-    tables = {"ops": ops.main, "memory": memory.main}
+    tables = {"ops": ops.main, "memory": memory.main, "rowwise": rows.main}
     name = "".join(sys.argv[1:2])
     tables.get(name, main)(*sys.argv[2 if name in tables else 1:][:1])
