@@ -12,7 +12,7 @@ from benchmarks.timing import turns
 
 
 def main(columns: str = "4096") -> None:
-    """Prints the table: medians, and minima in brackets. One thread is timed by its own clock, which the work of others
+    """Prints the table: medians, and minima in brackets. One thread is timed by its own clock, which other work
     disturbs less."""
     print("| 4096 rows of f32 | threads | time | torch's copy / time | copy kernel / time |\n|---|---|---|---|---|")
     for threads in (1, 2):
