@@ -4,7 +4,9 @@
 requires: PLACED after `pipeline`, so that what rings leave of shared memory is known
 ensures: a `store` of a tile to a tensor that can be copied so, and costs more by all threads, is a `store` to a
 buffer, of the tile in the layout that it was computed in, a `barrier`, and a `store_bulk` of one thread; that thread
-waits at the end of the region until buffers have been read: after it, and a barrier, they may hold something else
+waits at the end of the region until buffers have been read: after it, and a barrier, they may hold something else.
+In a loop of a program alone on its multiprocessor (`roles`) it waits when the next iteration writes to them, and after
+the loop, if there is room for them throughout: so copies run beside what an iteration begins with
 example: `%r = convert_layout %t; store %c, %m, %n, %r` becomes `store %s, 0, 0, %t; barrier; once { store_bulk %c,
 %m, %n, %s; bulk_commit }; …; once { bulk_wait %s {read=True} }`
 
@@ -75,8 +77,8 @@ def store_blocks(fn: Function, target: SimtTarget) -> Function:
     """Rewrites every such store, in place."""
     if target.bulk:
         stores = Stores(fn, target)
-        for region, loops in list(_regions(fn.body, 0)):
-            stores.rewrite(region, loops)
+        for region, loops, around in list(_regions(fn.body, 0)):
+            stores.rewrite(region, loops, around)
     return fn
 
 
@@ -85,20 +87,22 @@ def objections(fn: Function, target: SimtTarget) -> dict[Op, str]:
     if not target.bulk:
         return {}
     stores, out = Stores(fn, target), dict[Op, str]()
-    for region, loops in _regions(fn.body, 0):
+    for region, loops, _ in _regions(fn.body, 0):
         for op in region.ops:
             if (write := stores.write(op)) and isinstance(why := stores.staging(op, write, region, loops), str):
                 out[op] = why
     return out
 
 
-def _regions(region: Region, loops: int) -> Iterator[tuple[Region, int]]:
-    """Every region that operations run in, with the number of loops around it."""
-    yield region, loops
+def _regions(region: Region, loops: int, around: tuple[Region, Op] | None = None) -> \
+        Iterator[tuple[Region, int, tuple[Region, Op] | None]]:
+    """Every region that operations run in, with the number of loops around it and, of the body of a `for`, that and
+    the region that it stands in."""
+    yield region, loops, around
     for op in region.ops:
         if op.name in ("for", "while", "if"):
             for inner in op.regions:
-                yield from _regions(inner, loops + (op.name != "if"))
+                yield from _regions(inner, loops + (op.name != "if"), (region, op) if op.name == "for" else None)
 
 
 class Stores:
@@ -194,16 +198,33 @@ class Stores:
                  if o.name in MOVING and isinstance(v.type, TileType) and v.shape]
         return kept + max(moved, default=0)
 
+    def _all_fit(self) -> bool:
+        """Whether all buffers have room at once, beside tiles on their way between threads, for which twice the
+        largest is taken."""
+        held = sum(size_of(op) for op in self.fn.body.ops if op.name == "alloc")
+        moved = [v.tile.size * v.dtype.storage.itemsize for op in self.fn.walk() for v in op.operands
+                 if op.name in MOVING and isinstance(v.type, TileType) and v.shape]
+        return held + 2 * max(moved, default=0) <= self.target.shared_bytes
+
     # -- how ----------------------------------------------------------------------------------------------------------
-    def rewrite(self, region: Region, loops: int) -> None:
-        """The stores of one region."""
+    def rewrite(self, region: Region, loops: int, around: tuple[Region, Op] | None) -> None:
+        """The stores of one region, which may be the body of a loop in another one."""
         buffers: list[Value] = []
         for op in list(region.ops):
             write = self.write(op)
             if write is None or isinstance(found := self.staging(op, write, region, loops), str):
                 continue
             buffers.append(self._rewrite(op, found, region, loops))
-        if buffers:
+        alone = any(op.name == "roles" for op in self.fn.body.ops)
+        if buffers and around is not None and alone and self._all_fit():
+            parent, loop = around
+            first = next(i for i, op in enumerate(region.ops) if op.name == "store" and op.operands[0] in buffers)
+            for ops, at in (region.ops, first), (parent.ops, parent.ops.index(loop) + 1):
+                wait = ir.BulkWait(buffers, {}, loc=region.ops[first].loc)
+                ops.insert(at, ir.Once([], {}, [Region([], [wait])], wait.loc))
+                for v in buffers:
+                    self.users[v].append(wait)
+        elif buffers:
             starts = [op for op in region.ops if op.name == "once" and op.regions[0].ops[-1].name == "bulk_commit"]
             wait = ir.BulkWait(buffers, {}, loc=starts[-1].loc)
             end = len(region.ops) - (region.ops[-1].name == "yield")
@@ -235,7 +256,7 @@ class Stores:
         region.ops[at:at + 1] = new
         if stored is not v and self.users[stored] == [op]:
             assert stored.owner is not None
-            next(r for r, _ in _regions(self.fn.body, 0) if stored.owner in r.ops).ops.remove(stored.owner)
+            next(r for r, _, _ in _regions(self.fn.body, 0) if stored.owner in r.ops).ops.remove(stored.owner)
         self.users[buffer], self.users[memory] = [put, start], [start]
         return buffer
 

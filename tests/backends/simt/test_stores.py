@@ -14,6 +14,7 @@ import tilelang as tile
 from tests.backends.simt import kernels
 from tests.backends.simt.test_bulk import written
 from tests.backends.simt.test_group_products import findings
+from tests.backends.simt.test_roles import persistent
 from tilelang.backends.simt import bulk
 from tilelang.backends.simt import compile as simt
 from tilelang.backends.simt.compile import Lowered
@@ -61,11 +62,33 @@ def test_products(shape: tuple[int, int, int]) -> None:
     assert sum(x.wavefronts for x in counters) == sum(x.ideal_wavefronts for x in counters)
 
 
+def whole() -> tuple[Lowered, list[Any]]:
+    return product((64, 128, 64))
+
+
 def loop() -> tuple[Lowered, list[Any]]:
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((3, 128, 72), (3, 72, 128)))
     c = np.zeros((3, 128, 128), np.float16)
     return kernels.rows_of_products.lower(a, b, c, target=TARGET, BM=128), [a, b, c]
+
+
+def beside() -> tuple[Lowered, list[Any]]:
+    """Matrix after matrix, with warps that only copy."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((3, 128, 136), (3, 136, 64)))
+    c = np.zeros((3, 128, 64), np.float16)
+    return persistent.lower(a, b, c, target=TARGET), [a, b, c]
+
+
+def test_copies_beside_the_next_iteration() -> None:
+    """Who writes to the buffer again waits for the copy of the iteration before; the last is waited for at the end."""
+    code, (a, b, c) = beside()
+    wanted = [r"tl::wgmma", r"tl::bulk_wait<0, true>", r"tl::stmatrix", r"tl::tensor_store", r"tl::bulk_wait<0, true>"]
+    assert re.search(r"[\s\S]*".join(wanted), code.source) and code.source.count("bulk_wait<0, true>") == 2
+    with tile.target(f"emulate:{TARGET}"):
+        persistent(a, b, c)
+    np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
 
 
 def test_a_buffer_in_a_loop() -> None:
@@ -138,23 +161,27 @@ def test_every_level_means_the_same_and_reads_back() -> None:
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
-MISTAKES = {  # what is taken out of the text, of a loop or not: what the emulator calls that, and the operation
-    "no fence before the copy": (r"tl::fence_memory\(.*\n( *tl::barrier\(.*(?=(\n.*){1,4}tensor_store))", r"\1", False,
+MISTAKES = {  # what is taken out of the text, of which kernel: what the emulator calls that, and the operation
+    "no fence before the copy": (r"tl::fence_memory\(.*\n( *tl::barrier\(.*(?=(\n.*){1,4}tensor_store))", r"\1", whole,
                                  "missing-fence", "tensor_store"),
-    "a copy before all have written": (r"tl::barrier\(.*(?=(\n.*){1,4}tensor_store)", "", False, "race-raw",
+    "a copy before all have written": (r"tl::barrier\(.*(?=(\n.*){1,4}tensor_store)", "", whole, "race-raw",
                                        "tensor_store"),
-    "the kernel ends before the buffer was read": (r"tl::bulk_wait<0, true>.*", "", False, "async-unwaited",
+    "the kernel ends before the buffer was read": (r"tl::bulk_wait<0, true>.*", "", whole, "async-unwaited",
                                                    "tensor_store"),
-    "the buffer is written before it was read": (r"tl::bulk_wait<0, (true|false)>.*", "", True, "async-pending",
+    "the buffer is written before it was read": (r"tl::bulk_wait<0, (true|false)>.*", "", loop, "async-pending",
                                                  "stmatrix"),
-    "nobody closes the group": (r"tl::bulk_commit.*", "", True, "async-pending", "stmatrix"),
+    "the buffer is written beside the copy of the iteration before": (
+        r"tl::bulk_wait<0, true>.*(?=[\s\S]*tl::bulk_wait<0, true>)", "", beside, "async-pending", "stmatrix"),
+    "the kernel ends before the last iteration's buffer was read": (
+        r"tl::bulk_wait<0, true>.*(?![\s\S]*tl::bulk_wait<0, true>)", "", beside, "async-unwaited", "tensor_store"),
+    "nobody closes the group": (r"tl::bulk_commit.*", "", loop, "async-pending", "stmatrix"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_by_line(name: str) -> None:
-    pattern, instead, looping, kind, op = MISTAKES[name]
-    code, arrays = loop() if looping else product((64, 128, 64))
+    pattern, instead, made, kind, op = MISTAKES[name]
+    code, arrays = made()
     broken = re.sub(pattern, instead, code.rendered.text)
     assert broken != code.rendered.text
     found = findings(code, broken, arrays)
@@ -163,5 +190,5 @@ def test_a_mistake_is_named_by_line(name: str) -> None:
 
 
 def test_the_stores_themselves_are_right() -> None:
-    for code, arrays in (loop(), product((64, 128, 64))):
+    for code, arrays in (loop(), beside(), whole()):
         assert not findings(code, code.rendered.text, arrays)
