@@ -45,6 +45,11 @@ class CpuTarget:
         """Entries of a table of f32 that AVX-512 looks up in registers."""
         return 64 if self.vector_bytes == 64 else 0
 
+    @property
+    def by_half(self) -> bool:
+        """See `tilelang.passes.expand_casts`."""
+        return ("f16", "f32") in self.native_casts
+
     def performs(self, op: Op) -> bool:
         """Whether an operation that `decompose` would expand is done as it is: bytes are looked up in registers, pairs
         of bf16 have an instruction, and `dot` packs its operands, which a product of few rows is not worth."""

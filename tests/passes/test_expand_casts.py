@@ -22,7 +22,7 @@ from tilelang.ir.thread import Ld, St
 from tilelang.passes.driver import run_passes
 from tilelang.passes.expand_casts import expand_casts
 
-HALF = SimpleNamespace(native_casts=frozenset({("f16", "f32"), ("f32", "f16")}))
+HALF = SimpleNamespace(native_casts=frozenset({("f16", "f32"), ("f32", "f16")}), by_half=True)
 INTEGERS = ("bool", "int", "uint")
 ALL = [*TYPES, dtype("f6e5m0"), dtype("f8e5m2fnuz"), codebook(4, np.linspace(-1, 1, 16) ** 3)]
 

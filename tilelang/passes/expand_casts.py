@@ -61,16 +61,18 @@ _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # as bits of an f32
 @exact
 def expand_casts(fn: Function, target: Any = None) -> Function:
     """Rewrites in place. What a region computes is shared with the regions in it. Types of few values are looked up
-    in vectors where the target says that a table of `register_table` f32 fits into registers."""
-    _Expander(getattr(target, "native_casts", frozenset()), getattr(target, "register_table", 0)).region(fn.body)
+    in vectors where the target says that a table of `register_table` f32 fits into registers; other small floats are
+    read by way of f16 where it says that this takes the fewest instructions (`by_half`)."""
+    _Expander(getattr(target, "native_casts", frozenset()), getattr(target, "register_table", 0),
+              getattr(target, "by_half", False)).region(fn.body)
     return fn
 
 
 class _Expander:
     """The steps of a rule are methods on values; a number among the operands stands for a vector of it."""
 
-    def __init__(self, native: frozenset[tuple[str, str]], table: int) -> None:
-        self.native, self.table = native, table
+    def __init__(self, native: frozenset[tuple[str, str]], table: int, by_half: bool) -> None:
+        self.native, self.table, self.by_half = native, table, by_half
         self.loc: Loc | None = None
         self.ops: list[Op] = []
         self.known: MutableMapping[Any, Value] = {}
@@ -188,12 +190,29 @@ class _Expander:
             value = self.where(self.op(ew.Eq, code, 255), _NAN, value)
         elif _like_f32(dt):
             value = self.left(code, 32 - dt.bits)
+        elif self.by_half and _fits_half(dt):
+            return self.from_half(x)
         else:
             value = self.magnitude(code, dt)
             value = self.op(ew.Or, value, self.op(ew.Shl, self.op(ew.Shr, code, dt.bits - 1), 31))
             if dt.nonfinite == "fnuz":
                 value = self.where(self.op(ew.Eq, code, 1 << dt.bits - 1), _NAN, value)
         return self.from_bits(value, _F32)
+
+    def from_half(self, x: Value) -> Value:
+        """A small float as f32: sign, exponent and mantissa moved to where f16 has them, which has another bias."""
+        dt, m = x.dtype, x.dtype.mantissa_bits
+        top = (1 << dt.bits - 1) - 1
+        wide = self.cast(self.op(ew.Bitcast, x, dtype=dtype(f"i{dt.bits}")), dtype("i16"))  # repeats the sign
+        fields = self.op(ew.And, self.op(ew.Shl, wide, 10 - m), (top << 10 - m) - (1 << 15))
+        value = self.op(ew.Cast, self.op(ew.Bitcast, fields, dtype=dtype("f16")), dtype=_F32)
+        if dt.bias != 15:
+            value = self.op(ew.Mul, value, 2.0 ** (15 - dt.bias))
+        code = {"fn": top, "fnuz": top + 1}.get(dt.nonfinite)
+        if code is None:
+            return value
+        size = self.op(ew.And, self.bits(x), top) if dt.nonfinite == "fn" else self.bits(x)
+        return self.where(self.op(ew.Eq, size, code), float("nan"), value)
 
     def magnitude(self, code: Value, dt: DType) -> Value:
         """The bits of |value| of a small float: its fields, moved to where f32 has them, with the other bias."""
@@ -304,6 +323,12 @@ class _Expander:
         if dt.nonfinite == "fnuz":
             sign = self.where(self.op(ew.Eq, code, 0), 0, sign)
         return self.where(self.op(ew.Ne, x, x), nan, self.op(ew.Or, code, sign))
+
+
+def _fits_half(dt: DType) -> bool:
+    """Whether f16 holds every value of a float, scaled, and its infinities."""
+    most = 5 if dt.nonfinite == "ieee" and dt.bias == 15 else 4 if dt.nonfinite != "ieee" else 0
+    return dt.kind == "float" and dt.exponent_bits <= most and dt.mantissa_bits <= 10 and dt.bits < 16
 
 
 def _like_f32(dt: DType) -> bool:
