@@ -32,6 +32,7 @@ bench: .venv/examples
 bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static_amd
+	$(BIN)/python -m benchmarks.issue
 	$(BIN)/python -m benchmarks.static_attention
 	$(BIN)/python -m benchmarks.static_calls
 	$(BIN)/python -m benchmarks.static_weights

@@ -50,7 +50,8 @@ class Lowered(simt.Lowered):
     def report(self) -> dict[str, int | float | str]:
         """What a block uses (vector registers of a thread and how many of them only accumulate, scalar registers of a
         wave and how many more of them lanes of vector registers keep, bytes spilled by a thread, shared memory), how
-        many blocks a compute unit holds at once, which share of its waves that is, and what keeps more out."""
+        many blocks a compute unit holds at once, which share of its waves that is, what keeps more out, and the
+        schedules of pipelined loops."""
         uses, threads = self.product[1], self.rendered.threads
         shared = uses["shared_bytes"]
         blocks, limit = resident_blocks(self.target.shared_bytes, threads, uses["registers"], shared)
@@ -58,4 +59,4 @@ class Lowered(simt.Lowered):
                 "scalar_registers": uses["scalar_registers"], "scalar_spills": uses["scalar_spills"],
                 "spills": 4 * uses["spilled_registers"], "stack_bytes": uses["stack_bytes"], "shared_bytes": shared,
                 "threads": threads, "resident_blocks": blocks, "occupancy": occupancy(threads, blocks),
-                "limited_by": limit}
+                "limited_by": limit, **({"schedules": self.schedules} if self.schedules else {})}

@@ -35,6 +35,12 @@ own (AMD's "CDNA3" and "CDNA4" white papers), and how many neighbours should fol
 its compute units, 64 is what HipKittens measured to be best. `python -m benchmarks.order` counts what that saves."""
 
 
+MULTIPLIED = {CDNA2: 128 * 16, CDNA3: 256 * 16, CDNA4: 512 * 16}
+"""Products of f16 that a vector unit makes in a cycle (the data sheets of MI250X, MI300X and MI355X: dense f16, by
+clock, compute units and their four vector units), by bits: those of f8 are twice as many. Of f32 and f64 there are
+fewer than this says, so their loops count as shorter than they are."""
+
+
 @cache
 def target(name: str) -> SimtTarget:
     """The target of a name such as "hip:gfx942". Raises TargetError."""
@@ -47,8 +53,8 @@ def target(name: str) -> SimtTarget:
     later = arch >= CDNA4  # CDNA3 copies 4 bytes at a time, slower than through registers
     return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if later else PORTS, rows, async_copy=later,
                       ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 0,
-                      turns=8 if arch >= CDNA3 else 0, two_f32=True, ternary=later, halves=True,
-                      swaps=frozenset((16, 32)) if later else frozenset(), dies=DIES.get(arch, (1, 1)),
+                      turns=8 if arch >= CDNA3 else 0, multiplied=MULTIPLIED[arch], two_f32=True, ternary=later,
+                      halves=True, swaps=frozenset((16, 32)) if later else frozenset(), dies=DIES.get(arch, (1, 1)),
                       subnormals=arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush them
 
 

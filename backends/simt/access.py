@@ -87,7 +87,8 @@ class Access:
         window, ends = memory, None
         if memory in self.windows and layout is not None:
             at_block = [b.to_index(self.of.get(v, v)) for v in offsets]
-            window, ends = open_window(b, self.facts, memory, offsets, at_block, strides, axes, shape,
+            reached = shape if store else layout.shape  # loads of what is beyond the tile are not masked
+            window, ends = open_window(b, self.facts, memory, offsets, at_block, strides, axes, reached,
                                        store or op.attrs.get("fill", 0) == 0 and blank_is_zero(memory.dtype))
         for a in range(rank):
             start: Index = b.to_index(self.of.get(offsets[a], offsets[a])) if window is memory else 0

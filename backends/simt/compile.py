@@ -14,13 +14,13 @@ from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.bulk import encodable
 from tilelang.backends.simt.dma import count_waits
 from tilelang.backends.simt.driver import Exported
+from tilelang.backends.simt.interleave import interleave
 from tilelang.backends.simt.lower import lower
 from tilelang.backends.simt.overlap import overlap
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.products import Uses
 from tilelang.backends.simt.roles import split_roles
-from tilelang.backends.simt.schedule import count_products
 from tilelang.backends.simt.separate import separate
 from tilelang.backends.simt.shared_memory import allocate_shared, shared_bytes
 from tilelang.backends.simt.split import split_loops
@@ -41,7 +41,7 @@ from tilelang.passes.pipeline import TILE_PASSES
 
 PLACED_PASSES: tuple[Pass, ...] = (separate, place, pipeline, through_registers, store_blocks)
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
-                                   insert_barriers, count_waits, count_products, order_products, overlap,
+                                   insert_barriers, count_waits, interleave, order_products, overlap,
                                    split_roles)
 
 
@@ -128,6 +128,12 @@ class Lowered(ABC):
                 how = f"TMA{many}, {t.shape[0]} stages" if isinstance(op, CopyBulk) else "cp.async"
                 out[f"{line}{how}{why}"] = None
         return "; ".join(out)
+
+    @property
+    def schedules(self) -> str:
+        """By line, how pipelined loops move data beside their products, where the target has several ways."""
+        out = [(op.loc, op.attrs["schedule"]) for op in self.placed.walk() if op.name == "for"]
+        return "; ".join(f"line {loc.line}: {way}" if loc else way for loc, way in out if way and self.target.turns)
 
     @property
     def roles(self) -> str:

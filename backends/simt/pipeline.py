@@ -185,11 +185,12 @@ class _Loop:
             head += loads
             tail += stores
         *body, last = self._rest(copies)
-        if self.op.attrs["schedule"] == "interleave" and target.turns:
+        way = "" if not target.turns else "interleave" if self.op.attrs["schedule"] == "interleave" else "plain"
+        if way == "interleave":
             tail.append(self._made(simt.Spread))
         region = Region(self.body.args, [*head, *body, *tail, last])
-        self._replace([*before, mem.Commit([], loc=self.op.loc)],
-                      For(self.op.operands, {"stages": 1}, [region], self.op.loc), [self._made(mem.Wait, pending=0)])
+        loop = For(self.op.operands, {"stages": 1, "schedule": way}, [region], self.op.loc)
+        self._replace([*before, mem.Commit([], loc=self.op.loc)], loop, [self._made(mem.Wait, pending=0)])
 
     def _rewrite(self, before: list[Op], copies: Sequence[Op], rings: set[Value], step: Value, target: SimtTarget,
                  threads: int) -> None:
@@ -228,7 +229,8 @@ class _Loop:
         inits, args, following = ([h[i] for h in held] for i in range(3))
         yields = Yield([*last.operands, *following, carried], loc=last.loc)
         region = Region([*self.body.args, *args, oldest], [*head, *body, yields])
-        self._replace(before, For([*self.op.operands, *inits, first], {"stages": 1}, [region], self.op.loc),
+        attrs = {"stages": 1, "schedule": way if target.turns else ""}
+        self._replace(before, For([*self.op.operands, *inits, first], attrs, [region], self.op.loc),
                       [*after, self._made(mem.Wait, pending=0)])
 
     def _held(self, before: list[Op], head: list[Op], copies: Sequence[Op], newest: Value, at: Value,

@@ -13,41 +13,106 @@ one more meeting before the loop, the other after it. What makes that right, wit
   warp overwrites the block of the iteration before, and what it stores all have met twice after when they read it.
 - Nothing else in the loop may go through shared memory: other barriers would be met by the wrong half.
 
-In "interleave" nothing is special but where the compiler's scheduler is to put reads of shared memory: each before its
-share of the products.
+In "interleave" nothing is special but where reads of shared memory stand: among the products of the step before theirs
+(`interleave.py`).
+
+Which a loop gets that states none is what `Iteration` counts the fewest cycles for. `benchmarks.issue` compares that
+with the machine code, played in order; nobody has yet with a device.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import Any
+from dataclasses import dataclass
+from math import inf, prod
 
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
-from tilelang.ir.core import BufferType, Function, Op, Value
+from tilelang.ir.core import BufferType, Op, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, conversion
 
 LEAST = 3
 """Blocks in the ring: with two, copies would be waited for as soon as they are started. Copies by way of registers
 have their third block there."""
-PRODUCTS, PRODUCT = 16, 16 * 16 * 512
-"""Matrix instructions of a warp that are worth two meetings, and what one of them multiplies, by the bits of a number:
-HipKittens' parts have so many of 16 x 16 x 32 numbers of 16 bits."""
+LATENCY = 64
+"""Cycles from a read of shared memory to its data, beside those in which it is served: an assumption, half or twice of
+which leaves the choices that tests state as they are."""
+ISSUE = 4
+"""Cycles in which a warp of 64 issues one instruction."""
+UNITS = 4
+"""Vector units of a multiprocessor."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration asks of a vector unit, in cycles: of each of its `warps` matrix instructions for `products`,
+    and for `issue` those that move data; of shared memory, which serves all units, for `reads`, in so many `steps`."""
+
+    products: float
+    reads: float
+    issue: float
+    steps: int
+    warps: float
+
+    def plain(self) -> float:
+        """The compiler reads what a step multiplies into the registers of the step before, so behind its products;
+        other warps of the unit may multiply meanwhile."""
+        return self.warps * self.products + (self.reads + self.steps * LATENCY) / self.warps
+
+    def interleave(self) -> float:
+        """Only the reads of the first step are waited for."""
+        return max(self.warps * self.products, self.reads) + self.reads / self.steps + LATENCY
+
+    def pingpong(self) -> float:
+        """While one half multiplies the other moves data, by turns."""
+        return 2 * max(self.products, self.reads / 2 + LATENCY + self.issue)
 
 
 def schedule_of(loop: Op, body: Sequence[Op], rings: set[Value], stages: int, target: SimtTarget,
                 threads: int) -> str:
-    """How a loop is to run whose body is `body` without its copies. Raises TargetError where the stated way does not
-    fit."""
+    """How a loop is to run whose body is `body` without its copies: the cheapest way that fits, of equally cheap ones
+    the simplest. Raises TargetError where the stated way does not fit."""
     way = loop.attrs["schedule"].replace("producer", "")
     if not target.turns or way in ("plain", "interleave"):
         return way if target.turns else "plain"
     needs, got = _hindrance(body, rings, stages, target, threads)
-    if way and needs:
-        raise refusal(loop, needs, got)
-    return "plain" if needs or not way and _products(body, target, threads) < PRODUCTS else "pingpong"
+    if way:
+        if needs:
+            raise refusal(loop, needs, got)
+        return way
+    work = iteration(body, rings, target, threads)
+    costs = {"plain": work.plain(), "interleave": work.interleave() if _multiplies(body, rings, target) else inf,
+             "pingpong": inf if needs else work.pingpong()}
+    return min(costs, key=lambda name: costs[name])
+
+
+def iteration(body: Sequence[Op], rings: set[Value], target: SimtTarget, threads: int) -> Iteration:
+    """What a pass through `body`, and the copies of a later one, ask for."""
+    rows = {row.name: row for row in target.mma}
+    banks = target.ports.of(16, False)
+    multiplied, read, requests, steps, warps = 0.0, 0, 0, 0, threads / target.warp
+    for op in body:
+        if op.name in ("dot", "dot_scaled") and op.attrs["instruction"] in rows:
+            row, k = rows[op.attrs["instruction"]], op.operands[0].shape[-1]
+            multiplied += op.result.tile.size * k * dtype(row.a).bits / warps
+            steps += -(-k // row.k)
+        elif op.name == "load" and op.operands[0] in rings:
+            layout, size = op.result.tile.layout, op.result.dtype.storage.itemsize
+            assert isinstance(layout, RegisterLayout)
+            read += threads * layout.local_size * size
+            requests += -(-layout.local_size * size // 16)
+    copied = sum(prod(v.type.shape[1:]) * v.dtype.storage.itemsize for v in rings if isinstance(v.type, BufferType))
+    copies = 3 * copied / (16 * threads)  # each with the place in shared memory, and what that takes
+    return Iteration(multiplied / target.multiplied, read / (banks.count * banks.width), ISSUE * (requests + copies),
+                     max(steps, 1), max(warps / UNITS, 1))
+
+
+def _multiplies(body: Sequence[Op], rings: set[Value], target: SimtTarget) -> bool:
+    """Whether a loop does nothing but multiply what was staged, so that all products may stand among reads, and the
+    compiler leaves reads behind products: where copies go through registers it moves reads itself."""
+    return bool(target.dma) and all(op.name in ("dot", "permute", "const", "yield") or
+                                    op.name == "load" and op.operands[0] in rings for op in body)
 
 
 def stated(loop: Op, target: SimtTarget) -> bool:
@@ -94,17 +159,6 @@ def conversion_of(op: Op, warp: int) -> str:
     return conversion(have, want, op.result.shape, warp).kind
 
 
-def _products(body: Sequence[Op], target: SimtTarget, threads: int) -> float:
-    """What a warp multiplies, by such instructions."""
-    rows = {row.name: row for row in target.mma}
-    total = 0.0
-    for op in body:
-        if op.name in ("dot", "dot_scaled"):
-            bits = dtype(rows[op.attrs["instruction"]].a).bits
-            total += prod(op.result.shape[-2:]) * op.operands[0].shape[-1] * bits / PRODUCT * target.warp / threads
-    return total
-
-
 def read_first(body: Sequence[Op], rings: set[Value]) -> tuple[list[Op], list[Op]]:
     """(the reads of staged blocks, with what they need; the rest)."""
     first: set[Op] = set()
@@ -115,20 +169,3 @@ def read_first(body: Sequence[Op], rings: set[Value]) -> tuple[list[Op], list[Op
         first.add(op)
         pending += [v.owner for v in op.operands if v.owner in inside and v.owner not in first]
     return [op for op in body if op in first], [op for op in body if op not in first]
-
-
-def count_products(fn: Function, target: Any = None) -> Function:
-    """count_products: says of loops that are to spread reads of shared memory among products how many there are.
-
-    requires: THREAD
-    ensures: each `spread` has the numbers of its loop's body
-    example: `ld %s …; mma … {steps=((0, 0, 0), (4, 0, 8))}; spread` gets `reads=1, products=2`
-    """
-    for loop in fn.walk():
-        for op in loop.regions[0].ops if loop.name == "for" else ():
-            if op.name == "spread":
-                inside = loop.regions[0].ops
-                reads = sum(o.name in ("ld", "ld_transposed") and isinstance(o.operands[0].type, BufferType)
-                            for o in inside)
-                op.attrs.update(reads=reads, products=sum(len(o.attrs["steps"]) for o in inside if o.name == "mma"))
-    return fn

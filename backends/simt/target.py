@@ -18,7 +18,8 @@ class SimtTarget:
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
     for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
     and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
-    while the other moves data (`schedule.py`), 0 where there are no such schedules. Where `two_f32`, one instruction
+    while the other moves data (`schedule.py`), 0 where there are no such schedules; `multiplied` is what one of its
+    vector units multiplies in a cycle, in numbers by their bits. Where `two_f32`, one instruction
     adds or multiplies two f32; where `ternary`, one is any function of the bits of three words; where `halves`, one
     shifts, or multiplies and adds, both halves of a word; where `bulk`, one thread may copy blocks (`bulk.py`); where
     `overlap`, a kernel may begin before the one before it has ended (`overlap.py`); where `clusters`, programs of a
@@ -44,6 +45,7 @@ class SimtTarget:
     dies: tuple[int, int] = (1, 1)
     word_operands: bool = False
     turns: int = 0
+    multiplied: int = 0
     two_f32: bool = False
     ternary: bool = False
     halves: bool = False

@@ -99,13 +99,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop whose copies run `ahead` turns: each turn waits until all but `pending` groups of them have landed."""
+    """A loop whose copies run `ahead` turns: each turn waits until all but `pending` groups of them have landed.
+    `schedule` is how it moves data beside its products, where the target has several ways."""
 
     place: Place | None
     ahead: int
     pending: int
     copies: int
     products: int
+    schedule: str = ""
 
 
 def gather(lowered: Any, target: str, bound: Bound | None = None, run: bool = False) -> Facts:
@@ -405,7 +407,7 @@ def _loops(fn: Function) -> list[Loop]:
             waits += [max(turns, default=2) - 2 for o in body if o.name == "mbarrier_wait"]
             if turns and waits:
                 out.append(Loop(_place(op), max(max(turns) - 1, 1), min(waits), len(turns),
-                                sum(o.name == "dot" for o in op.regions[0].walk())))
+                                sum(o.name == "dot" for o in op.regions[0].walk()), op.attrs["schedule"]))
     return out
 
 

@@ -28,8 +28,9 @@ def cost(c: Any) -> str:
 
 
 def loop_text(loop: Loop) -> str:
-    """What a loop copies, and when."""
-    return f"{loop.copies} copies a turn, {loop.ahead} {'turn' if loop.ahead == 1 else 'turns'} ahead"
+    """What a loop copies, and when, and how it moves data beside its products."""
+    way = f"; schedule {loop.schedule}" if loop.schedule else ""
+    return f"{loop.copies} copies a turn, {loop.ahead} {'turn' if loop.ahead == 1 else 'turns'} ahead{way}"
 
 
 def heat_source(facts: Facts) -> str:

@@ -256,9 +256,9 @@ class Priority(Op):
 
 
 class Spread(Op):
-    """Ends the body of a loop whose reads of shared memory are to stand evenly among its matrix instructions. How many
-    there are of both is known at THREAD."""
-    name, levels, effects, attributes = "spread", SCHEDULED, "control", {"reads": 0, "products": 0}
+    """Ends the body of a loop whose reads of shared memory are to stand among its products (`interleave.py`). At
+    THREAD it ends each step of a product: so many `accesses` and `products` are to be placed by turns."""
+    name, levels, effects, attributes = "spread", SCHEDULED, "control", {"accesses": 0, "products": 0}
 
     def infer(self) -> Sequence[Type]:
         return []

@@ -36,10 +36,10 @@ def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: 
     CPU: memory that loads without a `dot` read `stages` - 1 iterations later is asked for).
 
     `schedule` says how a pipelined loop of products moves data while it multiplies, where the target has several ways.
-    On gfx950 "pingpong" lets the halves of eight warps take turns, "interleave" spreads reads of shared memory among
-    the products of each warp. On sm_90a "producer" lets four more warps make the copies, which then run ahead of those
-    that multiply by as many blocks as there are `stages`. "plain" does none of these; unless stated the compiler
-    chooses. On targets without a way, its name says nothing.
+    On gfx942 and gfx950 "pingpong" lets the halves of eight warps take turns, and "interleave" reads shared memory for
+    each step of a product during the step before. On sm_90a "producer" lets four more warps make the copies, which
+    then run ahead of those that multiply by as many blocks as there are `stages`. "plain" does none of these; unless
+    stated the compiler chooses. On targets without a way, its name says nothing.
     Raises UnsupportedSyntax for another name, and the compiler TargetError where a stated one does not fit."""
     if schedule not in SCHEDULES:
         raise UnsupportedSyntax(f"tile.range has no schedule {schedule!r}", loc=here(), needs=", ".join(SCHEDULES[1:]),

@@ -229,7 +229,7 @@ template <int THREADS> TL_FN void barrier_of(op o) { emu_barrier_of(THREADS, o.i
 template <int COUNT> TL_FN void drop_registers(op o) { emu_registers(COUNT, false, o.id); }
 template <int COUNT> TL_FN void take_registers(op o) { emu_registers(COUNT, true, o.id); }
 template <int LEVEL> TL_FN void priority(op) {}
-template <int READS, int PRODUCTS> TL_FN void spread(op) {}
+template <int ACCESSES, int PRODUCTS> TL_FN void spread(op) {}
 
 TL_FN void syncwarp(op o) {
   emu::Collective c{emu::SYNCWARP, o.id};

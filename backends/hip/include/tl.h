@@ -160,17 +160,23 @@ TL_FN void priority(op) {
   __builtin_amdgcn_sched_barrier(0);
 }
 
-// The scheduler is to place a read of local memory, then its share of the matrix instructions, and so on; or some reads
-// and one instruction, where those are fewer.
-template <int READS, int PRODUCTS>
-TL_FN void spread(op o) {
-  if constexpr (READS > 0 && PRODUCTS > 0) {
-    constexpr int LDS_READ = 0x100, MFMA = 8, reads = READS > PRODUCTS ? READS / PRODUCTS : 1;
-    constexpr int products = PRODUCTS > READS ? PRODUCTS / READS : 1;
-    __builtin_amdgcn_sched_group_barrier(LDS_READ, reads, 0);
-    __builtin_amdgcn_sched_group_barrier(MFMA, products, 0);
-    spread<READS - reads, PRODUCTS - products>(o);
+// The scheduler is to place a product and an access to local memory, or several, by turns: what is left are products,
+// which run while the last accesses are served.
+template <int ACCESSES, int PRODUCTS>
+TL_FN void share() {
+  if constexpr (ACCESSES > 0 && PRODUCTS > 0) {
+    constexpr int LDS = 0x80, MFMA = 8, accesses = (ACCESSES + PRODUCTS - 1) / PRODUCTS;
+    __builtin_amdgcn_sched_group_barrier(MFMA, 1, 0);
+    __builtin_amdgcn_sched_group_barrier(LDS, accesses, 0);
+    share<ACCESSES - accesses, PRODUCTS - 1>();
   }
+}
+
+// That, of the operations since the last such place. Nothing moves across.
+template <int ACCESSES, int PRODUCTS>
+TL_FN void spread(op) {
+  share<ACCESSES, PRODUCTS>();
+  __builtin_amdgcn_sched_barrier(0);
 }
 
 TL_FN void syncwarp(op) {

@@ -106,6 +106,22 @@ func @fuzzed(%x: tensor<in f32, M:1>, %y: tensor<out f32, N:1>) tile {
   store %y, %0, %5 {axes=(0,)}
 }
 """,
+    "a layout wider than its tile reads past a window that holds the tile": """\
+func @fuzzed(%a: tensor<in f16, A:1, K>, %b: tensor<in f16, L:1, B>, %y: tensor<out f32, M, N:1>) tile {
+  %0 = const {value=0, dtype=i32} : i32
+  %1 = const {value=33, dtype=i32} : i32
+  %2 = const {value=0, dtype=f32} : f32
+  %3 = broadcast %2 {shape=(8, 8)} : f32[8, 8]
+  %4 = dim %a {axis=1} : i32
+  %5 = for %0, %4, %1, %3 {stages=1, schedule=''} : f32[8, 8] (%k: i32, %acc: f32[8, 8]) {
+    %6 = load %a, %0, %k {shape=(8, 33), axes=(0, 1), fill=0} : f16[8, 33]
+    %7 = load %b, %k, %0 {shape=(33, 8), axes=(0, 1), fill=0} : f16[33, 8]
+    %8 = dot %6, %7, %acc {dtype=f32, bias=0, instruction='', fallback=''} : f32[8, 8]
+    yield %8
+  }
+  store %y, %0, %0, %5 {axes=(0, 1)}
+}
+""",
     "what is outside of a tensor is 1 where a number cannot be 0": """\
 func @fuzzed(%x: tensor<in s8, M, N:1>, %y: tensor<out s8, K, L:1>, %z: tensor<out s8, A, B:1>) tile {
   %0 = const {value=0, dtype=i32} : i32

@@ -17,6 +17,7 @@ from tilelang.backends.emulator.execute import execute
 from tilelang.backends.hip.compile import Lowered
 from tilelang.backends.simt import schedule
 from tilelang.errors import CheckError, TargetError, UnsupportedSyntax
+from tilelang.ops.attention.forward import forward_kernel
 
 DEEP, BLOCK = 136, 32
 """Five blocks along k, the last of which is not whole."""
@@ -144,16 +145,37 @@ def test_other_targets_have_one_way(target: str) -> None:
     assert "meet" not in str(lowered("pingpong", target).thread)
 
 
-def test_the_compiler_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless stated: what takes turns has enough products between two meetings."""
-    for arch in IN_TURNS:
-        source = kernels.matmul.lower(*[np.zeros((256, 256), np.float16)] * 2, np.zeros((256, 256), np.float32),
-                                      BM=256, BN=256, BK=32, STAGES=4, target=f"hip:{arch}").source
-        assert "tl::meet" in source
-    monkeypatch.setattr(schedule, "PRODUCTS", 33)
-    other = kernels.matmul.lower(*[np.zeros((256, 256), np.float16)] * 2, np.zeros((256, 256), np.float32), BM=256,
-                                 BN=256, BK=32, STAGES=3, target="hip:gfx950").source
-    assert "tl::meet" not in other
+def multiplied(arch: str, m: int, n: int, k: int, stages: int) -> Lowered:
+    a, b = (np.zeros((m * n, m * n), np.float16) for _ in range(2))
+    return kernels.matmul.lower(a, b, np.zeros((m * n, m * n), np.float32), BM=m, BN=n, BK=k, STAGES=stages,
+                                target=f"hip:{arch}")
+
+
+CHOSEN = [("gfx942", 256, 256, 32, 2, "pingpong"), ("gfx950", 256, 256, 32, 4, "pingpong"),
+          ("gfx950", 256, 256, 64, 2, "interleave"),  # two blocks are too few for turns
+          ("gfx950", 128, 128, 64, 3, "interleave"),  # a warp for each vector unit
+          ("gfx942", 128, 128, 64, 2, "plain")]  # the compiler moves reads by itself
+
+
+@pytest.mark.parametrize("latency", [32, 128])
+@pytest.mark.parametrize(("arch", "m", "n", "k", "stages", "way"), CHOSEN)
+def test_the_compiler_chooses(arch: str, m: int, n: int, k: int, stages: int, way: str, latency: int,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts the fewest cycles; what is not known about the processor decides nothing here."""
+    monkeypatch.setattr(schedule, "LATENCY", latency)
+    assert re.fullmatch(rf"line \d+: {way}", multiplied(arch, m, n, k, stages).schedules)
+
+
+def test_turns_hide_what_is_shorter_than_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "LATENCY", 1000)
+    assert "plain" in multiplied("gfx950", 256, 256, 32, 4).schedules
+
+
+def test_loops_that_do_more_than_multiply_are_plain() -> None:
+    q = np.zeros((1, 1, 256, 128), np.float16)
+    code = forward_kernel.lower(q, q, q, q, 0.1, np.zeros((1, 1, 256), np.float32), BM=128, BN=64, BD=128, BE=128,
+                                target="hip:gfx950")
+    assert isinstance(code, Lowered) and re.fullmatch(r"line \d+: plain", code.schedules)
 
 
 def loop(code: Lowered) -> list[str]:
@@ -175,11 +197,46 @@ def test_machine_code_of_turns(arch: str, instruction: str) -> None:
     assert all(i < names.index("buffer_load_dwordx4") < start for i in stores)
 
 
-@compiles
 @pytest.mark.parametrize("arch", IN_TURNS)
-def test_machine_code_interleaved(arch: str) -> None:
-    """Reads stand among the products rather than before them."""
-    def longest(way: str) -> int:
-        kept = [n for n in loop(lowered(way, f"hip:{arch}", STAGES=2, BK=64)) if n.startswith(("v_mfma", "ds_read"))]
-        return max(len(part) for part in "".join("r" if n.startswith("ds") else "." for n in kept).split("."))
-    assert longest("interleave") < longest("plain")
+def test_interleaved(arch: str) -> None:
+    """A product of one step for each of its steps along k, the reads of the next before each; sums are exact."""
+    code, (a, b) = lowered("interleave", f"hip:{arch}", STAGES=2, BK=64), arguments()
+    c = np.zeros((128, 128), np.float32)
+    execute(code.tile, code.rendered, [a, b, c], [a.shape, b.shape, c.shape], [(DEEP, 1), (128, 1), (128, 1)])
+    np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
+    names = [op.name for op in next(op for op in code.thread.walk() if op.name == "for").regions[0].ops]
+    steps = "".join({"mma": "m", "spread": "|", "dma": "c"}.get(n, "r" if n.startswith("ld") else "") for n in names)
+    assert re.search(r"r+\|(r+c*m\|)+c*m\|$", steps), steps
+
+
+def waits(code: Lowered) -> list[tuple[int, bool]]:
+    """Of each wait for local memory between matrix instructions: how many accesses may stay under way, and whether the
+    newest of those that may not is used before anything else is waited for."""
+    out, pending = list[tuple[int, bool]](), list[set[int]]()
+    lines = gcn.main_loop(code.assembly, code.rendered.name)
+
+    def registers(text: str) -> set[int]:
+        found = re.findall(r"\bv(?:\[(\d+):(\d+)\]|(\d+)\b)", text)
+        return {i for low, high, one in found for i in range(int(one or low), int(one or high) + 1)}
+    for at, line in enumerate(lines):
+        name, _, operands = line.partition(" ")
+        if name.startswith("ds_"):
+            pending.append(registers(operands.split(",")[0]) if name.startswith("ds_read") else set())
+        elif (found := re.search(r"lgkmcnt\((\d+)\)", line)) and len(pending) > (left := int(found[1])):
+            newest = pending[len(pending) - left - 1]
+            pending = pending[len(pending) - left:]
+            until = next((i for i, other in enumerate(lines[at + 1:], at + 1) if other.startswith("s_waitcnt")),
+                         len(lines))
+            used = set[int]().union(*(registers(other.partition(",")[2]) for other in lines[at + 1:until]))
+            out.append((left, bool(newest & used)))
+    return out
+
+
+@compiles
+@pytest.mark.parametrize("way", ["plain", "interleave"])
+def test_waits_for_local_memory(way: str) -> None:
+    """The compiler counts them: none is for more than what is used next. Interleaved, products run while reads are
+    under way: of five waits at least three leave some."""
+    found = waits(lowered(way, "hip:gfx950", STAGES=2, BK=64))
+    assert found and all(used for _, used in found)
+    assert way == "plain" or 5 * sum(left > 0 for left, _ in found) >= 3 * len(found)
