@@ -26,9 +26,9 @@ from tilelang.ops.attention.forward import forward_kernel
 from tilelang.ops.attention.options import blocks
 
 TARGETS = ("cuda:sm_80", "cuda:sm_90a", "hip:gfx942", "hip:gfx950")
-KERNELS = {"forward": (forward_kernel, ""), "backward dk, dv": (dkdv_kernel, "queries"),
+KERNELS = {"forward": (forward_kernel, "forward"), "backward dk, dv": (dkdv_kernel, "queries"),
            "backward dq": (dq_kernel, "keys")}
-KEYS = 256
+KEYS, HEADS = 256, 256
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Case:
         return q, k, v, do, lse, delta, *out, 0.1
 
     def lower(self) -> Lowered:
-        """The kernel at every level, in the blocks that a call chooses."""
+        """The kernel at every level, in the blocks that a call with many heads chooses."""
         kernel, beside = KERNELS[self.name]
         arguments = self.arguments()
         with tile.target("emulate:" + self.target):
-            sizes = blocks(*arguments[:3], KEYS, KEYS, beside)
+            sizes = blocks(*(np.broadcast_to(x, (1, HEADS, KEYS, self.d)) for x in arguments[:3]), KEYS, KEYS, beside)
         if kernel is forward_kernel:
             sizes["POSITIVE"] = True
         code = kernel.lower(*arguments, target=self.target, RIGHT=0 if self.causal else None, **sizes)

@@ -13,6 +13,10 @@ from tilelang.jit import architecture
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, dtype_of
+from tilelang.ops.streamk import PROCESSORS
+
+WIDTHS = {64, 96, 128}
+"""Of heads: columns that one `wgmma` has, of which 128 x 128 scores and sums fit into registers."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +120,25 @@ def page_block(page: int, limit: int = 128) -> int:
     return next(n for n in range(min(page, limit), 0, -1) if page % n == 0)
 
 
-def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, backward: str = "") -> dict[str, Any]:
-    """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU. A kernel of
-    the backward pass sums up over blocks of "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512)
-    or of "keys" (one). `wgmma` has 64 rows to a group of four warps, so that eight warps take 128 keys."""
+def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") -> dict[str, Any]:
+    """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU. "forward" on
+    sm_90a takes blocks of 128 x 128 (as FlashAttention-3 for a width of 128, arXiv:2407.08608) where `wgmma` has the
+    widths and every processor a block. At a width of 128 their loop has 2.7 instructions for a product, of 64 x 64
+    3.7; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
+    "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512) or of "keys" (one). `wgmma` has 64 rows
+    to a group of four warps, so that eight warps take 128 keys."""
     d, e = q.shape[3], v.shape[3]
     if tile.on_gpu(q, k, v):
         side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
         m, n, name = side, side, architecture(q, k, v)
-        if backward == "queries" and name == "cuda:sm_90a" and 64 < max(d, e) <= 128:
+        if kernel == "forward" and name == "cuda:sm_90a" and {d, e} <= WIDTHS and dtype_of(q).bits == 16 \
+                and min(queries, keys) >= 128 and q.shape[0] * q.shape[1] * -(-q.shape[2] // 128) >= PROCESSORS:
+            m, n = 128, 128
+        elif kernel == "queries" and name == "cuda:sm_90a" and 64 < max(d, e) <= 128:
             m, n = 32, 128
-        elif backward == "queries" and name.startswith("cuda") and max(d, e) > 64:
+        elif kernel == "queries" and name.startswith("cuda") and max(d, e) > 64:
             m = max(side // 4, 16)
-        elif backward == "keys" and max(d, e) > 64:
+        elif kernel == "keys" and max(d, e) > 64:
             n = max(side // 2, 16)
         bm, bn, deep = block(queries, m, 16), block(keys, n, 16), 16
     else:

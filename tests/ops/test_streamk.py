@@ -59,3 +59,16 @@ def test_matmul_shares_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     with tile.target("emulate:cuda:sm_80"):
         np.testing.assert_array_equal(ops.matmul(a, b), (a.astype(np.float64) @ b).astype(np.float16))
     assert asked
+
+
+@pytest.mark.parametrize("m", [200, 128])
+def test_products_by_groups_of_warps(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every processor has such a block, those that other warps copy for; integers in floats are exact."""
+    module = importlib.import_module("tilelang.ops.matmul")
+    assert module.group_blocks(128 * 12, 256 * 11, 4096) == (128, 256, 64)
+    assert module.group_blocks(128 * 12, 256 * 10, 4096) == (128, 128, 64)
+    monkeypatch.setattr(module, "PROCESSORS", 1)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, 200), (200, 264)))
+    with tile.target("emulate:cuda:sm_90a"):
+        np.testing.assert_array_equal(ops.matmul(a, b), (a.astype(np.float64) @ b).astype(np.float16))

@@ -10,7 +10,8 @@ import torch
 import tilelang as tile
 from tests.ops.attention.oracle import EPS, attention, bounds, doubled, two_of_three, wavy
 from tilelang import ops
-from tilelang.ops.attention import api, reference
+from tilelang.ops.attention import api, options, reference
+from tilelang.ops.attention.options import blocks
 
 OPTIONS: dict[str, Any] = {
     "causal, sinks": lambda h, s, n: {"causal": True, "sinks": torch.randn(h)},
@@ -129,3 +130,15 @@ def test_mistaken_tensors() -> None:
         ops.attention(x.double(), x.double(), x.double())
     with pytest.raises(ValueError, match="multiple of the"):
         ops.attention(torch.zeros(1, 3, 8, 16), x, x)
+
+
+def test_blocks_that_other_warps_copy_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On sm_90a, where every processor has one: two groups of warps multiply. Neither the last queries nor the last
+    keys fill their blocks."""
+    torch.manual_seed(3)
+    q, k, v = (torch.randn(1, 1, n, 128, dtype=torch.float16) for n in (200, 264, 264))
+    with tile.target("emulate:cuda:sm_90a"):
+        assert blocks(q, k, v, 200, 264, "forward")["BM"] == 64
+        monkeypatch.setattr(options, "PROCESSORS", 2)
+        assert blocks(q, k, v, 200, 264, "forward")["BM"] == blocks(q, k, v, 200, 264, "forward")["BN"] == 128
+        check(q, k, v, {"causal": True}, 2.0 ** -11)
