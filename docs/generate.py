@@ -215,9 +215,11 @@ A kernel is a Python function marked `@tile.kernel`. It is called with arrays or
 `tile.static_range` and tuples of constants (unrolled), `while`, `if`, `assert`, `return` in functions, and calls. An
 `if` on constants is decided when the kernel is compiled, one on a scalar when it runs; of tiles `tile.where` chooses.
 What is assigned in a loop or a branch keeps its shape and dtype. Functions marked `@tile.function` are inlined where
-they are called. Names from outside are constants. Anything else is refused, with the line, and what to write instead.
+they are called. Names from outside are constants. Of constants Python's functions, NumPy's and your own may be called;
+comprehensions, lambdas and unpacking are Python's. Anything else is refused, with the line, and what to write instead.
 
 **Operators** are Python's: `+ - * / // % ** & | ^ ~ << >>`, comparisons, `and or not`. Shapes broadcast as in NumPy.
+Powers are `x ** n` for a constant n of -8 to 8 or a half, and `2 ** x`.
 `x[:, None]`, `x[0]` and `x[2:4]` index with constants; `x.T`, `x.shape`, `x.dtype`, `x.ndim`, `x.to(dtype)`,
 `x.reshape(…)` and `x.permute(…)` are methods, and so are the functions marked with a dot below: `x.exp()` is
 `tile.exp(x)`.

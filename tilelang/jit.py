@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -99,6 +100,7 @@ class Kernel(ByName, KernelDef):
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
         self.__module__, self.__qualname__ = fn.__module__, fn.__qualname__
         self._variants: dict[tuple[str, ...], Kernel] = {}
+        self._reduced: Any = None  # how a kernel without a name of its own is pickled
         self._prepare()
 
     def _prepare(self) -> None:
@@ -144,7 +146,15 @@ class Kernel(ByName, KernelDef):
             raise ArgumentCount(f"`{self.name}` has no constant {min(unknown)!r}", loc=self.source.loc,
                                 needs=", ".join(sorted(self._consts)) or "a kernel with constants",
                                 got=min(unknown), try_="check the spelling")
-        return self._with([replace(p, default=consts[p.name]) if p.name in consts else p for p in self.params])
+        bound = self._with([replace(p, default=consts[p.name]) if p.name in consts else p for p in self.params])
+        bound._reduced = partial(self.bind, **consts), ()
+        return bound
+
+    def __reduce__(self) -> Any:
+        return self._reduced or super().__reduce__()
+
+    def __deepcopy__(self, memo: Any) -> Kernel:
+        return self
 
     def is_out(self, name: str) -> bool:
         """Whether a parameter is an output the call may allocate."""

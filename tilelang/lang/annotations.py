@@ -34,7 +34,7 @@ class ConstSpec:
 
 
 def _spec(mode: str, item: Any) -> TensorSpec:
-    dtype, dims = item if isinstance(item, tuple) else (item, "")
+    dtype, dims = item if isinstance(item, tuple) and len(item) == 2 else (item, "")
     if not isinstance(dtype, DType | str) or not isinstance(dims, str):
         raise TypeError(f"a tensor annotation is written like tile.Tensor[tile.f32, \"M N\"], got {item!r}")
     names: list[Dim] = []

@@ -9,14 +9,16 @@ import math as pymath
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 
 from tilelang.errors import ArgumentCount, Loc, RecursionRefused, TileError, UndefinedTile, UnsupportedSyntax
+from tilelang.ir.core import TensorType
 from tilelang.lang import math, memory, shaping
 from tilelang.lang.builtins import PUBLIC
+from tilelang.lang.elsewhere import HINTS
 from tilelang.lang.emitter import Emitter
 from tilelang.lang.source import Source
 from tilelang.lang.values import Memory, Tile, as_tile
@@ -120,7 +122,8 @@ class Expressions:
         what = f"`{ast.unparse(node.value)}`" if isinstance(node, ast.Attribute) else describe(value)
         return UnsupportedSyntax(f"{what} has no `{name}`", loc=self.at(node),
                                  needs=f"an attribute of {describe(value)}", got=name,
-                                 try_=" or ".join(near) or "look in docs/language.md for what there is")
+                                 try_=HINTS.get(name) or " or ".join(near) or
+                                 "look in docs/language.md for what there is")
 
     def check_tiles(self, node: ast.AST, fn: Callable[..., Any], args: Sequence[Any]) -> None:
         """Raises UnsupportedSyntax where an operator is applied to a tensor that was not loaded."""
@@ -148,8 +151,8 @@ class Expressions:
                                 loc=self.at(node), needs=", ".join(known) or "no arguments",
                                 got=", ".join([*map(describe, args), *(f"{k}={describe(v)}" for k, v in
                                                                        kwargs.items())]) or "none",
-                                try_=f"{near[0]}={describe(kwargs[unknown])}" if near else
-                                f"leave out `{unknown}`" if unknown else "pass what it needs") from error
+                                try_=f"{near[0]}={describe(kwargs[unknown])}" if near else HINTS.get(unknown) or
+                                (f"leave out `{unknown}`" if unknown else "pass what it needs")) from error
 
     # -- leaves ------------------------------------------------------------------------------------------------------
     def eval_Constant(self, node: ast.Constant) -> Any:
@@ -166,9 +169,13 @@ class Expressions:
         try:
             place, now = self.source.lookup(node.id)
         except KeyError:
+            extents = [f"{name}.shape[{x.type.dims.index(node.id)}]" for name, x in self.env.items()
+                       if isinstance(x, Memory) and isinstance(x.type, TensorType) and node.id in x.type.dims]
+            near = difflib.get_close_matches(node.id, [*self.env, *self.source.fn.__globals__], 1)
             raise UndefinedTile(f"`{node.id}` is not defined", loc=self.at(node), needs="a name with a value",
                                 got=f"no variable, parameter or global `{node.id}`",
-                                try_="check the spelling, or assign it first") from None
+                                try_=f"{extents[0]}, or a parameter `{node.id}: tile.Const` for tiles of that extent"
+                                if extents else " or ".join(near) or "assign it first") from None
         value = self.emitter.capture(place, node.id, now)
         return value.item() if isinstance(value, np.generic) else value
 
@@ -274,13 +281,19 @@ class Expressions:
             if callee is len:
                 return args[0].shape[0]
         if _allowed(callee, tiles):
-            return self.apply(node, callee, *args, **kwargs)
+            out = self.apply(node, callee, *args, **kwargs)
+            return out.item() if isinstance(out, np.generic) else out
         name = getattr(callee, "__name__", repr(callee))
+        from tilelang.lang.kernel import KernelDef
+        if isinstance(callee, KernelDef):
+            raise UnsupportedSyntax(f"a kernel cannot call the kernel `{name}`", loc=self.at(node),
+                                    needs="functions marked @tile.function", got=repr(callee),
+                                    try_="move what both do into a @tile.function, or call one kernel after the other")
         raise UnsupportedSyntax(f"`{name}` cannot be called in a kernel", loc=self.at(node),
                                 needs="functions of tile.*, functions marked @tile.function, or Python functions of "
                                 "constants", got=f"{getattr(callee, '__module__', '?')}.{name}",
-                                try_=f"tile.{name}" if name in PUBLIC else
-                                "mark it @tile.function if it works on tiles")
+                                try_=HINTS.get(name) or (f"tile.{name}" if name in PUBLIC else
+                                "mark it @tile.function if it works on tiles"))
 
     def eval_Lambda(self, node: ast.Lambda) -> Callable[..., Any]:
         names = [a.arg for a in node.args.args]
@@ -292,13 +305,19 @@ class Expressions:
         return call
 
     def _comprehension(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
-        if len(node.generators) != 1:
-            raise self.unsupported(node, "a nested comprehension", "write static loops")
-        gen, out, saved = node.generators[0], [], dict(self.env)
-        for item in self.apply(gen.iter, list, self.eval(gen.iter)):
-            self.bind(gen.target, item)
-            if all(self.eval(test) for test in gen.ifs):
+        out: list[Any] = []
+        saved = dict(self.env)
+
+        def run(generators: Sequence[ast.comprehension]) -> None:
+            if not generators:
                 out.append(self.eval(node.elt))
+                return
+            gen, *inner = generators
+            for item in self.apply(gen.iter, list, self.eval(gen.iter)):
+                self.bind(gen.target, item)
+                if all(self.eval(test) for test in gen.ifs):
+                    run(inner)
+        run(node.generators)
         self.env.clear()
         self.env.update(saved)
         return out
@@ -313,12 +332,16 @@ class Expressions:
                 value.value.name = target.id
         elif isinstance(target, ast.Tuple | ast.List):
             items = self.apply(target, list, value)
+            rest = next((i for i, t in enumerate(target.elts) if isinstance(t, ast.Starred)), None)
+            if rest is not None and len(items) >= len(target.elts) - 1:
+                end = len(items) - (len(target.elts) - 1 - rest)
+                items[rest:end] = [items[rest:end]]
             if len(items) != len(target.elts):
                 raise UnsupportedSyntax("tuple assignment of the wrong length", loc=self.at(target),
                                         needs=f"{len(target.elts)} values", got=str(len(items)),
                                         try_="match the number of names")
             for t, v in zip(target.elts, items, strict=True):
-                self.bind(t, v)
+                self.bind(t.value if isinstance(t, ast.Starred) else t, v)
         else:
             raise self.unsupported(target, "assignment to " + type(target).__name__,
                                    "tile.store(tensor, offsets, tile) to write memory")
@@ -332,7 +355,8 @@ def _allowed(callee: Any, tiles: bool) -> bool:
     module = getattr(callee, "__module__", "") or ""  # methods of builtins have None
     if module.startswith(("tilelang.lang", "tilelang.layouts", "tilelang.ir.dtypes")) or callee in PUBLIC.values():
         return True
-    return not tiles and ((_hashable(callee) and callee in _FOLDED) or
+    return not tiles and ((_hashable(callee) and callee in _FOLDED) or isinstance(callee, FunctionType | np.ufunc) or
+                          isinstance(callee, type) and issubclass(callee, np.generic) or
                           isinstance(getattr(callee, "__self__", None), int | float | str | tuple | list | dict))
 
 

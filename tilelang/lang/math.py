@@ -101,14 +101,14 @@ def isnan(x: Any) -> Tile:
     return binary(ew.Ne, tile, tile)
 
 
-def cast(x: Any, dt: DType) -> Tile:
+def cast(x: Any, dtype: DType) -> Tile:
     """The values of `x` converted to a dtype."""
-    return as_tile(x).to(dt)
+    return as_tile(x).to(dtype)
 
 
-def bitcast(x: Any, dt: DType) -> Tile:
+def bitcast(x: Any, dtype: DType) -> Tile:
     """The same bits as a dtype of the same width."""
-    return Tile(emit(ew.Bitcast, as_tile(x).value, dtype=dt).result)
+    return Tile(emit(ew.Bitcast, as_tile(x).value, dtype=dtype).result)
 
 
 def cdiv(a: Any, b: Any) -> Any:

@@ -27,6 +27,8 @@ class Loop:
         self.schedule = schedule
 
     def __iter__(self) -> Any:
+        if all(isinstance(x, int) for x in (self.lo, self.hi, self.step)) and not self.unravel:
+            return iter(static_range(self.lo, self.hi, self.step))  # in a comprehension, enumerate, zip …
         raise UnsupportedSyntax("a run-time loop cannot be unrolled", loc=here(), needs="`for i in tile.range(...)`",
                                 got="tile.range used as a value", try_="tile.static_range for constant bounds")
 
@@ -108,11 +110,19 @@ def persistent(*counts: Any) -> Loop:
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
-def _place(memory: Memory, offsets: Any, shape: Any) -> tuple[list[Value], tuple[int, ...], tuple[int, ...]]:
+def _memory(x: Any) -> Memory:
+    """`x`, if it is memory. Raises UnsupportedSyntax."""
+    if isinstance(x, Memory):
+        return x
+    instead = "a tile is in registers: tile.lookup(table, index), or x[1:3]" if isinstance(x, Tile) else \
+        "make it a parameter of the kernel: x: tile.Tensor[tile.f32, \"N\"]"
+    raise UnsupportedSyntax("not a tensor", loc=here(), needs="a tensor argument or a buffer",
+                            got=str(x.value.type) if isinstance(x, Tile) else type(x).__name__, try_=instead)
+
+
+def _place(memory: Any, offsets: Any, shape: Any) -> tuple[list[Value], tuple[int, ...], tuple[int, ...]]:
     """(offsets of every dimension, block shape, the dimension each block extent walks)."""
-    if not isinstance(memory, Memory):
-        raise UnsupportedSyntax("not a tensor", loc=here(), needs="a tensor argument or a buffer",
-                                got=type(memory).__name__, try_="pass the tensor itself")
+    memory = _memory(memory)
     given = list(offsets) if isinstance(offsets, tuple | list) else [offsets]
     places = [*memory.prefix, *(offset(o) for o in given)]
     if len(places) != memory.type.rank:
@@ -143,7 +153,8 @@ def store(memory: Any, offsets: Any, tile: Any, shape: Any = None) -> None:
     emit(mem.Store, memory.value, *places, value.value, axes=axes)
 
 
-def _indices(memory: Memory, indices: Any, others: list[Any], mask: Any) -> tuple[list[Value], tuple[int, ...]]:
+def _indices(memory: Any, indices: Any, others: list[Any], mask: Any) -> tuple[list[Value], tuple[int, ...]]:
+    memory = _memory(memory)
     given = [*(Tile(p) for p in memory.prefix),
              *(as_tile(i) for i in (indices if isinstance(indices, tuple | list) else (indices,)))]
     tiles = [*given, *(as_tile(o, memory.dtype) for o in others), *([] if mask is None else [as_tile(mask)])]
@@ -189,9 +200,9 @@ def atomic_cas(memory: Any, indices: Any, compare: Any, value: Any, mask: Any = 
 
 
 # -- tier 2 -----------------------------------------------------------------------------------------------------------
-def shared(shape: Any, dt: DType, layout: Any = None) -> Any:
+def shared(shape: Any, dtype: DType, layout: Any = None) -> Any:
     """Memory of this program, uninitialised, optionally with a `tilelang.layouts.SharedLayout`."""
-    return Memory(emit(mem.Alloc, dtype=dt, shape=extents(shape), layout=layout).result)
+    return Memory(emit(mem.Alloc, dtype=dtype, shape=extents(shape), layout=layout).result)
 
 
 def copy(source: Any, destination: Any, offsets: Any = None) -> None:

@@ -11,10 +11,13 @@
 """
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tilelang.errors import DTypeMismatch, Loc
 from tilelang.ir.dtypes import DType, dtype
+
+MAX_FLOAT = sys.float_info.max
 
 
 def promote(a: DType, b: DType, loc: Loc | None) -> DType:
@@ -52,10 +55,21 @@ def weak(value: bool | int | float, dt: DType, loc: Loc | None) -> DType:
         return dt
     if isinstance(value, int) and dt.kind == "bool":
         return dtype("i32")
-    if isinstance(value, int) and dt.kind in ("int", "uint") and not dt.min <= value <= dt.max:
-        raise DTypeMismatch(f"the number {value} does not fit {dt}", loc=loc, needs=f"{dt.min} to {dt.max}",
-                            got=str(value), try_="cast the tile to a wider integer first")
+    check_fits(value, dt, loc)
     return dt
+
+
+def check_fits(value: bool | int | float, dt: DType, loc: Loc | None) -> None:
+    """Raises DTypeMismatch for a number that an integer dtype does not hold, and for an int beyond all floats."""
+    low, high = (dt.min, dt.max) if dt.is_integer else (-MAX_FLOAT, MAX_FLOAT)
+    whole = isinstance(value, int) or value.is_integer()
+    inside = isinstance(value, float) and not dt.is_integer or low <= value <= high
+    if dt.kind == "bool" or inside and (whole or not dt.is_integer):
+        return
+    shown = str(value) if isinstance(value, float) or abs(value) < 1 << 128 else f"an int of {value.bit_length()} bits"
+    raise DTypeMismatch(f"the number {shown} does not fit {dt}", loc=loc,
+                        needs=f"{low} to {high}" if whole else f"a whole number from {low} to {high}", got=shown,
+                        try_="a wider dtype" if whole else "round it, or a dtype of floats")
 
 
 def literal_dtype(value: Any) -> DType:
@@ -64,4 +78,4 @@ def literal_dtype(value: Any) -> DType:
         return dtype("i1")
     if isinstance(value, float):
         return dtype("f32")
-    return dtype("i32" if -(1 << 31) <= value < 1 << 31 else "i64")
+    return dtype("i32" if -(1 << 31) <= value < 1 << 31 else "i64" if value < 1 << 63 else "u64")

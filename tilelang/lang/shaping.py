@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from tilelang.errors import DTypeMismatch, IndexOutOfRange, ShapeMismatch
+from tilelang.errors import IndexOutOfRange, ShapeMismatch
 from tilelang.ir import control, reduction
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Region, TileType, Value
@@ -24,23 +24,20 @@ def arange(start: int, stop: int | None = None) -> Tile:
     return Tile(emit(sh.Arange, start=lo, size=size).result)
 
 
-def full(shape: Any, value: Any, dt: DType | None = None) -> Tile:
-    """A tile of one value. Raises DTypeMismatch for an int outside of an integer `dt`."""
-    if dt is not None and dt.is_integer and type(value) is int and not dt.min <= value <= dt.max:
-        raise DTypeMismatch(f"the number {value} does not fit {dt}", loc=here(), needs=f"{dt.min} to {dt.max}",
-                            got=str(value), try_="a wider dtype")
-    scalar = as_tile(value, dt)
-    return broadcast(scalar.to(dt) if dt else scalar, extents(shape))
+def full(shape: Any, value: Any, dtype: DType | None = None) -> Tile:
+    """A tile of one value. Raises DTypeMismatch for an int outside of an integer `dtype`."""
+    scalar = as_tile(value, dtype)
+    return broadcast(scalar.to(dtype) if dtype else scalar, extents(shape))
 
 
-def zeros(shape: Any, dt: DType = _F32) -> Tile:
+def zeros(shape: Any, dtype: DType = _F32) -> Tile:
     """A tile of zeros."""
-    return full(shape, 0, dt)
+    return full(shape, 0, dtype)
 
 
-def ones(shape: Any, dt: DType = _F32) -> Tile:
+def ones(shape: Any, dtype: DType = _F32) -> Tile:
     """A tile of ones."""
-    return full(shape, 1, dt)
+    return full(shape, 1, dtype)
 
 
 def zeros_like(x: Tile) -> Tile:
@@ -53,9 +50,9 @@ def full_like(x: Tile, value: Any) -> Tile:
     return full(x.shape, value, x.dtype)
 
 
-def constant(values: Sequence[float], dt: DType) -> Tile:
+def constant(values: Sequence[float], dtype: DType) -> Tile:
     """A rank-1 tile of constants, for instance a look-up table."""
-    return Tile(emit(sh.ConstTile, values=tuple(values), dtype=dt).result)
+    return Tile(emit(sh.ConstTile, values=tuple(values), dtype=dtype).result)
 
 
 # -- rearranging ------------------------------------------------------------------------------------------------------
@@ -105,9 +102,9 @@ def stack(tiles: Sequence[Tile], axis: int = 0) -> Tile:
     return concatenate([expand_dims(t, axis) for t in tiles], axis)
 
 
-def lookup(table: Any, index: Tile, dt: DType = _F32) -> Tile:
-    """table[index] for a rank-1 tile, or a tuple of numbers (of dtype `dt`); an index outside gives 0."""
-    entries = table if isinstance(table, Tile) else constant(table, dt)
+def lookup(table: Any, index: Tile, dtype: DType = _F32) -> Tile:
+    """table[index] for a rank-1 tile, or a tuple of numbers (of dtype `dtype`); an index outside gives 0."""
+    entries = table if isinstance(table, Tile) else constant(table, dtype)
     return Tile(emit(sh.Lookup, entries.value, index.value).result)
 
 
@@ -117,13 +114,14 @@ def lookup4(table: Tile, words: Tile) -> Tile:
     return Tile(emit(sh.Lookup4, table.value, words.value).result)
 
 
-def view(x: Tile, dt: DType, source: Any, layout: Any, order: Literal["stream", "pairs", "sums"] = "stream") -> Tile:
+def view(x: Tile, dtype: DType, source: Any, layout: Any,
+         order: Literal["stream", "pairs", "sums"] = "stream") -> Tile:
     """Reinterprets each thread's register bits: from layout `source` of `x` to `layout` under another dtype.
 
     The bits of a thread's elements follow one another, the lowest first ("stream"). `order="pairs"` or "sums" reads
     u32 words that `tilelang.ir.pairs` has packed with numbers of at most 8 bits: on a GPU their conversion to f16
     takes few instructions, the fewest in the order of `tilelang.targets.order`."""
-    return Tile(emit(sh.View, x.value, dtype=dt, source=source, layout=layout, order=order).result)
+    return Tile(emit(sh.View, x.value, dtype=dtype, source=source, layout=layout, order=order).result)
 
 
 def pin(x: Tile, layout: Any) -> Tile:

@@ -83,7 +83,8 @@ class Statements(Expressions):
                 method = getattr(self, f"run_{type(node).__name__}", None)
                 if method is None:
                     raise UnsupportedSyntax(
-                        f"`{type(node).__name__.lower()}` is not supported in a kernel", loc=self.at(node),
+                        f"`{ast.unparse(node).split()[0].rstrip(':')}` is not supported in a kernel",
+                        loc=self.at(node),
                         needs="assignments, for, while, if, return, assert and calls",
                         got=ast.unparse(node).splitlines()[0][:80],
                         try_=_INSTEAD.get(type(node).__name__, "move it out of the kernel"))

@@ -19,7 +19,7 @@ from tilelang.ir import shape as sh
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.lang.emitter import const, emit, emitter, here
-from tilelang.lang.promote import literal_dtype, promote, weak
+from tilelang.lang.promote import check_fits, literal_dtype, promote, weak
 
 Number = bool | int | float
 
@@ -158,21 +158,32 @@ class Tile:
         return Tile(emit(ew.Not, self.value).result)
 
     def __pow__(self, exponent: Any) -> Tile:
-        if not isinstance(exponent, int) or isinstance(exponent, bool) or not 0 < exponent <= 8:
-            raise UnsupportedSyntax("`**` takes a small constant exponent", loc=here(), needs="an int from 1 to 8",
-                                    got=repr(exponent), try_="tile.exp2(y * tile.log2(x)) for a general power")
+        from tilelang.lang import math as functions
+        if isinstance(exponent, float) and exponent in (0.5, -0.5):
+            return functions.sqrt(self) if exponent > 0 else functions.rsqrt(self)
+        if type(exponent) is not int or not 0 < abs(exponent) <= 8:
+            raise UnsupportedSyntax("`**` takes a small constant exponent", loc=here(),
+                                    needs="an int from -8 to 8 but 0, or a half", got=repr(exponent),
+                                    try_="tile.exp2(y * tile.log2(x)) for a general power")
         out = self
-        for _ in range(exponent - 1):
+        for _ in range(abs(exponent) - 1):
             out = out * self
-        return out
+        return out if exponent > 0 else 1 / out
+
+    def __rpow__(self, base: Any) -> Tile:
+        from tilelang.lang import math as functions
+        if base not in (2, 2.0):
+            raise UnsupportedSyntax("`**` with a tile as the exponent takes 2 as the base", loc=here(), needs="2 ** x",
+                                    got=f"{base!r} ** x", try_="tile.exp2(x * math.log2(base))")
+        return functions.exp2(self)
 
     # -- methods -----------------------------------------------------------------------------------------------------
-    def to(self, dt: DType) -> Tile:
+    def to(self, dtype: DType) -> Tile:
         """The values converted to another dtype."""
-        if not isinstance(dt, DType):
-            raise DTypeMismatch("`to` takes a dtype", loc=here(), needs="a dtype such as tile.f16", got=repr(dt),
+        if not isinstance(dtype, DType):
+            raise DTypeMismatch("`to` takes a dtype", loc=here(), needs="a dtype such as tile.f16", got=repr(dtype),
                                 try_="x.to(tile.f32)")
-        return self if dt is self.dtype else Tile(emit(ew.Cast, self.value, dtype=dt).result)
+        return self if dtype is self.dtype else Tile(emit(ew.Cast, self.value, dtype=dtype).result)
 
     @property
     def T(self) -> Tile:
@@ -259,9 +270,14 @@ def as_tile(x: Any, dt: DType | None = None) -> Tile:
     if isinstance(x, Tile):
         return x
     if isinstance(x, bool | int | float):
-        return Tile(const(x, dt or literal_dtype(x)))
-    raise UnsupportedSyntax("not a tile", loc=here(), needs="a tile or a number", got=f"{type(x).__name__} {x!r}"[:80],
-                            try_="load tensors with tile.load before computing with them")
+        dt = dt or literal_dtype(x)
+        check_fits(x, dt, here())
+        return Tile(const(x, dt))
+    if isinstance(x, Memory):
+        got, instead = str(x.value.type), "tile.load(tensor, offsets, shape); shape () gives a number"
+    else:
+        got, instead = f"{type(x).__name__} {x!r}"[:80], "numbers, tile.constant(values, dtype), or a parameter"
+    raise UnsupportedSyntax("not a tile", loc=here(), needs="a tile or a number", got=got, try_=instead)
 
 
 def extent(x: Any) -> int:
