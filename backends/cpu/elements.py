@@ -32,6 +32,7 @@ class Elements:
         self.masked = False
         self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
         self.made: dict[tuple[Value, Position], Value] = {}  # of the position that is being written
+        self.parts: dict[tuple[Value, Position], Value] | None = None  # of the value that is being computed
 
     def scalar(self, v: Value) -> Value:
         """A scalar, from outside the nest or computed in it."""
@@ -49,9 +50,18 @@ class Elements:
             return self.stored[v].load(self.b, where) if v.shape else self.scalar(v)
         if (v, where) in self.made:
             return self.made[v, where]
+        if self.parts is None:
+            self.parts = {}
+            out = self._compute(v, where if v.shape else ())
+            self.parts = None
+            return out
+        if (v, where) not in self.parts:
+            self.parts[v, where] = self._compute(v, where if v.shape else ())
+        return self.parts[v, where]
+
+    def _compute(self, v: Value, where: Position) -> Value:
         op = v.owner
         assert op is not None
-        where = where if v.shape else ()
         rule = getattr(self, f"_at_{op.name}", None)
         if rule is not None:
             return rule(op, where)

@@ -235,9 +235,14 @@ class NestLowering(Reductions):
         def covers(dims: tuple[int | None, ...]) -> bool:
             return all(d in dims for d, e in enumerate(self.shape) if e > 1)
 
+        seen: set[tuple[Value, tuple[int | None, ...]]] = set()
+
         def walk(v: Value, dims: tuple[int | None, ...]) -> None:
             nonlocal stored
             op = v.owner
+            if (v, dims) in seen:
+                return
+            seen.add((v, dims))
             if v not in self.local or op is None:
                 stored = stored or covers(dims)
                 return

@@ -174,11 +174,17 @@ class _Placer:
         return isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or \
             op.name in ("broadcast", "permute", "slice", "arange", *LOOKUPS)
 
-    def cost(self, v: Value) -> int:
+    def cost(self, v: Value, most: int = COSTLY) -> int:
+        """About how many instructions it takes to compute the value in a nest, or some number of at least `most`: what
+        is used twice counts twice, so that a chain of such values would take forever to count."""
         op = v.owner
         if op is None or v in self.stored or not self.inline(op) or self.nest is not None and v in self.nest.stored:
             return 1
-        return weight(op) + sum(self.cost(o) for o in op.operands if isinstance(o.type, TileType) and o.shape)
+        total = weight(op)
+        for o in op.operands:
+            if total < most and isinstance(o.type, TileType) and o.shape:
+                total += self.cost(o, most - total)
+        return total
 
     def repeats(self, op: Op) -> bool:
         """Whether the operation only repeats its operand, which is then what to store."""
@@ -321,28 +327,29 @@ class _Placer:
         return self.nest is not None and any(v in self.nest.reduced or v in self.nest.stored for v in values)
 
     # -- nests -------------------------------------------------------------------------------------------------------
-    def _conflicts(self, v: Value, nest: _Open, aligned: bool) -> bool:
-        """Whether computing `v` inside `nest` needs a result of the nest at another index."""
+    def _conflicts(self, v: Value, nest: _Open, aligned: bool, seen: set[tuple[Value, bool]]) -> bool:
+        """Whether computing `v` inside `nest` needs a result of the nest at another index. In what was `seen` none
+        does."""
         if v in nest.reduced:
             return True
         if v in nest.stored:
             return not aligned
         op = v.owner
-        if op is None or v in self.stored or not self.inline(op):
+        if (v, aligned) in seen or op is None or v in self.stored or not self.inline(op):
             return False
-        return any(self._conflicts(o, nest, aligned and op.name not in _ELSEWHERE)
-                   for o in op.operands)
+        seen.add((v, aligned))
+        return any(self._conflicts(o, nest, aligned and op.name not in _ELSEWHERE, seen) for o in op.operands)
 
     def root(self, op: Op, value: Value | None, shape: tuple[int, ...], axis: int | None = None) -> None:
         memory = op.operands[0] if op.name in (*_WRITES, "load", "gather") else None
         touches = memory if memory in self.written else None
         alone = op.name in ("atomic", "assert") or op.attrs.get("kind") == "custom"
         sources = op.operands
-        nest = self.nest
+        nest, seen = self.nest, set[tuple[Value, bool]]()
         joins = (nest is not None and not alone and nest.shape == shape
                  and (axis is None or nest.axis is None or nest.axis == axis)
                  and (touches is None or touches not in nest.memory)
-                 and not any(self._conflicts(o, nest, not (self.inline(op) and op.name in _ELSEWHERE))
+                 and not any(self._conflicts(o, nest, not (self.inline(op) and op.name in _ELSEWHERE), seen)
                              for o in sources)
                  and not any(r.name in ("atomic", "assert", "convert_layout") or r.attrs.get("kind") == "custom"
                              for r, _ in nest.roots) and op.name != "convert_layout")
