@@ -346,11 +346,9 @@ class _Loop:
             full = self._full(out, n, slot)
             out.append(ir.MBarrierExpect([barriers, full], {"bytes": total}, loc=group[0].loc))
             for copy in group:
-                if copy in self.shares.copies:
-                    parts, numbers = self.shares.copies[copy]
-                    self._copy(out, copy, at, slot, barriers, full, *numbers, cls=ir.CopyShared, parts=parts)
-                else:
-                    self._copy(out, copy, at, slot, barriers, full, cls=ir.CopyBulk)
+                parts, numbers = self.shares.copies.get(copy, (0, []))
+                cls, attrs = (ir.CopyShared, {"parts": parts}) if parts else (ir.CopyBulk, {})
+                self._copy(out, copy, at, slot, barriers, full, *numbers, cls=cls, **attrs)
         return out
 
     def _wait(self, group: int, barriers: Value, oldest: Value, parity: Value) -> list[Op]:
