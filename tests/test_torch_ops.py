@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import tilelang as tile
 from tilelang import nn, ops
+from tilelang.torch_ops import nobody_looks
 
 
 @pytest.fixture(autouse=True)
@@ -236,3 +243,42 @@ def test_results_written_elsewhere_have_no_gradient() -> None:
         ops.matmul(x, y, out=torch.empty(3, 5))
     with torch.no_grad():
         assert torch.equal(ops.matmul(x, y, out=torch.empty(3, 5)), ops.matmul(x, y))
+
+
+class _Watched(TorchFunctionMode):
+    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return fn(*args, **(kwargs or {}))
+
+
+def test_who_looks_at_calls_of_operators() -> None:
+    x, wanted = torch.randn(2, 3), leaf(2, 3)
+    seen: list[bool] = []
+
+    def looked(t: torch.Tensor) -> torch.Tensor:
+        seen.append(nobody_looks((t,)))
+        return t + 1
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert nobody_looks((wanted, [x, torch.zeros(1)], "text", None))
+    assert nobody_looks((x,)) and not nobody_looks((wanted,)) and not nobody_looks(([x, wanted],))
+    for other in (torch.empty(3, device="meta"), torch.ones(2, dtype=torch.complex64).conj().imag,
+                  FakeTensorMode().from_tensor(x), x.to_sparse()):
+        assert not nobody_looks((x, other))
+    for mode in (torch.autocast("cpu"), FlopCounterMode(display=False), profile(), forward_ad.dual_level(),
+                 _Watched()):
+        with mode:
+            looked(x)
+    torch.vmap(looked)(x)
+    torch.func.grad(lambda t: looked(t).sum())(x)
+    make_fx(looked)(x)
+    assert len(seen) == 8 and not any(seen)
+
+
+def test_quantised_products_pass_the_dispatcher_by_unseen() -> None:
+    """The same numbers, under a profile an event, gradients where they are wanted."""
+    x, w = torch.randn(1, 32), tile.quantize(torch.randn(8, 32), "u4", group=32)
+    y = ops.mpgemm(x, w)
+    with profile() as found:
+        assert torch.equal(ops.mpgemm(x, w), y)
+    assert any(event.name == "tilelang::mpgemm" for event in found.events())
+    assert ops.mpgemm(x.clone().requires_grad_(), w).requires_grad and not y.requires_grad

@@ -11,6 +11,7 @@ import sys
 import threading
 import typing
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from tilelang.args import wants_gradient
@@ -112,6 +113,35 @@ def no_gradient(what: str, *args: Any, **kwargs: Any) -> None:
     """Raises ArgumentGradient where a gradient is wanted of any argument: `what` gives none."""
     if wants_gradient(*args, *kwargs.values()):
         raise ArgumentGradient(f"{what} gives no gradient: call it under torch.no_grad(), or pass detached tensors")
+
+
+@cache
+def _ordinary() -> int:
+    """The keys of PyTorch's dispatcher that ordinary tensors have."""
+    from torch._C import DispatchKey, DispatchKeySet
+    keys = DispatchKeySet(DispatchKey.BackendSelect) | DispatchKeySet(DispatchKey.ADInplaceOrView)
+    for key in (DispatchKey.CPU, DispatchKey.AutogradCPU, DispatchKey.CUDA, DispatchKey.AutogradCUDA):
+        keys = keys | DispatchKeySet(key)
+    return int(keys.raw_repr())
+
+
+def nobody_looks(args: Sequence[Any]) -> bool:
+    """Whether a call of an operator with these, of which no graph is being made, would do no more than call its
+    function, so that who checks arguments anyway may save the way through the dispatcher: ordinary tensors, no
+    gradient, mode, transform, trace or profile."""
+    import torch
+    from torch.autograd import forward_ad
+    c, gradients = torch._C, torch.is_grad_enabled()
+    if forward_ad._current_level >= 0 or c._autograd._profiler_enabled() or c._len_torch_function_stack():
+        return False
+    keys = c._dispatch_tls_local_include_set()
+    for x in args:
+        for t in x if type(x) is list else (x,):
+            if isinstance(t, torch.Tensor):
+                if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter or gradients and t.requires_grad:
+                    return False
+                keys = keys | c._dispatch_keys(t)
+    return not (keys - c._dispatch_tls_local_exclude_set()).raw_repr() & ~_ordinary()
 
 
 def _literal(default: Any) -> str:

@@ -17,7 +17,6 @@ from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
 from tilelang.ops.mpgemm.cpu import (
     WEIGHTS,
-    bf16_tables,
     dequant_gemv_kernel,
     extra,
     integer_gemv_kernel,
@@ -36,7 +35,7 @@ from tilelang.ops.mpgemm.lut import (
 )
 from tilelang.ops.mpgemm.pack import LANES, Panels, depth_of, panels, repackable
 from tilelang.ops.mpgemm.pairs import pairs_gemv_kernel, pairs_kernel
-from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, Plan, plan
+from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, Plan, by_bytes, plan
 from tilelang.quant import QuantTensor, RowParts
 
 ACTIVATIONS = (None, "gelu", "relu", "silu")
@@ -280,14 +279,14 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
         values = np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)
         bucket_kernel(spread, sums, values.astype(np.float32), *weight, **consts)
     else:
-        dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, **consts)
+        dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)
 
 
 def _by_pairs(x: Any, group: int, sums: Any, weight: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
     """A product of numbers x [M, groups of so many columns] that bf16 holds."""
     pairs = np.zeros((len(x), w.words.shape[1], 8, 2), np.uint32)
     pairs_kernel(x, pairs, sums, GROUP=group, DEPTH=w.depth)
-    pairs_gemv_kernel(pairs.reshape(len(x), -1, 16), sums, *weight, TABLES=bf16_tables(w.bits, w.dtype),
+    pairs_gemv_kernel(pairs.reshape(len(x), -1, 16), sums, *weight, DTYPE=w.dtype,
                       EXTRA=extra(w.bits, w.dtype is None), **consts)
 
 

@@ -1,12 +1,7 @@
 """Kernels of `mpgemm` for a CPU, on weights repacked by `pack` and activations spread over their groups."""
 from __future__ import annotations
 
-from functools import cache
-
-import numpy as np
-
 import tilelang as tile
-from tilelang.ir import codec
 from tilelang.ops.activation import finished
 from tilelang.ops.mpgemm.pack import FIELDS
 
@@ -103,14 +98,13 @@ def value_at(words, i, j, BITS, DTYPE):
     return (v & ((1 << BITS) - 1)).to(tile.dtype(f"u{BITS}")).bitcast(DTYPE).to(tile.f32)
 
 
-@cache
-def bf16_tables(bits: int, dt: tile.DType | None) -> tuple[tuple[int, ...], ...] | None:
-    """The low and the high bytes of the bf16 of each code of a type that bf16 holds, repeated to a length that
-    `lookup4` takes; None for whole numbers."""
-    if dt is None:
-        return None
-    entries = np.resize(codec.encode(codec.values_of(dt), tile.bf16), max(16, 1 << bits))
-    return tuple(tuple((entries >> shift & 255).tolist()) for shift in (0, 8))
+@tile.function
+def bf16_tables(BITS, DTYPE):
+    """The low and the high bytes of the bf16 of every code, repeated to a length that `lookup4` takes. (As constants
+    of the kernel they would be compared at each call.)"""
+    codes = tile.arange(max(16, 1 << BITS)) & ((1 << BITS) - 1)
+    bits = codes.to(tile.dtype(f"u{BITS}")).bitcast(DTYPE).to(tile.bf16).bitcast(tile.u16).to(tile.i32)
+    return (bits & 255).to(tile.u8), (bits >> 8).to(tile.u8)
 
 
 def extra(bits: int, whole: bool) -> float:
@@ -119,17 +113,17 @@ def extra(bits: int, whole: bool) -> float:
 
 
 @tile.function
-def pairs_at(words, i, BITS, TABLES):
+def pairs_at(words, i, BITS, tables):
     """Codes i of the four streams as bf16 in the halves of two words, those of streams 0 and 2, then of 1 and 3: words
-    [B, BITS, n] to [B, n] each. TABLES are their values' bytes. Whole numbers of less than 8 bits are the first bits
+    [B, BITS, n] to [B, n] each. `tables` are their values' bytes. Whole numbers of less than 8 bits are the first bits
     behind the point of a number that begins with 2**BITS, which they count too much."""
     if len(FIELDS[BITS]) == 1:
         v, at = words[:, i * BITS // 8, :], i * BITS % 8
     else:
         v, at = bytes_at(words, i, BITS), 0
-    if TABLES is not None:
+    if tables is not None:
         v = v >> at if at else v
-        low, high = tuple([tile.lookup4(tile.constant(entries, tile.u8), v) for entries in TABLES])
+        low, high = tuple([tile.lookup4(table, v) for table in tables])
         return low & 0x00FF00FF | high << 8 & 0xFF00FF00, low >> 8 & 0x00FF00FF | high & 0xFF00FF00
     if BITS == 8:
         codes = tuple([(v >> 8 * j & 255 if j else v & 255).to(tile.f32).bitcast(tile.u32)
@@ -137,6 +131,12 @@ def pairs_at(words, i, BITS, TABLES):
         return codes[0] >> 16 | codes[2], codes[1] >> 16 | codes[3]
     both = tuple([v >> by if by > 0 else v << -by if by < 0 else v for by in (at + BITS - 7, at + BITS + 1)])
     return tuple([b & ((1 << BITS) - 1 << 7 - BITS) * 0x00010001 | (127 + BITS << 7) * 0x00010001 for b in both])
+
+
+@tile.function
+def half(words, high):
+    """The bf16 in the low or high halves of words, as f32."""
+    return (words & 0xFFFF0000 if high else words << 16).bitcast(tile.f32)
 
 
 @tile.function
@@ -192,13 +192,14 @@ def dequant_gemv_kernel(
     zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, ZERO: tile.Const,
+    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, TABLES: tile.Const, ZERO: tile.Const,
     ACT: tile.Const,
 ):
-    """ROWS rows of y and one panel of columns for each program: every code becomes its value in registers. ZERO is the
-    number taken off every code where there is no array of them."""
+    """ROWS rows of y and one panel of columns for each program: every code becomes its value in registers, with TABLES
+    a half of what `pairs_at` looks up. ZERO is the number taken off every code where there is no array of them."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES, CHAINS = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1, 2 if ROWS == 1 else 1
+    tables = bf16_tables(BITS, DTYPE) if TABLES else None
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
     for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 8192)):
         block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
@@ -206,8 +207,10 @@ def dequant_gemv_kernel(
         for h in tile.static_range(HALVES):
             part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS * CHAINS)])
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
+                both = pairs_at(block, i, BITS, tables) if TABLES else ()
                 for j in tile.static_range(4):
-                    v, chain = value_at(block, i, j, BITS, DTYPE), j % CHAINS
+                    v = half(both[j % 2], j // 2) if TABLES else value_at(block, i, j, BITS, DTYPE)
+                    chain = j % CHAINS
                     part = tuple([tile.fma(v, rows[r % ROWS][:, 4 * i + j:4 * i + j + 1], part[r])
                                   if r // ROWS == chain else part[r] for r in tile.static_range(ROWS * CHAINS)])
             acc = with_group(acc, joined(part, ROWS), None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.mpgemm.cpu import joined, pairs_at, stages_of, store_rows, with_group
+from tilelang.ops.mpgemm.cpu import bf16_tables, joined, pairs_at, stages_of, store_rows, with_group
 
 
 @tile.kernel
@@ -31,12 +31,13 @@ def pairs_gemv_kernel(
     zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, TABLES: tile.Const, EXTRA: tile.Const, ZERO: tile.Const,
+    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, EXTRA: tile.Const, ZERO: tile.Const,
     ACT: tile.Const,
 ):
     """`dequant_gemv_kernel` for pairs of bf16; EXTRA is what `pairs_at` counts too much."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES, CHAINS = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1, 2 if ROWS == 1 else 1
+    tables = bf16_tables(BITS, DTYPE) if DTYPE is not None else None
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
     for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 8192)):
         block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
@@ -44,7 +45,7 @@ def pairs_gemv_kernel(
         for h in tile.static_range(HALVES):
             part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS * CHAINS)])
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
-                both = pairs_at(block, i, BITS, TABLES)
+                both = pairs_at(block, i, BITS, tables)
                 for j in tile.static_range(2):
                     chain = j % CHAINS
                     part = tuple([tile.dot2(both[j], rows[r % ROWS][:, 2 * i + j:2 * i + j + 1], part[r])

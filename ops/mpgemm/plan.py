@@ -17,7 +17,7 @@ far that reaches.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,8 @@ BANDWIDTH = 32.0
 """Bytes a nanosecond that one core reads from memory (Zen 5; see benchmarks/README.md)."""
 RATE = 12.0
 """Vector operations of 64 bytes that it starts in a nanosecond."""
+PRODUCT = 1.4
+"""What a fused product counts: fewer of them start at once."""
 QUANTISED = tuple(f"i{b}" for b in range(2, 9)) + tuple(f"s{b}" for b in range(1, 8))
 """Activations in whole numbers that fit into bytes: of integers the least is never taken."""
 
@@ -94,11 +96,19 @@ def _cheapest(x: DType, w: Panels, m: int, wanted: str | None) -> Plan:
     return min(plans, key=lambda p: p.nanoseconds)
 
 
+def by_bytes(w: Panels) -> bool:
+    """Whether the values of `w` as f32 are looked up by bytes of bf16: those of more than a register of f32."""
+    return w.dtype is not None and w.bits > 4 and codec.holds(dtype("bf16"), w.dtype)
+
+
 def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
-    rows = _rows(m)
-    each = (2 if w.dtype is None else 3) + (len(FIELDS[w.bits]) - 1) / 2 + rows  # mask, convert; products of 16 lanes
-    if w.dtype is not None and w.bits > 4:
+    rows = _rows(m, 4 if by_bytes(w) else 5)
+    each = (2 if w.dtype is None else 3) + (len(FIELDS[w.bits]) - 1) / 2  # mask, convert
+    if by_bytes(w):
+        each += 2 if w.bits > 6 else 0
+    elif w.dtype is not None and w.bits > 4:
         each += 10 if w.bits > 6 else 3 * (w.bits - 4)  # fields of a float, or several registers of a table
+    each += PRODUCT * rows  # of 16 lanes
     return _estimate("dequant_fma", "f32", w, m, rows, 4 * each, 0, 0)
 
 
@@ -108,7 +118,8 @@ def _bf16_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
         return "activations that bf16 holds", str(x), 'pass x as bf16, or x_dtype="i8"'
     if w.dtype is not None and not codec.holds(dtype("bf16"), w.dtype):
         return "values that bf16 holds", str(w.dtype), 'leave decomposition="dequant_fma"'
-    each = (2 if w.dtype is None and w.bits < 8 else 3.5 if w.bits <= 6 else 6) + 2 * (fields - 1) + rows
+    each = (2 if w.dtype is None and w.bits < 8 else 3.5 if w.bits <= 6 else 6 if w.dtype is None else 10) + \
+        2 * (fields - 1) + PRODUCT * rows
     if "bf16" not in cpu_features():
         each += 2 * (1 + rows)  # halves apart, two products
     return _estimate("bf16_dot", "f32", w, m, rows, 2 * each, 0, 0)
@@ -135,7 +146,7 @@ def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     whole, rows = _whole(x, w), _rows(m)
     if len(whole) == 3:
         return whole
-    each = 2 * len(FIELDS[w.bits]) + 1.5 * rows
+    each = 2 * len(FIELDS[w.bits]) + 2.4 * rows
     return _estimate("int_dot", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 
@@ -143,7 +154,7 @@ def _bitplane_popc(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     whole, rows = _whole(x, w, 2 if x.kind == "bipolar" else 1), _rows(m)
     if len(whole) == 3:
         return whole
-    each = 4 * w.bits * x.bits * rows / 8  # and, count, multiply, add: 32 columns of 16 rows
+    each = 5.6 * w.bits * x.bits * rows / 8  # and, count, multiply, add: 32 columns of 16 rows
     return _estimate("bitplane_popc", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 
@@ -154,7 +165,12 @@ def _even(w: Panels) -> tuple[str, str, str] | None:
 
 
 def _lut_act(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
-    return _even(w) or _estimate("lut_act", "f32", w, m, 1, 4.2 * w.bits, 0, 0)  # shift, look up, add, load tables
+    if wrong := _even(w):
+        return wrong
+    tables = 512 * w.words.shape[1] * m  # bytes: they are made first, and every panel reads them all
+    each = 5 * w.bits + (1.5 if tables > 1 << 20 else 0)  # shift, look up, add, load tables, maybe not from L2
+    found = _estimate("lut_act", "f32", w, m, 1, each, 0, 0)
+    return replace(found, nanoseconds=found.nanoseconds + tables / BANDWIDTH)
 
 
 def _lut_act_i8(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
@@ -202,6 +218,7 @@ def _estimate(name: str, accumulator: str, w: Panels, m: int, rows: int, each: f
               limit: int) -> Plan:
     """`each` is the vector operations for 64 codes and `rows` rows."""
     turns = -(-m // max(rows, 1))
-    time = max(w.nbytes / BANDWIDTH, turns * w.words.size * 32 / w.bits / 64 * each / RATE)
+    parts = w.nbytes / BANDWIDTH, turns * w.words.size * 32 / w.bits / 64 * each / RATE
+    time = max(parts) + min(parts) / 4  # of the shorter part most goes on beside the longer
     return Plan(name, dtype(accumulator), w.group, bound, limit, max(rows, 1), time)
 
