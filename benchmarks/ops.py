@@ -88,6 +88,40 @@ def decoding() -> Iterator[Row]:
                   (q, k, v), size(k, v), 4 * batch * 16 * 8192 * 128, reads=True)
 
 
+def pages() -> Iterator[Row]:
+    """The same from pages of 128 keys in any order, which torch gathers first."""
+    for dt in (torch.float32, torch.bfloat16):
+        q = torch.randn(4, 16, 1, 128).to(dt)
+        k, v = (torch.randn(256, 4, 128, 128).to(dt) for _ in range(2))
+        table, used = torch.randperm(256, dtype=torch.int32).reshape(4, 64), torch.full((4,), 8192, dtype=torch.int32)
+
+        def gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor,
+                     _: torch.Tensor) -> torch.Tensor:
+            k, v = (x[table.long()].transpose(1, 2).reshape(4, 4, 8192, 128) for x in (k, v))
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        yield Row(f"attention_decode {str(dt).removeprefix('torch.')} H16 G4 B4 S8192 D128, pages of 128",
+                  lambda q, k, v, t, n: ops.attention_decode(q, k, v, seqused_k=n, block_table=t), gathered,
+                  (q, k, v, table, used), size(k, v), 4 * 4 * 16 * 8192 * 128, reads=True)
+
+
+def quantised_caches() -> Iterator[Row]:
+    """torch has no such attention: it reads the values. They have one sign: a result near 0 would be a difference of
+    the sums of codes and of zero points, and further off than what torch adds up."""
+    q, k, v = torch.randn(1, 16, 1, 128), torch.randn(1, 16, 8192, 128), torch.rand(1, 16, 8192, 128)
+    for name in ("i8", "f8e4m3", "f8e5m2", "u4", "u2"):
+        *codes, scales = ops.quantize_kv(k, v, name)
+        scales = {key: x for key, x in scales.items() if x is not None}
+        plain = [torch.from_numpy(x.values()).float() if isinstance(x, tile.Packed) else x.float() for x in codes]
+        for x, of, axis in ((plain[0], "k", 2), (plain[1], "v", 3)):
+            x -= scales[f"{of}_zero"].unsqueeze(axis) if f"{of}_zero" in scales else 0.0
+            x *= scales[f"{of}_scale"].unsqueeze(axis)
+        yield Row(f"attention_decode of {name} H16 G16 B1 S8192 D128",
+                  lambda q, k, v, scales=scales: ops.attention_decode(q, k, v, **scales),
+                  F.scaled_dot_product_attention, (q, *plain),
+                  size(*scales.values()) + k.numel() * 2 * tile.dtype(name).bits / 8, 4 * k.numel(), reads=True,
+                  packed=(q, *codes))
+
+
 def packed_caches() -> Iterator[Row]:
     """Of a packed cache (Mustafar) torch reads the unpacked one, of latent rows (MLA) one for each head."""
     h, length, d, share = 8, 8192, 128, 0.3
@@ -200,7 +234,8 @@ def losses_and_experts() -> Iterator[Row]:
 
 def rows() -> Iterator[Row]:
     """Every row, made when it is reached."""
-    for family in (decoding, packed_caches, other_attentions, scans, rowwise, losses_and_experts):
+    for family in (decoding, pages, quantised_caches, packed_caches, other_attentions, scans, rowwise,
+                   losses_and_experts):
         yield from family()
 
 
