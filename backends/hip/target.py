@@ -50,9 +50,9 @@ def target(name: str) -> SimtTarget:
                           try_='tile.target("emulate:hip:gfx942")')
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
     casts = frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")})
-    later = arch >= CDNA4  # CDNA3 copies 4 bytes at a time, slower than through registers
+    later = arch >= CDNA4  # others copy 4 bytes at a time: asked for, not chosen (`dma.py`)
     return SimtTarget(name, arch, 64, SHARED_BYTES[arch], PORTS_CDNA4 if later else PORTS, rows, async_copy=later,
-                      ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 0,
+                      ldmatrix=False, native_casts=casts, transposed_loads=later, windows=True, dma=16 if later else 4,
                       turns=8 if arch >= CDNA3 else 0, multiplied=MULTIPLIED[arch], two_f32=True, ternary=later,
                       halves=True, swaps=frozenset((16, 32)) if later else frozenset(), dies=DIES.get(arch, (1, 1)),
                       subnormals=arch > CDNA2)  # PyTorch's "Numerical accuracy": products of MI200 flush them

@@ -2,6 +2,13 @@
 lanes of a warp fill neighbouring places, so that a swizzle is undone on the side of the tensor.
 
 `count_waits` says how many such copies may be under way when a group has arrived: the hardware counts them, in order.
+
+A copy of 16 bytes for each lane (gfx950) takes three instructions: the place, what lies between, and itself. Units
+that copy 4 (gfx90a, gfx942) take twelve for as much, 48 cycles of a wave for each KiB, where going through registers
+takes a load and a store, 8. What that buys is registers, and copies more than one iteration ahead, for which the 64
+KiB of those processors hold no blocks where registers are short: one of 256 x 128 x 32 would spend 288 cycles of each
+1024 of its products on its 6 KiB for each wave instead of 48. So pipelined loops go through registers there, and
+`tile.copy_async` into memory that the user manages is by such copies: through registers it would wait where it stands.
 """
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def iteration(body: Sequence[Op], rings: set[Value], target: SimtTarget, threads
 def _multiplies(body: Sequence[Op], rings: set[Value], target: SimtTarget) -> bool:
     """Whether a loop does nothing but multiply what was staged, so that all products may stand among reads, and the
     compiler leaves reads behind products: where copies go through registers it moves reads itself."""
-    return bool(target.dma) and all(op.name in ("dot", "permute", "const", "yield") or
+    return target.async_copy and all(op.name in ("dot", "permute", "const", "yield") or
                                     op.name == "load" and op.operands[0] in rings for op in body)
 
 

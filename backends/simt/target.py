@@ -16,8 +16,9 @@ class SimtTarget:
     `word_operands` that they take their operands as words, too. It may have
     products of groups of warps (`group_mma`),
     loads that transpose (`transposed.py`), accesses that check ranges (`window.py`) and units that copy `dma` bytes
-    for each lane (`dma.py`). `dies` says how many chips, each with a cache of its own, take a grid's programs in turn,
-    and of how many neighbours each is to have a run. `turns` are the warps of a program of which one half may multiply
+    for each lane (`dma.py`); `async_copy` says that pipelined loops copy without registers. `dies` says how many
+    chips, each with a cache of its own, take a grid's programs in turn, and of how many neighbours each is to have a
+    run. `turns` are the warps of a program of which one half may multiply
     while the other moves data (`schedule.py`), 0 where there are no such schedules; `multiplied` is what one of its
     vector units multiplies in a cycle, in numbers by their bits. Where `two_f32`, one instruction
     adds or multiplies two f32; where `ternary`, one is any function of the bits of three words; where `halves`, one

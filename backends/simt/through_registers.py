@@ -89,7 +89,8 @@ def through_registers(fn: Function, target: SimtTarget) -> Function:
     def goes(copy: Op) -> bool:
         """Whether a copy goes through registers."""
         buffer = copy.operands[copy.buffer]  # type: ignore[attr-defined]
-        return buffer in managed and not copies_in_order(copy, facts, target.dma, threads, windows)
+        return buffer in managed and not (
+            target.async_copy and copies_in_order(copy, facts, target.dma, threads, windows))
     _rewrite(fn.body, goes, threads)
     return fn
 

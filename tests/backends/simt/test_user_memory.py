@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tilelang as tile
+from tests.backends.simt import kernels
 from tilelang.errors import CheckError
 
 TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_90a", "hip:gfx942", "hip:gfx950")
@@ -107,3 +108,13 @@ def test_slices_that_do_not_exist(target: str) -> None:
     args = whole(300), np.array([2, -1, 0, 3, 1 << 30], np.int32), np.array([2, 2, -5, 0, 3], np.int32)
     with tile.target(target):
         np.testing.assert_array_equal(slots(*args), slots.reference(*args))
+
+
+@pytest.mark.parametrize(("target", "copy"), [("hip:gfx90a", "tl::dma<2>"), ("hip:gfx942", "tl::dma<2>"),
+                                              ("hip:gfx950", "tl::dma<8>")])
+def test_copies_that_are_asked_for_are_by_the_units_there_are(target: str, copy: str) -> None:
+    """Of 4 bytes for each lane where pipelined loops go through registers."""
+    a, b, c = np.zeros((64, 96), np.float16), np.zeros((96, 64), np.float16), np.zeros((64, 64), np.float32)
+    source = ring.lower(a, b, c, target=target).source
+    assert copy in source and source.count("tl::dma<") == source.count(copy) and "tl::wait_operations<" in source
+    assert (copy in kernels.matmul.lower(a, b, c, STAGES=2, target=target).source) == (target == "hip:gfx950")
