@@ -123,8 +123,8 @@ def page_block(page: int, limit: int = 128) -> int:
 def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") -> dict[str, Any]:
     """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU. "forward" on
     sm_90a takes blocks of 128 x 128 (as FlashAttention-3 for a width of 128, arXiv:2407.08608) where `wgmma` has the
-    widths and every processor a block. At a width of 128 their loop has 2.7 instructions for a product, of 64 x 64
-    3.7; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
+    widths and every processor a block. At a width of 128 their loop has 1.9 instructions for a product, of 64 x 64
+    2.9; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
     "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512) or of "keys" (one). `wgmma` has 64 rows
     to a group of four warps, so that eight warps take 128 keys."""
     d, e = q.shape[3], v.shape[3]
