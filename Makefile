@@ -36,6 +36,7 @@ bench-static: .venv/test
 	$(BIN)/python -m benchmarks.static_attention
 	$(BIN)/python -m benchmarks.static_calls
 	$(BIN)/python -m benchmarks.static_weights
+	$(BIN)/python -m benchmarks.static_bits
 	$(BIN)/python -m benchmarks.order
 
 # On a machine with a GPU: its tests and benchmarks, into benchmarks/gpu-results.md. Elsewhere it fails. For AMD's:

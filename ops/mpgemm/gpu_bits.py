@@ -30,7 +30,6 @@ from tilelang.ops.mpgemm.plan import QUANTISED, beyond
 from tilelang.quant import QuantTensor
 
 BIT = tile.dtype("u1")
-STAGES = 4
 ROWS = 128
 """Of W, of a program that counts in words."""
 
@@ -93,9 +92,9 @@ def bitplane_kernel(
     zero: tile.Tensor[tile.f32, "G N"] = None, minimum: tile.Tensor[tile.f32, "G N"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    SOURCE: tile.Const, LAYOUT: tile.Const, XSOURCE: tile.Const, XLAYOUT: tile.Const, XBITS: tile.Const,
-    BITS: tile.Const, BM: tile.Const, GROUP: tile.Const, STAGES: tile.Const, BIPOLAR: tile.Const, ZERO: tile.Const,
-    ACT: tile.Const,
+    SOURCE: tile.Const, LAYOUT: tile.Const, XLOAD: tile.Const, XSOURCE: tile.Const, XLAYOUT: tile.Const,
+    XBITS: tile.Const, BITS: tile.Const, BM: tile.Const, GROUP: tile.Const, STAGES: tile.Const,
+    BIPOLAR: tile.Const, ZERO: tile.Const, ACT: tile.Const,
 ):
     """A block of y. `words` are the planes of codes as threads hold them, `codes` the sums of a group's; GROUP steps
     of columns have the same parameters, each taken off or multiplied as `cpu.folded` does."""
@@ -105,10 +104,10 @@ def bitplane_kernel(
     for g in tile.range(0, scale.shape[0], stages=STAGES if GROUP == 1 else 1):
         part = tile.zeros((BN, BM), tile.i32)
         if GROUP == 1:
-            part = counted(part, x, words, m, n, g, SOURCE, LAYOUT, XSOURCE, XLAYOUT, XBITS, BITS, BM)
+            part = counted(part, x, words, m, n, g, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XBITS, BITS, BM)
         else:
             for k in tile.range(g * GROUP, (g + 1) * GROUP, stages=STAGES):
-                part = counted(part, x, words, m, n, k, SOURCE, LAYOUT, XSOURCE, XLAYOUT, XBITS, BITS, BM)
+                part = counted(part, x, words, m, n, k, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XBITS, BITS, BM)
         less = tile.load(codes, (g, n * BN), (BN,))[:, None]
         part = part + part - less * ((1 << XBITS) - 1) if BIPOLAR else part - less * (1 << XBITS - 1)
         total, out = tile.load(sums, (g, m * BM), (BM,)), part.to(tile.f32)
@@ -125,15 +124,16 @@ def bitplane_kernel(
 
 
 @tile.function
-def counted(part, x, words, m, n, k, SOURCE, LAYOUT, XSOURCE, XLAYOUT, XBITS, BITS, BM):
+def counted(part, x, words, m, n, k, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XBITS, BITS, BM):
     """`part` and the sum of products of codes over the columns of step k."""
     COUNT = LAYOUT.shape[1]
     if XLAYOUT is None:
         return counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, LAYOUT.shape[0], COUNT // 32)
     ws = tuple([tile.view(tile.load(words, (r, k, n * SOURCE.shape[0], 0), SOURCE.shape), BIT, SOURCE, LAYOUT)
                 for r in tile.static_range(BITS)])
-    xs = tuple([tile.view(tile.load(x, (s, m * BM, k * (COUNT // 32)), XSOURCE.shape), BIT, XSOURCE, XLAYOUT).T
-                for s in tile.static_range(XBITS)])
+    rows = tuple([tile.pin(tile.load(x, (s, m * BM, k * (COUNT // 32)), XLOAD.shape), XLOAD)
+                  for s in tile.static_range(XBITS)])
+    xs = tuple([tile.view(rows[s], BIT, XSOURCE, XLAYOUT).T for s in tile.static_range(XBITS)])
     if BITS * XBITS == 1:
         return tile.dot(ws[0], xs[0], part)
     sum = tile.dot(ws[BITS - 1], xs[XBITS - 1], dtype=tile.i32)
@@ -185,14 +185,15 @@ def lanes(target: str, columns: int) -> Lanes:
 @cache
 def held(target: str, columns: int, warps: int, rows: int) -> dict[str, Any]:
     """Constants of `bitplane_kernel` for programs of so many warps, one below the other, and rows of x, where products
-    are instructions."""
+    are instructions. Words of x are loaded row by row (XLOAD), and taken in the order of instructions (XSOURCE)."""
     of = lanes(target, columns)
     if not of.products:
-        return {"SOURCE": of.words, "LAYOUT": of.codes, "XSOURCE": None, "XLAYOUT": None, "BM": 8}
+        return {"SOURCE": of.words, "LAYOUT": of.codes, "XLOAD": None, "XSOURCE": None, "XLAYOUT": None, "BM": 8}
     x = targets.operand_layouts(target, 16, columns, BIT, tile.i32, rows)[1].permute((1, 0))
     halves = min(columns // 128, 2)
     xsource = RegisterLayout(((rows // 8, 8), (4, columns // 128 // halves, halves)), (1, 2), (3, 0, 4))
     return {"SOURCE": layouts.spatial(warps, 1) * of.words, "LAYOUT": layouts.spatial(warps, 1) * of.codes,
+            "XLOAD": layouts.local(rows // 8, 1) * layouts.spatial(8, 4) * layouts.local(1, columns // 128),
             "XSOURCE": xsource, "XLAYOUT": x, "BM": rows}
 
 
@@ -286,6 +287,12 @@ def steps(group: int, bits: int, target: str) -> tuple[int, int]:
     return -(-group // columns) * columns, columns
 
 
+def stages(planes: int) -> int:
+    """Steps that are copied ahead, and the one multiplied: fewer of many planes, each of which has barriers of its
+    own where blocks go by TMA."""
+    return min(max(32 // planes, 2), 4)
+
+
 def _repack(w: QuantTensor, target: str) -> Planes:
     (n, k), dt = w.shape, w.codes.dtype  # type: ignore[union-attr]
     group, order = grouping(w)
@@ -329,6 +336,6 @@ def product(x: Any, w: Planes, y: Any, target: str, how: GpuPlan, x_dtype: tile.
                 DTYPE=x_dtype)
     zeros, how_held = not isinstance(w.zero, float), held(target, w.columns, how.warps, how.rows)
     bitplane_kernel(quantised, w.words, w.codes, xscale, sums, w.scale, y, **how_held, XBITS=x_dtype.bits, BITS=bits,
-                    GROUP=w.depth // w.columns, STAGES=STAGES, BIPOLAR=x_dtype.kind == "bipolar",
+                    GROUP=w.depth // w.columns, STAGES=stages(bits + x_dtype.bits), BIPOLAR=x_dtype.kind == "bipolar",
                     zero=w.zero if zeros else None, ZERO=None if zeros else w.zero, minimum=w.minimum, bias=bias,
                     residual=residual, added=added, ACT=activation)
