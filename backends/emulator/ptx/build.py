@@ -9,7 +9,7 @@ import numpy as np
 
 from tilelang.backends.emulator.ptx import forms
 from tilelang.backends.emulator.ptx.forms import Mnemonic
-from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
+from tilelang.backends.emulator.ptx.machine import LANES, Machine, Space, Step
 from tilelang.backends.emulator.ptx.numbers import DTYPES, UNSIGNED, WIDE, Array
 from tilelang.backends.emulator.ptx.parse import (
     TYPES,
@@ -39,19 +39,25 @@ Rule = Callable[["Builder", Instruction, Mnemonic, int], Step]
 
 @dataclass
 class Builder:
-    """The steps of a kernel for a number of threads. `registers` holds every block's initial values."""
+    """The steps of a kernel for a number of threads, and bytes of shared memory that the launch asks for. `registers`
+    holds the initial values of every block, or cluster of blocks."""
 
     kernel: Kernel
     threads: int
+    asked: int = 0
     registers: list[Array] = field(default_factory=list)
     slots: dict[Any, int] = field(default_factory=dict)
     arguments: dict[int, tuple[int, str]] = field(default_factory=dict)  # slot: offset and type
 
     def __post_init__(self) -> None:
-        self.width = -(-self.threads // LANES) * LANES
+        block = -(-self.threads // LANES) * LANES
+        self.width = block * self.kernel.cluster
+        self.thread, self.rank = np.arange(self.width) % block, np.arange(self.width) // block
         alignment = self.kernel.dynamic_alignment
         self.dynamic = -(-self.kernel.shared_bytes // alignment) * alignment  # where dynamic shared memory starts
         self.local = -(-self.kernel.local_bytes // 16) * 16  # bytes of a thread
+        first, *others = self.shared().starts
+        self.apart = others[0] - first if others else 0  # bytes between the shared memory of blocks
 
     # -- registers ----------------------------------------------------------------------------------------------------
     def slot(self, key: Any, initial: Callable[[], Array]) -> int:
@@ -74,17 +80,23 @@ class Builder:
 
     def special(self, name: str) -> int:
         """Registers of the hardware. Those about the grid are set when it is known."""
-        thread = np.arange(self.width, dtype=np.uint32)
+        thread = self.thread.astype(np.uint32)
         known = {"%tid.x": thread, "%laneid": thread % LANES, "%warpid": thread // LANES,
-                 "%ntid.x": np.full_like(thread, self.threads)}
+                 "%ntid.x": np.full_like(thread, self.threads), "%cluster_ctarank": self.rank.astype(np.uint32)}
         one = ("%ntid.y", "%ntid.z", "%nctaid.y", "%nctaid.z")
         return self.slot(name, lambda: known.get(name, np.full_like(thread, name in one)))
 
     def place(self, s: Symbol, size: int) -> int:
-        """A variable's address."""
+        """A variable's address; blocks of a cluster have their own shared memory, one behind the other."""
         base = {"shared": SHARED, "dynamic": SHARED + self.dynamic, "global": GLOBAL, "local": 0,
-                "arguments": ARGUMENTS}[s.space]
-        return self.constant(base + s.offset, size)
+                "arguments": ARGUMENTS}[s.space] + s.offset
+        if s.space not in ("shared", "dynamic"):
+            return self.constant(base, size)
+        return self.slot((s, size), lambda: (base + self.rank * self.apart).astype(UNSIGNED[size]))
+
+    def shared(self) -> Space:
+        """The shared memory of a cluster."""
+        return Space("shared", SHARED, [(self.dynamic + self.asked, 0)] * self.kernel.cluster, POISON)
 
     def argument(self, offset: int, t: str) -> int:
         slot = self.slot(("argument", offset, t), lambda: np.zeros(self.width, UNSIGNED[TYPES[t]]))

@@ -96,18 +96,26 @@ def copy(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     assert isinstance(coordinates, Vector)
     inside, origin = c.address(there), c.read(source, "u64")
     bar = c.address(barrier[0]) if barrier else None
+    several = c.read(barrier[1], "u16") if "multicast::cluster" in m.mods else None
     takes = [c.read(o, "s32") for o in coordinates.items]
 
     def step(m: Machine) -> None:
         starts, given, threads = origin(m)[m.index], [take(m)[m.index] for take in takes], np.flatnonzero(m.active)
         bars = bar(m) if bar is not None else None
+        ranks = several(m)[m.index] if several is not None else None
         for n, address in enumerate(inside(m)):
             tensor = m.bulk.maps.get(int(starts[n]))
             if tensor is None or len(tensor.extents) != len(takes):
                 raise PtxError("a copy of a block by what is no map of a tensor of as many dimensions")
             box = tensor, [int(x[n]) for x in given], int(address)
-            if bars is not None:
+            if bars is not None and ranks is not None:
+                for rank in (r for r in range(16) if ranks[n] >> r & 1):
+                    there = _box(m, *box[:2], m.peer(int(address), rank))
+                    _barrier(m, m.peer(int(bars[n]), rank)).copies.append(there)
+                m.look_again()
+            elif bars is not None:
                 _barrier(m, int(bars[n])).copies.append(_box(m, *box))
+                m.look_again()
             else:
                 thread = int(threads[n])
                 land = partial(_store, m, *box, adds)
@@ -171,4 +179,16 @@ def _land(m: Machine, b: MBarrier) -> None:
         _ended(m, b)
 
 
-RULES: dict[str, Rule] = {"mbarrier": _mbarrier}
+def _peer(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
+    """`mapa`: a place in the shared memory of another block of the cluster."""
+    if m.mods != ("shared::cluster",):
+        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+    put, where, rank = c.write(i.operands[0], "u32"), c.read(i.operands[1], "u32"), c.read(i.operands[2], "u32")
+
+    def step(m: Machine) -> None:
+        places = zip(where(m)[m.index], rank(m)[m.index], strict=True)
+        put(m, m.spread(np.asarray([m.peer(int(a), int(r)) for a, r in places], np.uint32)))
+    return step
+
+
+RULES: dict[str, Rule] = {"mbarrier": _mbarrier, "mapa": _peer}

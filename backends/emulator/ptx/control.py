@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -50,9 +50,11 @@ def _exit(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
 def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     """`bar.sync n` waits for every thread of the block, one that has exited never comes; `bar.sync n, count` for so
-    many threads, whole warps."""
+    many threads, whole warps; `barrier.cluster.wait` for those of all blocks of a cluster."""
     if "warp" in m.mods:
         return _collective(c, at, c.read(i.operands[0], "u32"), lambda m: None)
+    if "cluster" in m.mods and m.one_of("arrive", "wait"):
+        return _meet(at, (), True) if "wait" in m.mods else _nothing(c, i, m, at)
     if set(m.mods) != {"sync"} or not 1 <= len(i.operands) <= 2 or \
             not all(isinstance(o, Constant) for o in i.operands):
         raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
@@ -60,17 +62,26 @@ def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     if number >= BARRIERS or any(not n or n % LANES for n in some):
         raise PtxError("a barrier that the hardware does not have", got=f"`{i.text}`",
                        needs=f"a number below {BARRIERS}, and whole warps of {LANES} threads")
+    return _meet(at, some, False)
 
+
+def _meet(at: int, some: Sequence[int], cluster: bool) -> Step:
+    """Threads of a block, or of all blocks of a cluster, wait for each other: all, or `some` number of them."""
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
-        lanes, members = here.reshape(-1, LANES), m.exists.reshape(-1, LANES)
-        warps, expected = lanes.any(1), some[0] if some else m.width
-        if warps.sum() * LANES > expected:
-            raise PtxError(f"{warps.sum() * LANES} threads come to a barrier of {expected}")
-        if warps.sum() * LANES == expected and (lanes == members)[warps].all():
-            return None if here is m.active else [(at + 1, here)]
-        m.parked[at] = here
-        return []
+        groups = 1 if cluster else m.cluster
+        lanes, members = here.reshape(groups, -1, LANES), m.exists.reshape(groups, -1, LANES)
+        warps, expected = lanes.any(2), some[0] if some else m.width // groups
+        come = warps.sum(1) * LANES
+        if (come > expected).any():
+            raise PtxError(f"{come.max()} threads come to a barrier of {expected}")
+        met = (come == expected) & ((lanes == members).all(2) | ~warps).all(1)
+        ready = (met[:, None, None] & lanes).reshape(-1)
+        if here is m.active and (ready == here).all():
+            return None
+        if (here & ~ready).any():
+            m.parked[at] = here & ~ready
+        return [(at + 1, ready)] if ready.any() else []
     return step
 
 
@@ -85,15 +96,15 @@ def _registers(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
-        if m.width % unit:
-            raise PtxError(f"a block of {m.width} threads has no whole groups of {unit}")
+        if m.block % unit:
+            raise PtxError(f"a block of {m.block} threads has no whole groups of {unit}")
         ready = np.zeros_like(here)
         for g in np.flatnonzero(here.reshape(-1, unit).all(1)):
             have = int(m.granted[g])
             if (each < have) if take else (each > have):
                 raise PtxError(f"threads of {have} registers {'take' if take else 'drop to'} {each}")
-            if each - have <= m.free:
-                m.free -= each - have
+            if each - have <= m.free[g * unit // m.block]:
+                m.free[g * unit // m.block] -= each - have
                 m.granted[g], ready[g * unit:(g + 1) * unit] = each, True
         if (here & ~ready).any():
             m.parked[at] = here & ~ready
@@ -111,8 +122,8 @@ def _collective(c: Builder, at: int, named: Read | None, body: Body, unit: int =
 
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
-        if m.width % unit:
-            raise PtxError(f"a block of {m.width} threads has no whole groups of {unit}")
+        if m.block % unit:
+            raise PtxError(f"a block of {m.block} threads has no whole groups of {unit}")
         lanes, members = here.reshape(-1, unit), m.exists.reshape(-1, unit)
         if named is not None:
             masks = named(m).reshape(-1, LANES)

@@ -1,4 +1,5 @@
-"""All threads of a block at once: registers are arrays with an element for each thread, control is per thread.
+"""All threads of a block, or of a cluster of blocks, at once: registers are arrays with an element for each thread,
+control is per thread.
 
 Threads that stand at the same instruction run together, those at the lowest one first, so that branches meet again.
 Instructions of whole warps and barriers keep threads until all that take part have come.
@@ -126,23 +127,31 @@ Step = Callable[["Machine"], "list[tuple[int, Array]] | None"]
 
 
 class Machine:
-    """The state of a block."""
+    """The state of a block, or of the blocks of a cluster, whose threads follow one another."""
 
-    def __init__(self, threads: int, registers: list[Array], spaces: dict[str, Space]) -> None:
-        self.width = -(-threads // LANES) * LANES
-        self.exists = np.arange(self.width) < threads
+    def __init__(self, threads: int, registers: list[Array], spaces: dict[str, Space], cluster: int = 1) -> None:
+        self.cluster, self.block = cluster, -(-threads // LANES) * LANES
+        self.width = cluster * self.block
+        self.exists = np.arange(self.width) % self.block < threads
         self.registers, self.spaces = registers, spaces
         self.live = self.exists.copy()
         self.parked: dict[int, Array] = {}  # threads that wait for others, by instruction
         self.copies: list[tuple[Array, Array, Array, Array]] = []  # async: threads, groups, places, words
         self.group = np.zeros(self.width, np.int64)  # that an async copy of the thread belongs to
         self.bulk = Bulk()
-        each = min(REGISTERS // self.width // UNIT * UNIT, 256)
+        each = min(REGISTERS // self.block // UNIT * UNIT, 256)
         self.granted = np.full(-(-self.width // (LANES * GROUP)), each)  # registers of a thread of each group of warps
-        self.free = 0  # of those that the block began with
+        self.free = [0] * cluster  # of those that each block began with
         self.waits: set[int] = set()  # instructions where threads wait for a barrier in shared memory, or registers
         self.again: set[int] = set()  # those of them at which parked threads are to look again
         self.activate(self.live)
+
+    def peer(self, address: int, rank: int) -> int:
+        """The same place in the shared memory of another block of the cluster. Raises PtxError."""
+        if not 0 <= rank < self.cluster:
+            raise PtxError(f"shared memory of block {rank} of a cluster of {self.cluster}")
+        starts = self.spaces["shared"].starts
+        return address - starts[bisect_right(starts, address) - 1] + starts[rank]
 
     def look_again(self) -> None:
         """Something came that threads may wait for."""

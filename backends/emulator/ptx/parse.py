@@ -90,6 +90,7 @@ class Kernel:
     name: str
     params: list[int]
     threads: int
+    cluster: int = 1
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     registers: set[Register] = field(default_factory=set)
@@ -171,7 +172,8 @@ class _Parser:
     def run(self, f: _Function) -> Kernel:
         limit = re.search(r"\.maxntid\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", f.directives)
         threads = int(limit[1]) * int(limit[2] or 1) * int(limit[3] or 1) if limit else 1024
-        self.kernel = Kernel(f.name, [], threads)
+        cluster = re.search(r"\.reqnctapercluster\s+(\d+)", f.directives)
+        self.kernel = Kernel(f.name, [], threads, int(cluster[1]) if cluster else 1)
         module = _Scope({}, None)
         for text in self.declarations:
             if found := _VARIABLE.search(text):
@@ -305,7 +307,7 @@ class _Parser:
             return Constant(int(found[2], 16), True)
         if re.match(r"-?\d", text):
             return Constant(int(text.rstrip("U"), 0))
-        if re.match(r"%(?:n?tid|n?ctaid)\.[xyz]$|%(?:laneid|warpid)$", text):
+        if re.match(r"%(?:n?tid|n?ctaid)\.[xyz]$|%(?:laneid|warpid|cluster_ctarank)$", text):
             return Special(text)
         known = scope.find(text)
         if known is None:

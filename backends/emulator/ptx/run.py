@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilelang.backends.emulator.ptx import bulk, control, machine, memory
-from tilelang.backends.emulator.ptx.build import ARGUMENTS, GLOBAL, POISON, SHARED, Builder
+from tilelang.backends.emulator.ptx.build import ARGUMENTS, GLOBAL, POISON, Builder
 from tilelang.backends.emulator.ptx.machine import Machine, Space, Step
 from tilelang.backends.emulator.ptx.numbers import UNSIGNED, Array
 from tilelang.backends.emulator.ptx.parse import TYPES, PtxError, kernel
@@ -19,22 +19,24 @@ RULES = {**memory.RULES, **control.RULES, **bulk.RULES}
 
 
 @lru_cache(maxsize=64)
-def _built(ptx: str, name: str, threads: int) -> tuple[Builder, list[Step]]:
-    builder = Builder(kernel(ptx, name), threads)
+def _built(ptx: str, name: str, threads: int, shared_bytes: int) -> tuple[Builder, list[Step]]:
+    builder = Builder(kernel(ptx, name), threads, shared_bytes)
     return builder, builder.steps(RULES)
 
 
 def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads: int, shared_bytes: int = 0) -> None:
-    """Runs `programs` blocks of kernel `name`. Arguments are as those of `backends.emulator.run.Program.launch`:
-    `Buffer`s, written in place, and scalars; a NumPy scalar fixes its C type.
+    """Runs `programs` blocks of kernel `name`, those of a cluster together. Arguments are as those of
+    `backends.emulator.run.Program.launch`: `Buffer`s, written in place, and scalars; a NumPy scalar fixes its C type.
 
     Memory that nothing has written holds 0xA5 bytes. Raises PtxError for an instruction that is not covered, and for
     an access outside the buffers, a misaligned one, threads that wait for ever, async copies that nothing waits for,
     a member mask without the lane itself, and a failed `tl::check`; the arrays are then unchanged."""
-    builder, steps = _built(ptx, name, threads)
+    builder, steps = _built(ptx, name, threads, shared_bytes)
     k = builder.kernel
     if not 0 < threads <= k.threads:
         raise PtxError(f"kernel `{name}` cannot run with {threads} threads", needs=f"1 to {k.threads}")
+    if programs % k.cluster:
+        raise PtxError(f"kernel `{name}` cannot run in {programs} blocks", needs=f"whole clusters of {k.cluster}")
     if len(args) != len(k.params):
         raise PtxError(f"kernel `{name}` takes {len(k.params)} arguments", got=str(len(args)))
     buffers = [a.array for a in args if isinstance(a, Buffer)]
@@ -69,14 +71,14 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
         registers[slot] = np.full(builder.width, np.frombuffer(values, bits, 1, offset)[0])
     grid = np.full(builder.width, programs, np.uint32)
     with np.errstate(all="ignore"):
-        for block in range(programs):
+        for block in range(0, programs, k.cluster):
             own = registers.copy()
-            for special, number in (("%nctaid.x", grid), ("%ctaid.x", np.full_like(grid, block))):
+            for special, number in (("%nctaid.x", grid), ("%ctaid.x", (block + builder.rank).astype(np.uint32))):
                 if special in builder.slots:
                     own[builder.slots[special]] = number
             spaces = {"global": world, "local": Space("local", 0, [(builder.local * builder.width, 0)], POISON),
-                      "shared": Space("shared", SHARED, [(builder.dynamic + shared_bytes, 0)], POISON)}
-            block_machine = Machine(threads, own, spaces)
+                      "shared": builder.shared()}
+            block_machine = Machine(threads, own, spaces, k.cluster)
             block_machine.bulk.maps = maps
             block_machine.run(steps, lambda pc: k.code[pc].text if pc < len(k.code) else "its end")
     for i, old in enumerate(contents):

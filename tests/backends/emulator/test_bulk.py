@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 from tests.backends.emulator import multicast
 from tests.backends.emulator.bulk import PARTS, RING, arguments
+from tests.backends.emulator.ptx.test_mistakes import planted
 from tests.backends.emulator.ptx.tiers import needs_nvrtc, on_ptx
 from tests.backends.emulator.texts import F, found, kernel, run
 from tilelang.backends.cuda import nvrtc
+from tilelang.backends.emulator.ptx.parse import PtxError
 from tilelang.backends.emulator.run import POLICIES, Buffer, TensorMap
 
 TEXT = """
@@ -163,6 +166,24 @@ def test_blocks_of_a_cluster_fetch_halves_for_each_other() -> None:
     blocks = args[0].array.reshape(8, 256)[:, ::4]
     np.testing.assert_array_equal(args[1].array.reshape(2, 8, 64), [blocks, blocks])
     assert result.counters[7].bytes == args[0].array.nbytes  # each byte is read once for both
+
+
+@needs_nvrtc
+def test_a_cluster_runs_as_ptx() -> None:
+    text = kernel(multicast.PARAMS, multicast.RING.format(**multicast.PARTS), 64, multicast.HEAD)
+    args, again = multicast.arguments(), multicast.arguments()
+    on_ptx(text, "compute_90a")("k", args, threads=64, shared_bytes=4096, programs=2)
+    run(text, again, 64, 4096, programs=2)
+    np.testing.assert_array_equal(args[1].array, again[1].array)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("right", "wrong"), [('"r"(lane));', '"r"(0));'), ('"h"(u16(ranks))', '"h"(u16(1))')])
+def test_a_mistake_in_the_prelude_of_clusters_shows(right: str, wrong: str, tmp_path: Path) -> None:
+    text = kernel(multicast.PARAMS, multicast.RING.format(**multicast.PARTS), 64, multicast.HEAD)
+    tier = on_ptx(text, "compute_90a", planted(tmp_path, "tl_bulk.h", right, wrong))
+    with pytest.raises(PtxError, match="wait for others that never come|an arrival more than"):
+        tier("k", multicast.arguments(), threads=64, shared_bytes=4096, programs=2)
 
 
 @needs_nvrtc

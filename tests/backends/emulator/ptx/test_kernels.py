@@ -70,6 +70,10 @@ CASES: dict[str, tuple[Kernel, dict[str, Any], tuple[str, ...]]] = {  # with ins
         "q": draw(128, 64, dtype=np.float16), "k": draw(72, 64, dtype=np.float16), "v": draw(72, 64, dtype=np.float16),
         "o": zeros(128, 64), "BM": 128, "BN": 64, "BD": 64, "STAGES": 2, "SCHEDULE": "producer"},
         ("setmaxnreg.dec", "setmaxnreg.inc", "bar.sync 1, 256", "wgmma.mma_async", "mbarrier.try_wait")),
+    "matmul of a cluster": (kernels.matmul, {
+        "a": draw(128, 264, dtype=np.float16), "b": draw(264, 64, dtype=np.float16), "c": zeros(128, 64), "BM": 64,
+        "BN": 64, "BK": 64, "STAGES": 3, "SCHEDULE": "plain", "CLUSTER": (2, 1)},
+        ("multicast::cluster", "mapa.shared::cluster", "barrier.cluster.arrive", "wgmma.mma_async")),
 }
 
 
