@@ -108,18 +108,24 @@ class Access:
             store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
     def streams(self, size: int, base: ir.Value, offset: ir.Value, extents: Sequence[ir.Value],
-                steps: Sequence[ir.Value]) -> ir.Value:
-        """Whether a tensor of elements of `size` bytes is larger than the caches, the address at `offset` begins a
-        line, and so does every step between rows from there: lines written in part would go to memory piece by piece.
-        """
+                steps: Sequence[ir.Value], lines: bool) -> ir.Value:
+        """Whether a tensor of elements of `size` bytes is larger than the caches, the address at `offset` begins an
+        element (a line), and so does every step between rows from there: lines written in part would go to memory
+        piece by piece."""
         b, total = self.b, I64(size)
         for extent in extents:
             total = b.mul(total, extent)
         bits = b.add(b.ptrtoint(base, I64), b.mul(offset, I64(size)))
         for step in steps:
             bits = b.or_(bits, b.mul(step, I64(size)))
-        aligned = b.icmp_unsigned("==", b.and_(bits, I64(LINE - 1)), I64(0))
+        aligned = b.icmp_unsigned("==", b.and_(bits, I64((LINE if lines else size) - 1)), I64(0))
         return b.and_(b.icmp_unsigned(">", total, I64(self.target.cache_bytes)), aligned)
+
+    def to_line(self, size: int, base: ir.Value, offset: ir.Value) -> ir.Value:
+        """How many elements of `size` bytes lie between `offset` and the next line."""
+        b = self.b
+        at = b.add(b.ptrtoint(base, I64), b.mul(offset, I64(size)))
+        return b.udiv(b.and_(b.neg(at), I64(LINE - 1)), I64(size))
 
     def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value, near: bool) -> None:
         """Starts to bring a line into the first or the second level of the caches."""

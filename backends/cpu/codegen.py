@@ -440,7 +440,11 @@ class _Generator(Arithmetic, Control):
         assert isinstance(t, TensorType)
         extents = [self.context[("shape", p, axis)] for axis in range(t.rank)]
         steps = [self.context[("stride", p, axis)] for axis in range(t.rank) if not t.unit[axis:axis + 1] == (True,)]
-        return access.streams(dt.storage.itemsize, base, offset, extents, steps)
+        return access.streams(dt.storage.itemsize, base, offset, extents, steps, op.attrs["lines"])
+
+    def op_to_line(self, op: Op) -> ir.Value:
+        access, dt, _, (base, offset) = self._access(op)
+        return access.to_line(dt.storage.itemsize, base, offset)
 
     def op_st_scatter(self, op: Op) -> None:
         access, dt, packed, args = self._access(op)

@@ -30,6 +30,7 @@ class Elements:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
         self.vector_bytes, self.ahead = vector_bytes, ahead
         self.masked = False
+        self.before: Index | None = None  # where masks end, if not with a tensor
         self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
         self.made: dict[tuple[Value, Position], Value] = {}  # of the position that is being written
         self.parts: dict[tuple[Value, Position], Value] | None = None  # of the value that is being computed
@@ -207,7 +208,8 @@ class Elements:
             if ix.lanes is not None:
                 lane_stride = b.mul(stride, ix.step)
                 if self.masked:
-                    mask = self._lane_mask(at, dim, ix)
+                    mask = self._lane_mask(at, dim, ix) if self.before is None else \
+                        self._lane_mask(ix.base, self.before, ix)
             elif self.masked:
                 scalars += [b.pure(ew.Ge, b.index(at), b.index(0)), b.pure(ew.Lt, b.index(at), b.index(dim))]
                 # Masked lanes take processors long where there is no memory behind them.

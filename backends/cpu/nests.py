@@ -12,7 +12,7 @@ from tilelang.backends.cpu.buffers import Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.elements import Position
 from tilelang.backends.cpu.machine import LINE, CpuTarget
 from tilelang.backends.cpu.place import LOOKUPS
-from tilelang.backends.cpu.reductions import Reductions
+from tilelang.backends.cpu.reductions import At, Reductions
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
@@ -39,6 +39,7 @@ class NestLowering(Reductions):
         self.unread = unread
         self.direct = self._direct()
         self.streamed = False
+        self.cut: Index | None = None  # where rows end whose lines are written past the caches
         for inner, outer in self.yields:
             t = outer.tile
             layout = t.layout
@@ -64,16 +65,19 @@ class NestLowering(Reductions):
         b.epoch += 1
         floor, b.floor = b.floor, len(b.levels) - 1
         self.vector = self._vector_dim()
-        inside = self.inside()
-        if inside:
-            with b.branch(b.all_of(inside)) as branch:
+        ends = self._ends()
+        streams = self._cuttable(ends)
+        if streams:
+            with b.branch(b.all_of([*streams, *self.inside(ends)])) as branch:
                 b.floor = len(b.levels) - 1
-                self._maybe_streamed(self._loops)
+                self.cut = self._first_outside(ends)
+                self._loops()
+                self.cut = None
                 branch.otherwise()
                 b.epoch += 1
-                self._at_edges()
+                self._in_parts(ends, self._loops)
         else:
-            self._maybe_streamed(self._loops)
+            self._in_parts(ends, lambda: self._maybe_streamed(self._loops))
         b.floor = floor
         b.epoch += 1
         for inner, outer in self.yields:
@@ -81,20 +85,30 @@ class NestLowering(Reductions):
                 self.scalars[outer] = b.load(self.targets[inner].memory, 0, None)
         b.epoch += 1
 
-    def _at_edges(self) -> None:
-        """The nest where it crosses edges. Where only long runs of vectors do, the last of these alone are masked."""
-        b, ends = self.b, self._ends()
-        if not ends:
-            self._masked_loops()
+    def _in_parts(self, ends: Mapping[Op, int | None], write: Callable[[], None]) -> None:
+        """The nest by where it lies: inside of all tensors, across the `ends` of long rows, of which the last vectors
+        alone are masked, or elsewhere."""
+        b, inside = self.b, self.inside()
+        b.floor = len(b.levels) - 1
+        if not inside:
+            write()
             return
-        with b.branch(b.all_of([b.const(1, ew.I1), *self.inside(ends)])) as branch:
+        with b.branch(b.all_of(inside)) as branch:
             b.floor = len(b.levels) - 1
-            self.limit = self._first_outside(ends)
-            self._maybe_streamed(self._loops)
-            self.limit = None
+            write()
             branch.otherwise()
             b.epoch += 1
-            self._masked_loops()
+            if not ends:
+                self._masked_loops()
+                return
+            with b.branch(b.all_of([b.const(1, ew.I1), *self.inside(ends)])) as across:
+                b.floor = len(b.levels) - 1
+                self.limit = self._first_outside(ends)
+                write()
+                self.limit = None
+                across.otherwise()
+                b.epoch += 1
+                self._masked_loops()
 
     def _masked_loops(self) -> None:
         self.b.floor = len(self.b.levels) - 1
@@ -141,6 +155,77 @@ class NestLowering(Reductions):
                 first = b.clamp(b.sub(b.index(b.extent(op.operands[0], axis)), b.index(at)), 0, first)
         return first
 
+    # -- past the caches ----------------------------------------------------------------------------------------------
+    def _cuttable(self, ends: Mapping[Op, int | None]) -> list[Value]:
+        """Conditions under which rows are written past the caches from the first line on that begins in them: none
+        where the nest does anything but one such store, the vectors are no whole lines, or elements share bytes."""
+        d = self.vector
+        if d is None or self.yields or len(self.effects) != 1 or ends.get(self.effects[0]) is None or \
+                any(op.operands[0].dtype.packed for op in ends):
+            return []
+        lanes, streams = self._lanes(self.shape[d]), self._streams(lines=False)
+        if not streams or lanes * self.effects[0].operands[-1].dtype.storage.itemsize % LINE:
+            return []
+        return [*streams, self.b.pure(ew.Ge, self.b.index(self._first_outside(ends)), self.b.index(lanes))]
+
+    def _chunks(self, at: At, body: Callable[[At], None]) -> None:
+        """Of a row that is `cut` what lies before its first line and behind its last whole one goes through the
+        caches, behind masks. Streamed stores do not pass one that waits for its line: the last is asked for early."""
+        if self.cut is None:
+            super()._chunks(at, body)
+            return
+        b, d, (op,), end = self.b, self.vector, self.effects, self.cut
+        assert d is not None
+        offset, *_ = self._window(op, op.operands[1:-1], self._position({**at, d: Ix(0, 1)}))
+        first: Index = b.pure(th.ToLine, self.memory(op), b.index(offset))
+        b.effect(th.Prefetch, self.memory(op), b.index(b.add(offset, end)), near=True)
+        line = LINE // op.operands[-1].dtype.storage.itemsize
+
+        def run(start: Index, stop: Index, lanes: int) -> None:
+            with b.loop(start, stop, lanes) as loop:
+                body({**at, d: Ix(loop.i, lanes)})
+        self.masked, self.before = True, first
+        run(0, first, line)
+        self.masked, self.before, self.streamed = False, None, True
+        for lanes in (self._lanes(self.shape[d]), line):
+            start, first = first, b.add(first, b.mul(b.div(b.sub(end, first), lanes), lanes))
+            run(start, first, lanes)
+        self.masked, self.streamed = True, False
+        run(first, end, line)
+        self.masked = False
+
+    def _maybe_streamed(self, write: Callable[[], None]) -> None:
+        """`write`, once more with streaming stores where the nest only writes tensors."""
+        b, streams = self.b, self._streams(lines=True)
+        if not streams:
+            write()
+            return
+        floor = b.floor
+        with b.branch(b.all_of(streams)) as branch:
+            b.floor = len(b.levels) - 1
+            self.streamed = True
+            write()
+            branch.otherwise()
+            b.epoch += 1
+            self.streamed = False
+            write()
+        b.floor = floor
+
+    def _streams(self, lines: bool) -> list[Value]:
+        """Conditions under which the nest's stores stream, of rows that begin with `lines` or anywhere; none where one
+        of them cannot."""
+        out = []
+        for op in self.effects:
+            memory = self.memory(op)
+            if op.name != "store" or op.operands[0] not in self.unread or self.vector is None or \
+                    memory.dtype.packed or lines and self.shape[self.vector] * memory.dtype.storage.itemsize % LINE:
+                return []
+            offset, stride, _ = self._window(op, op.operands[1:-1], self._position({self.vector: Ix(0, 1)}))
+            if not isinstance(stride, int) or stride != 1:
+                return []
+            out.append(self.b.pure(th.Streams, memory, self.b.index(offset), lines=lines))
+        return out
+
     # -- out of registers ---------------------------------------------------------------------------------------------
     def takes_registers(self) -> bool:
         """Whether vectors of the nest run along the last dimension, as those of a register block do."""
@@ -173,37 +258,6 @@ class NestLowering(Reductions):
             self._loops()
         b.epoch += 1
         b.floor = floor
-
-    def _maybe_streamed(self, write: Callable[[], None]) -> None:
-        """`write`, once more with streaming stores where the nest only writes tensors."""
-        b, streams = self.b, self._streams()
-        if not streams:
-            write()
-            return
-        floor = b.floor
-        with b.branch(b.all_of(streams)) as branch:
-            b.floor = len(b.levels) - 1
-            self.streamed = True
-            write()
-            branch.otherwise()
-            b.epoch += 1
-            self.streamed = False
-            write()
-        b.floor = floor
-
-    def _streams(self) -> list[Value]:
-        """Conditions under which the nest's stores stream; none where one of them cannot."""
-        out = []
-        for op in self.effects:
-            memory = self.memory(op)
-            if op.name != "store" or op.operands[0] not in self.unread or self.vector is None or \
-                    memory.dtype.packed or self.shape[self.vector] * memory.dtype.storage.itemsize % LINE:
-                return []
-            offset, stride, _ = self._window(op, op.operands[1:-1], self._position({self.vector: Ix(0, 1)}))
-            if not isinstance(stride, int) or stride != 1:
-                return []
-            out.append(self.b.pure(th.Streams, memory, self.b.index(offset)))
-        return out
 
     def _vector_dim(self) -> int | None:
         """The dimension vectors run along: the one the tensors are contiguous in, else the last."""

@@ -419,8 +419,9 @@ func @extract(%x: tensor<in f16, 8:1>, %y: tensor<out f16, 8:1>) thread {
     "streams": """
 func @streams(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) thread {
   %zero = const {value=0, dtype=i64} : i64
-  %far = streams %y, %zero : i1
-  %v = ld %x, %zero {lanes=1} : f32[1]
+  %far = streams %y, %zero {lines=False} : i1
+  %first = to_line %y, %zero : i64
+  %v = ld %x, %first {lanes=1} : f32[1]
   if %far () {
     prefetch %x, %zero
     st %y, %zero, %v {stream=False}
@@ -465,7 +466,7 @@ func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<in
 }
 for _op, _host in (("barrier", "alloc"), ("commit", "copy_async"), ("wait", "copy_async"), ("yield", "for"),
                    ("st", "ld"), ("st_scatter", "ld_gather"), ("interleave", "extract"), ("repeat", "extract"),
-                   ("prefetch", "streams"), ("start_next", "wait_previous"),
+                   ("prefetch", "streams"), ("to_line", "streams"), ("start_next", "wait_previous"),
                    ("cluster_rank", "peer"), ("cluster_barrier", "peer")):
     EXAMPLES[_op] = EXAMPLES[_host]
 EXAMPLES = {key: text.lstrip("\n") for key, text in EXAMPLES.items()}

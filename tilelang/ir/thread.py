@@ -162,9 +162,10 @@ class Prefetch(Op):
 
 
 class Streams(Op):
-    """Whether stores to a tensor, from an offset on, should pass by the caches: the tensor does not fit into them,
-    and a line begins at the offset and at every step between rows from there. Operands (tensor, offset)."""
-    name, levels = "streams", THREAD
+    """Whether stores to a tensor, from an offset on, should pass by the caches: the tensor does not fit into them, and
+    an element, or with `lines` a cache line, begins at the offset and at every step between rows from there. Operands
+    (tensor, offset)."""
+    name, levels, attributes = "streams", THREAD, {"lines": True}
 
     def infer(self) -> Sequence[Type]:
         memory_type(self, self.operands[0])
@@ -172,6 +173,19 @@ class Streams(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         return np.asarray(True)  # a hint: both answers give the same results
+
+
+class ToLine(Op):
+    """How many elements lie between an offset into a tensor, whose elements divide a cache line, and the next line's
+    beginning. Operands (tensor, offset)."""
+    name, levels = "to_line", THREAD
+
+    def infer(self) -> Sequence[Type]:
+        memory_type(self, self.operands[0])
+        return [TileType((), dtype("i64"))]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.asarray(0, np.int64)  # tensors have no addresses here: each begins a line
 
 
 class StScatter(_Access):

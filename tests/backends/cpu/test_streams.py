@@ -32,16 +32,32 @@ def centre() -> tile.jit.Kernel:
 
 @pytest.mark.usefixtures("tiny_cache")
 @pytest.mark.parametrize("start", [0, 1, 4])  # elements from an aligned address
-@pytest.mark.parametrize("shape", [(7, 64), (8, 100), (5, 208), (1, 16), (3, 5)])
+@pytest.mark.parametrize("shape", [(7, 64), (8, 100), (5, 208), (1, 16), (3, 5), (3, 700), (2, 1024), (2, 1055)])
 @pytest.mark.parametrize("gap", [0, 16, 3])
 def test_results_at_any_alignment(shape: tuple[int, int], start: int, gap: int) -> None:
     m, n = shape
     x = torch.randn(m, n)
     y = torch.full((m * (n + gap) + 64,), 7.0)
     out = y[start:].as_strided((m, n), (n + gap, 1))
-    centre()(x, out, BM=2, BN=n)
+    centre()(x, out, BM=2, BN=n if n < 1000 else 1056)
     torch.testing.assert_close(out, x - x.max(1, keepdim=True).values, rtol=0, atol=0)
     assert int((y == 7.0).sum()) == y.numel() - m * n, "nothing else is written"
+
+
+@pytest.mark.usefixtures("tiny_cache")
+@pytest.mark.parametrize("dt", [torch.bool, torch.int8, torch.float16, torch.int32, torch.float64])
+def test_rows_that_begin_and_end_within_lines(dt: torch.dtype) -> None:
+    @tile.kernel
+    def copy(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], B: tile.Const = 4096):
+        n = tile.grid(tile.cdiv(x.shape[0], B))
+        tile.store(y, (n * B,), tile.load(x, (n * B,), (B,)))
+    assert "to_line" in str(copy.lower(torch.zeros(4096, dtype=dt), torch.zeros(4096, dtype=dt)).thread)
+    for start, n in ((0, 4096), (3, 4097 + 1024), (1, 100)):
+        x = (torch.randn(n + 80) * 9).to(dt)
+        y = torch.ones(n + 80, dtype=dt)
+        copy(x[1:n + 1], y[start:n + start])
+        assert torch.equal(y[start:n + start], x[1:n + 1])
+        assert bool((y[:start] == 1).all()) and bool((y[n + start:] == 1).all()), "nothing else is written"
 
 
 @pytest.mark.usefixtures("tiny_cache")
@@ -82,10 +98,9 @@ def test_a_loop_that_streams_is_as_it_was_written() -> None:
         tile.store(y, (n * B,), tile.load(x, (n * B,), (B,)))
     code = copy.lower(torch.zeros(8192), torch.zeros(8192)).assembly
     places = [int(offset or 0) for offset in re.findall(r"vmovntps\s+%\w+, (-?\d*)\(", code)]
-    for first in (0, 4):  # of blocks inside, and of the last one up to its edge
-        loop = places[first:first + 4]
-        assert loop == list(range(loop[0], loop[0] + 4 * HOST.vector_bytes, HOST.vector_bytes))
-    assert len(places) == 8
+    loop, line = places[:4], places[4:]  # the last whole lines are stored one by one
+    assert loop == list(range(loop[0], loop[0] + 4 * HOST.vector_bytes, HOST.vector_bytes))
+    assert line == list(range(line[0], line[0] + machine.LINE, HOST.vector_bytes))
 
 
 def test_large_output() -> None:
