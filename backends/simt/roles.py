@@ -158,9 +158,9 @@ def split_roles(fn: Function, target: Any = None) -> Function:
     if roles is None:
         return fn
     at, consumers = fn.body.ops.index(roles), roles.attrs["consumers"]
-    before, after, end = fn.body.ops[:at], fn.body.ops[at + 1:], list[Op]()
-    if after[-1].name == "cluster_barrier":  # programs that copy for each other end together, all warps of them
-        end = [after.pop()]
+    before, after = fn.body.ops[:at], fn.body.ops[at + 1:]
+    end = [op for op in after if op.name == "cluster_barrier"]  # programs that copy for each other end together
+    after = [op for op in after if op not in end]
     common = _needed([op for op in after if op.name in COMMON], after)
     fn.body.ops = [*before, *common, roles, *end]
     rest = Region([], [*(op for op in after if op not in common), Yield([])])

@@ -83,6 +83,25 @@ def test_keys_and_values_of_attention(schedule: str) -> None:
 
 
 @tile.kernel
+def halves(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"]):
+    """c = a @ b."""
+    m, n = tile.grid(tile.cdiv(a.shape[0], 128), tile.cdiv(b.shape[1], 64), cluster=(2, 1))
+    acc = tile.zeros((128, 64), tile.f32)
+    for k in tile.range(0, a.shape[1], 64, stages=3, schedule="producer"):
+        acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 64), (64, 64)))
+    tile.store(c, (m * 128, n * 64), acc.to(tile.f16))
+
+
+def test_all_warps_end_together_behind_the_last_wait() -> None:
+    """The thread that copies results waits at the end, too; producers did not come to the barrier of the cluster."""
+    a, b = matrices(200, 64, 72)
+    assert all(text in halves.lower(a, b, target=TARGET).copies for text in ("multicast", "TMA store"))
+    with tile.target(f"emulate:{TARGET}"):
+        c = halves(a, b)
+    np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
+
+
+@tile.kernel
 def persistent(a: tile.Tensor[tile.f16, "B M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "B M N"],
                SCHEDULE: tile.Const = "producer"):
     """c = a @ b, matrix after matrix by two programs, one for each half of the rows."""
