@@ -68,12 +68,29 @@ def seconds(call: Callable[[], Any], calls: int = 20) -> float:
     return statistics.median(times)
 
 
+@tile.kernel
+def clustered(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f16, "M N"],
+              CLUSTER: tile.Const):
+    """c = a @ b; programs of a cluster copy blocks for each other where the GPU can (sm_90a)."""
+    m, n = tile.grid(tile.cdiv(a.shape[0], 128), tile.cdiv(b.shape[1], 256), group=8, cluster=CLUSTER)
+    acc = tile.zeros((128, 256), tile.f32)
+    for k in tile.range(0, a.shape[1], 64, stages=4):
+        acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 256), (64, 256)))
+    tile.store(c, (m * 128, n * 256), acc.to(tile.f16))
+
+
 def cases() -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any], float, str]]:
     """(name, ours, torch's, work, its unit)."""
     for n in (1024, 2048, 4096):
         a, b, c = (torch.randn(n, n, device="cuda").half() for _ in range(3))
         yield (f"f16 matmul {n}^3", lambda a=a, b=b, c=c: matmul(a, b, c),  # type: ignore[misc]
                lambda a=a, b=b, c=c: torch.mm(a, b, out=c), 2 * n**3, "FLOP/s")
+    for n in (4096, 8192):
+        a, b, c = (torch.randn(n, n, device="cuda").half() for _ in range(3))
+        for cluster in ((1, 1), (2, 1), (1, 2)):
+            yield (f"f16 matmul {n}^3, 128 x 256, clusters of {cluster[0]} x {cluster[1]}",
+                   lambda a=a, b=b, c=c, cluster=cluster: clustered(a, b, c, CLUSTER=cluster),  # type: ignore[misc]
+                   lambda a=a, b=b, c=c: torch.mm(a, b, out=c), 2 * n**3, "FLOP/s")  # type: ignore[misc]
     x, y = (torch.randn(4096, 4096, device="cuda") for _ in range(2))
     yield "copy 4096^2 f32 (the floor)", lambda: y.copy_(x), lambda: y.copy_(x), 8 * 4096**2, "B/s"
     yield ("softmax 4096^2 f32", lambda: softmax_kernel(x, y, BM=1, BN=4096), lambda: torch.softmax(x, -1, out=y),
