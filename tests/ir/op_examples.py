@@ -454,6 +454,15 @@ func @table_entry(%a: tensor<in u32, 20:1>, %y: tensor<inout f32, 20:1>) thread 
   st %y, %zero, %r
 }
 """,
+    "sharers": """
+func @sharers(%y: tensor<out i32, 6:1>, %z: tensor<out i32, 6:1>) thread {
+  %six = const {value=6, dtype=i32} : i32
+  %i = grid %six {group=1, cluster=(2,)} : i32
+  %part, %ranks = sharers {cluster=(2,), along=(0,)} : i32, i32
+  %at = cast %i {dtype=i64} : i64
+  st %y, %at, %part {stream=False}
+  st %z, %at, %ranks {stream=False}
+}""",
     "dot_groups": """
 func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<inout i32, 4:1>) thread {
   %zero = const {value=0, dtype=i64} : i64

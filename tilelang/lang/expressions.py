@@ -289,9 +289,10 @@ class Expressions:
             raise UnsupportedSyntax(f"a kernel cannot call the kernel `{name}`", loc=self.at(node),
                                     needs="functions marked @tile.function", got=repr(callee),
                                     try_="move what both do into a @tile.function, or call one kernel after the other")
+        module = getattr(callee, "__module__", None) or type(callee).__module__  # NumPy 2.0 functions have none
         raise UnsupportedSyntax(f"`{name}` cannot be called in a kernel", loc=self.at(node),
                                 needs="functions of tile.*, functions marked @tile.function, or Python functions of "
-                                "constants", got=f"{getattr(callee, '__module__', '?')}.{name}",
+                                "constants", got=f"{module}.{name}",
                                 try_=HINTS.get(name) or (f"tile.{name}" if name in PUBLIC else
                                 "mark it @tile.function if it works on tiles"))
 

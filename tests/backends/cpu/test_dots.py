@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,21 @@ def test_words_of_look_ups_go_through_one_instruction() -> None:
 def looked_up(table: tile.Tensor[tile.i8, "64"], words: tile.Tensor[tile.u32, "64"], y: tile.Out[tile.i32, "64"]):
     found = tile.lookup4(tile.load(table, (0,), (64,)), tile.load(words, (0,), (64,)))
     tile.store(y, (0,), tile.dot4(tile.full((64,), 0x01010101, tile.u32), found, tile.zeros((64,), tile.i32)))
+
+
+@tile.kernel
+def pairs(a: tile.Tensor[tile.u32, "N"], b: tile.Tensor[tile.u32, "N"], c: tile.InOut[tile.f32, "N"]):
+    tile.store(c, 0, tile.dot2(tile.load(a, 0, 64), tile.load(b, 0, 64), tile.load(c, 0, 64)))
+
+
+@pytest.mark.parametrize("target", ["cpu", "reference"])
+def test_words_are_two_numbers(target: str) -> None:
+    """Integers so small that sums are exact."""
+    a, b = np.random.default_rng(0).integers(-8, 9, (2, 50, 2))
+    c = np.arange(50, dtype=np.float32)
+    with tile.target(target):
+        pairs(*(x.astype(ml_dtypes.bfloat16).view(np.uint32)[:, 0] for x in (a, b)), c)
+    np.testing.assert_array_equal(c, np.arange(50) + (a * b).sum(1))
 
 
 def test_every_pair_has_an_instruction_that_takes_its_numbers() -> None:
