@@ -141,8 +141,8 @@ def measure(name: str, target: str, decomposition: str = "dequant_mma", rows: in
         raise ValueError(f"no main loop of {name} on {target}")
     weights = {code.thread.params[1], *(op.result for op in code.thread.walk() if op.name == "window"
                                         and op.operands[0] is code.thread.params[1])}
-    loaded = {op.attrs["lanes"] or 1 for op in code.thread.walk() if op.name in ("ld", "st_async", "dma")
-              and weights & set(op.operands)}
+    loaded = {4 if op.name == "tensor_load" else op.attrs["lanes"] or 1 for op in code.thread.walk()
+              if op.name in ("ld", "st_async", "dma", "tensor_load") and weights & set(op.operands)}
     shape = [a for a in (x, w.words, w.scale, y, w.shift, sums) if a is not None]
     return Measured(report["registers"], report["spills"] + report["stack_bytes"], report["shared_bytes"],
                     len(made_on_the_way(loop)) / blocks.codes.local_size,

@@ -82,10 +82,11 @@ def cases() -> list[Case]:
     unaligned = product.lower(a, b).tile  # as if nothing were known of addresses
     mixed = traced(product, a, b, BM=256, BK=64, SCHEDULE="interleave")
     early = traced(behind, a, b)
+    turned = traced(product, a, np.asfortranarray(b))
     host = CpuTarget("cpu", "", "", "", "", 64, 32, frozenset(), 32 << 20)  # AVX-512
     on_gpu = simt.PLACED_PASSES, simt.THREAD_PASSES
     return [*(Case(fn, host, cpu.PLACED_PASSES, cpu.THREAD_PASSES) for fn in (least, plain)),
-            *(Case(fn, cuda("cuda:sm_80"), *on_gpu) for fn in (least, plain, small, unaligned)),
+            *(Case(fn, cuda("cuda:sm_80"), *on_gpu) for fn in (least, plain, small, unaligned, turned)),
             *(Case(fn, machine, *on_gpu) for fn, machine in
               ((small, cuda("cuda:sm_90a")), (early, cuda("cuda:sm_90a")), (small, hip("hip:gfx942")),
                (small, hip("hip:gfx950")), (mixed, hip("hip:gfx950"))))]

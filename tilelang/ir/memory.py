@@ -63,15 +63,15 @@ def _window(array: Any, offsets: Sequence[Any], shape: Sequence[int], axes: Sequ
 
 
 class Load(Op):
-    """Block read: tile dimension t walks tensor dimension `axes[t]` from its offset; other dimensions are indexed.
-    Elements outside the tensor are `fill`."""
+    """Block read: tile dimension t walks tensor dimension `axes[t]` from its offset, in any order; other dimensions
+    are indexed. Elements outside the tensor are `fill`."""
     name, effects, attributes = "load", "read", {"shape": ..., "axes": ..., "fill": 0}
 
     def infer(self) -> Sequence[Type]:
         memory = memory_type(self, self.operands[0])
         check_offsets(self, memory, self.operands[1:])
         shape, axes = tuple(self.attrs["shape"]), tuple(self.attrs["axes"])
-        if len(axes) != len(shape) or sorted(set(axes)) != list(axes) or any(a >= memory.rank for a in axes):
+        if len(axes) != len(shape) or len(set(axes)) != len(axes) or any(a >= memory.rank for a in axes):
             raise ShapeMismatch("the block does not fit the tensor's dimensions", loc=self.loc,
                                 needs=f"at most {memory.rank} extents", got=str(list(shape)),
                                 try_="give an extent, or None, for each trailing dimension")

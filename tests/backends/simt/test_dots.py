@@ -18,6 +18,7 @@ from tilelang.backends.hip.target import target as amd_target
 from tilelang.backends.simt import infer
 from tilelang.backends.simt.instructions import MmaRow, choose, plans
 from tilelang.errors import TileError
+from tilelang.ir.core import TensorType
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.parser import parse
 from tilelang.layouts import RegisterLayout, conversion
@@ -227,3 +228,21 @@ def test_what_scales_exceed_is_refused(a: str, s: str, wanted: str) -> None:
 }}"""
     with pytest.raises(TileError, match=wanted):
         parse(text)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_75", "cuda:sm_80", "cuda:sm_90a"])
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_operands_that_memory_holds_the_other_way_round(target: str, which: tuple[int, ...]) -> None:
+    """Copies move runs of neighbours: as many bytes at once as where rows are in order."""
+    rng = np.random.default_rng(0)
+    operands = [rng.integers(-3, 4, shape).astype(np.float16) for shape in ((72, 136), (136, 72))]
+    want = operands[0].astype(np.float64) @ operands[1]
+    for i in which:
+        operands[i] = np.asfortranarray(operands[i])
+    consts = {"BM": 64, "BN": 64, "BK": 64, "STAGES": 2}
+    code = kernels.matmul.lower(*operands, target=target, **consts)
+    loads = {op.attrs["lanes"] for op in code.thread.walk() if op.name in ("ld", "st_async")
+             and any(isinstance(v.type, TensorType) for v in op.operands)}
+    assert loads <= {8} and (target != "cuda:sm_90a" or code.copies.count("TMA,") == 1)
+    with tile.target(f"emulate:{target}"):
+        np.testing.assert_array_equal(kernels.matmul(*operands, **consts), want)
