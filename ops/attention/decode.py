@@ -57,9 +57,8 @@ def decode_kernel(
 ):
     """Part n of N of the keys, for BM of the R rows of a key head: its query heads, `queries` rows each. Codes of keys
     stand for k_scale (code - k_zero), of values for v_scale (code - v_zero): the scales of keys go into the queries,
-    those of values into the weights, so that products are of codes. With `k_bits`, `v_bits` rows
-    are packed (`sparse.py`). SHARED: values are the first columns of keys, which are read
-    once."""
+    those of values into the weights, so that products are of codes. With `k_bits`, `v_bits` rows are
+    packed (`sparse.py`). SHARED: values are the first columns of keys, which are read once."""
     N, B, G, R = o.shape[0], q.shape[0], k.shape[1], q.shape[2]
     part, bg, m = tile.grid(N, B * G, tile.cdiv(R, BM))
     b, g = bg // G, bg % G
