@@ -119,6 +119,8 @@ TL_FN void dma(T* s, int first, window<G> w, int off, bool mask, op) {
   if constexpr (bytes == 4) TL_COPY_LDS("buffer_load_dword");
 #ifdef __gfx950__
   if constexpr (bytes == 16) TL_COPY_LDS("buffer_load_dwordx4");
+#else
+  static_assert(bytes == 4, "16 bytes a lane need gfx950");
 #endif
 #undef TL_COPY_LDS
 }

@@ -95,8 +95,7 @@ def atomics() -> list[str]:
 
 def copies(arch: str) -> list[str]:
     """Copies from windows into local memory, and what has come after each wait."""
-    if not target(f"hip:{arch}").dma:
-        return []
+    widths = [n for n in (1, 4) if 4 * n <= target(f"hip:{arch}").dma]
     return [kernel(f"dma_{n}", "tl::gptr<const float> a, tl::gptr<float> o, tl::i64 n", f"""
   TL_SHARED(smem, 4096);
   const tl::sptr<float> s = tl::shared<float>(smem, 1024, 128 * {n});
@@ -108,7 +107,7 @@ def copies(arch: str) -> list[str]:
   tl::st<{n}>(o, t * {n}, tl::ld<{n}>(s, t * {n}, tl::op(5)), tl::op(6));
   tl::wait_operations<0>(tl::op(7));
   tl::barrier(tl::op(8));
-  tl::st<{n}>(o, (64 + t) * {n}, tl::ld<{n}>(s, (64 + t) * {n}, tl::op(9)), tl::op(10));""") for n in (1, 4)]
+  tl::st<{n}>(o, (64 + t) * {n}, tl::ld<{n}>(s, (64 + t) * {n}, tl::op(9)), tl::op(10));""") for n in widths]
 
 
 def transposed(arch: str) -> list[str]:
