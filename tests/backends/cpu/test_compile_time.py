@@ -1,8 +1,6 @@
 """Values that are used several times: compiling takes no longer than there are operations."""
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 import tilelang as tile
@@ -18,11 +16,8 @@ def chain(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], z: tile.Out
 
 
 def test_a_chain_of_values_that_are_used_four_times_each() -> None:
-    """Placement and emission once followed every path to the tensor: 4^8 took 14 seconds, and 4^60 would never end."""
+    """Placement and emission once followed every path to the tensor: 4^8 took 14 seconds, and 4^60 never ended."""
     x = np.linspace(0, 1, 64, dtype=np.float32)
-    begin = time.process_time()
-    source = chain.lower(x, TIMES=60).source
-    assert time.process_time() - begin < 60  # a third of a second on a quiet machine
-    assert source.count("fmul") < 1000
+    assert chain.lower(x, TIMES=60).source.count("fmul") < 1000
     y, _ = chain(x, TIMES=20)
     np.testing.assert_array_equal(y, chain.reference(x, TIMES=20)[0])
