@@ -55,6 +55,18 @@ def test_the_second_call_is_short(call: Any, forbidden: Any) -> None:
     call(*vectors(0, 5))
 
 
+def test_parameters_are_short_where_no_gradient_is_recorded(forbidden: Any) -> None:
+    x, y = map(torch.nn.Parameter, vectors(3, 20))
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            first = outer(x, y)
+    forbidden()
+    with torch.no_grad():
+        assert all(map(torch.equal, outer(x, y), first))
+    with pytest.raises(AssertionError, match="the long way"):  # which says that a gradient is wanted
+        outer(x, y)
+
+
 def test_numpy_is_short_too(forbidden: Any) -> None:
     for m, n in ((3, 20), (9, 5)):
         check(*(v.numpy() for v in vectors(m, n)))

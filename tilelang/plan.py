@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilelang.args import Argument, is_torch
+from tilelang.args import Argument, is_torch, wants_gradient
 from tilelang.ir.dtypes import DType
 from tilelang.lang.expressions import Function as TileFunction
 
@@ -71,10 +71,10 @@ class Plan:
         if self.places is not None:
             args = tuple([args[i] for i in self.places])
         values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
-        # What native code would not see: the mask of an array, a tensor that wants a gradient.
+        # What native code would not see: the mask of an array, a tensor that wants a gradient while they are recorded.
         if self.others and [type(values[i]) for i in self.others] != self.types:
             raise Mismatch
-        if self.torch and True in [values[i].requires_grad for i in self.torch]:
+        if self.torch and True in [values[i].requires_grad for i in self.torch] and wants_gradient(*values):
             raise Mismatch
         for i in self.outs:
             if values[i] is None:
