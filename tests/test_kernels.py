@@ -40,7 +40,7 @@ OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4},
                                                   **held("cuda:sm_80", 256, 4, 16)},
        "ops/mpgemm/gpu_bits.py:bits_kernel": {"DTYPE": tile.i4, "COUNT": 256, "DEPTH": 256},
        "ops/mpgemm/cpu.py:quantize_kernel": {"DTYPE": tile.i8},
-       "ops/mpgemm/cpu.py:dequant_gemv_kernel": {"DTYPE": tile.f4e2m1, "TABLES": True}}
+       "ops/mpgemm/cpu.py:dot_gemv_kernel": {"DTYPE": tile.f4e2m1, "TABLES": True}}
 """Those of one kernel."""
 
 

@@ -15,14 +15,7 @@ from tilelang.ops.common import rows
 from tilelang.ops.mpgemm import blocks, gpu_bits, gpu_plan
 from tilelang.ops.mpgemm.bits import planes_kernel, popcount_gemv_kernel
 from tilelang.ops.mpgemm.corrections import added
-from tilelang.ops.mpgemm.cpu import (
-    WEIGHTS,
-    dequant_gemv_kernel,
-    extra,
-    integer_gemv_kernel,
-    quantize_kernel,
-    spread_kernel,
-)
+from tilelang.ops.mpgemm.cpu import WEIGHTS, dot_gemv_kernel, pairs_kernel, quantize_kernel, spread_kernel
 from tilelang.ops.mpgemm.gpu import product, tiles
 from tilelang.ops.mpgemm.lut import (
     bucket_kernel,
@@ -34,7 +27,6 @@ from tilelang.ops.mpgemm.lut import (
     tables_kernel,
 )
 from tilelang.ops.mpgemm.pack import LANES, Panels, depth_of, panels, repackable
-from tilelang.ops.mpgemm.pairs import pairs_gemv_kernel, pairs_kernel
 from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, Plan, by_bytes, plan
 from tilelang.quant import QuantTensor, RowParts
 
@@ -279,15 +271,14 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
         values = np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)
         bucket_kernel(spread, sums, values.astype(np.float32), *weight, **consts)
     else:
-        dequant_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)
+        dot_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)
 
 
 def _by_pairs(x: Any, group: int, sums: Any, weight: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
     """A product of numbers x [M, groups of so many columns] that bf16 holds."""
     pairs = np.zeros((len(x), w.words.shape[1], 8, 2), np.uint32)
     pairs_kernel(x, pairs, sums, GROUP=group, DEPTH=w.depth)
-    pairs_gemv_kernel(pairs.reshape(len(x), -1, 16), sums, *weight, DTYPE=w.dtype,
-                      EXTRA=extra(w.bits, w.dtype is None), **consts)
+    dot_gemv_kernel(pairs.reshape(len(x), -1, 16), sums, *weight, DTYPE=w.dtype, TABLES=w.dtype is not None, **consts)
 
 
 def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
@@ -295,7 +286,8 @@ def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, con
     (m, blocks, _), bipolar = q.shape, dt.kind == "bipolar"
     bits = {"XBITS": dt.bits, "BIPOLAR": bipolar}
     if how == "int_dot":
-        integer_gemv_kernel(q.view(np.int32), *of, **consts)
+        scale, *rest = of
+        dot_gemv_kernel(q.view(np.int32), *rest, xscale=scale, DTYPE=None, TABLES=False, **consts)
     elif how == "lut_act_i8":
         tables = np.empty((m, blocks, 2, 64), np.int8)
         byte_tables_kernel(q.astype(np.float32), tables, DEPTH=w.depth, EXACT=True)

@@ -51,7 +51,7 @@ def popcount_gemv_kernel(
     ACT: tile.Const, BIPOLAR: tile.Const, GROUP: tile.Const, K: tile.Const,
 ):
     """Bit r of a code and bit s of an activation count 2**(r + s) where both are set, taken off where s is the sign:
-    the sums of `integer_gemv_kernel`, by `and` and counting (ABQ-LLM, 2408.08554). BIPOLAR: with bits as signs they
+    the sums of `dot_gemv_kernel`, by `and` and counting (ABQ-LLM, 2408.08554). BIPOLAR: with bits as signs they
     agree in n columns less those that `xor` finds, and differ there, which is 2 code - (2**BITS - 1) times x
     (APT-LLM, 2409.17870); GROUP columns to a group, K in all."""
     p, m = tile.grid(planes.shape[0], tile.cdiv(y.shape[0], ROWS))

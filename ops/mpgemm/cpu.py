@@ -39,6 +39,24 @@ def spread_kernel(x: tile.Tensor[tile.T, "M K"], y: tile.Out[tile.f32, "M B 32"]
 
 
 @tile.kernel
+def pairs_kernel(x: tile.Tensor[tile.T, "M K"], pairs: tile.Out[tile.u32, "M B 8 2"], sums: tile.Out[tile.f32, "M G"],
+                 GROUP: tile.Const, DEPTH: tile.Const):
+    """Each group of GROUP columns of `x`, with zeros up to DEPTH, as bf16 in words as `pairs_at` has codes: of every
+    four columns the first and third, then the second and fourth. And the group's sum."""
+    m = tile.grid(x.shape[0])
+    for g in tile.range(0, sums.shape[1]):
+        v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
+        v = tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
+        tile.store(sums, (m, g), v.sum(0, keepdims=True))
+        bits = (v.bitcast(tile.u32) >> 16).reshape(DEPTH // 4, 2, 2)
+        words = bits[:, 0, :] | bits[:, 1, :] << 16
+        if DEPTH == 16:
+            tile.store(pairs, (m, g // 2, g % 2 * 4, 0), words, (None, None, 4, 2))
+        else:
+            tile.store(pairs, (m, g * (DEPTH // 32), 0, 0), words.reshape(DEPTH // 32, 8, 2))
+
+
+@tile.kernel
 def quantize_kernel(x: tile.Tensor[tile.f32, "M G D"], q: tile.Out[tile.Q, "M G D"], scale: tile.Out[tile.f32, "M G"],
                     sums: tile.Out[tile.f32, "M G"], G: tile.Const, D: tile.Const, GROUP: tile.Const, K: tile.Const,
                     DTYPE: tile.Const, TOKEN: tile.Const):
@@ -107,9 +125,9 @@ def bf16_tables(BITS, DTYPE):
     return (bits & 255).to(tile.u8), (bits >> 8).to(tile.u8)
 
 
-def extra(bits: int, whole: bool) -> float:
-    """What `pairs_at` counts too much."""
-    return float(1 << bits) if whole and bits < 8 else 0.0
+def extra(bits: int) -> float:
+    """What `pairs_at` counts too much of every whole number."""
+    return float(1 << bits) if bits < 8 else 0.0
 
 
 @tile.function
@@ -140,9 +158,11 @@ def half(words, high):
 
 
 @tile.function
-def folded(part, total, p, g, scale, zero, minimum, ZERO):
-    """What one group adds to a row: part [64] is the sum of x * code, total [1] that of x."""
+def folded(part, total, p, g, scale, zero, minimum, ZERO, EXTRA=0.0):
+    """What one group adds to a row: part [64] is the sum of x * (code + EXTRA), total [1] that of x."""
     s = tile.load(scale, (p, g, 0), (64,)).to(tile.f32)
+    if EXTRA:
+        part = part - EXTRA * total
     if zero is not None:
         part = part - tile.load(zero, (p, g, 0), (64,)).to(tile.f32) * total
     elif ZERO != 0:
@@ -160,12 +180,12 @@ def store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS):
 
 
 @tile.function
-def with_group(acc, parts, xscale, sums, m, p, g, scale, zero, minimum, ZERO, ROWS):
+def with_group(acc, parts, xscale, sums, m, p, g, scale, zero, minimum, ZERO, ROWS, EXTRA=0.0):
     """`acc` and what group g adds to each row; `parts` [B, 64] are the sums of its blocks, in whole numbers where
-    x is (times `xscale`) or not."""
+    x is (times `xscale`) or not, of codes that count EXTRA too much."""
     total = tuple([parts[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words
     out = tuple([folded(total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g), (1,)), p, g, scale, zero, minimum,
-                        ZERO) for r in tile.static_range(ROWS)])
+                        ZERO, EXTRA) for r in tile.static_range(ROWS)])
     if xscale is not None:
         out = tuple([tile.load(xscale, (m * ROWS + r, g), (1,)) * out[r] for r in tile.static_range(ROWS)])
     return tuple([acc[r] + out[r] for r in tile.static_range(ROWS)])
@@ -185,60 +205,44 @@ def joined(parts, ROWS):
 
 
 @tile.kernel
-def dequant_gemv_kernel(
-    x: tile.Tensor[tile.f32, "M B 32"], sums: tile.Tensor[tile.f32, "M G"],
+def dot_gemv_kernel(
+    x: tile.Tensor[tile.X, "M B x"], sums: tile.Tensor[tile.f32, "M G"],
     words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
-    y: tile.Out[tile.Y, "M N"],
+    y: tile.Out[tile.Y, "M N"], xscale: tile.Tensor[tile.f32, "M G"] = None,
     zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, TABLES: tile.Const, ZERO: tile.Const,
     ACT: tile.Const,
 ):
-    """ROWS rows of y and one panel of columns for each program: every code becomes its value in registers, with TABLES
-    a half of what `pairs_at` looks up. ZERO is the number taken off every code where there is no array of them."""
+    """ROWS rows of y and one panel of columns for each program: codes become numbers in registers, with TABLES by
+    looking up the bytes of a bf16, and meet a block's 32 activations, which are f32, u32 of two bf16 each, as
+    `pairs_kernel` has them, or i32 of four i8, whose products are summed exactly within a group. ZERO is the number
+    taken off every code where there is no array of them."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
-    B, HALVES, CHAINS = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1, 2 if ROWS == 1 else 1
+    PER = 4 if x.dtype == tile.i32 else 2 if x.dtype == tile.u32 else 1
+    product = tile.dot4 if PER == 4 else tile.dot2 if PER == 2 else tile.fma
+    B, HALVES, CHAINS = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1, 2 if ROWS == 1 and PER < 4 else 1
     tables = bf16_tables(BITS, DTYPE) if TABLES else None
+    many = extra(BITS) if PER == 2 and not TABLES else 0.0
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
-    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 8192)):
+    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 4096 if PER == 4 else 8192)):
         block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
-        rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 32)) for r in tile.static_range(ROWS)])
+        rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 32 // PER))
+                      for r in tile.static_range(ROWS)])
         for h in tile.static_range(HALVES):
-            part = tuple([tile.zeros((B, 64), tile.f32) for _ in tile.static_range(ROWS * CHAINS)])
+            part = tuple([tile.zeros((B, 64), tile.i32 if PER == 4 else tile.f32)
+                          for _ in tile.static_range(ROWS * CHAINS)])
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
-                both = pairs_at(block, i, BITS, tables) if TABLES else ()
-                for j in tile.static_range(4):
-                    v = half(both[j % 2], j // 2) if TABLES else value_at(block, i, j, BITS, DTYPE)
-                    chain = j % CHAINS
-                    part = tuple([tile.fma(v, rows[r % ROWS][:, 4 * i + j:4 * i + j + 1], part[r])
+                both = pairs_at(block, i, BITS, tables) if TABLES or PER == 2 else ()
+                for j in tile.static_range(4 // PER):
+                    if PER == 1:
+                        v = half(both[j % 2], j // 2) if TABLES else value_at(block, i, j, BITS, DTYPE)
+                    else:
+                        v = both[j] if PER == 2 else bytes_at(block, i, BITS)
+                    at, chain = 4 // PER * i + j, j % CHAINS
+                    part = tuple([product(v, rows[r % ROWS][:, at:at + 1], part[r])
                                   if r // ROWS == chain else part[r] for r in tile.static_range(ROWS * CHAINS)])
-            acc = with_group(acc, joined(part, ROWS), None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
-    store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)
-
-
-@tile.kernel
-def integer_gemv_kernel(
-    x: tile.Tensor[tile.i32, "M B 8"], xscale: tile.Tensor[tile.f32, "M G"], sums: tile.Tensor[tile.f32, "M G"],
-    words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
-    y: tile.Out[tile.Y, "M N"],
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
-    bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
-    added: tile.Tensor[tile.f32, "M N"] = None, *,
-    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
-    ACT: tile.Const,
-):
-    """The same on four i8 activations to a word: whole numbers are summed exactly within a group."""
-    p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
-    B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
-    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
-    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 4096)):
-        block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
-        rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 8)) for r in tile.static_range(ROWS)])
-        for h in tile.static_range(HALVES):
-            part = tuple([tile.zeros((B, 64), tile.i32) for _ in tile.static_range(ROWS)])
-            for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
-                v = bytes_at(block, i, BITS)
-                part = tuple([tile.dot4(v, rows[r][:, i:i + 1], part[r]) for r in tile.static_range(ROWS)])
-            acc = with_group(acc, part, xscale, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
+            part = joined(part, ROWS)
+            acc = with_group(acc, part, xscale, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS, many)
     store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)

@@ -5,7 +5,7 @@ both are set: a `dot` of bits for every pair of planes, its sum doubled from one
 (ABQ-LLM, arXiv 2408.08554). What x is, in two's complement u - 2**(bits - 1) and bipolar 2 u - (2**bits - 1), is put
 right by the sums of codes of a group, one number for each row of W. So bipolar x needs no exclusive or (APT-LLM, arXiv
 2409.17870), which sm_90 has only as two counts of common bits. Sums of a group are exact; they are scaled by the
-operations, and in the order, of `cpu.integer_gemv_kernel`.
+operations, and in the order, of `cpu.dot_gemv_kernel`.
 """
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def lut_bytes_kernel(
 ):
     """The same with tables of bytes: sixteen rows' look-ups of four tables are one byte shuffle, their sum with what
     bit r counts one `dot4`. Bits as signs add up to 2 code - (2**BITS - 1). With EXACT `xscale` is that of whole
-    numbers x, and sums are those of `integer_gemv_kernel`; else it is the step of the tables."""
+    numbers x, and sums are those of `dot_gemv_kernel`; else it is the step of the tables."""
     p, m = tile.grid(planes.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
@@ -160,7 +160,7 @@ def lut_weight_kernel(
 ):
     """The other way round (SAIL, 2509.25853): a table holds the sums of the 16 subsets of four codes of a row of W,
     one bit of four activations chooses, and all rows of x share the table. The sums are those of
-    `integer_gemv_kernel`. Bipolar activations are twice their bits less 2**XBITS - 1, times all four codes."""
+    `dot_gemv_kernel`. Bipolar activations are twice their bits less 2**XBITS - 1, times all four codes."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])

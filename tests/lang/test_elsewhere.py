@@ -130,6 +130,11 @@ def base(x: X, y: Y):
     tile.store(y, 0, 3 ** tile.load(x, 0, 8))
 
 
+@tile.kernel
+def vectors(x: X, y: Y):
+    tile.store(y, 0, tile.load(x, 0, 8) @ tile.load(x, 0, 8))
+
+
 @pytest.mark.parametrize(("kernel", "error", "text"), [
     (named, errors.UndefinedTile, "try:   x.shape[0], or a parameter `N: tile.Const`"),
     (axis, errors.ArgumentCount, "got:   dim=0\n  try:   axis="),
@@ -145,7 +150,8 @@ def base(x: X, y: Y):
     (huge, errors.DTypeMismatch, "an int of 1329 bits does not fit f32"),
     (fraction, errors.DTypeMismatch, "needs: a whole number from -2147483648 to 2147483647\n  got:   1.5"),
     (nothing, errors.DTypeMismatch, "the number nan does not fit i32"),
-    (base, errors.UnsupportedSyntax, "needs: 2 ** x")])
+    (base, errors.UnsupportedSyntax, "needs: 2 ** x"),
+    (vectors, errors.ShapeMismatch, "got:   [8] and [8]\n  try:   (a * b).sum(-1)")])
 def test_mistakes_are_answered(kernel: tile.Kernel, error: type[errors.TileError], text: str) -> None:
     with pytest.raises(error) as caught:
         kernel.reference(NUMBERS)

@@ -229,7 +229,9 @@ class Dot(Op):
         if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
             raise ShapeMismatch("`dot` operands do not fit", loc=self.loc, needs="[..., M, K] and [..., K, N]",
                                 got=f"{list(a.shape)} and {list(b.shape)}",
-                                try_="transpose one operand with .T, or check the block sizes")
+                                try_="(a * b).sum(-1), or give a vector a second dimension: x[:, None], x[None, :]"
+                                if min(a.rank, b.rank) < 2 else
+                                "transpose one operand with .T, or check the block sizes")
         out = TileType((*a.shape[:-1], b.shape[-1]), dt)
         if len(self.operands) == 3 and (self.operands[2].shape, self.operands[2].dtype) != (out.shape, dt):
             raise ShapeMismatch("the accumulator of `dot` does not fit", loc=self.loc, needs=str(out),
