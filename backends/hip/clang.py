@@ -48,6 +48,7 @@ def _run(arguments: list[str], arch: str, text: str | None = None) -> str:
     return done.stdout
 
 
+@lru_cache(maxsize=4)  # a report and the assembly of one kernel are one compilation
 def assembly(text: str, arch: str, includes: tuple[Path, ...] = (INCLUDE, COMMON), lines: bool = False) -> str:
     """The instructions of emitted text for a processor such as `gfx942`; with `lines` behind directives `.loc` that
     name the lines they come from, the text's as those of `<stdin>`. Raises TargetError."""

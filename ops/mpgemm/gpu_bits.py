@@ -146,17 +146,17 @@ def counted(part, x, words, m, n, k, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XB
 
 @tile.function
 def counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, BN, COUNT):
-    """The same on processors without products of bits: a thread has words of a row of W, and counts."""
+    """The same on processors without products of bits: a thread has words of a row of W, and counts. A loop over the
+    planes of x keeps the text short, and within a cache of instructions."""
     ws = tuple([tile.load(words, (i // COUNT, k, n, i % COUNT * BN), (BN,))[:, None]
                 for i in tile.static_range(BITS * COUNT)])
-    xs = tuple([tile.load(x, (i // COUNT, m * BM, k * COUNT + i % COUNT), (BM, 1)).reshape(1, BM)
-                for i in tile.static_range(XBITS * COUNT)])
-    for r in tile.static_range(BITS):
-        for s in tile.static_range(XBITS):
-            sum = tile.popcount(ws[r * COUNT] & xs[s * COUNT])
+    for s in tile.range(0, XBITS):
+        xs = tuple([tile.load(x, (s, m * BM, k * COUNT + j), (BM, 1)).reshape(1, BM) for j in tile.static_range(COUNT)])
+        for r in tile.static_range(BITS):
+            sum = tile.popcount(ws[r * COUNT] & xs[0])
             for j in tile.static_range(1, COUNT):
-                sum = sum + tile.popcount(ws[r * COUNT + j] & xs[s * COUNT + j])
-            part = part + (sum << r + s).bitcast(tile.i32)
+                sum = sum + tile.popcount(ws[r * COUNT + j] & xs[j])
+            part = part + (sum.bitcast(tile.i32) << r + s)
     return part
 
 
