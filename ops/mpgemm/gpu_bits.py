@@ -151,7 +151,8 @@ def counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, BN, COUNT):
     ws = tuple([tile.load(words, (i // COUNT, k, n, i % COUNT * BN), (BN,))[:, None]
                 for i in tile.static_range(BITS * COUNT)])
     for s in tile.range(0, XBITS):
-        xs = tuple([tile.load(x, (s, m * BM, k * COUNT + j), (BM, 1)).reshape(1, BM) for j in tile.static_range(COUNT)])
+        xs = tuple([tile.load(x, (s, m * BM, k * COUNT + j), (BM, 1)).reshape(1, BM)
+                    for j in tile.static_range(COUNT)])
         for r in tile.static_range(BITS):
             sum = tile.popcount(ws[r * COUNT] & xs[0])
             for j in tile.static_range(1, COUNT):

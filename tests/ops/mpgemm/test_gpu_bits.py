@@ -94,8 +94,8 @@ def test_what_cannot_be_counted_is_said() -> None:
 
 @pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
 def test_words_are_counted_by_one_instruction_each() -> None:
-    """AMD's adds what it counts, for one plane of x after the other: all pairs of planes took clang minutes. Words come
-    16 bytes at a time, nothing goes through local memory."""
+    """AMD's adds what it counts, for one plane of x after the other: all pairs of planes took clang too long. Words
+    come 16 bytes at a time, nothing goes through local memory."""
     code = lowered("hip:gfx942", 8, 8)
     assert len(re.findall(r"\bv_bcnt_u32_b32", code.assembly)) == 8 * 4 * 128 * 8 // 64
     assert "buffer_load_dwordx4" in code.assembly and "ds_" not in code.assembly
