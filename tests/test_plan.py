@@ -73,6 +73,28 @@ def test_numpy_is_short_too(forbidden: Any) -> None:
         forbidden()
 
 
+def test_kinds_of_arguments_take_turns(forbidden: Any) -> None:
+    """Contiguous vectors are not left to the code for strided ones, which may be the first that was compiled."""
+    x, y = vectors(5, 7)
+    kinds = [(torch.stack([x, x], 1)[:, 0], y), (x, y), (x.half(), y.half()), (x.numpy(), y.numpy())]
+    outer._prepare()
+    for kind in kinds:
+        check(*kind)
+    assert len(outer._compiled) == 3  # NumPy's share torch's
+    forbidden()
+    for kind in kinds + kinds[::-1]:
+        check(*kind)
+
+
+def test_views_that_negate_are_refused_again_and_again() -> None:
+    x, y = vectors(2, 3)
+    kernel = outer.bind()
+    for _ in range(2):
+        kernel(torch.stack([x, x], 1)[:, 0], y)
+        with pytest.raises(errors.ArgumentLayout, match="conjugates or negates"):
+            kernel(torch.complex(x, x).conj().imag, y)
+
+
 def test_what_changes_is_noticed() -> None:
     x, y = vectors(5, 7)
     out = torch.empty(5, 7)

@@ -1,6 +1,7 @@
 """Arguments of a call: what NumPy, torch, DLPack and packed tensors are, seen by the compiler."""
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 from collections.abc import Iterable
@@ -97,7 +98,12 @@ class Argument:
             tensor = self.array.detach()
             native = self.dtype.native or self.dtype.name == "bf16"
             return [tensor if native else tensor.view(getattr(torch, f"uint{self.dtype.bits}"))]
-        return [self.array.view(self.dtype.storage) if self.array.dtype != self.dtype.storage else self.array]
+        array = self.array
+        if not array.flags.writeable:  # DLPack cannot export that; nobody writes to an input
+            low, high = self.span()
+            memory = memoryview((ctypes.c_char * (high - low)).from_address(low))
+            array = np.ndarray(array.shape, array.dtype, memory, self.address - low if high else 0, array.strides)
+        return [array.view(self.dtype.storage) if array.dtype != self.dtype.storage else array]
 
     def storage(self) -> Any:
         """The NumPy array the interpreter works on; shares memory except where packed."""

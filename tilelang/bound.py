@@ -172,8 +172,6 @@ class Bound:
         for p in self.kernel.params:
             if p.kind == "tensor":
                 a = self.tensors[p.name]
-                if a.kind == "numpy" and not a.array.flags.writeable:
-                    a = describe(p.name, a.array.copy(), None)  # DLPack cannot export read-only memory
                 out += a.ffi()
             elif p.kind == "scalar":
                 out.append(self.scalars[p.name])

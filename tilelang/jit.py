@@ -22,11 +22,13 @@ from tilelang.ir import codec
 from tilelang.ir.core import Function
 from tilelang.ir.interpreter import count_programs, grid_extents, run
 from tilelang.lang.kernel import KernelDef, Param
-from tilelang.native import Failed, Guard
+from tilelang.native import Failed
 from tilelang.plan import Mismatch, Plan, direct, identity, is_constant
 
 _target: ContextVar[str] = ContextVar("target", default="")
 _compile_lock = threading.RLock()
+MAX_PLANS = 8
+"""How many kinds of arguments a kernel remembers for each pattern of a call."""
 
 
 @contextmanager
@@ -109,7 +111,7 @@ class Kernel(ByName, KernelDef):
         self._runtime = [p for p in self.params if p.kind != "const"]
         self._consts = frozenset(p.name for p in self.params if p.kind == "const")
         self._leading = next((i for i, p in enumerate(self.params) if p.kind == "const"), len(self.params))
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, list[Plan]] = {}
         self.captured = {}
 
     def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Kernel, Sequence[Any], Mapping[str, Any]]:
@@ -170,16 +172,17 @@ class Kernel(ByName, KernelDef):
         try:
             if self.captured and any(c.changed() for c in self.captured.values()):
                 self._prepare()
-            plan = self._plans.get(self._pattern(args, kwargs))
-            if plan is not None and plan.target == _target.get():  # the common case: native code checks arguments
-                try:
-                    values = plan.values(args, kwargs)
-                    plan.fn(*values)
-                except Failed as error:
-                    raise self._failure(error, Bound(self, args, kwargs)) from None
-                except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
-                    pass  # a guard, or an argument that cannot be exported: nothing has run, `_call` finds out why
-                else:
+            target = _target.get()
+            for plan in self._plans.get(self._pattern(args, kwargs), ()):
+                if plan.target == target:  # the common case: native code checks arguments
+                    try:
+                        values = plan.values(args, kwargs)
+                        if plan.fn(*values) is not None:
+                            continue
+                    except Failed as error:
+                        raise self._failure(error, Bound(self, args, kwargs)) from None
+                    except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
+                        continue  # an argument that cannot be exported: nothing has run, `_call` finds out why
                     outs = plan.outs
                     return values[outs[0]] if len(outs) == 1 else tuple(values[i] for i in outs) if outs else None
             if watched is None and hooks.look():
@@ -221,25 +224,27 @@ class Kernel(ByName, KernelDef):
         fn: Any
         if targets.on_device(name):
             fn = self._launch(bound, name)
-            (launch, prepared), old = device.run(bound, fn), self._plans.get(self._pattern(args, kwargs))
-            calls = old.fn if old is not None and old.target == _target.get() else None
-            calls = calls if isinstance(calls, device.Calls) else device.Calls(self._runtime)
+            (launch, prepared), old = device.run(bound, fn), self._plans.get(self._pattern(args, kwargs), ())
+            calls = next((p.fn for p in old if p.target == _target.get() and isinstance(p.fn, device.Calls)), None)
+            calls = calls or device.Calls(self._runtime)
             calls.learn(bound, launch, prepared)
             fn = calls
         else:
             fn, tile = self._specialise(bound)
             try:
-                fn(*bound.ffi())
-            except Guard:  # `bound` has checked all else that native code checks
-                arrays, shapes, _ = bound.memory(on_host=False)
-                count_programs(tile, grid_extents(tile, arrays, shapes, get_num_threads()))
-                raise
+                refused = fn(*bound.ffi()) is not None
             except Failed as error:
                 raise self._failure(error, bound) from None
+            if refused:  # `bound` has checked all else that native code checks
+                arrays, shapes, _ = bound.memory(on_host=False)
+                count_programs(tile, grid_extents(tile, arrays, shapes, get_num_threads()))
+                raise AssertionError(f"`{self.name}` refuses what it was compiled for")
         if ((targets.on_device(name) or direct(bound.tensors.values()))
                 and all(is_constant(x) for p, x in zip(self.params, args, strict=False) if p.kind == "const")
                 and all(is_constant(x) for name, x in kwargs.items() if name in self._consts)):
-            self._plans[self._pattern(args, kwargs)] = Plan(fn, self.params, len(args), bound, _target.get())
+            plan, pattern = Plan(fn, self.params, len(args), bound, _target.get()), self._pattern(args, kwargs)
+            others = [p for p in self._plans.get(pattern, ()) if p.key != plan.key]
+            self._plans[pattern] = [plan, *others[:MAX_PLANS - 1]]
         return bound.outputs()
 
     def _launch(self, bound: Bound, name: str) -> Any:

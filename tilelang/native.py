@@ -11,10 +11,6 @@ from tilelang import cache, targets
 from tilelang.ir.core import Function
 
 
-class Guard(RuntimeError):
-    """Native code found arguments it was not compiled for."""
-
-
 class Failed(RuntimeError):
     """Native code stopped: an assertion's number, or no memory."""
 
@@ -59,7 +55,6 @@ def _ffi() -> Any:
 
     tvm_ffi = _import_ffi()
     from tilelang.backends.cpu import machine, pool, printing
-    tvm_ffi.register_error("TilelangGuard", Guard)
     tvm_ffi.register_error("TilelangFailed", Failed)
     library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
     name = "TVMFFIErrorSetRaisedFromCStr"
@@ -83,7 +78,7 @@ def object_code(tile: Function) -> tuple[str, bytes]:
 
 
 def load(tile: Function) -> Any:
-    """The machine code of a TILE function as a callable."""
+    """The machine code of a TILE function as a callable, which gives False for arguments it is not for."""
     from tilelang.backends.cpu.machine import Loaded
     ffi = _ffi()
     loaded = Loaded(object_code(tile)[1], "tl_entry")

@@ -48,6 +48,8 @@ class Plan:
         self.recipes: dict[int, tuple[Callable[..., Any], list[tuple[int, int]]]] = {}
         if self.model >= 0 and self.model not in self.outs:
             self._recipes(params, bound)
+        self.key = target, fn, self.kind, self.places, self.torch, self.types
+        """Equal for plans that do the same."""
 
     def _recipes(self, params: Sequence[Param], bound: Bound) -> None:
         """For each output whose extents inputs tell: its constructor, and (input, axis) or (-1, extent) by dimension.
@@ -71,11 +73,14 @@ class Plan:
         if self.places is not None:
             args = tuple([args[i] for i in self.places])
         values: Any = (*args, *[kwargs.get(name, default) for name, default in self.rest]) if self.rest else args
-        # What native code would not see: the mask of an array, a tensor that wants a gradient while they are recorded.
+        # What native code would not see: the mask of an array, the sign that torch lays over an imaginary part, a
+        # tensor that wants a gradient while they are recorded.
         if self.others and [type(values[i]) for i in self.others] != self.types:
             raise Mismatch
-        if self.torch and True in [values[i].requires_grad for i in self.torch] and wants_gradient(*values):
-            raise Mismatch
+        for i in self.torch:
+            x = values[i]
+            if x.is_neg() or x.requires_grad and wants_gradient(x):
+                raise Mismatch
         for i in self.outs:
             if values[i] is None:
                 if type(values[self.model]) is not self.kind or i not in self.recipes:
