@@ -1,4 +1,4 @@
-"""Every test verifies the IR after each pass, and compiles into a cache of its own run."""
+"""Every test verifies the IR after each pass, and compiles into a cache of its own run, which workers share."""
 from __future__ import annotations
 
 import os
@@ -12,9 +12,12 @@ PROFILE = "tilelang"
 settings.register_profile(PROFILE, deadline=None, derandomize=True)  # `make fuzz` draws new ones
 settings.load_profile(PROFILE)
 os.environ.setdefault("TILELANG_CHECK", "1")
-_cache = tempfile.TemporaryDirectory(prefix="tilelang-test-")
-os.environ["TILELANG_CACHE_DIR"] = os.path.join(_cache.name, "cache")
-os.environ["TILELANG_TUNING_FILE"] = os.path.join(_cache.name, "tuning.sqlite")
+for library in ("OMP", "OPENBLAS", "MKL"):  # workers have the processors; more threads only wait for each other
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+_own = tempfile.TemporaryDirectory(prefix="tilelang-test-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # who starts workers hands its cache on to them
+    os.environ["TILELANG_CACHE_DIR"] = os.path.join(_own.name, "cache")
+os.environ["TILELANG_TUNING_FILE"] = os.path.join(_own.name, "tuning.sqlite")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

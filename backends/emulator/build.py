@@ -59,7 +59,7 @@ def _directory(cache_dir: str) -> Path:
 
 
 def _library(kind: str, source: Path | str, flags: tuple[str, ...], *more: str) -> Path:
-    """The shared library of a source file or text. Processes that build it at once each rename a whole file."""
+    """The shared library of a source file or text. Processes that build one at once each rename a whole file."""
     text = source if isinstance(source, str) else source.read_text()
     h = hashlib.sha256("\0".join((_identity(), _headers(), *flags, text, *more)).encode())
     directory = _directory(config().cache_dir)
@@ -99,9 +99,11 @@ def _prune(directory: Path, limit: int) -> None:
 
 
 def runtime() -> Path:
-    """The runtime library."""
+    """The runtime library. It takes seconds to build: of several processes one does, and others wait."""
+    from filelock import FileLock
     parts = [p.read_text() for p in sorted((HERE / "runtime").iterdir()) if p.suffix in (".cpp", ".h")]
-    return _library("runtime", HERE / "runtime" / "runtime.cpp", RUNTIME_FLAGS, *parts)
+    with FileLock(_directory(config().cache_dir) / "runtime.lock"):
+        return _library("runtime", HERE / "runtime" / "runtime.cpp", RUNTIME_FLAGS, *parts)
 
 
 def kernel(text: str) -> Path:
