@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tilelang.errors import VerifyError
 from tilelang.ir.core import BufferType, Op, TileType, Type
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import from_compute, to_compute
-from tilelang.ir.memory import CopyAsync, _window, memory_type
+from tilelang.ir.memory import CopyAsync, in_bounds, memory_type
 from tilelang.ir.simt import SCHEDULED
 from tilelang.ir.thread import THREAD
 
@@ -114,9 +112,8 @@ class StoreBulk(Op):
     def eval(self, frame: Any, *args: Any) -> Any:
         array, buffer = args[0], args[-1]
         if array.size:
-            index, inside = _window(array, args[1:-1], buffer.shape, list(self.attrs["axes"]))
-            where = tuple(np.broadcast_to(i, buffer.shape)[inside] for i in index)
-            dt, value = self.operands[0].dtype, buffer[inside]
+            where, value = in_bounds(array, args[1:-1], buffer, self.attrs["axes"])
+            dt = self.operands[0].dtype
             array[where] = from_compute(to_compute(array[where], dt) + to_compute(value, dt), dt) \
                 if self.attrs["add"] else value
             frame.mark_written(self, array, where)

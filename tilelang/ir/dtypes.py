@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class DType:
         """Whether + - * are defined on the type itself; the others must be cast first."""
         return self.kind in ("int", "uint", "bool") or self.name in ("f16", "bf16", "f32", "f64")
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether tensors of the type are bit streams: of every width that NumPy's numbers lack, 24 bits for instance.
         i1 is stored by bytes, as NumPy and torch do."""
@@ -75,7 +75,7 @@ class DType:
         """Whether NumPy has the type."""
         return self.name in _NUMPY
 
-    @property
+    @cached_property
     def storage(self) -> Any:
         """NumPy dtype that holds one element: the value itself for native types and for integers of odd widths
         (in the next wider integer), the code (bit pattern) for every other type."""

@@ -49,17 +49,30 @@ class DimSize(Op):
 
 
 def _window(array: Any, offsets: Sequence[Any], shape: Sequence[int], axes: Sequence[int]) -> tuple[Any, Any]:
-    """(index, inside) of a block: clipped indices that broadcast to `shape`, and which of them are in bounds."""
+    """(index, inside) of a block: clipped indices that broadcast to `shape`, and which of them are in bounds. Of one
+    that is in bounds as a whole, and not turned: slices, and True."""
+    extents = dict(zip(axes, shape, strict=True))
+    first = [int(offset) for offset in offsets]
+    if list(extents) == sorted(extents) and all(
+            0 <= at <= array.shape[d] - extents.get(d, 1) for d, at in enumerate(first)):
+        return tuple(slice(at, at + extents[d]) if d in extents else at for d, at in enumerate(first)), True
     index: list[Any] = []
     inside: Any = np.ones(shape, bool)
-    for d, offset in enumerate(offsets):
-        where = np.asarray(int(offset))
-        if d in axes:
+    for d, at in enumerate(first):
+        where = np.asarray(at)
+        if d in extents:
             t = axes.index(d)
-            where = (int(offset) + np.arange(shape[t])).reshape([-1 if i == t else 1 for i in range(len(shape))])
+            where = (at + np.arange(shape[t])).reshape([-1 if i == t else 1 for i in range(len(shape))])
         inside = inside & (where >= 0) & (where < array.shape[d])
         index.append(np.clip(where, 0, max(array.shape[d] - 1, 0)))
     return tuple(index), inside
+
+
+def in_bounds(array: Any, offsets: Sequence[Any], tile: Any, axes: Sequence[int]) -> tuple[Any, Any]:
+    """Where a block goes in an array, and what goes there: its elements in bounds."""
+    index, inside = _window(array, offsets, tile.shape, axes)
+    return (index, tile) if inside is True else (
+        tuple(np.broadcast_to(i, tile.shape)[inside] for i in index), tile[inside])
 
 
 class Load(Op):
@@ -82,7 +95,7 @@ class Load(Op):
         fill = codec.encode(np.asarray(self.attrs["fill"], np.float64), dt)
         if array.size == 0:
             return np.full(self.attrs["shape"], fill, dt.storage)
-        index, inside = _window(array, args[1:], self.attrs["shape"], list(self.attrs["axes"]))
+        index, inside = _window(array, args[1:], self.attrs["shape"], self.attrs["axes"])
         frame.check_initialised(self, array, index, inside)
         return np.where(inside, array[index], fill)
 
@@ -109,9 +122,8 @@ class Store(Op):
     def eval(self, frame: Any, *args: Any) -> Any:
         array, tile = args[0], args[-1]
         if array.size:
-            index, inside = _window(array, args[1:-1], tile.shape, list(self.attrs["axes"]))
-            where = tuple(np.broadcast_to(i, tile.shape)[inside] for i in index)
-            array[where] = tile[inside] if where else tile  # a tensor without dimensions has no index
+            where, value = in_bounds(array, args[1:-1], tile, self.attrs["axes"])
+            array[where] = value
             frame.mark_written(self, array, where)
         return ()
 
@@ -279,7 +291,7 @@ class CopyAsync(Op):
         array, buffer, where = args[0], args[first - 1], tuple(map(int, args[first:len(args) - self.after]))
         if not all(0 <= i < n for i, n in zip(where, buffer.shape, strict=False)):
             return None
-        index, inside = _window(array, args[1:self.buffer], buffer[where].shape, list(self.attrs["axes"]))
+        index, inside = _window(array, args[1:self.buffer], buffer[where].shape, self.attrs["axes"])
         zero = codec.encode(0.0, self.operands[0].dtype)
         data = np.where(inside, array[index], zero) if array.size else np.full(buffer[where].shape, zero, buffer.dtype)
         return buffer, where, data

@@ -36,8 +36,10 @@ class Const(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         dt = self.attrs["dtype"]
-        if dt.kind in ("int", "uint", "bool"):
-            return codec.wrap(np.asarray(int(self.attrs["value"]), object), dt)
+        if dt.kind == "bool":
+            return np.asarray(bool(self.attrs["value"]))
+        if dt.kind in ("int", "uint"):
+            return codec.from_bits(np.asarray(int(self.attrs["value"]) % (1 << 64), np.uint64), dt)
         return codec.encode(np.asarray(self.attrs["value"], np.float64), dt)
 
 

@@ -218,7 +218,10 @@ def _disturbed_eval(op: Op, size: Callable[..., Any], rng: np.random.Generator, 
 def noise(fn: Function, args: list[Any], rng: np.random.Generator,
           fraction: Fraction | None = None) -> list[list[Any]]:
     """Arguments after several disturbed runs of `fn`: how far rounding may move its results. Sums of a `dot` are
-    rounded to `fraction(op)` bits behind the point, or to those of the dtype they are summed up in."""
+    rounded to `fraction(op)` bits behind the point, or to those of the dtype they are summed up in. No runs where
+    nothing is rounded."""
+    if all(_error_of(op, fraction) is None for op in fn.walk()):
+        return []
     return [_run(_disturbed(fn, rng, fraction), args).tensors for _ in range(_SAMPLES)]
 
 
@@ -290,7 +293,7 @@ def beyond_rounding(bad: Any, i: int, wanted: Any, got: Any, dt: DType, samples:
         if again or not samples:
             samples += draw()
         bad = bad & ~explained(wanted, got, [s[i] for s in samples], dt, centre)
-        if not bad.any():
+        if not bad.any() or not samples:
             break
     return bad
 
@@ -301,9 +304,9 @@ def explained(wanted: Any, got: Any, samples: list[Any], dt: DType, centre: Any 
     w, g, c, *noisy = (codec.decode(x, dt).astype(np.float64)
                        for x in (wanted, got, wanted if centre is None else centre, *samples))
     with np.errstate(all="ignore"):
-        moved = np.max([np.where(s == c, 0.0, np.abs(s - c)) for s in noisy], 0)
+        moved = np.max([np.zeros(c.shape), *(np.where(s == c, 0.0, np.abs(s - c)) for s in noisy)], 0)
         near = (np.abs(w - g) <= moved) & (moved > 0)
         if dt.kind == "float":
             near = np.abs(w - g) <= _SLACK * moved + 2.0 ** -dt.mantissa_bits * np.abs(w) + dt.smallest_subnormal
-        loose = np.any([np.isfinite(s) != np.isfinite(c) for s in noisy], 0)
+        loose = np.any([np.zeros(c.shape, bool), *(np.isfinite(s) != np.isfinite(c) for s in noisy)], 0)
     return near | loose
