@@ -147,6 +147,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "load": "tile.print(tile.load(X, 2, 4, fill=9))\ntile.print(tile.load(M, (1, 0), (2,)))  # of row 1",
         "store": "tile.store(Y, 2, x)  # what lies past the end is dropped",
         "gather": "tile.print(tile.gather(X, i + 1, fill=9))",
+        "expand_load": "tile.print(tile.expand_load(X, 0, tile.full((1,), 0b100110, tile.u32))[:6])",
         "scatter": "tile.scatter(Y, i, x, mask=x > 0)",
         "atomic_add": "tile.print(tile.atomic_add(Y, i, 1))",
         "atomic_max": "tile.atomic_max(Y, i, x)",

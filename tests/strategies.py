@@ -27,7 +27,7 @@ ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elem
 """What is defined by `arity` and `domain` alone."""
 ATOMIC = ("i32", "u32", "i64", "u64", "f32", "f64")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
-MOVES = frozenset("const const_tile broadcast reshape permute concat slice load gather where view bitcast "
+MOVES = frozenset("const const_tile broadcast reshape permute concat slice load gather expand_load where view bitcast "
                   "lookup".split())
 """Operations that keep the bits of every element."""
 I1, U32 = dtype("i1"), dtype("u32")
@@ -325,6 +325,18 @@ class Maker(Grower):
         mask = self.mask(first)
         return self.emit("gather", source, *indices, *mask, masked=bool(mask), fill=self.number(0, 1))
 
+    def expand_load(self) -> Value:
+        """From the beginning of rows or from elsewhere; words begin where those before end, or anywhere."""
+        source = self.one_of([p for p in self.params if isinstance(p.type, TensorType) and p.type.mode == "in"])
+        rank = self.number(1, source.type.rank)
+        bits = self.load(U32, (*(self.one_of(EXTENTS[:5]) for _ in range(rank - 1)), self.number(1, 3)))
+        count = self.emit("popcount", bits)
+        before = self.emit("scan", count, kind="sum", axis=rank - 1, reverse=False)
+        starts = self.emit("sub", before, count) if self.number(0, 3) else self.like(bits)
+        axes = tuple(range(source.type.rank))[-rank:]
+        offsets = [self.const(self.number(-1, 2)) for _ in range(source.type.rank)]
+        return self.emit("expand_load", source, *offsets, bits, starts, axes=axes)
+
     def scatter(self) -> Value:
         """Different elements go to different places, or what is written depends on the place only."""
         v = self.ranked(self.any())
@@ -392,7 +404,8 @@ class Maker(Grower):
     PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot2", "dot4",
             "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange",
             "dot", "dot",
-            "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "shared", "output",
+            "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "expand_load", "shared",
+            "output",
             "asserted")
     WRITES = ("scatter", "atomic")
     """Steps whose memory programs would share."""

@@ -12,11 +12,9 @@ import numpy as np
 
 from tilelang.errors import ArgumentCount, ArgumentDevice, ArgumentDType, ArgumentGradient, ArgumentLayout, Loc
 from tilelang.ir import codec
-from tilelang.ir.core import TensorType
+from tilelang.ir.core import MAX_EXTENT, TensorType
 from tilelang.ir.dtypes import DType, from_external
 from tilelang.ir.packed import Packed
-
-MAX_EXTENT = (1 << 31) - (1 << 16)
 
 
 def masked_arrays() -> type | None:

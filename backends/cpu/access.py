@@ -380,8 +380,12 @@ class Access:
     def by_registers(self, vectors: Sequence[ir.Value], step: Callable[..., ir.Value]) -> ir.Value:
         """`step` for each register of 32-bit lanes; the last may be short."""
         lanes, full = vectors[0].type.count, self.target.vector_bytes // 4
-        out, *parts = [step(*(self._lanes(v, range(i, min(i + full, lanes))) for v in vectors))
-                       for i in range(0, lanes, full)]
+        return self.joined([step(*(self._lanes(v, range(i, min(i + full, lanes))) for v in vectors))
+                            for i in range(0, lanes, full)])
+
+    def joined(self, vectors: Sequence[ir.Value]) -> ir.Value:
+        """The lanes of vectors one after the other, none of which is longer than the first."""
+        out, *parts = vectors
         for part in parts:
             n = out.type.count
             both = ir.Constant(ir.VectorType(I32, n + part.type.count), list(range(n + part.type.count)))

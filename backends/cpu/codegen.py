@@ -297,6 +297,9 @@ class _Generator(Arithmetic, Control):
         (start,), (size,), (step,) = op.attrs["starts"], op.attrs["shape"], op.attrs["steps"]
         return self.shuffle(self.args(op)[0], None, [start + i * step for i in range(size)])
 
+    def op_concat(self, op: Op) -> ir.Value:
+        return Access(self.b, self.target).joined(self.args(op))
+
     def op_repeat(self, op: Op) -> ir.Value:
         (x,) = self.args(op)
         wide = self.b.bitcast(x, ir.IntType(x.type.count * x.type.element.width))
@@ -374,8 +377,9 @@ class _Generator(Arithmetic, Control):
 
     def op_lane_lookup(self, op: Op) -> ir.Value:
         table, index = self.args(op)
-        whole = self.b.bitcast(table, ir.VectorType(F32, table.type.count))
-        out = Access(self.b, self.target).table_entry([whole], index)
+        whole, full = self.b.bitcast(table, ir.VectorType(F32, table.type.count)), self.target.vector_bytes // 4
+        rows = [self.shuffle(whole, None, range(i, i + full)) for i in range(0, table.type.count, full)]
+        out = Access(self.b, self.target).table_entry(rows, index)
         return self.b.bitcast(out, self.type_of(op.result.type))
 
     def op_lookup4(self, op: Op) -> ir.Value:

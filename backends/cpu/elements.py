@@ -14,6 +14,7 @@ from tilelang.ir import thread as th
 from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
+from tilelang.ir.memory import U32, WORD
 
 Position = tuple[Ix, ...]
 AHEAD = 16384
@@ -170,6 +171,75 @@ class Elements:
             mask = b.splat(mask, lanes)
             value = b.read(th.LdGather, self.memory(op), b.splat(offsets, lanes), mask)
         return self._filled(op, value, mask, lanes)
+
+    def _at_expand_load(self, op: Op, where: Position) -> Value:
+        """Along a row by words, a register of whose values is permuted; else element by element."""
+        b, (*rows, column) = self.b, where
+        if column.lanes is None:
+            return self._expanded(op, rows, column.base, None)
+        lanes = math.gcd(WORD, column.lanes, b.multiple(column.base)) if column.step == 1 else 1
+        parts = [self._expanded(op, rows, b.add(column.base, i * column.step), lanes)
+                 for i in range(0, column.lanes, lanes)]
+        return b.pure(sh.Concat, *parts, axis=0) if len(parts) > 1 else parts[0]
+
+    def _expanded(self, op: Op, rows: Sequence[Ix], column: Index, lanes: int | None) -> Value:
+        """Some columns of a row that share a word, or one column, maybe of several rows."""
+        b, dt, memory = self.b, op.result.dtype, self.memory(op)
+        index, axis = (*rows, Ix(b.div(column, WORD))), op.attrs["axes"][-1]
+        word, start = (self.at(v, index) for v in op.operands[-2:])
+        bit = b.pure(ew.Cast, b.index(b.mod(column, WORD)), dtype=U32)
+        if lanes is not None:
+            bit = b.apply(ew.Add, [b.pure(ew.Cast, b.iota(lanes), dtype=U32), bit], {})
+        one = b.const(1, U32)
+        mask = b.apply(ew.Shl, [one, bit], {})
+        there = b.apply(ew.Ne, [b.apply(ew.And, [word, mask], {}), b.const(0, U32)], {})
+        lower = b.apply(ew.Popcount, [b.apply(ew.And, [word, b.apply(ew.Sub, [mask, one], {})], {})], {})
+        offset, stride, inside = self._window(op, op.operands[1:-2], (*rows, ZERO))
+        zero = b.const(0, dt)
+        room = b.index(b.sub(b.extent(memory, axis), self._from(op, axis)))
+        if lanes is None:
+            place = b.apply(ew.Cast, [b.apply(ew.Add, [start, lower], {})], {"dtype": I64})
+            there = b.apply(ew.And, [there, b.apply(ew.Lt, [place, room], {})], {})
+            if inside is not None:
+                there = b.apply(ew.And, [there, inside], {})
+            if there.shape:
+                places = b.apply(ew.Add, [b.offsets(offset, there.shape[0], stride), place], {})
+                value = b.read(th.LdGather, memory, places, there)
+            else:
+                value = b.load(memory, b.add(offset, place), None, 1, there)
+            return b.apply(ew.Where, [there, value, zero], {})
+        begin = b.pure(ew.Min, b.index(b.to_index(start)), room)
+        left = b.sub(room, begin)
+        if inside is not None:
+            left = b.pure(ew.Where, inside, b.index(left), b.index(0))
+        left = b.pure(ew.Cast, b.index(left), dtype=U32)
+        held = b.pure(ew.Lt, b.pure(ew.Cast, b.iota(WORD), dtype=U32), b.splat(left, WORD)) if self.masked else None
+        there = b.pure(ew.And, there, b.pure(ew.Lt, lower, b.splat(left, lanes)))
+        values = b.load(memory, b.add(offset, begin), WORD, 1, held)
+        if op in self.ahead and not self.masked:
+            later = b.add(b.add(offset, begin), AHEAD // dt.storage.itemsize)
+            b.hint(th.Prefetch, memory, b.index(later), near=True)
+        code = dtype(f"u{dt.bits}")
+        table = b.pure(ew.Cast, b.pure(ew.Bitcast, values, dtype=code), dtype=U32)
+        found = b.pure(ew.Cast, b.pure(th.LaneLookup, table, lower), dtype=code)
+        return b.apply(ew.Where, [there, b.pure(ew.Bitcast, found, dtype=dt), zero], {})
+
+    def _from(self, op: Op, axis: int) -> Index:
+        """Where an access begins along a dimension of its tensor."""
+        return self.b.to_index(self.scalar(op.operands[1 + axis]))
+
+    def _whole_words(self, op: Op) -> Value:
+        """Whether there is memory of the tensor behind the end of each row that an `expand_load` reads, for as many
+        elements as a word has bits: then words may be expanded without masks."""
+        b, memory, (*axes, last) = self.b, self.memory(op), op.attrs["axes"]
+        assert isinstance(memory.type, TensorType)
+        extents, others = dict(zip(axes, op.result.shape, strict=False)), {*range(memory.type.rank)} - {last}
+        after: Index = 0  # elements behind the last row
+        for axis in sorted(others):
+            left = b.sub(b.index(b.sub(b.extent(memory, axis), extents.get(axis, 1))), b.index(self._from(op, axis)))
+            after = b.add(after, b.mul(left, self._stride(memory, axis)))
+        least = [(self._stride(memory, axis), 0) for axis in sorted(others)]
+        return b.all_of([b.pure(ew.Ge, b.index(x), b.index(n)) for x, n in [*least, (after, WORD)]])
 
     def _filled(self, op: Op, value: Value, mask: Value | None, lanes: int | None) -> Value:
         fill = op.attrs["fill"]

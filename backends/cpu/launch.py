@@ -15,11 +15,9 @@ from tilelang.backends.cpu.codegen import emit_cast, slots
 from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.numbers import F64, I1, I8, I32, I64, text_constant
 from tilelang.ir.control import MAX_PROGRAMS
-from tilelang.ir.core import TensorType, TileType, Value
+from tilelang.ir.core import MAX_EXTENT, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
-MAX_EXTENT = (1 << 31) - (1 << 16)
-"""Extents are i32 in kernels, with room for a block beyond the edge."""
 PTR = ir.PointerType()
 _ANY = ir.LiteralStructType([I32, I32, I64])  # TVMFFIAny: type index, padding, payload
 _TENSOR = ir.LiteralStructType([PTR, I32, I32, I32, I32, PTR, PTR, I64])  # DLTensor; the dtype is one word

@@ -133,7 +133,7 @@ class NestLowering(Reductions):
             if v not in self.local or op is None or (v, dims) in seen:
                 return True
             seen.add((v, dims))
-            if op.name in ("slice", *LOOKUPS) or op.name == "load" and not known(op, dims):
+            if op.name in ("slice", "expand_load", *LOOKUPS) or op.name == "load" and not known(op, dims):
                 return False
             tiles = [o for o in op.operands if isinstance(o.type, TileType) and o.shape]
             return all(walk(o, self._dims(op, dims, o)) for o in tiles)
@@ -300,7 +300,7 @@ class NestLowering(Reductions):
             if v not in self.local or op is None:
                 stored = stored or covers(dims)
                 return
-            if op.name == "load":
+            if op.name in ("load", "expand_load"):
                 out[covers(dims)] |= self._unit_dims(op, dims)
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
@@ -329,12 +329,15 @@ class NestLowering(Reductions):
         """Conditions under which no access of the nest crosses an edge, the far ends of these dimensions excepted."""
         out: list[Value] = []
         for op in self.region.ops:
-            if op.name not in ("load", "store"):
+            if op.name not in ("load", "store", "expand_load"):
                 continue
-            axes = list(op.attrs["axes"])
-            shape = op.attrs["shape"] if op.name == "load" else op.operands[-1].shape
-            offsets = op.operands[1:] if op.name == "load" else op.operands[1:-1]
-            for a, off in enumerate(offsets):
+            axes, memory = list(op.attrs["axes"]), op.operands[0].type
+            assert isinstance(memory, BufferType | TensorType)
+            shape = op.operands[-1].shape if op.name == "store" else op.result.shape
+            if op.name == "expand_load":
+                shape = (*shape[:-1], 1)
+                out.append(self._whole_words(op))
+            for a, off in enumerate(op.operands[1:1 + memory.rank]):
                 size = shape[axes.index(a)] if a in axes else 1
                 at, dim = self.b.to_index(self.scalar(off)), self.b.extent(op.operands[0], a)
                 if isinstance(at, int) and isinstance(dim, int):

@@ -16,6 +16,7 @@ from tilelang.ir.cluster import refuse_clusters
 from tilelang.ir.control import Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, clone_region, map_regions
 from tilelang.ir.dtypes import dtype
+from tilelang.ir.memory import READS
 from tilelang.ir.thread import ConvertLayout, Nest
 
 COSTLY = 8
@@ -25,11 +26,11 @@ OFTEN = 16
 TURN = 7
 """Cost of an element read the other way round than memory holds it."""
 _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
-         "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "lookup": 4, "lookup4": 2,
-         "load": 1}
+         "div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 6, "mod": 6, "gather": 6, "expand_load": 6, "lookup": 4,
+         "lookup4": 2, "load": 1}
 _REARRANGE = ("broadcast", "permute", "slice", "reshape")
 LOOKUPS = ("lookup", "lookup4")
-_ELSEWHERE = (*_REARRANGE, *LOOKUPS, "gather", "load")
+_ELSEWHERE = (*_REARRANGE, *LOOKUPS, *READS)
 """Operations that read their operands at other indices than the result's."""
 _WRITES = ("store", "scatter", "atomic")
 
@@ -169,7 +170,7 @@ class _Placer:
             return False
         if op.name == "reshape":
             return unit_reshape(op)
-        if op.name in ("load", "gather"):
+        if op.name in READS:
             return op.operands[0] not in self.written and isinstance(op.operands[0].type, TensorType)
         return isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or \
             op.name in ("broadcast", "permute", "slice", "arange", *LOOKUPS)
@@ -200,7 +201,7 @@ class _Placer:
         op = v.owner
         if not v.shape or op is not None and self.repeats(op):
             return True
-        if op is None or not self.inline(op) or op.name in ("load", "gather", *LOOKUPS):
+        if op is None or not self.inline(op) or op.name in (*READS, *LOOKUPS):
             return False
         return self.cost(v) <= 4 and all(self.trivial(o) for o in op.operands)
 
@@ -249,6 +250,8 @@ class _Placer:
                 return True
             if user.name == "reshape" and not unit_reshape(user) or user.name == "view":
                 return True
+            if user.name == "slice" and v.owner is not None and v.owner.name == "expand_load":
+                return True  # vectors then begin at words
             if user.name == "dot" and len(user.operands) == 3 and user.operands[2] is v:
                 return True
         return self.deeper(v) and not self.trivial(v)
@@ -280,7 +283,7 @@ class _Placer:
             self.root(op, None, op.operands[0].shape, op.attrs["axis"])
         elif op.name in ("store", "scatter", "atomic"):
             self.root(op, op.results[0] if op.results else None, op.operands[-1].shape)
-        elif op.name in ("load", "gather"):
+        elif op.name in READS:
             self.root(op, op.result, op.result.shape)
         elif op.name == "convert_layout":
             self.root(op, op.result, op.result.shape)
@@ -341,7 +344,7 @@ class _Placer:
         return any(self._conflicts(o, nest, aligned and op.name not in _ELSEWHERE, seen) for o in op.operands)
 
     def root(self, op: Op, value: Value | None, shape: tuple[int, ...], axis: int | None = None) -> None:
-        memory = op.operands[0] if op.name in (*_WRITES, "load", "gather") else None
+        memory = op.operands[0] if op.name in (*_WRITES, *READS) else None
         touches = memory if memory in self.written else None
         alone = op.name in ("atomic", "assert") or op.attrs.get("kind") == "custom"
         sources = op.operands

@@ -64,6 +64,8 @@ class Reductions(Elements):
         if op.name == "reshape":
             it = iter([d for d, e in zip(dims, op.result.shape, strict=True) if e != 1])
             return tuple(None if e == 1 else next(it) for e in operand.shape)
+        if op.name == "expand_load":
+            return (*dims[:-1], None)
         return dims
 
     def _position(self, at: At) -> Position:
@@ -172,7 +174,7 @@ class Reductions(Elements):
             if v not in self.local or op is None or (v, dims) in seen:
                 return
             seen.add((v, dims))
-            if op.name == "load" and self.vector in dims:
+            if op.name in ("load", "expand_load") and self.vector in dims:
                 for d in outer:
                     gain[d] += d not in dims
             for o in op.operands:

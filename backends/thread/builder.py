@@ -1,6 +1,7 @@
 """Builds THREAD code inside open loops: pure operations are shared and hoisted to the outermost loop they allow."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class ThreadBuilder:
         self.loc: Loc | None = None
         self.floor = 0  # reads of memory are not hoisted above this level
         self.sums: dict[Value, tuple[Index, int]] = {}
+        self.steps: dict[Value, int] = {}  # what the index of a loop is a multiple of
         self.epoch = 0  # reads are shared within one nest only
 
     # -- emitting ----------------------------------------------------------------------------------------------------
@@ -157,6 +159,15 @@ class ThreadBuilder:
             return constant * b
         return self._plus(x if b == 1 else self.pure(ew.Mul, x, self.index(b)), constant * b)
 
+    def multiple(self, x: Index) -> int:
+        """A number that divides x in any case; 0 where x is 0."""
+        value, constant = self.split(x)
+        if isinstance(value, int):
+            return constant
+        factor = next((o.owner.attrs["value"] for o in value.owner.operands if isinstance(o.owner, sh.Const)), 1) \
+            if isinstance(value.owner, ew.Mul) else 1
+        return math.gcd(self.steps.get(value, factor), constant)
+
     def div(self, a: Index, b: int) -> Index:
         return a // b if isinstance(a, int) else a if b == 1 else self.pure(ew.FloorDiv, a, self.index(b))
 
@@ -228,6 +239,7 @@ class Loop:
         self.b, self.bounds, self.inits = builder, [builder.index(x) for x in (lo, hi, step)], list(inits)
         self.carried = [Value(v.type) for v in inits]
         self.i = Value(TileType((), I64))
+        builder.steps[self.i] = math.gcd(builder.multiple(lo), builder.multiple(step))
         self.next: Sequence[Value] = ()
         self.results: list[Value] = []
 

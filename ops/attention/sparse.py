@@ -50,18 +50,10 @@ def expanded(values, bits, b, g, n, length, table, ROWS, COLUMNS, ZERO):
     if table is not None:
         page = values.shape[2]
         entry, first = tile.load(table, (b, n // page), ()), n % page
-    words = tile.bitcast(tile.load(bits, (entry, g, first, 0), (ROWS, COLUMNS // WORD)), tile.u32)
-    count = tile.popcount(words).to(tile.i32)
-    before = tile.cumsum(count, 1) - count
-    bit = tile.arange(WORD)[None, None, :].to(tile.u32)
-    one = tile.full((1, 1, WORD), 1, tile.u32)
-    below = tile.popcount(words[:, :, None] & ((one << bit) - one)).to(tile.i32)
-    place = (before[:, :, None] + below).reshape(ROWS, COLUMNS)
-    there = ((words[:, :, None] >> bit) & one != 0).reshape(ROWS, COLUMNS)
-    row, zero = tile.arange(ROWS)[:, None], tile.zeros((ROWS, COLUMNS), tile.i32)
+    words = tile.load(bits, (entry, g, first, 0), (ROWS, COLUMNS // WORD))
     if ZERO:
-        there = there & (n + row < length)
-    return tile.gather(values, (zero + entry, zero + g, zero + first + row, place), there)
+        words = tile.where(n + tile.arange(ROWS)[:, None] < length, words, 0)
+    return tile.expand_load(values, (entry, g, first, 0), words)
 
 
 def compress_kv(k: Any, v: Any, keep: float = 0.5) -> tuple[Any, Any, dict[str, Any]]:

@@ -192,6 +192,19 @@ func @gather(%x: tensor<in f32, M, N:1>, %i: tensor<in i32, K:1>, %j: tensor<in 
   %r = add %p, %q : f32[8]
   store %y, %zero, %r {axes=(0,)}
 }""",
+    "expand_load": """
+func @expand_load(%x: tensor<in f32, M, N:1>, %w: tensor<in u32, K, L:1>, %y: tensor<out f32, K, C:1>, %i: i32) tile {
+  %zero = const {value=0, dtype=i32} : i32
+  %one = const {value=1, dtype=i32} : i32
+  %b = load %w, %zero, %zero {shape=(5, 3), axes=(0, 1), fill=0} : u32[5, 3]
+  %c = popcount %b : u32[5, 3]
+  %s = scan %c {kind='sum', axis=1, reverse=False} : u32[5, 3]
+  %d = sub %s, %c : u32[5, 3]
+  %p = expand_load %x, %i, %one, %b, %d {axes=(0, 1)} : f32[5, 96]
+  %q = expand_load %x, %one, %i, %b, %b {axes=(0, 1)} : f32[5, 96]
+  %r = add %p, %q : f32[5, 96]
+  store %y, %zero, %zero, %r {axes=(0, 1)}
+}""",
     "scatter": """
 func @scatter(%x: tensor<in f32, K:1>, %m: tensor<in i1, K:1>, %y: tensor<inout f32, N:1>, %shift: i32) tile {
   %zero = const {value=0, dtype=i32} : i32

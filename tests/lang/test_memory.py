@@ -32,6 +32,17 @@ def moves(at: X, values: X, table: tile.Tensor[tile.i32, "T"], got: tile.Out[til
     tile.scatter(put, i, i + 1, mask=v > 0)
 
 
+@pytest.mark.parametrize(("bits", "error"), [("f32", errors.DTypeMismatch), ("u8", errors.DTypeMismatch),
+                                             ("rank", errors.ShapeMismatch)])
+def test_expand_load_says_what_it_needs(bits: str, error: type[Exception]) -> None:
+    @tile.kernel
+    def expanding(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Const, S: tile.Const):
+        tile.store(y, 0, tile.expand_load(x, 0, tile.zeros(S, B)))
+    with pytest.raises(error, match="32 bits|more dimensions"):
+        expanding(np.zeros(64, np.float32), B=tile.dtype("u32" if bits == "rank" else bits),
+                  S=(2, 1) if bits == "rank" else (1,))
+
+
 def test_gather_and_scatter() -> None:
     table, put = np.arange(9, dtype=np.int32) * 10, np.zeros(9, np.int32)
     got, masked = moves(AT, VALUES, table, put=put)

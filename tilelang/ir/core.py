@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Dim = str | int
 """An extent of a tensor argument: a name that must agree across arguments, or a constant."""
+MAX_EXTENT = (1 << 31) - (1 << 16)
+"""Extents are i32 in kernels, with room for a block beyond the edge."""
 
 
 @dataclass(frozen=True)

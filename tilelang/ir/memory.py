@@ -2,15 +2,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilelang.errors import DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
-from tilelang.ir.core import BufferType, Op, TensorType, TileType, Type, Value
+from tilelang.ir import elementwise as ew
+from tilelang.ir import shape as sh
+from tilelang.ir.core import MAX_EXTENT, BufferType, Op, TensorType, TileType, Type, Value
+from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import ALL_LEVELS, I1, from_compute, to_compute
 from tilelang.ir.shape import I32
+
+if TYPE_CHECKING:
+    from tilelang.ir.expansion import Expansion
+
+READS = "load", "gather", "expand_load"
+"""Operations that read elements of memory into a tile; they check bounds."""
+U32, I64 = dtype("u32"), dtype("i64")
+WORD = 32
 
 
 def memory_type(op: Op, value: Value) -> TensorType | BufferType:
@@ -186,6 +197,82 @@ class Gather(_Indexed):
             return np.full(inside.shape, fill, dt.storage)
         frame.check_initialised(self, array, index, inside)
         return np.where(inside, array[index], fill)
+
+
+class ExpandLoad(Op):
+    """Packed rows in full: operands (tensor, offsets…, bits u32 [..., W], starts u32 [..., W]) to [..., 32 W]. Where
+    bit c % 32 of word c // 32 of a row is set, element c is that of the tensor's dimension `axes[-1]` as many places
+    behind its offset as the word's start and the lower set bits of the word make; elsewhere, and outside the tensor,
+    0. The other `axes` are walked as by `load`. AVX-512's VPEXPAND and LLVM's `llvm.masked.expandload`, word by word.
+    """
+    name, effects, attributes = "expand_load", "read", {"axes": ...}
+
+    def infer(self) -> Sequence[Type]:
+        memory, axes = memory_type(self, self.operands[0]), tuple(self.attrs["axes"])
+        check_offsets(self, memory, self.offsets)
+        bits, starts = (v.tile for v in self.operands[-2:])
+        if bits != starts or bits.dtype is not U32 or not bits.rank:
+            raise DTypeMismatch("`expand_load` takes words of bits, and where the values of each begin", loc=self.loc,
+                                needs="two tiles of u32 of one shape, [..., W]", got=f"{bits} and {starts}",
+                                try_="bitcast or cast them to tile.u32")
+        if len(axes) != bits.rank or sorted(set(axes)) != list(axes) or any(a >= memory.rank for a in axes):
+            raise ShapeMismatch("the block does not fit the tensor's dimensions", loc=self.loc,
+                                needs=f"bits of rank at most {memory.rank}", got=str(list(bits.shape)),
+                                try_="reshape the bits")
+        return [TileType((*bits.shape[:-1], WORD * bits.shape[-1]), memory.dtype)]
+
+    @property
+    def offsets(self) -> list[Value]:
+        return self.operands[1:-2]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        array, dt, shape = args[0], self.result.dtype, self.result.shape
+        zero = codec.encode(np.zeros((), np.float64), dt)
+        bit = np.arange(WORD, dtype=np.uint32)
+        bits, starts = (np.asarray(x)[..., None] for x in args[-2:])
+        lower = np.bitwise_count(bits & ((np.uint32(1) << bit) - np.uint32(1)))
+        *leading, last = self.attrs["axes"]
+        places = int(args[1 + last]) + starts.astype(np.int64) + lower
+        there = ((bits >> bit & 1) != 0) & (places >= 0) & (places < array.shape[last])
+        there, places = there.reshape(shape), places.reshape(shape)
+        if array.size == 0:
+            return np.full(shape, zero, dt.storage)
+        first = [0 if d == last else x for d, x in enumerate(args[1:-2])]
+        where, inside = _window(array, first, (*shape[:-1], 1), (*leading, last))
+        index = list(np.broadcast_arrays(*where, places)[:-1])
+        index[last] = np.where(there, places, 0)
+        there = there & inside
+        frame.check_initialised(self, array, tuple(index), there)
+        return np.where(there, array[tuple(index)], zero)
+
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        """A gather. Where a sum of places wraps it is negative, and outside."""
+        bits, starts = self.operands[-2:]
+        *leading, last = self.attrs["axes"]
+        somewhere = b.emit(ew.Lt, starts, b.full(MAX_EXTENT, starts.shape, U32))
+        bits = b.emit(ew.Where, somewhere, bits, b.full(0, bits.shape, U32))
+        wide = (*bits.shape, WORD)
+
+        def spread(v: Value) -> Value:
+            return b.broadcast(b.emit(sh.Reshape, v, shape=(*v.shape, 1)), wide)
+
+        def flat(v: Value) -> Value:
+            return b.emit(sh.Reshape, v, shape=self.result.shape)
+        one, bit = b.full(1, wide, U32), b.emit(ew.Cast, b.positions(wide, len(wide) - 1), dtype=U32)
+        each = spread(bits)
+        lower = b.emit(ew.And, each, b.emit(ew.Sub, b.emit(ew.Shl, one, bit), one))
+        place = flat(b.emit(ew.Bitcast, b.emit(ew.Add, spread(starts), b.emit(ew.Popcount, lower)), dtype=I32))
+        there = flat(b.emit(ew.Ne, b.emit(ew.And, b.emit(ew.Shr, each, bit), one), b.full(0, wide, U32)))
+        indices = []
+        for d, offset in enumerate(self.offsets):
+            near = isinstance(offset.owner, sh.Const) and 0 <= offset.owner.attrs["value"] < 1 << 30
+            dt = I32 if near or d != last and (offset.dtype.bits < 32 or offset.dtype is I32) else I64
+            index = b.broadcast(b.emit(ew.Cast, offset, dtype=dt), self.result.shape)
+            if d in self.attrs["axes"]:
+                more = place if d == last else b.positions(self.result.shape, leading.index(d))
+                index = b.emit(ew.Add, index, b.emit(ew.Cast, more, dtype=dt))
+            indices.append(index)
+        return [b.emit(Gather, self.operands[0], *indices, there, masked=True, fill=0)]
 
 
 class Scatter(_Indexed):

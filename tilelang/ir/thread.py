@@ -277,7 +277,8 @@ class TableEntry(Op):
 
 
 class LaneLookup(Op):
-    """Lane index[i] of `table`, a register, for each lane i of a vector of u32, all below the lanes of the table."""
+    """Lane index[i] of `table`, whole registers of 32-bit lanes, for each lane i of a vector of u32, all below the
+    lanes of the table."""
     name, levels = "lane_lookup", THREAD
 
     def infer(self) -> Sequence[Type]:

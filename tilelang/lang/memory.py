@@ -4,16 +4,18 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
-from tilelang.errors import ShapeMismatch, UnsupportedSyntax
+from tilelang.errors import DTypeMismatch, ShapeMismatch, UnsupportedSyntax
 from tilelang.ir import cluster as clusters
 from tilelang.ir import control
 from tilelang.ir import memory as mem
 from tilelang.ir.core import BufferType, Value
-from tilelang.ir.dtypes import DType
+from tilelang.ir.dtypes import DType, dtype
 from tilelang.lang.emitter import emit, here
-from tilelang.lang.math import maximum, minimum
+from tilelang.lang.math import bitcast, maximum, minimum, popcount
+from tilelang.lang.shaping import cumsum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extents, offset
 
+_I32, _U32 = dtype("i32"), dtype("u32")
 UNROLLED = 1 << 16
 SCHEDULES = "", "plain", "pingpong", "interleave", "producer"
 
@@ -166,6 +168,24 @@ def gather(memory: Any, indices: Any, mask: Any = None, fill: float = 0) -> Any:
     """Elements at index tiles, one for each dimension; outside the tensor, or where the mask is false, `fill`."""
     operands, _ = _indices(memory, indices, [], mask)
     return Tile(emit(mem.Gather, memory.value, *operands, masked=mask is not None, fill=fill).result)
+
+
+def expand_load(memory: Any, offsets: Any, bits: Tile, starts: Tile | None = None) -> Any:
+    """Rows of which only some elements are stored, in full: `bits` i32 or u32 [..., W] gives [..., 32 W]. Of a row of
+    the block at `offsets`, whose extents are those of `bits`, the next packed element of the tensor's last dimension
+    goes where bit c % 32 of word c // 32 is set, to column c; elsewhere is 0, and so is what would be outside the
+    tensor. `starts`, of the shape of `bits`, says how many elements behind the offset those of each word begin: as
+    many as bits are set in the words before, unless stated. Raises DTypeMismatch and ShapeMismatch."""
+    if bits.dtype not in (_I32, _U32):
+        raise DTypeMismatch("`expand_load` by other than words of 32 bits", loc=here(), needs="bits of i32 or u32",
+                            got=str(bits.dtype), try_="store the bitmap as words: bitmap.view(numpy.int32)")
+    words = bitcast(bits, _U32) if bits.dtype is _I32 else bits
+    if starts is None:
+        count = popcount(words)
+        starts = cumsum(count, -1) - count
+    places, _, axes = _place(memory, offsets, words.shape)
+    first = bitcast(starts, _U32) if starts.dtype is _I32 else starts
+    return Tile(emit(mem.ExpandLoad, memory.value, *places, words.value, first.value, axes=axes).result)
 
 
 def scatter(memory: Any, indices: Any, value: Any, mask: Any = None) -> None:

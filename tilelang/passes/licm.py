@@ -38,6 +38,7 @@ from __future__ import annotations
 from typing import Any
 
 from tilelang.ir.core import Function, Op, Region, TensorType, Value, map_regions, used_values
+from tilelang.ir.memory import READS
 from tilelang.passes.driver import exact
 from tilelang.passes.effects import LOOPS, Writes, pure
 
@@ -72,4 +73,4 @@ def _hoist(loop: Op) -> list[Op]:
 def _stable(op: Op, writes: Writes) -> bool:
     """Whether a read gives the same before the loop: memory of the program may not have been written there, and THREAD
     reads are not checked against bounds, so only block and element reads of tensors qualify."""
-    return op.name in ("load", "gather") and isinstance(op.operands[0].type, TensorType) and not writes.may_change(op)
+    return op.name in READS and isinstance(op.operands[0].type, TensorType) and not writes.may_change(op)
