@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from tests.growing import EXTENTS, I32, NAMED, Grower, by_kind, dtypes
 from tests.views import layouts
-from tilelang.ir import control, elementwise, memory, reduction, words
+from tilelang.ir import control, elementwise, memory, reduction, sorting, words
 from tilelang.ir.core import Function, Op, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
 _ALONE = "a launch by itself means the same without: tests/backends/simt/test_overlap.py"
 _CLUSTERS = "targets but NVIDIA's from sm_90 on have none: tests/backends/simt/test_clusters.py"
 EXCLUDED = {"wait_previous": _ALONE, "start_next": _ALONE, "peer": _CLUSTERS, "cluster_rank": _CLUSTERS,
-            "cluster_barrier": _CLUSTERS}
+            "cluster_barrier": _CLUSTERS, "sort_keys": "what `sort` is made of"}
 """Operations of level TILE that are never drawn, each with the reason."""
 
 LARGEST = 4096
@@ -145,10 +145,7 @@ class Maker(Grower):
 
     def sort(self) -> Sequence[Value]:
         v = self.ranked(self.pick("float", "int", "uint", "bool"))
-        if max(v.shape) > 17:  # n^2 comparisons
-            v = self.emit("slice", v, starts=(0,) * len(v.shape), shape=tuple(min(e, 8) for e in v.shape),
-                          steps=(1,) * len(v.shape))
-        return self.b.add(reduction.Sort, v, axis=self.axis(v), descending=self.flag()).results
+        return self.b.add(sorting.Sort, v, axis=self.axis(v), descending=self.flag()).results
 
     def rearrange(self) -> Value:
         v = self.ranked(self.any())
@@ -201,13 +198,6 @@ class Maker(Grower):
                 scales[i] = self.one_of(fits)
         extents = (m, runs), (runs, n)  # filled with 1: the least number of e8m0 may make products that are subnormal
         return self.emit("dot_scaled", a, c, *(self.load(dt, e, 1) for dt, e in zip(scales, extents, strict=True)))
-
-    def common(self) -> Value:
-        """Bits that words have in common."""
-        m, n, words = self.number(1, 17), self.number(1, 17), self.one_of((1, 3, 8, 16))
-        a, c = (self.load(dtype("u32"), shape) for shape in ((m, words), (words, n)))
-        sums = [v for v in self.values if v.type == TileType((m, n), dtype("i32"))]
-        return self.emit("dot_bits", a, c, *sums[:1])
 
     def product(self) -> Value:
         """A matrix product over blocks of k: loads that feed a dot alone, in a loop of some stages, maybe under a
@@ -410,7 +400,7 @@ class Maker(Grower):
 
     PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot2", "dot4",
             "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange",
-            "dot", "dot", "common",
+            "dot", "dot",
             "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "expand_load", "shared",
             "output",
             "asserted")

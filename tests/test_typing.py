@@ -44,7 +44,7 @@ CONFIGURATION = """
 [mypy]
 strict = true
 follow_imports = silent
-[mypy-torch.*,transformers.*,gguf.*]
+[mypy-torch.*]
 follow_imports = skip
 """
 

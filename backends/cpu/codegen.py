@@ -300,6 +300,10 @@ class _Generator(Arithmetic, Control):
     def op_concat(self, op: Op) -> ir.Value:
         return Access(self.b, self.target).joined(self.args(op))
 
+    def op_lanes(self, op: Op) -> ir.Value:
+        x, y = (*self.args(op), None)[:2]
+        return self.shuffle(x, y, op.attrs["lanes"])
+
     def op_repeat(self, op: Op) -> ir.Value:
         (x,) = self.args(op)
         wide = self.b.bitcast(x, ir.IntType(x.type.count * x.type.element.width))

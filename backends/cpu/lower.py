@@ -18,6 +18,7 @@ from tilelang.backends.cpu.elements import Elements
 from tilelang.backends.cpu.inplace import is_tile, plan
 from tilelang.backends.cpu.microkernel import Dot, Vectors
 from tilelang.backends.cpu.nests import NestLowering
+from tilelang.backends.cpu.sorting import sort
 from tilelang.backends.cpu.views import emit_view
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.backends.thread.combine import COMBINE, inline_region
@@ -287,6 +288,11 @@ class _Lowering:
                 with b.loop(0, shape[dims[0]]) as loop:
                     over(dims[1:], {**at, dims[0]: Ix(loop.i)})
         over([d for d in range(len(shape)) if d != axis], {})
+
+    def _lower_sort_keys(self, op: Op) -> None:
+        for r, buffer in zip(op.results, sort(self.b, [self.stored[v] for v in op.operands], op.attrs["axis"],
+                                              self.target.vector_bytes, self._copy), strict=True):
+            self.stored[r] = buffer
 
     # -- control flow -------------------------------------------------------------------------------------------------
     def _split(self, values: Sequence[Value]) -> tuple[list[int], list[int]]:

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import inf, prod
 
+from tilelang.backends.simt import sorting
 from tilelang.backends.simt.costs import EXCHANGE, Wanted, access_cost, buffer_cost, conversion_cost, crosses
 from tilelang.backends.simt.facts import run_of
-from tilelang.backends.simt.group_products import group_plans
+from tilelang.backends.simt.group_products import choose_group, group_plans
 from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_rows, sizes
 from tilelang.backends.simt.registers import repeated
 from tilelang.backends.simt.stage import Staged, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
-from tilelang.ir.reduction import DOTS
 from tilelang.layouts import LayoutError, RegisterLayout, blocked
 
 LOOP_WEIGHT = 8
@@ -44,7 +44,7 @@ class Group:
     reductions: list[tuple[int, int]] = field(default_factory=list)
     """(axis, weight) of reductions over tiles of the group."""
     views: list[tuple[RegisterLayout, bool, int, int]] = field(default_factory=list)
-    """(layout in which a `view` has a tile of the group, whether it makes the tile, element bytes, weight)."""
+    """(layout in which a `view` or a sort has a tile of the group, whether it makes it, element bytes, weight)."""
     edges: list[Edge] = field(default_factory=list)
     layout: RegisterLayout | None = None
 
@@ -152,8 +152,8 @@ class Inference:
                 self.union(*op.operands, *op.results)
             elif op.name in ("gather", "scatter", "atomic", "lookup"):
                 self.union(*op.operands[1:], *op.results)
-            elif op.name in (*DOTS, "dot_scaled"):
-                self.union(*op.operands[4 if op.name == "dot_scaled" else 2:], op.result)
+            elif op.name in ("dot", "dot_scaled"):
+                self.union(*op.operands[{"dot": 2, "dot_scaled": 4}[op.name]:], op.result)
             elif op.name == "scan" or op.name == "reduce":
                 self.union(*op.operands)
                 self.union(*op.results)
@@ -242,6 +242,11 @@ class Inference:
                 layout = repeated(op.attrs[key], self.threads)
                 self.group(v).views.append((layout, v is op.result, v.dtype.storage.itemsize, weight))
 
+    def _survey_sort_keys(self, op: Op, weight: int) -> None:
+        layout = sorting.layout(op.operands[0].shape, op.attrs["axis"], self.threads, self.target.warp)
+        for v in (*op.operands, *op.results):
+            self.group(v).views.append((layout, v in op.results, v.dtype.storage.itemsize, weight))
+
     def _survey_reduce(self, op: Op, weight: int) -> None:
         axis = op.attrs["axis"]
         self.group(op.operands[0]).reductions.append((axis, weight))
@@ -252,13 +257,11 @@ class Inference:
 
     def _survey_dot(self, op: Op, weight: int) -> None:
         a, b = op.operands[:2]
-        every, _ = self.target.rows(op)
-        row = choose(every, a.dtype, b.dtype, op.result.dtype, a.shape[-1], op.attrs["instruction"])
+        row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], op.attrs["instruction"])
         if row is not None:
             ways, objection = self._group_plans(op, self.threads // self.target.warp)
-            rows = [row] if op.attrs["instruction"] else sizes(every, row, a.shape[-1])
+            rows = [row] if op.attrs["instruction"] else sizes(self.target.mma, row, a.shape[-1])
             self._site(op, rows, [a, b], weight, ways, objection)
-    _survey_dot_bits = _survey_dot
 
     def _survey_dot_scaled(self, op: Op, weight: int) -> None:
         a, b, a_scale, _ = operands = op.operands[:4]
@@ -291,7 +294,8 @@ class Inference:
 
     def _group_plans(self, op: Op, warps: int) -> tuple[list[DotPlan], str]:
         """Those by instructions of several warps, and why there are none where one has the types."""
-        (a, b), row = op.operands[:2], self.target.group_row(op)
+        (a, b), named = op.operands[:2], op.attrs["instruction"]
+        row = choose_group(self.target.group_mma, a.dtype, b.dtype, op.attrs["dtype"], named)
         if row is None or len(a.shape) > 2:
             return [], ""
         uses = {u.value: (u.order.index(1), len(s.uses) > 1) for s in self.staged.values() for u in s.uses

@@ -21,6 +21,7 @@ from tilelang.backends.simt.facts import Facts
 from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.paired import Paired, cut, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count
+from tilelang.backends.simt.sorting import Sorting
 from tilelang.backends.simt.stage import leading, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.transposed import load_transposed
@@ -82,6 +83,7 @@ class _Lowering:
         )
         self.consumers = 0  # the warps before those that copy blocks, where these are others
         self.collect = Collect(b, self.threads, self.exchange, self.of, target)
+        self.sorting = Sorting(b, self.threads, self.exchange, target.warp)
         self.paired: dict[Value, Paired] = {}  # THREAD values that are known as pairs, too
         self.words: dict[Value, Value] = {}  # and the u32 that a view has cut into them
         self.dots = Dots(b, self.threads, self.exchange, self.of, self.paired, self.words, self.access.managed, target)
@@ -272,12 +274,15 @@ class _Lowering:
         for r, value in zip(op.results, self.collect.reduce(op), strict=True):
             self.of[r] = value if r.shape else self.b.pure(th.Extract, value, lane=0)
 
+    def _lower_sort_keys(self, op: Op) -> None:
+        values = self.sorting.sort(op, tuple(self.of[v] for v in op.operands))
+        self.of.update(zip(op.results, values, strict=True))
+
     def _lower_scan(self, op: Op) -> None:
         self.of.update(zip(op.results, self.collect.scan(op), strict=True))
 
     def _lower_dot(self, op: Op) -> None:
         self.of[op.result] = self.dots.lower(op)
-    _lower_dot_bits = _lower_dot
 
     def _lower_dot_scaled(self, op: Op) -> None:
         self.of[op.result] = self.dots.lower_scaled(op)

@@ -1,4 +1,4 @@
-"""Combinations of reductions and scans, on vectors."""
+"""Combinations of reductions, scans and sorts, on vectors."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,3 +26,20 @@ def inline_region(b: ThreadBuilder, region: Region, args: Sequence[Value], scala
         operands = [known.get(v, scalars.get(v, v)) for v in op.operands]
         known[op.result] = b.apply(type(op), operands, op.attrs)
     raise AssertionError("a combine region yields")
+
+
+def less(b: ThreadBuilder, x: Sequence[Value], y: Sequence[Value]) -> Value:
+    """Whether one or two keys x stand before y: by the first, then by the second."""
+    first = b.pure(ew.Lt, x[0], y[0])
+    if len(x) == 1:
+        return first
+    return b.pure(ew.Or, first, b.pure(ew.And, b.pure(ew.Eq, x[0], y[0]), b.pure(ew.Lt, x[1], y[1])))
+
+
+def exchanged(b: ThreadBuilder, x: Sequence[Value], y: Sequence[Value]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """The smaller and the larger keys."""
+    if len(x) == 1:
+        return (b.pure(ew.Min, x[0], y[0]),), (b.pure(ew.Max, x[0], y[0]),)
+    swap = less(b, y, x)
+    return (tuple(b.pure(ew.Where, swap, q, p) for p, q in zip(x, y, strict=True)),
+            tuple(b.pure(ew.Where, swap, p, q) for p, q in zip(x, y, strict=True)))

@@ -156,6 +156,7 @@ EXAMPLES |= {
                    {"r": "f32[4, 8]", "s": "i32[4, 8]"}),
     "sort.descending": tiles("sort", "%r, %s = sort %a {axis=0, descending=True} : i8[8], i32[8]", {"a": "i8[8]"},
                              {"r": "i8[8]", "s": "i32[8]"}),
+    "sort_keys": tiles("sort_keys", "%r = sort_keys %a {axis=0} : u8[8, 3]", {"a": "u8[8, 3]"}, {"r": "u8[8, 3]"}),
     "dot": tiles("dot", "%r = dot %a, %b, %c {dtype=f32} : f32[4, 3]",
                   {"a": "f16[4, 8]", "b": "f16[8, 3]", "c": "f32[4, 3]"}, {"r": "f32[4, 3]"}),
     "dot.batched": tiles("dot", "%r = dot %a, %b {dtype=f32} : f32[2, 4, 3]",
@@ -165,10 +166,6 @@ EXAMPLES |= {
     "dot_scaled": tiles("dot_scaled", "%r = dot_scaled %a, %b, %s, %t, %c : f32[4, 3]", {
         "a": "f8e4m3[4, 64]", "b": "f4e2m1[64, 3]", "s": "e8m0[4, 2]", "t": "e8m0[2, 3]", "c": "f32[4, 3]"},
         {"r": "f32[4, 3]"}),
-    "dot_bits": tiles("dot_bits", "%r = dot_bits %a, %b, %c : i32[4, 3]",
-                      {"a": "u32[4, 2]", "b": "u32[2, 3]", "c": "i32[4, 3]"}, {"r": "i32[4, 3]"}),
-    "dot_bits.batched": tiles("dot_bits", "%r = dot_bits %a, %b : i32[2, 4, 3]",
-                              {"a": "u32[2, 4, 2]", "b": "u32[2, 2, 3]"}, {"r": "i32[2, 4, 3]"}),
     # -- memory ------------------------------------------------------------------------------------------------------
     "dim": tiles("dim", "%r = dim %a_in {axis=1} : i32", _F, {"r": "i32"}),
     "load": """
@@ -406,8 +403,9 @@ func @transpose(%x: tensor<in f32, 12:1>, %y: tensor<out f32, 12:1>) thread {
   %b = ld %x, %c2 {lanes=2} : f32[2]
   %c = ld %x, %c4 {lanes=2} : f32[2]
   %p, %q = transpose %a, %b, %c : f32[3], f32[3]
+  %r = lanes %p, %q {lanes=(5, 1, 3)} : f32[3]
   st %y, %c0, %p {stream=False}
-  st %y, %c3, %q {stream=False}
+  st %y, %c3, %r {stream=False}
 }""",
     "reduce_each": """
 func @reduce_each(%x: tensor<in f32, 16:1>, %y: tensor<out f32, 4:1>) thread {
@@ -490,11 +488,10 @@ func @dot_groups(%a: tensor<in u8, 16:1>, %b: tensor<in i8, 16:1>, %y: tensor<in
   st %y, %zero, %r {stream=False}
 }""",
 }
-for _op, _host in (("barrier", "alloc"), ("commit", "copy_async"), ("wait", "copy_async"), ("yield", "for"),
-                   ("st", "ld"), ("st_scatter", "ld_gather"), ("interleave", "extract"), ("repeat", "extract"),
-                   ("prefetch", "streams"), ("to_line", "streams"), ("start_next", "wait_previous"),
-                   ("cluster_rank", "peer"), ("cluster_barrier", "peer")):
-    EXAMPLES[_op] = EXAMPLES[_host]
+for _host, _ops in (("alloc", "barrier"), ("copy_async", "commit wait"), ("for", "yield"), ("ld", "st"),
+                    ("ld_gather", "st_scatter"), ("extract", "interleave repeat"), ("transpose", "lanes"), ("streams",
+                    "prefetch to_line"), ("wait_previous", "start_next"), ("peer", "cluster_rank cluster_barrier")):
+    EXAMPLES.update({_op: EXAMPLES[_host] for _op in _ops.split()})
 EXAMPLES = {key: text.lstrip("\n") for key, text in EXAMPLES.items()}
 
 

@@ -197,9 +197,10 @@ class Op:
         """The NumPy meaning: operand values (NumPy arrays in `DType.storage`) to the result(s)."""
         raise NotImplementedError
 
-    def expand(self, b: Expansion) -> Sequence[Value] | None:
+    def expand(self, b: Expansion) -> Sequence[Value | None] | None:
         """The results by simpler operations, which `b` emits: what `decompose` puts in the operation's place unless
-        the target `performs` it. None (the default) where every backend has a form of its own."""
+        the target `performs` it; None for one that nothing uses. None (the default) where every backend has a form of
+        its own."""
         return None
 
     # -- conveniences --------------------------------------------------------------------------------------------

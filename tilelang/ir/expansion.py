@@ -1,15 +1,21 @@
 """The builder that operations are expanded with: see `Op.expand`."""
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
+from tilelang.errors import Loc
 from tilelang.ir import reduction, shape
-from tilelang.ir.core import Builder, Value
+from tilelang.ir.core import Builder, Region, Value
 from tilelang.ir.dtypes import DType
 
 
 class Expansion(Builder):
-    """A builder with the few shorthands that expansions need."""
+    """A builder with the few shorthands that expansions need. `used` are the values that operations take."""
+
+    def __init__(self, region: Region, loc: Loc | None, used: Set[Value]) -> None:
+        super().__init__(region, loc)
+        self.used = used
 
     def full(self, value: Any, like: tuple[int, ...], dt: DType) -> Value:
         """A tile of that shape full of a constant."""

@@ -17,6 +17,7 @@ from tilelang.ir import (  # noqa: F401 (fill Op.registry)
     memory,
     reduction,
     shape,
+    sorting,
     thread,
     words,
 )

@@ -1,4 +1,4 @@
-"""Operations that combine elements: reductions, scans, sorting and `dot`."""
+"""Operations that combine elements: reductions, scans and `dot`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from tilelang.ir import codec
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import Op, TileType, Type, Value
 from tilelang.ir.dtypes import DType, dtype
-from tilelang.ir.elementwise import ALL_LEVELS, I1, from_compute, to_compute
+from tilelang.ir.elementwise import ALL_LEVELS, from_compute, to_compute
 from tilelang.ir.shape import I32, Reshape, check_axis
 
 if TYPE_CHECKING:
@@ -145,64 +145,6 @@ class Scan(_Combine):
         return tuple(np.flip(o, axis) if self.attrs["reverse"] else o for o in outs)
 
 
-class Sort(Op):
-    """Stable sort along `axis`: (values, i32 positions). NaN counts as larger than everything."""
-    name, attributes = "sort", {"axis": ..., "descending": False}
-
-    def infer(self) -> Sequence[Type]:
-        src = self.operands[0].tile
-        check_axis(self, self.attrs["axis"], src.shape)
-        return [TileType(src.shape, src.dtype), TileType(src.shape, I32)]
-
-    def eval(self, frame: Any, *args: Any) -> Any:
-        axis, keys = self.attrs["axis"], to_compute(args[0], self.operands[0].dtype)
-        if self.attrs["descending"]:
-            order = np.argsort(np.flip(keys, axis), axis, kind="stable")
-            order = keys.shape[axis] - 1 - np.flip(order, axis)
-        else:
-            order = np.argsort(keys, axis, kind="stable")
-        return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
-
-    def expand(self, b: Expansion) -> Sequence[Value]:
-        """Rank sort: the place of an element is how many must stand before it; O(n^2) but without branches."""
-        (x,), axis, descending = self.operands, self.attrs["axis"], self.attrs["descending"]
-        n = x.shape[axis]
-        wide = (*x.shape[:axis], n, n, *x.shape[axis + 1:])  # axis: the element, axis + 1: the other
-
-        def spread(v: Value, other: bool) -> Value:
-            pair = (1, n) if other else (n, 1)
-            return b.broadcast(b.emit(Reshape, v, shape=(*x.shape[:axis], *pair, *x.shape[axis + 1:])), wide)
-
-        def less(p: Value, q: Value) -> Value:
-            out = b.emit(ew.Lt, p, q)
-            if x.dtype.kind == "float":  # NaN is larger than every number
-                q_nan, p_number = b.emit(ew.Ne, q, q), b.emit(ew.Eq, p, p)
-                out = b.emit(ew.Or, out, b.emit(ew.And, q_nan, p_number))
-            return out
-        mine, other = spread(x, False), spread(x, True)
-        first, second = (mine, other) if descending else (other, mine)
-        before, after = less(first, second), less(second, first)
-        index = b.positions(x.shape, axis)
-        earlier = b.emit(ew.Lt, spread(index, True), spread(index, False))
-        tie = b.emit(ew.And, b.emit(ew.Not, b.emit(ew.Or, before, after)), earlier)
-        counted = b.emit(ew.Cast, b.emit(ew.Or, before, tie), dtype=I32)
-        place = b.reduced(counted, "sum", axis + 1)
-        # element k of the result is the one whose place is k: along axis + 1 exactly one matches
-        match = b.emit(ew.Eq, spread(place, True), spread(index, False))
-        bits = dtype(f"u{8 * x.dtype.storage.itemsize}") if x.dtype.kind != "bool" else I1
-        code = x if bits is I1 else b.emit(ew.Bitcast, x, dtype=bits) if x.dtype.bits == bits.bits else None
-        results = []
-        for value in (code if code is not None else b.emit(ew.Cast, x, dtype=bits), index):
-            chosen = b.emit(ew.Where, match, spread(value, True), b.full(0, wide, value.dtype))
-            results.append(b.reduced(chosen, "any" if value.dtype is I1 else "max", axis + 1))
-        values = results[0]
-        if code is None:
-            values = b.emit(ew.Cast, values, dtype=x.dtype)
-        elif values.dtype is not x.dtype:
-            values = b.emit(ew.Bitcast, values, dtype=x.dtype)
-        return [values, results[1]]
-
-
 def dot_dtype(a: Any, b: Any) -> str:
     """Default accumulator of `dot`: f64 with an f64 operand, i32 (i64) for two integers, f32 otherwise."""
     if "f64" in (a.name, b.name):
@@ -248,7 +190,14 @@ class Dot(Op):
     def expand(self, b: Expansion) -> Sequence[Value]:
         """The sums of the products of rows and columns, along the dimension of `b` that may be the last in memory."""
         dt, (x, y, *acc) = self.attrs["dtype"], self.operands
-        *factors, axis = facing(b, x, y, dt)
+        (*batch, m, k), n, turned = x.shape, y.shape[-1], columns(y)
+        if turned is not None:
+            axis, parts = len(batch) + 2, ((x, (m, 1, k)), (turned, (1, n, k)))
+        else:
+            axis, parts = len(batch) + 1, ((x, (m, k, 1)), (y, (1, k, n)))
+        whole = (*batch, *map(max, *(shape for _, shape in parts)))
+        factors = [b.broadcast(b.emit(Reshape, v if v.dtype is dt else b.emit(ew.Cast, v, dtype=dt),
+                                      shape=(*batch, *shape)), whole) for v, shape in parts]
         total = b.reduced(b.emit(ew.Mul, *factors), "sum", axis)
         return [b.emit(ew.Add, acc[0], total) if acc else total]
 
@@ -278,59 +227,6 @@ def columns(x: Value) -> Value | None:
                                                                   x.tile.rank - 2):
         return None
     return op.operands[0]
-
-
-def facing(b: Expansion, x: Value, y: Value, dt: DType) -> tuple[Value, Value, int]:
-    """Rows of `x` [*B, M, K] beside columns of `y` [*B, K, N] as numbers of `dt`, in tiles of one dimension more, and
-    the axis of k: that dimension of `y` which may be the last in memory."""
-    (*batch, m, k), n, turned = x.shape, y.shape[-1], columns(y)
-    if turned is not None:
-        axis, parts = len(batch) + 2, ((x, (m, 1, k)), (turned, (1, n, k)))
-    else:
-        axis, parts = len(batch) + 1, ((x, (m, k, 1)), (y, (1, k, n)))
-    whole = (*batch, *map(max, *(shape for _, shape in parts)))
-    left, right = (b.broadcast(b.emit(Reshape, v if v.dtype is dt else b.emit(ew.Cast, v, dtype=dt),
-                                      shape=(*batch, *shape)), whole) for v, shape in parts)
-    return left, right, axis
-
-
-class DotBits(Op):
-    """acc + the number of bits that each row of `a` and each column of `b` have in common, of words u32:
-    [*B, M, W] x [*B, W, N] -> i32 [*B, M, N], modulo 2**32. At PLACED `instruction` names a row of the target's table,
-    whose neighbours along k are the bits of words, and `fallback` is that of `dot`."""
-    name, attributes = "dot_bits", {"instruction": "", "fallback": ""}
-
-    def infer(self) -> Sequence[Type]:
-        a, b = self.operands[0].tile, self.operands[1].tile
-        if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
-            raise ShapeMismatch("`dot_bits` operands do not fit", loc=self.loc, needs="[..., M, W] and [..., W, N]",
-                                got=f"{list(a.shape)} and {list(b.shape)}",
-                                try_="transpose one operand with .T, or check the block sizes")
-        if (a.dtype.name, b.dtype.name) != ("u32", "u32"):
-            raise DTypeMismatch(f"`dot_bits` of {a.dtype} and {b.dtype}", loc=self.loc, needs="words of bits, u32",
-                                got=f"{a.dtype} and {b.dtype}", try_="x.bitcast(tile.u32), or tile.dot for numbers")
-        out = TileType((*a.shape[:-1], b.shape[-1]), dtype("i32"))
-        if len(self.operands) == 3 and (self.operands[2].shape, self.operands[2].dtype) != (out.shape, out.dtype):
-            raise ShapeMismatch("the accumulator of `dot_bits` does not fit", loc=self.loc, needs=str(out),
-                                got=str(self.operands[2].tile), try_=f"start from tile.zeros({out.shape}, tile.i32)")
-        return [out]
-
-    def eval(self, frame: Any, *args: Any) -> Any:
-        a, b = (np.unpackbits(np.ascontiguousarray(x).view(np.uint8), axis=-1).astype(np.float64)
-                for x in (args[0], np.swapaxes(args[1], -1, -2)))
-        out = (a @ np.swapaxes(b, -1, -2)).astype(np.int64)  # exact: fewer than 2**53
-        return from_compute(out + args[2] if len(args) == 3 else out, dtype("i32"))
-
-    def expand(self, b: Expansion) -> Sequence[Value]:
-        x, y, *acc = self.operands
-        *words, axis = facing(b, x, y, x.dtype)
-        count = b.emit(ew.Bitcast, b.emit(ew.Popcount, b.emit(ew.And, *words)), dtype=dtype("i32"))
-        total = b.reduced(count, "sum", axis)
-        return [b.emit(ew.Add, acc[0], total) if acc else total]
-
-
-DOTS = Dot.name, DotBits.name
-"""Products of rows and columns."""
 
 
 def significand(dt: DType) -> int:

@@ -326,6 +326,24 @@ class Interleave(Op):
         return np.stack(args, -1).reshape(-1)
 
 
+class Lanes(Op):
+    """Lanes of vectors of one type, joined, in the given order."""
+    name, levels, attributes = "lanes", THREAD, {"lanes": ...}
+
+    def infer(self) -> Sequence[Type]:
+        first, lanes = self.operands[0].tile, self.attrs["lanes"]
+        count = len(self.operands) * first.shape[0]
+        if any(v.type != first for v in self.operands) or len(self.operands) > 2 or \
+                not all(0 <= i < count for i in lanes):
+            raise VerifyError("`lanes` of vectors that do not have them", op=self.name, loc=self.loc,
+                              needs=f"one or two {first} and lanes below {count}",
+                              got=f"{[str(v.type) for v in self.operands]}, {lanes}", try_="check the table")
+        return [TileType((len(lanes),), first.dtype)]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        return np.concatenate(args)[list(self.attrs["lanes"])]
+
+
 class Repeat(Op):
     """A vector of g lanes repeated to `times` * g lanes."""
     name, levels, attributes = "repeat", THREAD, {"times": ...}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from tilelang.errors import IndexOutOfRange, ShapeMismatch
-from tilelang.ir import control, reduction
+from tilelang.ir import control, reduction, sorting
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Region, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
@@ -274,12 +274,12 @@ def cumprod(x: Tile, axis: int = -1, reverse: bool = False) -> Tile:
 
 def sort(x: Tile, axis: int = -1, descending: bool = False) -> Tile:
     """Stable sort along an axis; NaN counts as the largest."""
-    return Tile(emit(reduction.Sort, x.value, axis=axis_of(x, axis), descending=descending).results[0])
+    return Tile(emit(sorting.Sort, x.value, axis=axis_of(x, axis), descending=descending).results[0])
 
 
 def argsort(x: Tile, axis: int = -1, descending: bool = False) -> Tile:
     """i32 positions that sort `x` stably."""
-    return Tile(emit(reduction.Sort, x.value, axis=axis_of(x, axis), descending=descending).results[1])
+    return Tile(emit(sorting.Sort, x.value, axis=axis_of(x, axis), descending=descending).results[1])
 
 
 def topk(x: Tile, k: int, axis: int = -1) -> tuple[Tile, Tile]:
@@ -291,7 +291,7 @@ def topk(x: Tile, k: int, axis: int = -1) -> tuple[Tile, Tile]:
     from tilelang.lang.largest import rounds, takes
     if 4 * k <= x.shape[at] and takes(x.dtype):
         return rounds(x, k, at)  # type: ignore[no-any-return]
-    op = emit(reduction.Sort, x.value, axis=at, descending=True)
+    op = emit(sorting.Sort, x.value, axis=at, descending=True)
     index = (slice(None),) * at + (slice(0, k),)
     return Tile(op.results[0])[index], Tile(op.results[1])[index]
 
@@ -314,12 +314,3 @@ def dot_scaled(a: Tile, a_scale: Tile, b: Tile, b_scale: Tile, acc: Tile | None 
     Raises ShapeMismatch and DTypeMismatch."""
     operands = [a.value, b.value, a_scale.value, b_scale.value] + ([acc.value] if acc is not None else [])
     return Tile(emit(reduction.DotScaled, *operands).result)
-
-
-def dot_bits(a: Tile, b: Tile, acc: Tile | None = None) -> Tile:
-    """acc + the number of bits that each row of a and each column of b have in common, in i32: words u32
-    [..., M, W] and [..., W, N]. NVIDIA's GPUs from sm_80 have instructions for it, of 8 words along W; those of four
-    warps on sm_90a, of 64 rows, read them from shared memory. Elsewhere words are counted one by one. Raises
-    ShapeMismatch and DTypeMismatch."""
-    operands = [a.value, b.value] + ([acc.value] if acc is not None else [])
-    return Tile(emit(reduction.DotBits, *operands).result)

@@ -22,21 +22,23 @@ def decompose(fn: Function, target: Any = None) -> Function:
 
     def put(op: Op, region: Region) -> None:
         simpler = Region()
-        results = None if performs(op) else op.expand(Expansion(simpler, op.loc))
+        results = None if performs(op) else op.expand(Expansion(simpler, op.loc, used))
         if results is None:
             region.ops.append(op)
             return
         for inner in simpler.ops:
             put(inner, region)
         for old, new in zip(op.results, results, strict=True):
-            new.name = old.name
-            replaced[old] = new
+            if new is not None:
+                new.name = old.name
+                replaced[old] = new
 
     def now(v: Value) -> Value:
         while v in replaced:
             v = replaced[v]
         return v
     replaced: dict[Value, Value] = {}
+    used = {v for op in fn.walk() for v in op.operands}
     performs: Callable[[Op], bool] = getattr(target, "performs", lambda op: False)
     map_regions(fn, step)
     for op in fn.walk():
