@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -306,6 +307,7 @@ def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
     return np.empty(shape, numpy_dtype(dt))
 
 
+@cache
 def torch_dtype(dt: DType) -> Any:
     """The torch dtype of a tensor of `dt`."""
     names = {"i1": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",

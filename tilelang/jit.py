@@ -21,9 +21,10 @@ from tilelang.errors import ArgumentCount, AssertFailed
 from tilelang.ir import codec
 from tilelang.ir.core import Function
 from tilelang.ir.interpreter import count_programs, grid_extents, run
+from tilelang.lang.emitter import any_changed
 from tilelang.lang.kernel import KernelDef, Param
 from tilelang.native import Failed
-from tilelang.plan import Mismatch, Plan, direct, identity, is_constant
+from tilelang.plan import PLAIN, Mismatch, Plan, direct, identity, is_constant
 
 _target: ContextVar[str] = ContextVar("target", default="")
 _compile_lock = threading.RLock()
@@ -170,7 +171,7 @@ class Kernel(ByName, KernelDef):
         if hooks.active or hooks.profiler._is_profiler_enabled:
             watched = hooks.begin(self, _target.get(), args, kwargs)
         try:
-            if self.captured and any(c.changed() for c in self.captured.values()):
+            if self.captured and any_changed(self.captured.values()):
                 self._prepare()
             target = _target.get()
             for plan in self._plans.get(self._pattern(args, kwargs), ()):
@@ -204,7 +205,8 @@ class Kernel(ByName, KernelDef):
         if not kwargs:
             return places
         consts = self._consts
-        return places, tuple([(name, identity(x)) if name in consts else name for name, x in kwargs.items()])
+        return places, tuple([name if name not in consts else (name, type(x), x) if type(x) in PLAIN else
+                              (name, identity(x)) for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if _target.get() == targets.SHAPES:

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,10 +103,14 @@ def is_constant(x: Any) -> bool:
     return x is None or isinstance(x, bool | int | float | str | DType | TileFunction)
 
 
+PLAIN = frozenset((int, bool, str, NoneType))
+"""Types of constants that are equal where their values are."""
+
+
 def identity(x: Any) -> Any:
     """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0. Tile functions are equal
     that one definition made with equal constants around it."""
-    if type(x) in (int, bool, str):
+    if type(x) in PLAIN:
         return type(x), x
     if isinstance(x, TileFunction):
         fn = x.source.fn

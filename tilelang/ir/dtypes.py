@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
     """A number type: `bits` and a codec (see `tilelang.ir.codec`).
 
@@ -70,7 +70,7 @@ class DType:
         i1 is stored by bytes, as NumPy and torch do."""
         return self.bits != 8 * self.storage.itemsize and self.kind != "bool"
 
-    @property
+    @cached_property
     def native(self) -> bool:
         """Whether NumPy has the type."""
         return self.name in _NUMPY
@@ -173,11 +173,17 @@ ALIASES = {"bool": "i1", "bool_": "i1", "float16": "f16", "bfloat16": "bf16", "f
             "float6_e2m3fn": "f6e2m3", "float4_e2m1fn": "f4e2m1"}
 
 
+_interned: dict[str, DType] = {}
+
+
 @cache
 def dtype(name: str) -> DType:
     """The type of that name. Raises ValueError for an unknown one."""
-    if name in ALIASES:
-        return dtype(ALIASES[name])  # types are compared by identity: an alias is the same object
+    made = _made(ALIASES.get(name, name))
+    return _interned.setdefault(made.name, made)  # one object, whichever thread and name came first
+
+
+def _made(name: str) -> DType:
     if name == "i1":
         return DType(name, 1, "bool")
     if m := re.fullmatch(r"([ius])(\d+)", name):
@@ -209,12 +215,8 @@ def codebook(bits: int, table: Any) -> DType:
     if not 1 <= bits <= 8 or len(values) != 1 << bits or not np.all(np.isfinite(values)):
         raise ValueError(f"a codebook of {bits} bits needs 1 to 8 bits and {1 << bits} finite entries, "
                          f"got {len(values)}")
-    return _codebook(f"codebook({bits}, [{', '.join(map(repr, values))}])", bits, values)
-
-
-@cache
-def _codebook(name: str, bits: int, values: tuple[float, ...]) -> DType:  # by name: 0.0 and -0.0 are equal
-    return DType(name, bits, "codebook", table=values)
+    name = f"codebook({bits}, [{', '.join(map(repr, values))}])"
+    return _interned.setdefault(name, DType(name, bits, "codebook", table=values))
 
 
 def names() -> list[str]:

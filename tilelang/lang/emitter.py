@@ -1,7 +1,7 @@
 """The state of one tracing: where operations go, and which line of the user's source they come from."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
@@ -35,6 +35,11 @@ class Captured(NamedTuple):
                 not isinstance(kept, dict) or all(map(is_, now.values(), kept.values()))):
             return False  # the same objects: texts of large tables would take longer than a kernel
         return repr(now) != repr(kept)
+
+
+def any_changed(captured: Collection[Captured]) -> bool:
+    """Whether any has; what calls ask every time."""
+    return any([now() is not kept for now, _, kept in captured]) and any(c.changed() for c in captured)
 
 
 class Emitter:
