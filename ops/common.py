@@ -14,7 +14,7 @@ def block(extent: int, largest: int, multiple: int = 16) -> int:
 
 def rows(x: Any) -> Any:
     """[..., N] as [M, N]; a view where the memory allows it."""
-    return x.reshape(-1, x.shape[-1])
+    return x if len(x.shape) == 2 else x.reshape(-1, x.shape[-1])
 
 
 def dtype_of(x: Any) -> tile.DType:

@@ -1,7 +1,7 @@
 """Products with quantised weights: y = act(x @ W.T + bias) + residual, where W never lies in memory as floats."""
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -228,6 +228,12 @@ def _rounded(x: Any, w: QuantTensor, dt: tile.DType, token: bool) -> Any:
     return (q * scale[..., None])[:, :, :group].reshape(m, -1)[:, :k]
 
 
+@lru_cache(maxsize=None, typed=True)
+def _of(kernel: tile.Kernel, **consts: Any) -> tile.Kernel:
+    """A kernel with these constants, which its calls then need not be told apart by."""
+    return kernel.bind(**consts)
+
+
 def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtype: str | None, token: bool,
          **after: Any) -> None:
     """Runs a plan on x [M, K] into y [M, N]; `after`: what the kernels add, bias, residual and added."""
@@ -238,66 +244,72 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
     sums = np.empty((m, g), np.float32)
     weight = (w.planes if how in BY_BITS else w.words, w.scale, y)
     consts = {"BITS": w.bits, "DEPTH": w.depth, "ROWS": chosen.rows, "ZERO": None if w.zeros else w.zero,
-              "ACT": activation, "zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
+              "ACT": activation}
+    also = {"zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
+    also = {name: array for name, array in also.items() if array is not None}
     if how == "bf16_dot" and x_dtype is None:
-        _by_pairs(x, w.group, sums, weight, w, consts)
+        _by_pairs(x, w.group, sums, weight, w, consts, also)
         return
     spread = np.zeros((m, blocks, 32), np.float32)
-    spread_kernel(x, spread, sums, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted and x_dtype is None else 0)
+    placed = w.bits if shifted and x_dtype is None else 0
+    _of(spread_kernel, GROUP=w.group, DEPTH=w.depth, BITS=placed)(x, spread, sums)
     if x_dtype is not None:
         dt = tile.dtype(x_dtype)
         q = np.empty((m, g, w.depth), np.float32 if dt.kind == "float" else np.int8)
         scale = np.empty((m, g), np.float32)
-        quantize_kernel(spread.reshape(m, g, w.depth), q, scale, sums, G=g, D=w.depth, GROUP=w.group, K=w.shape[1],
-                        DTYPE=dt, TOKEN=token)
+        _of(quantize_kernel, G=g, D=w.depth, GROUP=w.group, K=w.shape[1], DTYPE=dt, TOKEN=token)(
+            spread.reshape(m, g, w.depth), q, scale, sums)
         if how == "bf16_dot":
-            _by_pairs(q.reshape(m, g * w.depth), w.depth, sums, weight, w, {**consts, "xscale": scale})
+            _by_pairs(q.reshape(m, g * w.depth), w.depth, sums, weight, w, consts, {"xscale": scale, **also})
             return
         if how in WHOLE and dt.kind != "float":
-            _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts)
+            _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts, also)
             return
         spread, sums = (q * scale[..., None]).reshape(spread.shape), sums * scale
         if shifted:
             spread *= np.array(WEIGHTS[w.bits], np.float32)
     if how == "lut_act_i8":
         bytes_, steps = np.empty((m, blocks, 2, 64), np.int8), np.empty((m, g), np.float32)
-        byte_tables_kernel(spread, bytes_, steps, DEPTH=w.depth, EXACT=False)
-        lut_bytes_kernel(bytes_, steps, sums, *weight, EXACT=False, **consts)
+        _of(byte_tables_kernel, DEPTH=w.depth, EXACT=False)(spread, bytes_, steps)
+        _of(lut_bytes_kernel, EXACT=False, **consts)(bytes_, steps, sums, *weight, **also)
     elif how == "lut_act":
         tables = np.empty((m, blocks, 8, 16), np.float32)
         tables_kernel(spread, tables)
-        lut_gemv_kernel(tables, sums, *weight, **consts)
+        _of(lut_gemv_kernel, **consts)(tables, sums, *weight, **also)
     elif how == "bucket_sum":
         values = np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)
-        bucket_kernel(spread, sums, values.astype(np.float32), *weight, **consts)
+        _of(bucket_kernel, **consts)(spread, sums, values.astype(np.float32), *weight, **also)
     else:
-        dot_gemv_kernel(spread, sums, *weight, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)
+        _of(dot_gemv_kernel, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)(spread, sums, *weight, **also)
 
 
-def _by_pairs(x: Any, group: int, sums: Any, weight: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
+def _by_pairs(x: Any, group: int, sums: Any, weight: tuple[Any, ...], w: Panels, consts: dict[str, Any],
+              also: dict[str, Any]) -> None:
     """A product of numbers x [M, groups of so many columns] that bf16 holds."""
     pairs = np.zeros((len(x), w.words.shape[1], 8, 2), np.uint32)
-    pairs_kernel(x, pairs, sums, GROUP=group, DEPTH=w.depth)
-    dot_gemv_kernel(pairs.reshape(len(x), -1, 16), sums, *weight, DTYPE=w.dtype, TABLES=w.dtype is not None, **consts)
+    _of(pairs_kernel, GROUP=group, DEPTH=w.depth)(x, pairs, sums)
+    _of(dot_gemv_kernel, DTYPE=w.dtype, TABLES=w.dtype is not None, **consts)(
+        pairs.reshape(len(x), -1, 16), sums, *weight, **also)
 
 
-def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any]) -> None:
+def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any],
+           also: dict[str, Any]) -> None:
     """A product of whole numbers q i8 [M, blocks, 32] of `dt`; `of`: their scales and sums, then weights and y."""
     (m, blocks, _), bipolar = q.shape, dt.kind == "bipolar"
     bits = {"XBITS": dt.bits, "BIPOLAR": bipolar}
     if how == "int_dot":
         scale, *rest = of
-        dot_gemv_kernel(q.view(np.int32), *rest, xscale=scale, DTYPE=None, TABLES=False, **consts)
+        _of(dot_gemv_kernel, DTYPE=None, TABLES=False, **consts)(q.view(np.int32), *rest, xscale=scale, **also)
     elif how == "lut_act_i8":
         tables = np.empty((m, blocks, 2, 64), np.int8)
-        byte_tables_kernel(q.astype(np.float32), tables, DEPTH=w.depth, EXACT=True)
-        lut_bytes_kernel(tables, *of, EXACT=True, **consts)
+        _of(byte_tables_kernel, DEPTH=w.depth, EXACT=True)(q.astype(np.float32), tables)
+        _of(lut_bytes_kernel, EXACT=True, **consts)(tables, *of, **also)
     elif how == "bitplane_popc":
         planes = np.empty((m, blocks, dt.bits), np.uint32)
-        planes_kernel(q, planes, **bits)
-        popcount_gemv_kernel(planes, *of, GROUP=w.group, K=w.shape[1], **bits, **consts)
+        _of(planes_kernel, **bits)(q, planes)
+        _of(popcount_gemv_kernel, GROUP=w.group, K=w.shape[1], **bits, **consts)(planes, *of, **also)
     else:
         nibbles = np.empty((m, blocks, 8, dt.bits), np.int32)
-        nibbles_kernel(q, nibbles, **bits)
+        _of(nibbles_kernel, **bits)(q, nibbles)
         room = np.zeros((len(w.words), -(-m // consts["ROWS"]), 16, LANES), np.int32)
-        lut_weight_kernel(nibbles, *of[:2], room, *of[2:], **bits, **consts)
+        _of(lut_weight_kernel, **bits, **consts)(nibbles, *of[:2], room, *of[2:], **also)

@@ -226,7 +226,7 @@ def dot_gemv_kernel(
     tables = bf16_tables(BITS, DTYPE) if TABLES else None
     many = extra(BITS) if PER == 2 and not TABLES else 0.0
     acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
-    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 4096 if PER == 4 else 8192)):
+    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 32768)):
         block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
         rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 32 // PER))
                       for r in tile.static_range(ROWS)])

@@ -39,7 +39,10 @@ class Captured(NamedTuple):
 
 def any_changed(captured: Collection[Captured]) -> bool:
     """Whether any has; what calls ask every time."""
-    return any([now() is not kept for now, _, kept in captured]) and any(c.changed() for c in captured)
+    for c in captured:
+        if c.now() is not c.kept and c.changed():
+            return True
+    return False
 
 
 class Emitter:
