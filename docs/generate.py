@@ -132,6 +132,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "dot_scaled": "a = tile.full((1, 32), 3, tile.f32).to(tile.f4e2m1)  # 32 neighbours share a scale\n"
                       "one, two = tile.ones((1, 1)).to(tile.e8m0), tile.full((1, 1), 2, tile.f32).to(tile.e8m0)\n"
                       "tile.print(tile.dot_scaled(a, two, a.T, one))",
+        "dot_bits": "words = tile.full((2, 3), 0b1011, tile.u32)\ntile.print(tile.dot_bits(words, words.T))",
     },
     "Loops and the grid": {
         "range": "total = tile.zeros(4)\nfor k in tile.range(0, 10, 4):\n    total += k\ntile.print(total)",

@@ -199,6 +199,13 @@ class Maker(Grower):
         extents = (m, runs), (runs, n)  # filled with 1: the least number of e8m0 may make products that are subnormal
         return self.emit("dot_scaled", a, c, *(self.load(dt, e, 1) for dt, e in zip(scales, extents, strict=True)))
 
+    def common(self) -> Value:
+        """Bits that words have in common."""
+        m, n, words = self.number(1, 17), self.number(1, 17), self.one_of((1, 3, 8, 16))
+        a, c = (self.load(dtype("u32"), shape) for shape in ((m, words), (words, n)))
+        sums = [v for v in self.values if v.type == TileType((m, n), dtype("i32"))]
+        return self.emit("dot_bits", a, c, *sums[:1])
+
     def product(self) -> Value:
         """A matrix product over blocks of k: loads that feed a dot alone, in a loop of some stages, maybe under a
         condition, maybe transposed."""
@@ -400,7 +407,7 @@ class Maker(Grower):
 
     PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot2", "dot4",
             "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange",
-            "dot", "dot",
+            "dot", "dot", "common",
             "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "expand_load", "shared",
             "output",
             "asserted")

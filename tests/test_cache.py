@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -124,6 +125,30 @@ def test_many_writers_and_readers(tmp_path: Path) -> None:
                                                       capture_output=True, text=True), range(3)))
     assert [r.returncode for r in runs] == [0, 0, 0], runs[0].stderr
     assert sum(e.size for e in Cache(tmp_path / "c", 4000).entries()) <= 4000 + 3 * 600
+
+
+def test_one_of_many_makes_what_all_want(tmp_path: Path) -> None:
+    """Each has a cache of its own on the same folder, as processes have."""
+    made = []
+
+    def make() -> bytes:
+        made.append(time.sleep(0.2))
+        return b"body"
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: Cache(tmp_path, 4000).made(key("x"), make), range(4)))
+    assert results == [b"body"] * 4 and len(made) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [key("x")[:2]]  # no locks are left behind
+
+
+def test_a_maker_that_fails_or_takes_too_long_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> bytes:
+        raise ValueError("no code")
+    cache = Cache(tmp_path, 4000)
+    with pytest.raises(ValueError, match="no code"):
+        cache.made(key("x"), fails)
+    monkeypatch.setattr(cache_module, "_PATIENCE", 0.1)
+    with cache._alone(key("x")):
+        assert Cache(tmp_path, 4000).made(key("x"), lambda: b"body") == b"body"
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ CONFIGURATION = """
 [mypy]
 strict = true
 follow_imports = silent
-[mypy-torch.*]
+[mypy-torch.*,transformers.*,gguf.*]
 follow_imports = skip
 """
 

@@ -5,7 +5,8 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from tilelang.version import __version__
 
 _MAGIC = b"tilelang1"
+_PATIENCE = 60.0
+"""Seconds for which a process waits for what another one makes."""
 _log = logging.getLogger("tilelang.cache")
 
 
@@ -112,6 +115,37 @@ class Cache:
                 _log.warning("cache %s keeps nothing new: %s", self.directory, error)
             return
         self.prune(self.max_bytes)
+
+    def made(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """The stored bytes; where there are none, those that `make` gives, which are stored. Of processes and threads
+        that ask for the same at once one makes it, and the others wait."""
+        body = self.get(name)
+        if body is None:
+            with self._alone(name):
+                body = self.get(name)
+                if body is None:
+                    body = make()
+                    self.put(name, body)
+        return body
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody else is in here for the same name; where the disk has no locks, or it takes too long, others are."""
+        if not self.usable():
+            yield
+            return
+        from filelock import FileLock, Timeout
+        lock = FileLock(self.directory / f".{name}.lock", timeout=_PATIENCE)
+        try:
+            lock.acquire()
+        except (Timeout, OSError, NotImplementedError) as error:
+            _log.info("nobody is waited for: %s", error)
+        try:
+            yield
+        finally:
+            if lock.is_locked:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, in no order."""

@@ -67,14 +67,14 @@ def _ffi() -> Any:
 def object_code(tile: Function) -> tuple[str, bytes]:
     """(key in the cache, machine code) of a TILE function, from the cache or the compiler."""
     from tilelang.backends.cpu.compile import cache_key
-    name = cache_key(tile)
-    code = cache.default().get(name)
-    if code is None:
+
+    def compiled() -> bytes:
         from tilelang.reproduce import reproducible
         with reproducible(tile, "cpu"):
-            code = targets.lowered(tile, "cpu").object_code
-        cache.default().put(name, code)
-    return name, code
+            code: bytes = targets.lowered(tile, "cpu").object_code
+            return code
+    name = cache_key(tile)
+    return name, cache.default().made(name, compiled)
 
 
 def load(tile: Function) -> Any:

@@ -361,11 +361,7 @@ define internal void @keep_off() { ret void }
 def object_code(target: machine.CpuTarget) -> bytes:
     """Machine code of the pool, without its threads, from the cache or the compiler."""
     key = cache.key("pool", cache.compiler_key(), target.key)
-    code = cache.default().get(key)
-    if code is None:
-        code = machine.object_code(_text(target), target)
-        cache.default().put(key, code)
-    return code
+    return cache.default().made(key, lambda: machine.object_code(_text(target), target))
 
 
 def _text(target: machine.CpuTarget) -> str:

@@ -35,6 +35,7 @@ from tilelang.ir.cluster import cluster_of, uses
 from tilelang.ir.core import BufferType, Function
 from tilelang.ir.interpreter import grid_extents
 from tilelang.ir.memory import CopyAsync
+from tilelang.ir.reduction import DOTS
 from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
@@ -101,7 +102,7 @@ class Lowered(ABC):
         """The instruction of each `dot` by its line, and why it is none of several warps where the target has one."""
         out = []
         for op in self.placed.walk():
-            if op.name in ("dot", "dot_scaled"):
+            if op.name in (*DOTS, "dot_scaled"):
                 line = f"line {op.loc.line}: " if op.loc else ""
                 why = f" ({op.attrs['fallback']})" if op.attrs.get("fallback") else ""
                 out.append(f"{line}{op.attrs['instruction'] or 'multiply and add'}{why}")

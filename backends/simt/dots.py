@@ -43,13 +43,13 @@ class Dots:
             self.b.full(0, op.result.dtype, layout.local_size)
         if not op.attrs["instruction"]:
             return self._multiply_add(op, layout, acc)
-        for group_row in self.target.group_mma:
+        for group_row in self.target.rows(op)[1]:
             if group_row.name == op.attrs["instruction"]:
                 return self._group_mma(op, group_row, layout, acc)
         return self._mma(op, self._row(op), layout, acc)
 
     def _row(self, op: Op) -> MmaRow:
-        return next(r for r in self.target.mma if r.name == op.attrs["instruction"])
+        return next(r for r in self.target.rows(op)[0] if r.name == op.attrs["instruction"])
 
     # -- instructions of groups of warps ------------------------------------------------------------------------------
     def _group_mma(self, op: Op, row: GroupRow, layout: RegisterLayout, acc: Value) -> Value:
@@ -100,8 +100,9 @@ class Dots:
             values[found.side] = found.operand(b, self.target.word_operands and deep == k)
         a = self._words(self._zeroed(values[0], la, la.rank - 1, k), row.a)
         p = self._words(self._zeroed(values[1], lb, lb.rank - 2, k), row.b)
-        scales = [self._zeroed(self.of[v], f, f.rank - 1 - side, v.shape[-1 - side]) for side, v in
-                  enumerate(op.operands[2:4]) if isinstance(f := v.tile.layout, RegisterLayout) and op.name != "dot"]
+        scales = [self._zeroed(self.of[v], f, f.rank - 1 - side, v.shape[-1 - side])
+                  for side, v in enumerate(op.operands[2:4] if op.name == "dot_scaled" else ())
+                  if isinstance(f := v.tile.layout, RegisterLayout)]
         if not divides(layout, row.acc_atom):  # the transposed product
             order = [*range(layout.rank - 2), layout.rank - 1, layout.rank - 2]
             a, p, la, lb, layout = p, a, lb.permute(order), la.permute(order), layout.permute(order)
@@ -187,5 +188,7 @@ class Dots:
             if dt.kind == "float":
                 loop.yield_([b.pure(ew.Fma, p, q, loop.carried[0])])
             else:
-                loop.yield_([b.pure(ew.Add, loop.carried[0], b.pure(ew.Mul, p, q))])
+                term = b.pure(ew.Mul, p, q) if op.name == "dot" else \
+                    b.pure(ew.Bitcast, b.pure(ew.Popcount, b.pure(ew.And, p, q)), dtype=dt)
+                loop.yield_([b.pure(ew.Add, loop.carried[0], term)])
         return loop.results[0]

@@ -15,13 +15,14 @@ from math import inf, prod
 from tilelang.backends.simt import sorting
 from tilelang.backends.simt.costs import EXCHANGE, Wanted, access_cost, buffer_cost, conversion_cost, crosses
 from tilelang.backends.simt.facts import run_of
-from tilelang.backends.simt.group_products import choose_group, group_plans
+from tilelang.backends.simt.group_products import group_plans
 from tilelang.backends.simt.instructions import DotPlan, GroupRow, MmaRow, choose, plans, scaled_rows, sizes
 from tilelang.backends.simt.registers import repeated
 from tilelang.backends.simt.stage import Staged, slices
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.ir import elementwise as ew
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
+from tilelang.ir.reduction import DOTS
 from tilelang.layouts import LayoutError, RegisterLayout, blocked
 
 LOOP_WEIGHT = 8
@@ -152,8 +153,8 @@ class Inference:
                 self.union(*op.operands, *op.results)
             elif op.name in ("gather", "scatter", "atomic", "lookup"):
                 self.union(*op.operands[1:], *op.results)
-            elif op.name in ("dot", "dot_scaled"):
-                self.union(*op.operands[{"dot": 2, "dot_scaled": 4}[op.name]:], op.result)
+            elif op.name in (*DOTS, "dot_scaled"):
+                self.union(*op.operands[4 if op.name == "dot_scaled" else 2:], op.result)
             elif op.name == "scan" or op.name == "reduce":
                 self.union(*op.operands)
                 self.union(*op.results)
@@ -257,11 +258,13 @@ class Inference:
 
     def _survey_dot(self, op: Op, weight: int) -> None:
         a, b = op.operands[:2]
-        row = choose(self.target.mma, a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], op.attrs["instruction"])
+        every, _ = self.target.rows(op)
+        row = choose(every, a.dtype, b.dtype, op.result.dtype, a.shape[-1], op.attrs["instruction"])
         if row is not None:
             ways, objection = self._group_plans(op, self.threads // self.target.warp)
-            rows = [row] if op.attrs["instruction"] else sizes(self.target.mma, row, a.shape[-1])
+            rows = [row] if op.attrs["instruction"] else sizes(every, row, a.shape[-1])
             self._site(op, rows, [a, b], weight, ways, objection)
+    _survey_dot_bits = _survey_dot
 
     def _survey_dot_scaled(self, op: Op, weight: int) -> None:
         a, b, a_scale, _ = operands = op.operands[:4]
@@ -294,8 +297,7 @@ class Inference:
 
     def _group_plans(self, op: Op, warps: int) -> tuple[list[DotPlan], str]:
         """Those by instructions of several warps, and why there are none where one has the types."""
-        (a, b), named = op.operands[:2], op.attrs["instruction"]
-        row = choose_group(self.target.group_mma, a.dtype, b.dtype, op.attrs["dtype"], named)
+        (a, b), row = op.operands[:2], self.target.group_row(op)
         if row is None or len(a.shape) > 2:
             return [], ""
         uses = {u.value: (u.order.index(1), len(s.uses) > 1) for s in self.staged.values() for u in s.uses

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, TypeVar
 
 from tilelang.ir.codec import holds
 from tilelang.ir.dtypes import DType, dtype
@@ -79,6 +81,9 @@ class GroupRow:
     @property
     def k(self) -> int:
         return self.a_atom.shape[1]
+
+
+Row = TypeVar("Row", MmaRow, GroupRow)
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,14 @@ def plan(row: MmaRow, m: int, n: int, k: int, wm: int, wn: int, batch: tuple[int
         return batched(RegisterLayout(((), (wn,)), (-wm, 0), ()) * local(rk, rn) * atom)
     scales = (of_a(row.scales[0]), of_b(row.scales[1])) if scaled and row.scales else ()
     return DotPlan(row, wm, wn, batched(acc), of_a(row.a_atom), of_b(row.b_atom), scales)
+
+
+@cache
+def in_words(row: Row) -> Row:
+    """An instruction for bits, as one for words u32 of neighbours along k."""
+    word = dtype("u32")
+    right: dict[str, Any] = {"b_atom": row.b_atom / local(word.bits, 1)} if isinstance(row, MmaRow) else {}
+    return replace(row, a=word.name, b=word.name, a_atom=row.a_atom / local(1, word.bits), **right)
 
 
 def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, name: str = "") -> MmaRow | None:

@@ -283,6 +283,7 @@ class _Lowering:
 
     def _lower_dot(self, op: Op) -> None:
         self.of[op.result] = self.dots.lower(op)
+    _lower_dot_bits = _lower_dot
 
     def _lower_dot_scaled(self, op: Op) -> None:
         self.of[op.result] = self.dots.lower_scaled(op)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilelang.backends.simt import sorting
-from tilelang.backends.simt.group_products import ALIGN, choose_group
+from tilelang.backends.simt.group_products import ALIGN
 from tilelang.backends.simt.infer import Inference, before_broadcast, reshaped
 from tilelang.backends.simt.instructions import GroupRow
 from tilelang.backends.simt.registers import repeated
@@ -24,6 +24,7 @@ from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
 from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.ir.reduction import DOTS
 from tilelang.ir.thread import ConvertLayout
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
@@ -65,18 +66,16 @@ def warps_of_views(fn: Function, target: SimtTarget) -> int:
 
 def warps_of_groups(fn: Function, target: SimtTarget) -> int:
     """How many warps instructions of several need whose rows a `dot` has."""
-    rows = [(op.result.shape, choose_group(target.group_mma, op.operands[0].dtype, op.operands[1].dtype,
-                                           op.attrs["dtype"])) for op in fn.walk() if op.name == "dot"]
-    return max((row.warps for shape, row in rows if row is not None and shape[-2] % row.m == 0), default=1)
+    rows = [(op.result.shape, row) for op in fn.walk() if op.name in DOTS and (row := target.group_row(op))]
+    return max((row.warps for shape, row in rows if shape[-2] % row.m == 0), default=1)
 
 
 def warps_of_consumers(fn: Function, target: SimtTarget) -> int:
     """How many warps products want whose loop leaves copies to others: two groups, where they have rows for them, so
     that one does something else while the other multiplies."""
     loops = [op for op in fn.walk() if op.name == "for" and op.attrs["schedule"] == "producer"]
-    rows = [(op.result.shape[-2], row) for loop in loops for op in loop.regions[0].ops if op.name == "dot"
-            and (row := choose_group(target.group_mma, op.operands[0].dtype, op.operands[1].dtype,
-                                      op.attrs["dtype"]))]
+    rows = [(op.result.shape[-2], row) for loop in loops for op in loop.regions[0].ops if op.name in DOTS
+            and (row := target.group_row(op))]
     return min((row.warps * (1 + (m % (2 * row.m) == 0)) for m, row in rows), default=1)
 
 
@@ -326,15 +325,17 @@ class _Placer:
 
     def _place_dot(self, op: Op, operands: Sequence[Value]) -> None:
         site = self.sites.get(op)
-        acc = op.attrs["dtype"]
         if site is None or site.acc.layout not in site.plans:
-            self.finish(op, [*(self.cast(v, acc, op) for v in operands[:2]), *operands[2:]])
+            numbers = [v if op.name == "dot_bits" else self.cast(v, op.result.dtype, op) for v in operands[:2]]
+            self.finish(op, [*numbers, *operands[2:]])
             return
         plan = self.inference.plan(site)
         sides = zip(op.operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True)
         a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in sides)
         fallback = "" if isinstance(plan.row, GroupRow) else site.objection
         self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name, "fallback": fallback})
+
+    _place_dot_bits = _place_dot
 
     def _place_dot_scaled(self, op: Op, operands: Sequence[Value]) -> None:
         plan = self.inference.plan(self.sites[op])

@@ -22,11 +22,8 @@ def identity(compiler: str, caller: str, *includes: Path) -> str:
 
 def cached(key: Iterable[str], make: Callable[[], tuple[bytes, Uses]]) -> tuple[bytes, Uses]:
     """The machine code of a kernel and what it uses, made where the cache does not have it."""
-    name = cache.key(*key)
-    stored = cache.default().get(name)
-    if stored is None:
+    def stored() -> bytes:
         code, uses = make()
-        stored = json.dumps(uses).encode() + b"\n" + code
-        cache.default().put(name, stored)
-    line, _, code = stored.partition(b"\n")
+        return json.dumps(uses).encode() + b"\n" + code
+    line, _, code = cache.default().made(cache.key(*key), stored).partition(b"\n")
     return code, json.loads(line)

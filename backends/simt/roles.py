@@ -28,6 +28,7 @@ from tilelang.ir import roles as ir
 from tilelang.ir.bulk import Elected, Once
 from tilelang.ir.control import If, Yield
 from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value, clone_region
+from tilelang.ir.reduction import DOTS
 from tilelang.layouts import RegisterLayout
 from tilelang.passes.dce import dce
 
@@ -120,7 +121,7 @@ def room(loop: Op, copies: Sequence[Op], path: Sequence[Op], top: Region, stages
     held = sum(size_of(op) * (stages if op.result in own else 1) for op in top.ops if op.name == "alloc")
     before = top.ops[:top.ops.index(next(iter(path), loop))]
     tiles = [v.tile.size * v.dtype.storage.itemsize for op in Region([], before).walk()
-             if op.name in (*MOVING, "dot") for v in op.operands if isinstance(v.type, TileType) and v.shape]
+             if op.name in (*MOVING, *DOTS) for v in op.operands if isinstance(v.type, TileType) and v.shape]
     return held + 2 * max(tiles, default=0) <= target.shared_bytes
 
 

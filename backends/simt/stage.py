@@ -14,6 +14,7 @@ from tilelang.backends.simt.through_registers import turned_layouts
 from tilelang.backends.simt.transposed import reader as transposed_reader
 from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
+from tilelang.ir.reduction import DOTS
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
 
@@ -74,10 +75,11 @@ def _operands_alone(v: Value, order: tuple[int, ...], users: dict[Value, list[Op
             if not _operands_alone(user.result, turned, users, target, uses, permutes):
                 return False
             continue
-        if user.name not in ("dot", "dot_scaled") or v not in user.operands[:2]:
+        if user.name not in (*DOTS, "dot_scaled") or v not in user.operands[:2]:
             return False
         a, b = user.operands[:2]
-        if a is b or v in user.operands[2:] or choose(target.mma, a.dtype, b.dtype, user.result.dtype) is None:
+        rows, _ = target.rows(user)
+        if a is b or v in user.operands[2:] or choose(rows, a.dtype, b.dtype, user.result.dtype) is None:
             return False
         uses.append(Use(user, user.operands.index(v), order))
     return bool(users.get(v))

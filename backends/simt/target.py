@@ -4,8 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilelang.backends.simt.group_products import choose_group
-from tilelang.backends.simt.instructions import GroupRow, MmaRow, choose, scaled_rows
+from tilelang.backends.simt.instructions import GroupRow, MmaRow, choose, in_words, scaled_rows
 from tilelang.ir.core import Op
+from tilelang.ir.reduction import DOTS
 from tilelang.layouts import Ports
 
 
@@ -64,10 +65,23 @@ class SimtTarget:
         rows = choose(self.mma, a, b, acc), choose_group(self.group_mma, a, b, acc)
         return min([row.fraction for row in rows if row and row.fraction], default=acc.mantissa_bits)
 
+    def rows(self, op: Op) -> tuple[tuple[MmaRow, ...], tuple[GroupRow, ...]]:
+        """The instructions among which a product chooses, of one warp and of several. In shared memory bits are words:
+        a `dot` of u1 has none of several."""
+        if op.name == "dot_bits":
+            return (tuple(in_words(row) for row in self.mma if row.a == "u1"),
+                    tuple(in_words(row) for row in self.group_mma if row.a == "u1"))
+        return self.mma, tuple(row for row in self.group_mma if row.a != "u1")
+
+    def group_row(self, op: Op) -> GroupRow | None:
+        """The instruction of several warps for just the types of a product, or the one that it names."""
+        a, b = op.operands[:2]
+        return choose_group(self.rows(op)[1], a.dtype, b.dtype, op.result.dtype, op.attrs["instruction"])
+
     def performs(self, op: Op) -> bool:
         """Whether there is an instruction for an operation that `decompose` would expand."""
         if op.name != "dot_scaled":
-            return op.name == "dot"
+            return op.name in DOTS
         a, b, *scales = op.operands[:4]
         return {v.dtype.name for v in scales} == {"e8m0"} and \
             bool(scaled_rows(self.mma, a.dtype, b.dtype, a.shape[-1], a.shape[-1] // scales[0].shape[-1]))

@@ -109,8 +109,7 @@ EXAMPLES |= {
     "arange": tiles("arange", "%r = arange {start=-3, size=8} : i32[8]", {}, {"r": "i32[8]"}),
     "broadcast": tiles("broadcast", "%r = broadcast %a {shape=(3, 4, 8)} : f32[3, 4, 8]", {"a": "f32[4, 1]"},
                        {"r": "f32[3, 4, 8]"}),
-    "broadcast.scalar": tiles("broadcast", "%r = broadcast %a {shape=(4, 8)} : f32[4, 8]", {"a": "f32"},
-                              {"r": "f32[4, 8]"}),
+    "broadcast.scalar": tiles("broadcast", "%r = broadcast %a {shape=(8,)} : f32[8]", {"a": "f32"}, {"r": "f32[8]"}),
     "reshape": tiles("reshape", "%r = reshape %a {shape=(2, 16)} : f32[2, 16]", _F, {"r": "f32[2, 16]"}),
     "reshape.unit": tiles("reshape", "%r = reshape %a {shape=(4, 1, 8)} : f32[4, 1, 8]", _F, {"r": "f32[4, 1, 8]"}),
     "permute": tiles("permute", "%r = permute %a {order=(2, 0, 1)} : f32[5, 3, 4]", {"a": "f32[3, 4, 5]"},
@@ -119,8 +118,7 @@ EXAMPLES |= {
                     {"r": "f32[4, 11]"}),
     "slice": tiles("slice", "%r = slice %a {starts=(3, 1), shape=(4, 3), steps=(-1, 2)} : f32[4, 3]", _F,
                    {"r": "f32[4, 3]"}),
-    "lookup": tiles("lookup", "%r = lookup %t, %i : f32[4, 8]", {"t": "f32[16]", "i": "i32[4, 8]"},
-                    {"r": "f32[4, 8]"}),
+    "lookup": tiles("lookup", "%r = lookup %t, %i : f32[8]", {"t": "f32[16]", "i": "i32[8]"}, {"r": "f32[8]"}),
     **{f"lookup4.{t}{n}": tiles("lookup4", "%r = lookup4 %t, %i : %D[4, 8]".replace("%D", d), {
         "t": f"{t}[{n}]", "i": "u32[4, 8]"}, {"r": f"{d}[4, 8]"})
        for t, n, d in (("i8", 16, "i32"), ("u8", 32, "u32"), ("i8", 64, "i32"), ("i8", 128, "i32"),
@@ -129,10 +127,8 @@ EXAMPLES |= {
                    "u4[16]", {"a": "u8[8]"}, {"r": "u4[16]"}),
     # -- reductions --------------------------------------------------------------------------------------------------
     "reduce": tiles("reduce", "%r = reduce %a {kind='sum', axis=0} : f32[8]", _F, {"r": "f32[8]"}),
-    "reduce.max": tiles("reduce", "%r = reduce %a {kind='max', axis=1} : f16[4]", {"a": "f16[4, 8]"},
-                        {"r": "f16[4]"}),
-    "reduce.prod": tiles("reduce", "%r = reduce %a {kind='prod', axis=1} : i32[4]", {"a": "i32[4, 8]"},
-                         {"r": "i32[4]"}),
+    "reduce.max": tiles("reduce", "%r = reduce %a {kind='max', axis=1} : f16[4]", {"a": "f16[4, 8]"}, {"r": "f16[4]"}),
+    "reduce.prod": tiles("reduce", "%r = reduce %a {kind='prod', axis=1} : i8[4]", {"a": "i8[4, 8]"}, {"r": "i8[4]"}),
     "reduce.all": tiles("reduce", "%r = reduce %a {kind='all', axis=0} : i1", {"a": "i1[8]"}, {"r": "i1"}),
     "reduce.custom": tiles("reduce", """
 %r, %s = reduce %a, %b {kind='custom', axis=1} : f32[4], i32[4] (%a1: f32, %b1: i32, %a2: f32, %b2: i32) {
@@ -166,6 +162,10 @@ EXAMPLES |= {
     "dot_scaled": tiles("dot_scaled", "%r = dot_scaled %a, %b, %s, %t, %c : f32[4, 3]", {
         "a": "f8e4m3[4, 64]", "b": "f4e2m1[64, 3]", "s": "e8m0[4, 2]", "t": "e8m0[2, 3]", "c": "f32[4, 3]"},
         {"r": "f32[4, 3]"}),
+    "dot_bits": tiles("dot_bits", "%r = dot_bits %a, %b, %c : i32[4, 3]",
+                      {"a": "u32[4, 2]", "b": "u32[2, 3]", "c": "i32[4, 3]"}, {"r": "i32[4, 3]"}),
+    "dot_bits.batched": tiles("dot_bits", "%r = dot_bits %a, %b : i32[2, 4, 3]",
+                              {"a": "u32[2, 4, 2]", "b": "u32[2, 2, 3]"}, {"r": "i32[2, 4, 3]"}),
     # -- memory ------------------------------------------------------------------------------------------------------
     "dim": tiles("dim", "%r = dim %a_in {axis=1} : i32", _F, {"r": "i32"}),
     "load": """

@@ -14,6 +14,7 @@ from tilelang.errors import TargetError
 from tilelang.explain.banks import Heat, counted, derived
 from tilelang.ir.core import BufferType, Function, Op, TensorType, TileType
 from tilelang.ir.memory import CopyAsync
+from tilelang.ir.reduction import DOTS
 from tilelang.ir.text import print_function
 from tilelang.layouts import RegisterLayout, SharedLayout
 from tilelang.passes.work import Work, work
@@ -353,13 +354,14 @@ def _decisions(lowered: Any) -> list[Decision]:
     """For each product the instruction, and the other rows of the target by why they were not chosen."""
     out = []
     for op in lowered.placed.walk():
-        if op.name == "dot":
+        if op.name in DOTS:
             a, b = (v.tile for v in op.operands[:2])
             name = op.attrs["instruction"]
             rejected: dict[str, list[str]] = {}
-            for row in lowered.target.mma:
+            rows, _ = lowered.target.rows(op)
+            for row in rows:
                 if row.name != name:
-                    rejected.setdefault(_rejection(row, op, lowered.target.mma), []).append(row.name)
+                    rejected.setdefault(_rejection(row, op, rows), []).append(row.name)
             chosen = name or "no matrix instruction: products and sums of single elements"
             out.append(Decision(_place(op), f"{a.dtype}{list(a.shape)} x {b.dtype}{list(b.shape)}: {chosen}",
                                 [f"{why}: {', '.join(names)}" for why, names in rejected.items()]))
@@ -372,7 +374,7 @@ def _rejection(row: Any, dot: Op, rows: Iterable[Any]) -> str:
     from tilelang.ir.dtypes import dtype
     a, b = (v.tile for v in dot.operands[:2])
     chosen = next((x for x in rows if x.name == dot.attrs["instruction"]), None)
-    if row.acc != dot.attrs["dtype"].name:
+    if row.acc != dot.result.dtype.name:
         return f"sums in {row.acc}"
     if not (holds(dtype(row.a), a.dtype) and holds(dtype(row.b), b.dtype)):
         return f"multiplies {row.a} by {row.b}"
@@ -407,7 +409,7 @@ def _loops(fn: Function) -> list[Loop]:
             waits += [max(turns, default=2) - 2 for o in body if o.name == "mbarrier_wait"]
             if turns and waits:
                 out.append(Loop(_place(op), max(max(turns) - 1, 1), min(waits), len(turns),
-                                sum(o.name == "dot" for o in op.regions[0].walk()), op.attrs["schedule"]))
+                                sum(o.name in DOTS for o in op.regions[0].walk()), op.attrs["schedule"]))
     return out
 
 

@@ -67,11 +67,16 @@ def _window(array: Any, offsets: Sequence[Any], shape: Sequence[int], axes: Sequ
     if list(extents) == sorted(extents) and all(
             0 <= at <= array.shape[d] - extents.get(d, 1) for d, at in enumerate(first)):
         return tuple(slice(at, at + extents[d]) if d in extents else at for d, at in enumerate(first)), True
+    return _clipped(array, first, shape, axes)
+
+
+def _clipped(array: Any, first: Sequence[int], shape: Sequence[int], axes: Sequence[int]) -> tuple[Any, Any]:
+    """The indices of a block, clipped, which broadcast to `shape`, and which of them are in bounds."""
     index: list[Any] = []
     inside: Any = np.ones(shape, bool)
     for d, at in enumerate(first):
         where = np.asarray(at)
-        if d in extents:
+        if d in axes:
             t = axes.index(d)
             where = (at + np.arange(shape[t])).reshape([-1 if i == t else 1 for i in range(len(shape))])
         inside = inside & (where >= 0) & (where < array.shape[d])
@@ -237,8 +242,8 @@ class ExpandLoad(Op):
         there, places = there.reshape(shape), places.reshape(shape)
         if array.size == 0:
             return np.full(shape, zero, dt.storage)
-        first = [0 if d == last else x for d, x in enumerate(args[1:-2])]
-        where, inside = _window(array, first, (*shape[:-1], 1), (*leading, last))
+        first = [0 if d == last else int(x) for d, x in enumerate(args[1:-2])]
+        where, inside = _clipped(array, first, (*shape[:-1], 1), (*leading, last))
         index = list(np.broadcast_arrays(*where, places)[:-1])
         index[last] = np.where(there, places, 0)
         there = there & inside

@@ -190,14 +190,7 @@ class Dot(Op):
     def expand(self, b: Expansion) -> Sequence[Value]:
         """The sums of the products of rows and columns, along the dimension of `b` that may be the last in memory."""
         dt, (x, y, *acc) = self.attrs["dtype"], self.operands
-        (*batch, m, k), n, turned = x.shape, y.shape[-1], columns(y)
-        if turned is not None:
-            axis, parts = len(batch) + 2, ((x, (m, 1, k)), (turned, (1, n, k)))
-        else:
-            axis, parts = len(batch) + 1, ((x, (m, k, 1)), (y, (1, k, n)))
-        whole = (*batch, *map(max, *(shape for _, shape in parts)))
-        factors = [b.broadcast(b.emit(Reshape, v if v.dtype is dt else b.emit(ew.Cast, v, dtype=dt),
-                                      shape=(*batch, *shape)), whole) for v, shape in parts]
+        *factors, axis = facing(b, x, y, dt)
         total = b.reduced(b.emit(ew.Mul, *factors), "sum", axis)
         return [b.emit(ew.Add, acc[0], total) if acc else total]
 
@@ -227,6 +220,59 @@ def columns(x: Value) -> Value | None:
                                                                   x.tile.rank - 2):
         return None
     return op.operands[0]
+
+
+def facing(b: Expansion, x: Value, y: Value, dt: DType) -> tuple[Value, Value, int]:
+    """Rows of `x` [*B, M, K] beside columns of `y` [*B, K, N] as numbers of `dt`, in tiles of one dimension more, and
+    the axis of k: that dimension of `y` which may be the last in memory."""
+    (*batch, m, k), n, turned = x.shape, y.shape[-1], columns(y)
+    if turned is not None:
+        axis, parts = len(batch) + 2, ((x, (m, 1, k)), (turned, (1, n, k)))
+    else:
+        axis, parts = len(batch) + 1, ((x, (m, k, 1)), (y, (1, k, n)))
+    whole = (*batch, *map(max, *(shape for _, shape in parts)))
+    left, right = (b.broadcast(b.emit(Reshape, v if v.dtype is dt else b.emit(ew.Cast, v, dtype=dt),
+                                      shape=(*batch, *shape)), whole) for v, shape in parts)
+    return left, right, axis
+
+
+class DotBits(Op):
+    """acc + the number of bits that each row of `a` and each column of `b` have in common, of words u32:
+    [*B, M, W] x [*B, W, N] -> i32 [*B, M, N], modulo 2**32. At PLACED `instruction` names a row of the target's table,
+    whose neighbours along k are the bits of words, and `fallback` is that of `dot`."""
+    name, attributes = "dot_bits", {"instruction": "", "fallback": ""}
+
+    def infer(self) -> Sequence[Type]:
+        a, b = self.operands[0].tile, self.operands[1].tile
+        if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+            raise ShapeMismatch("`dot_bits` operands do not fit", loc=self.loc, needs="[..., M, W] and [..., W, N]",
+                                got=f"{list(a.shape)} and {list(b.shape)}",
+                                try_="transpose one operand with .T, or check the block sizes")
+        if (a.dtype.name, b.dtype.name) != ("u32", "u32"):
+            raise DTypeMismatch(f"`dot_bits` of {a.dtype} and {b.dtype}", loc=self.loc, needs="words of bits, u32",
+                                got=f"{a.dtype} and {b.dtype}", try_="x.bitcast(tile.u32), or tile.dot for numbers")
+        out = TileType((*a.shape[:-1], b.shape[-1]), dtype("i32"))
+        if len(self.operands) == 3 and (self.operands[2].shape, self.operands[2].dtype) != (out.shape, out.dtype):
+            raise ShapeMismatch("the accumulator of `dot_bits` does not fit", loc=self.loc, needs=str(out),
+                                got=str(self.operands[2].tile), try_=f"start from tile.zeros({out.shape}, tile.i32)")
+        return [out]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        a, b = (np.unpackbits(np.ascontiguousarray(x).view(np.uint8), axis=-1).astype(np.float64)
+                for x in (args[0], np.swapaxes(args[1], -1, -2)))
+        out = (a @ np.swapaxes(b, -1, -2)).astype(np.int64)  # exact: fewer than 2**53
+        return from_compute(out + args[2] if len(args) == 3 else out, dtype("i32"))
+
+    def expand(self, b: Expansion) -> Sequence[Value]:
+        x, y, *acc = self.operands
+        *words, axis = facing(b, x, y, x.dtype)
+        count = b.emit(ew.Bitcast, b.emit(ew.Popcount, b.emit(ew.And, *words)), dtype=dtype("i32"))
+        total = b.reduced(count, "sum", axis)
+        return [b.emit(ew.Add, acc[0], total) if acc else total]
+
+
+DOTS = Dot.name, DotBits.name
+"""Products of rows and columns."""
 
 
 def significand(dt: DType) -> int:

@@ -314,3 +314,12 @@ def dot_scaled(a: Tile, a_scale: Tile, b: Tile, b_scale: Tile, acc: Tile | None 
     Raises ShapeMismatch and DTypeMismatch."""
     operands = [a.value, b.value, a_scale.value, b_scale.value] + ([acc.value] if acc is not None else [])
     return Tile(emit(reduction.DotScaled, *operands).result)
+
+
+def dot_bits(a: Tile, b: Tile, acc: Tile | None = None) -> Tile:
+    """acc + the number of bits that each row of a and each column of b have in common, in i32: words u32
+    [..., M, W] and [..., W, N]. NVIDIA's GPUs from sm_80 have instructions for it, of 8 words along W; those of four
+    warps on sm_90a, of 64 rows, read them from shared memory. Elsewhere words are counted one by one. Raises
+    ShapeMismatch and DTypeMismatch."""
+    operands = [a.value, b.value] + ([acc.value] if acc is not None else [])
+    return Tile(emit(reduction.DotBits, *operands).result)

@@ -16,6 +16,7 @@ import numpy as np
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.interpreter import Frame, grid_extents
 from tilelang.ir.memory import READS
+from tilelang.ir.reduction import DOTS
 
 _COSTLY = {"exp": 8, "exp2": 8, "log": 8, "log2": 8, "sqrt": 4, "rsqrt": 4, "div": 4, "sin": 12, "cos": 12, "tanh": 12,
            "erf": 12, "sigmoid": 10, "pow": 16}
@@ -108,8 +109,9 @@ def _loop(op: Op, frame: Frame, tally: _Tally, times: float) -> None:
 
 
 def _count(op: Op, tally: _Tally, times: float) -> None:
-    if op.name == "dot":
-        tally.products += times * 2 * op.result.tile.size * op.operands[0].shape[-1]
+    if op.name in DOTS:
+        bits = 32 if op.name == "dot_bits" else 1
+        tally.products += times * 2 * op.result.tile.size * op.operands[0].shape[-1] * bits
     elif op.name in READS and isinstance(op.operands[0].type, TensorType):
         tally.loaded += times * _bytes(op.result.type)
     elif op.name == "copy_async":

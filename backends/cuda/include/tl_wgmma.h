@@ -119,6 +119,7 @@ TL_WGMMA(m64k32_s8, i32, "+r", "k32.s32.s8.s8", INT)
 TL_WGMMA(m64k32_u8, i32, "+r", "k32.s32.u8.u8", INT)
 TL_WGMMA(m64k32_s8u8, i32, "+r", "k32.s32.s8.u8", INT)
 TL_WGMMA(m64k32_u8s8, i32, "+r", "k32.s32.u8.s8", INT)
+TL_WGMMA(m64k256_b1, i32, "+r", "k256.s32.b1.b1.and.popc", INT)
 #undef TL_WGMMA
 #undef TL_WGMMA_OF
 

@@ -411,6 +411,7 @@ EMU_WGMMA(m64k32_s8, i32, S8, S8)
 EMU_WGMMA(m64k32_u8, i32, U8, U8)
 EMU_WGMMA(m64k32_s8u8, i32, S8, U8)
 EMU_WGMMA(m64k32_u8s8, i32, U8, S8)
+EMU_WGMMA(m64k256_b1, i32, B1, B1)
 #undef EMU_WGMMA
 
 TL_FN void group_commit(op o) { emu_group_commit(o.id); }

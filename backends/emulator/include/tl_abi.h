@@ -91,7 +91,7 @@ enum Shape {
              SHAPES };
 
 // One lane's part in a product of four warps: `form` numbers `Form`; A is in memory where `a` is null.
-enum Form { FORM_F16, FORM_BF16, FORM_TF32, FORM_E4M3, FORM_E5M2, FORM_S8, FORM_U8 };
+enum Form { FORM_F16, FORM_BF16, FORM_TF32, FORM_E4M3, FORM_E5M2, FORM_S8, FORM_U8, FORM_B1 };
 struct GroupProduct {
   int op, columns;
   Form form_a, form_b;

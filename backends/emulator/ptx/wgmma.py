@@ -16,7 +16,8 @@ from tilelang.backends.emulator.ptx.numbers import Array
 from tilelang.backends.emulator.ptx.parse import PtxError
 
 WARPS, ROW = 4, 32  # ROW: bytes along k
-_SUMS = {"f16": "f32", "bf16": "f32", "tf32": "f32", "e4m3": "f32", "e5m2": "f32", "s8": "s32", "u8": "s32"}
+_SUMS = {"f16": "f32", "bf16": "f32", "tf32": "f32", "e4m3": "f32", "e5m2": "f32", "s8": "s32", "u8": "s32",
+         "b1": "s32"}
 
 
 class Product(NamedTuple):
@@ -48,12 +49,13 @@ def _places(count: int) -> tuple[Array, Array]:
 
 def find(name: str) -> Product | None:
     """The product that an instruction's name asks for; None where it is not covered."""
-    found = re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.(\w+)\.(\w+)\.(\w+)", name)
+    found = re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.(\w+)\.(\w+)\.(\w+)(\.and\.popc)?",
+                         name)
     if found is None:
         return None
-    columns, depth, result, a, b = found.groups()
-    if _SUMS.get(a) != result or _SUMS.get(b) != result or int(columns) not in range(8, 257, 8) \
-            or int(depth) * ELEMENTS[a].bits != 8 * ROW:
+    columns, depth, result, a, b, counted = found.groups()
+    if (a == "b1") != bool(counted) or _SUMS.get(a) != result or _SUMS.get(b) != result \
+            or int(columns) not in range(8, 257, 8) or int(depth) * ELEMENTS[a].bits != 8 * ROW:
         return None
     return Product(int(columns), ELEMENTS[a], ELEMENTS[b], result, result == "f32", ELEMENTS[a].bits == 16)
 

@@ -187,6 +187,14 @@ static void m64(const GroupProduct& p, const u8* a, const u8* b, T* sums, int el
   }
 }
 
+// The same of bits.
+static void m64_bits(const GroupProduct& p, const u8* a, const u8* b, u32* sums) {
+  const u32 *x = (const u32*)a, *y = (const u32*)b;
+  for (int m = 0; m < 64; m++)
+    for (int n = 0; n < p.columns; n++)
+      for (int w = 0; w < 8; w++) sums[m * p.columns + n] += u32(__builtin_popcount(x[m * 8 + w] & y[n * 8 + w]));
+}
+
 static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* sums) {
   float* f = (float*)sums;
   u32* i = (u32*)sums;
@@ -201,6 +209,7 @@ static void multiply_group(const GroupProduct& p, const u8* a, const u8* b, u8* 
       return first ? m64<float, as_e5m2, as_e5m2>(p, a, b, f, 32) : m64<float, as_e5m2, as_e4m3>(p, a, b, f, 32);
     case FORM_S8: return first ? m64<u32, as_s8, as_s8>(p, a, b, i, 32) : m64<u32, as_s8, as_u8>(p, a, b, i, 32);
     case FORM_U8: return first ? m64<u32, as_u8, as_u8>(p, a, b, i, 32) : m64<u32, as_u8, as_s8>(p, a, b, i, 32);
+    case FORM_B1: return m64_bits(p, a, b, i);
   }
 }
 

@@ -176,6 +176,7 @@ WGMMA = {  # name: type of the sums, elements of 16 bits or less as they are sto
     "m64k16_f16": ("float", "tl::u16"), "m64k16_bf16": ("float", "tl::u16"), "m64k8_tf32": ("float", "float"),
     **{f"m64k32_{t}": ("float", "tl::u8") for t in ("e4m3", "e5m2", "e4m3_e5m2", "e5m2_e4m3")},
     **{f"m64k32_{t}": ("tl::i32", "tl::u8") for t in ("s8", "u8", "s8u8", "u8s8")},
+    "m64k256_b1": ("tl::i32", "tl::u32"),
 }
 
 
@@ -183,7 +184,7 @@ def wgmma(name: str, columns: int, a: str = "memory", across: str = "", width: i
     """One product of four warps with A in registers or memory; operands named in `across` have rows along the other
     dimension than k. `n` times 2 kB of memory hold `a` as it comes; their descriptors say what of it they are."""
     d, t = WGMMA[name]
-    size = {"tl::u16": 2, "float": 4, "tl::u8": 1}[t]
+    size = {"tl::u16": 2, "float": 4, "tl::u32": 4, "tl::u8": 1}[t]
     e, sums = 16 // size, columns // 2
     walk = {side: f"{width}, {2048 if side in across else width}, {8 * width}, {str(side in across).lower()}"
             for side in "ab"}

@@ -100,6 +100,18 @@ def test_a_named_instruction_is_used(target: str, row: MmaRow) -> None:
         check(target, types, SHAPES[1], row.name)
 
 
+@pytest.mark.parametrize("target", ["cuda:sm_75", "cuda:sm_80", "cuda:sm_90a", "hip:gfx942"])
+@pytest.mark.parametrize("shape", [(64, 24, 16), (33, 20, 11)], ids=str)
+def test_words_of_bits(target: str, shape: tuple[int, int, int]) -> None:
+    """By b1 where there are such instructions, of several warps where shapes and memory allow; else word by word."""
+    m, n, k = shape
+    text = TEXT.format(a="u32", b="u32", acc="i32", m=m, n=n, k=k, align=16, instruction="")
+    fn = parse(re.sub(r"= dot (%\w+, %\w+) \{.*?\}", r"= dot_bits \1", text))
+    source = targets.lowered(fn, target).source
+    assert ("_b1_and(" in source) == (target in ("cuda:sm_80", "cuda:sm_90a"))
+    assert difference(fn, emulated(fn, target), np.random.default_rng(0), trials=2) == ""
+
+
 def test_the_deepest_instruction_that_fits_is_taken() -> None:
     rows = amd_target("hip:gfx950").mma
     found = [choose(rows, dtype("f16"), dtype("f16"), dtype("f32"), k) for k in (16, 31, 32, 64, 8)]

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 import tilelang as tile
+from benchmarks import sass
 from tests.backends.simt import kernels
 from tests.backends.simt.emulated import emulated
 from tilelang import targets
 from tilelang.backends.clike.rendered import Rendered
+from tilelang.backends.cuda import nvrtc
 from tilelang.backends.cuda.instructions import GROUP_ROWS
 from tilelang.backends.emulator.execute import arguments
 from tilelang.backends.emulator.run import POLICIES, Finding, load
 from tilelang.backends.simt.compile import Lowered
 from tilelang.backends.simt.group_products import descriptor, grid_of_groups, group_plans, panels
-from tilelang.backends.simt.instructions import GroupRow
+from tilelang.backends.simt.instructions import GroupRow, in_words
 from tilelang.backends.simt.pipeline import pipeline
 from tilelang.backends.simt.place import place
 from tilelang.backends.simt.separate import separate
@@ -27,6 +29,7 @@ from tilelang.passes.meaning import difference
 from tilelang.passes.pipeline import TILE_PASSES
 
 TARGET = "cuda:sm_90a"
+ROWS = [in_words(row) if row.a == "u1" else row for row in GROUP_ROWS]
 PARAMS = "%x: tensor<in {a} align 1, {xs}>, %y: tensor<in {b} align 1, {ys}>, %z: tensor<out {acc} align 1, M, N:1>"
 TEXT = "func @product(" + PARAMS + """) tile {{
   %0 = const {{value=0, dtype=i32}} : i32
@@ -34,27 +37,29 @@ TEXT = "func @product(" + PARAMS + """) tile {{
   {px}
   %3 = load %y, %0, %0 {{shape=({y0}, {y1}), axes=(0, 1), fill=0}} : {b}[{y0}, {y1}]
   {py}
-  %5 = dot {left}, {right} {{dtype={acc}, bias=0, instruction='{name}', fallback=''}} : {acc}[{m}, {n}]
+  %5 = {op}instruction='{name}', fallback=''}} : {acc}[{m}, {n}]
   store %z, %0, %0, %5 {{axes=(0, 1)}}
 }}
 """
 
 
 def product(row: GroupRow, m: int, n: int, k: int, left: str, right: str) -> Any:
-    """A `dot` whose operands lie in memory as "mk" or "km", "kn" or "nk"."""
+    """A `dot`, or of words `dot_bits`, whose operands lie in memory as "mk" or "km", "kn" or "nk"."""
     size = {"m": m, "n": n, "k": k}
     (x0, x1), (y0, y1) = ([size[d] for d in side] for side in (left, right))
     xs, ys = (f"{side[0].upper()}, {side[1].upper()}:1" for side in (left, right))
     px = f"%2 = permute %1 {{order=(1, 0)}} : {row.a}[{m}, {k}]" if left == "km" else ""
     py = f"%4 = permute %3 {{order=(1, 0)}} : {row.b}[{k}, {n}]" if right == "nk" else ""
+    operands = f"{'%2' if px else '%1'}, {'%4' if py else '%3'}"
+    op = f"dot_bits {operands} {{" if row.a == "u32" else f"dot {operands} {{dtype={row.acc}, bias=0, "
     return parse(TEXT.format(a=row.a, b=row.b, acc=row.acc, xs=xs, ys=ys, x0=x0, x1=x1, y0=y0, y1=y1, px=px, py=py,
-                             left="%2" if px else "%1", right="%4" if py else "%3", name=row.name, m=m, n=n))
+                             op=op, name=row.name, m=m, n=n))
 
 
 def cases() -> list[tuple[GroupRow, tuple[int, int, int], str, str]]:
     """Every row with k in memory's rows, and where it can the other orders, each with another width of panels."""
-    out = [(row, (64, 16 + 8 * (i % 2), 2 * row.k), "mk", "nk") for i, row in enumerate(GROUP_ROWS)]
-    half = next(row for row in GROUP_ROWS if row.name == "wgmma_m64k16_bf16")
+    out = [(row, (64, 16 + 8 * (i % 2), 2 * row.k), "mk", "nk") for i, row in enumerate(ROWS)]
+    half = next(row for row in ROWS if row.name == "wgmma_m64k16_bf16")
     shapes = [(64, 64, 16), (128, 32, 32), (64, 16, 48), (64, 192, 64)]
     orders = [("mk", "kn"), ("km", "nk"), ("km", "kn"), ("km", "kn")]
     return out + [(half, shape, *order) for shape, order in zip(shapes, orders, strict=True)]
@@ -68,7 +73,7 @@ def test_product(case: tuple[GroupRow, tuple[int, int, int], str, str]) -> None:
     assert difference(fn, emulated(fn, TARGET), np.random.default_rng(0), trials=1) == ""
 
 
-@pytest.mark.parametrize("row", GROUP_ROWS, ids=lambda r: r.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 def test_plans_cover_the_tile(row: GroupRow) -> None:
     for warps, m, n in ((4, 64, 8), (4, 128, 96), (8, 128, 256), (16, 256, 128)):
         ways, objection = group_plans(row, m, n, 2 * row.k, warps, (None, 0))
@@ -111,6 +116,34 @@ def bytes_product(a: tile.Tensor[tile.i8, "M K"], b: tile.Tensor[tile.i8, "K N"]
                   BM: tile.Const = 32, BN: tile.Const = 32, BK: tile.Const = 32):
     """c = a @ b"""
     tile.store(c, (0, 0), tile.dot(tile.load(a, (0, 0), (BM, BK)), tile.load(b, (0, 0), (BK, BN))))
+
+
+@tile.kernel
+def common_bits(a: tile.Tensor[tile.u32, "M W"], b: tile.Tensor[tile.u32, "N W"], c: tile.Out[tile.i32, "M N"],
+                BM: tile.Const = 64, BN: tile.Const = 32, BK: tile.Const = 32):
+    """How many bits rows of a and of b have in common."""
+    m, n = tile.grid(tile.cdiv(a.shape[0], BM), tile.cdiv(b.shape[0], BN))
+    acc = tile.zeros((BM, BN), tile.i32)
+    for k in tile.range(0, a.shape[1], BK, stages=3):
+        acc = tile.dot_bits(tile.load(a, (m * BM, k), (BM, BK)), tile.load(b, (n * BN, k), (BN, BK)).T, acc)
+    tile.store(c, (m * BM, n * BN), acc)
+
+
+def test_words_of_bits_go_from_tensors_into_products() -> None:
+    """By TMA, without bank conflicts or anything in registers but sums."""
+    a, b = (np.random.default_rng(i).integers(0, 1 << 32, (n, 40), dtype=np.uint32) for i, n in enumerate((70, 50)))
+    c = np.empty((70, 50), np.int32)
+    with tile.target(f"emulate:{TARGET}"):
+        common_bits(a, b, c)
+    np.testing.assert_array_equal(c, np.bitwise_count(a[:, None] & b).sum(-1, dtype=np.int32))
+    counters = tile.last_counters().values()
+    assert sum(x.wavefronts for x in counters) == sum(x.ideal_wavefronts for x in counters)
+    code = common_bits.lower(a, b, c, target=TARGET)
+    assert "wgmma_m64k256_b1" in code.products and "TMA, 3 stages" in code.copies
+    if nvrtc.find() is not None and sass.find() is not None:
+        loop = sass.classes(sass.main_loop(code.assembly, code.rendered.name))
+        assert loop["BGMMA"] == 4 and not {"LDS", "STS", "LDSM", "POPC"} & loop.keys()
+        assert code.report["spills"] == 0 and code.report["stack_bytes"] == 0
 
 
 @tile.kernel
