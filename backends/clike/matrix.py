@@ -33,10 +33,23 @@ class Matrix(Writer):
     def _mma(self, op: Op) -> None:
         acc, a, b, *scales = self.vector(op.operands[0]), *map(self._operand, op.operands[1:])
         self.line(f"{self.type(op.result)} {self.name(op.result)} = {acc};")
-        number, out = self.number(op), self.name(op.result)
+        number, out, row = self.number(op), self.name(op.result), op.attrs["row"]
+        if op.attrs["cut"]:
+            self._mma_of_pieces(op, row, (a, b), out, number)
+            return
         for i, j, k, *at in op.attrs["steps"]:
             by = "".join(f"{name}[{s}], " for name, s in zip(scales, at, strict=True))
-            self.line(f"tl::{op.attrs['row']}({out}, {i}, {a}, {j}, {b}, {k}, {by}{number});")
+            self.line(f"tl::{row}({out}, {i}, {a}, {j}, {b}, {k}, {by}{number});")
+
+    def _mma_of_pieces(self, op: Op, row: str, operands: tuple[str, str], out: str, number: str) -> None:
+        """Each fragment is cut where it is first used."""
+        pieces: dict[tuple[str, int], str] = {}
+        for i, *starts in op.attrs["steps"]:
+            for side, v, at in zip("ab", operands, starts, strict=True):
+                if (side, at) not in pieces:
+                    pieces[side, at] = name = self.fresh("pieces")
+                    self.line(f"const auto {name} = tl::{row}_{side}({v}, {at});")
+            self.line(f"tl::{row}({out}, {i}, {pieces['a', starts[0]]}, {pieces['b', starts[1]]}, {number});")
 
     def _group_mma(self, op: Op) -> None:
         acc, *memories = op.operands

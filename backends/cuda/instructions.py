@@ -5,6 +5,8 @@ in `a` and `b`, along n in the accumulator.
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilelang.backends.simt.instructions import GroupRow, MmaRow
 from tilelang.layouts import RegisterLayout, column_spatial, local, spatial
 
@@ -28,6 +30,13 @@ def _fraction(a: str) -> int | None:
 
 def _row(name: str, a: str, b: str, acc: str, halves: int, group: int, archs: tuple[int, int]) -> MmaRow:
     return MmaRow(name, a, b, acc, _a(halves, group), _b(halves, group), _ACC, archs, fraction=_fraction(a))
+
+
+def _of_pieces(name: str, a: str, b: str, halves: int) -> MmaRow:
+    """f32 as three bf16 (their sum, but for 2^-134), or beside an f16, which is a tf32, as two tf32 (2^-23 |x| off at
+    most). Of two f32, products below 2^-24 |x y| are left out. So sums of n products are off by 2^-23 sum |x y| (2^-24
+    of two f32, 0 beside bf16) more than the roundings of an f32 sum, n 2^-24 sum |x y|, are."""
+    return replace(_row(name, a, b, "f32", halves, 2, (80, _EVER)), cut=True)
 
 
 def _small(name: str, a: str, b: str, group: int) -> MmaRow:
@@ -56,6 +65,11 @@ ROWS = (
     _row("mma_m16n8k32_su8", "i8", "u8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k32_us8", "u8", "i8", "i32", 2, 4, (80, _EVER)),
     _row("mma_m16n8k8_tf32", "tf32", "tf32", "f32", 2, 1, (80, _EVER)),
+    _of_pieces("mma_m16n8k16_f32_bf16", "f32", "bf16", 2),
+    _of_pieces("mma_m16n8k16_bf16_f32", "bf16", "f32", 2),
+    _of_pieces("mma_m16n8k8_f32_f16", "f32", "f16", 1),
+    _of_pieces("mma_m16n8k8_f16_f32", "f16", "f32", 1),
+    _of_pieces("mma_m16n8k16_f32", "f32", "f32", 2),
     *(_small(f"mma_m8n8k32_{name}4", f"{a}4", f"{b}4", 8) for name, a, b in _SIGNS),
     *(_small(f"mma_m8n8k16_{name}8", f"{a}8", f"{b}8", 4) for name, a, b in _SIGNS),
     MmaRow("mma_m8n8k4_f64", "f64", "f64", "f64", spatial(8, 4), column_spatial(4, 8), spatial(8, 4) * local(1, 2),

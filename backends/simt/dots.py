@@ -122,7 +122,7 @@ class Dots:
                         steps.append((((batch * ni + i) * nj + j) * sizes[0], of_a * sizes[1], of_b * sizes[2],
                                       *((of_a, of_b) if scales else ())))
         out = b.effect(simt.Mma, b.splat(acc, layout.local_size), a, p, *scales, row=row.name, sizes=sizes,
-                       steps=tuple(steps)).result
+                       steps=tuple(steps), cut=row.cut).result
         return found.finish(b, out) if found else out
 
     def _pairs(self, op: Op, row: MmaRow | GroupRow, layout: RegisterLayout) -> PairedOperand | None:

@@ -19,7 +19,8 @@ class MmaRow:
     which lane holds which element in which register: the row is read by inference, selection and printing. `archs`
     bounds the architectures that have it. `scales` are the same of the powers of two, one for each run of neighbours
     along k, by which the instruction multiplies a and b where it is asked to. Sums keep `fraction` bits behind the
-    point, where they are fewer than acc has; no emulator knows of it, but bounds of errors do.
+    point, where they are fewer than acc has; no emulator knows of it, but bounds of errors do. Where it is `cut`, the
+    prelude multiplies pieces of the numbers by other instructions, and makes the pieces of a fragment once.
     """
 
     name: str
@@ -32,6 +33,7 @@ class MmaRow:
     archs: tuple[int, int]
     scales: tuple[RegisterLayout, RegisterLayout] | None = None
     fraction: int | None = None
+    cut: bool = False
 
     @property
     def m(self) -> int:
@@ -177,9 +179,10 @@ def in_words(row: Row) -> Row:
 
 
 def choose(rows: Sequence[MmaRow], a: DType, b: DType, acc: DType, k: int = 0, name: str = "") -> MmaRow | None:
-    """The row that computes the product exactly: that called `name`, else the first whose `k` is not more than the
-    product's, else the one that pads it the least."""
+    """The row that computes the product exactly, of pieces where there is no other: that called `name`, else the first
+    whose `k` is not more than the product's, else the one that pads it the least."""
     exact = [row for row in rows if row.acc == acc.name and holds(dtype(row.a), a) and holds(dtype(row.b), b)]
+    exact = [row for row in exact if not row.cut] or exact
     named = [row for row in exact if row.name == name]
     least = sorted(exact, key=lambda row: row.k * dtype(row.a).bits)
     return next(iter([*named, *(row for row in exact if row.k <= k), *least]), None)

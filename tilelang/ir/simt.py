@@ -272,9 +272,11 @@ class Mma(Op):
     the scales of a and b where the product has them.
 
     `steps` lists the operands' start registers, one instruction each; `row` names the instruction and `sizes` says how
-    many registers of each operand it takes.
+    many registers of each operand it takes. Where the instruction is made of others that multiply pieces of numbers
+    (`cut`), each fragment is cut once.
     """
-    name, levels, effects, attributes = "mma", THREAD, "control", {"row": ..., "sizes": ..., "steps": ...}
+    name, levels, effects = "mma", THREAD, "control"
+    attributes = {"row": ..., "sizes": ..., "steps": ..., "cut": False}
 
     def infer(self) -> Sequence[Type]:
         return [self.operands[0].type]

@@ -5,6 +5,7 @@
 #define TL_FN __device__ __forceinline__
 #define TL_COPY memcpy
 #define TL_WHOLE(x) asm("" : "+r"(x))
+#define TL_HERE(x) asm volatile("" : "+f"(x))
 #include "tl_common.h"
 #include "tl_math.h"
 

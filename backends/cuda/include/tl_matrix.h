@@ -175,3 +175,5 @@ TL_FN void mma_m8n8k4_f64(vec<double, NA>& d, int i, const vec<double, NB>& a, i
 }
 
 }  // namespace tl
+
+#include "tl_pieces.h"

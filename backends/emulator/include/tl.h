@@ -9,6 +9,7 @@
 #define TL_FN inline __attribute__((always_inline))
 #define TL_COPY __builtin_memcpy
 #define TL_WHOLE(x)
+#define TL_HERE(x)
 #include "tl_abi.h"
 #include "tl_common.h"
 #include "tl_math.h"
@@ -423,6 +424,7 @@ TL_FN void fence_memory(op o) { emu_fence_memory(o.id); }
 }  // namespace tl
 
 #include "tl_bulk.h"
+#include "tl_pieces.h"
 
 // ---- kernels
 

@@ -32,7 +32,7 @@ def test_products_of_four_warps_compile() -> None:
 def test_a_missing_instruction_is_named(name: str, since: int) -> None:
     older = {80: 75, 89: 80}[since]
     text = '#include "tl.h"\n' + next(k for k in wrappers.matrix(since) if f"TL_KERNEL(mma_{name}," in k)
-    with pytest.raises(TargetError, match=f"mma_{name} needs sm_{since}"):
+    with pytest.raises(TargetError, match=f"mma_{wrappers.OF_PIECES.get(name, name)} needs sm_{since}"):
         nvrtc.compile(text, f"sm_{older}")
 
 

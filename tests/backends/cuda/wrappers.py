@@ -6,7 +6,7 @@ ATOMIC_TYPES = ("tl::i32", "tl::u32", "tl::i64", "tl::u64", "float", "double")
 SHUFFLES = ("shfl_xor", "shfl", "shfl_up", "shfl_down")
 UNARY = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "abs", "floor", "ceil",
          "round")
-MMA = {  # name: accumulators, type and length of A and of B, first processor
+MMA = {  # name: accumulators, type (one for each where they differ) and length of A and of B, first processor
     "m16n8k16_f16": ("float", 4, "tl::u16", 8, 4, 75), "m16n8k8_f16": ("float", 4, "tl::u16", 4, 2, 75),
     "m16n8k16_bf16": ("float", 4, "tl::u16", 8, 4, 80), "m16n8k8_tf32": ("float", 4, "float", 4, 2, 80),
     "m16n8k32_s8": ("tl::i32", 4, "tl::u8", 16, 8, 80), "m16n8k32_u8": ("tl::i32", 4, "tl::u8", 16, 8, 80),
@@ -15,10 +15,18 @@ MMA = {  # name: accumulators, type and length of A and of B, first processor
     "m16n8k128_b1_and": ("tl::i32", 4, "tl::u32", 2, 1, 80),
     "m16n8k256_b1_and": ("tl::i32", 4, "tl::u32", 4, 2, 80), "m16n8k256_b1_xor": ("tl::i32", 4, "tl::u32", 4, 2, 80),
     "m16n8k32_e4m3": ("float", 4, "tl::u8", 16, 8, 89), "m16n8k32_e5m2": ("float", 4, "tl::u8", 16, 8, 89),
-    "m8n8k4_f64": ("double", 2, "double", 1, 1, 80),
+    "m8n8k4_f64": ("double", 2, "double", 1, 1, 80), "m16n8k16_f32": ("float", 4, "float", 8, 4, 80),
+    "m16n8k8_f32_f16": ("float", 4, "float tl::u16", 4, 2, 80),
+    "m16n8k8_f16_f32": ("float", 4, "tl::u16 float", 4, 2, 80),
+    "m16n8k16_f32_bf16": ("float", 4, "float tl::u16", 8, 4, 80),
+    "m16n8k16_bf16_f32": ("float", 4, "tl::u16 float", 8, 4, 80),
     **{f"m8n8k16_{signs}8": ("tl::i32", 2, "tl::u8", 4, 4, 75) for signs in ("s", "u", "su", "us")},
     **{f"m8n8k32_{signs}4": ("tl::i32", 2, "tl::u32", 1, 1, 75) for signs in ("s", "u", "su", "us")},
 }
+
+OF_PIECES = {name: "m16n8k8_tf32" if "k8" in name else "m16n8k16_bf16"
+             for name in MMA if "_f32" in name}
+"""The instruction that multiplies pieces of f32."""
 
 
 def kernel(name: str, params: str, body: str, threads: int = 32) -> str:
@@ -159,11 +167,12 @@ def rows(x: int, trans: bool, t: str) -> str:
 
 def mma(name: str) -> str:
     """One product: each lane's registers of A, B and C follow one another."""
-    d, nd, t, na, nb, _ = MMA[name]
-    return kernel(f"mma_{name}", f"tl::gptr<const {t}> a, tl::gptr<const {t}> b, tl::gptr<{d}> c", f"""
+    d, nd, types, na, nb, _ = MMA[name]
+    ta, tb = (types.split() * 2)[:2]
+    return kernel(f"mma_{name}", f"tl::gptr<const {ta}> a, tl::gptr<const {tb}> b, tl::gptr<{d}> c", f"""
   const int t = tl::thread();
-  tl::vec<{t}, {na + 1}> x{{}};
-  tl::vec<{t}, {nb + 3}> y{{}};
+  tl::vec<{ta}, {na + 1}> x{{}};
+  tl::vec<{tb}, {nb + 3}> y{{}};
   tl::vec<{d}, {nd + 2}> z{{}};
   TL_UNROLL for (int i = 0; i < {na}; i++) x[i + 1] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
   TL_UNROLL for (int i = 0; i < {nb}; i++) y[i + 3] = tl::ld<1>(b, t * {nb} + i, tl::op(2))[0];

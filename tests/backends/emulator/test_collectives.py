@@ -106,13 +106,14 @@ def _fragments(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], per: int) -> tu
     return in_a, in_b
 
 
-def _multiply(name: str, acc: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
-    """Runs one m16n8 instruction on the fragments of all lanes; gives D as (16, 8)."""
+def _multiply(name: str, acc: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any],
+              instructions: int = 1) -> Any:
+    """Runs one m16n8 product on the fragments of all lanes; gives D as (16, 8)."""
     c = np.ascontiguousarray(acc.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3))  # group, t, row half, pair
     program = load(wrappers.including(wrappers.mma(name)))
     result = program.launch(f"mma_{name}", [Buffer(a), Buffer(b), Buffer(c)], threads=32)
     assert not result.findings
-    assert result.counters[4].mma == 1
+    assert result.counters[4].mma == instructions
     return c.transpose(2, 0, 1, 3).reshape(16, 8)
 
 
@@ -136,6 +137,47 @@ def test_tf32_drops_the_low_bits() -> None:
     a[:, 0], b[0] = 1 + 2.0 ** -10 + 2.0 ** -11, 1
     got = _multiply("m16n8k8_tf32", np.zeros((16, 8), np.float32), *map(np.ascontiguousarray, _fragments(a, b, 1)))
     assert (got == 1 + 2.0 ** -10).all()
+
+
+PIECES = [("m16n8k16_f32", np.float32, np.float32, 16), ("m16n8k8_f32_f16", np.float32, np.float16, 8),
+          ("m16n8k8_f16_f32", np.float16, np.float32, 8), ("m16n8k16_f32_bf16", np.float32, ml_dtypes.bfloat16, 16),
+          ("m16n8k16_bf16_f32", ml_dtypes.bfloat16, np.float32, 16)]
+
+
+def _multiply_pieces(name: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
+    """Lanes hold neighbours along k of numbers of any size as they do of two bytes."""
+    parts = [np.ascontiguousarray(x).view(np.float32 if x.itemsize == 4 else np.uint16) for x in _fragments(a, b, 2)]
+    return _multiply(name, np.zeros((16, 8), np.float32), *parts,
+                     2 if "k8" in name else 6 if name == "m16n8k16_f32" else 3)
+
+
+@pytest.mark.parametrize(("name", "of_a", "of_b", "k"), PIECES)
+def test_products_of_pieces(name: str, of_a: Any, of_b: Any, k: int) -> None:
+    """Two tf32 differ from an f32 by 2^-23 of it, and 2^-24 of the product of two f32 is left out. What is added
+    first is below 2^-7 of the sum, and `k` products of first pieces are then added with a rounding each."""
+    rng = np.random.default_rng(9)
+    a, b = ((rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 7, shape)).astype(t)
+            for shape, t in (((16, k), of_a), ((k, 8), of_b)))
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    cut = 2.0 ** -23 if k == 8 else 2.0 ** -24 if of_a == of_b else 0
+    assert (abs(_multiply_pieces(name, a, b) - x @ y) <= (cut + (k + 1) * 2.0 ** -24) * (abs(x) @ abs(y))).all()
+
+
+@pytest.mark.parametrize(("name", "of_a", "of_b", "k"), PIECES)
+def test_pieces_of_what_is_infinite_or_no_number(name: str, of_a: Any, of_b: Any, k: int) -> None:
+    """Each as the only term of a sum; the largest number (off by 2^-22, because the nearest tf32 is infinite), and NaN
+    with a payload in its low bits, too."""
+    strange = np.array([np.inf, -np.inf, np.nan, np.finfo(np.float32).max, 0], np.float32)
+    strange[4:].view(np.uint32)[0] = 0x7f800001
+    a, b = np.zeros((16, k), of_a), np.zeros((k, 8), of_b)
+    if of_a is np.float32:
+        a[:5, 0], b[0] = strange, 0.5
+    else:
+        a[:, 0], b[0, :5] = 0.5, strange
+    got = _multiply_pieces(name, a, b)
+    for want, sums in zip((np.inf, -np.inf, np.nan, 2.0 ** 127, np.nan), got if of_a is np.float32 else got.T,
+                          strict=False):
+        np.testing.assert_allclose(sums, np.full(len(sums), want), rtol=2.0 ** -22, atol=0)
 
 
 @pytest.mark.parametrize(("name", "low_a", "low_b"), [("s8", -128, -128), ("u8", 0, 0), ("su8", -128, 0),

@@ -59,9 +59,10 @@ def amd(row: MmaRow) -> str:
     return next(f"hip:gfx{arch:x}" for arch in (CDNA3, CDNA4, CDNA2) if row.archs[0] <= arch <= row.archs[1])
 
 
-PAIRS = [(nvidia(row.a, row.archs), row.a, row.b, row.acc) for row in cuda.ROWS] \
-    + [(nvidia(a), a, b, acc) for a, b, acc in MIXED] \
-    + [("cuda:sm_75", "i4", "u8", "i32"), ("cuda:sm_75", "u2", "u4", "i32")]
+PAIRS = list(dict.fromkeys([
+    *((nvidia(row.a, row.archs), row.a, row.b, row.acc) for row in cuda.ROWS),
+    *((nvidia(a), a, b, acc) for a, b, acc in MIXED),
+    ("cuda:sm_75", "i4", "u8", "i32"), ("cuda:sm_75", "u2", "u4", "i32"), ("cuda:sm_75", "f32", "f32", "f32")]))
 SCALED = [row for row in hip.ROWS if row.scales]
 ROWS = [(nvidia(row.a, row.archs), row) for row in cuda.ROWS] + [
     (amd(row), row) for row in hip.ROWS if row not in SCALED or row in SCALED[::8]]

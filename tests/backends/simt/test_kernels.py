@@ -43,11 +43,12 @@ def barriers(fn: Function) -> list[tuple[Region, Op]]:
     return found
 
 
-# Calls in which no block is whole: of a loop that was split, the part with masks alone runs.
-RAGGED = {
+# Calls that run the other part of a loop that was split: no block is whole, or, of `ops.linear`, all are.
+OTHERS = {
     "every other block f16": lambda: kernels.every_other(kernels.normal(32, 24, dtype=np.float16),
                                                          kernels.normal(24, 32, dtype=np.float16)),
     "attention f16": lambda: kernels.attention(*(kernels.normal(24, 32, dtype=np.float16) for _ in range(3))),
+    "ops.linear": lambda: ops.linear(kernels.normal(48, 260), kernels.normal(48, 260), kernels.normal(48)),
 }
 
 
@@ -75,7 +76,7 @@ def test_no_barrier_can_be_left_out(name: str, target: str, monkeypatch: pytest.
         run(code, arrays, shapes, strides)
     monkeypatch.setattr(targets, "emulate", spy)
     with tile.target("emulate:" + target):
-        for call in filter(None, [CALLS[name], RAGGED.get(name)]):
+        for call in filter(None, [CALLS[name], OTHERS.get(name)]):
             call()
     code, *_ = codes = [other.suited(arrays, shapes, strides) for other, arrays, shapes, strides in seen]
     assert all(other.source == code.source for other in codes)

@@ -112,15 +112,16 @@ def matrix(arch: int) -> list[str]:
   tl::barrier(tl::op(9));
   for (int i = 0; i < {4 * n}; i++)
     tl::st<1>(o, (i + {4 * n}) * 32 + t, tl::ld<1>(c, i * 32 + t, tl::op(10)), tl::op(11));"""))
-    for name, (d, nd, t, na, nb, since) in MMA.items():
+    for name, (d, nd, types, na, nb, since) in MMA.items():
+        ta, tb = (types.split() * 2)[:2]
         if arch >= since:
-            out.append(kernel(f"mma_{name}", f"tl::gptr<{t}> a, tl::gptr<{d}> o", f"""
+            out.append(kernel(f"mma_{name}", f"tl::gptr<{ta}> a, tl::gptr<{tb}> b, tl::gptr<{d}> o", f"""
   const int t = tl::thread();
   tl::vec<{d}, {nd + 1}> c{{}};
-  tl::vec<{t}, {na + 1}> x{{}};
-  tl::vec<{t}, {nb + 1}> y{{}};
+  tl::vec<{ta}, {na + 1}> x{{}};
+  tl::vec<{tb}, {nb + 1}> y{{}};
   for (int i = 0; i < {na}; i++) x[i + 1] = tl::ld<1>(a, t * {na} + i, tl::op(1))[0];
-  for (int i = 0; i < {nb}; i++) y[i + 1] = tl::ld<1>(a, {32 * na} + t * {nb} + i, tl::op(2))[0];
+  for (int i = 0; i < {nb}; i++) y[i + 1] = tl::ld<1>(b, t * {nb} + i, tl::op(2))[0];
   for (int i = 0; i < {nd}; i++) c[i + 1] = {d}(t - 7 * i);
   tl::mma_{name}(c, 1, x, 1, y, 1, tl::op(3));
   for (int i = 0; i < {nd}; i++) tl::st<1>(o, t * {nd} + i, tl::vec<{d}, 1>{{c[i + 1]}}, tl::op(4));"""))
