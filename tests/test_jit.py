@@ -317,6 +317,59 @@ def test_names_from_around_a_kernel_have_the_values_of_the_call(monkeypatch: pyt
     assert is_now(25) and shift._compiled is not compiled
 
 
+TABLE, TENSOR, NESTED = np.array([1.0, 2.0]), torch.tensor([3.0]), [[4.0], {"a": [5.0]}]
+
+
+def doubled(x: float) -> float:
+    return 2 * x
+
+
+def test_contents_of_arrays_nested_lists_and_functions_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels once kept what they were compiled with: arrays and lists in lists that were written to, and functions
+    defined again, as by a cell of a notebook."""
+    @tile.kernel
+    def total(y: tile.Out[tile.f32, "1"]):
+        values = tile.constant(TABLE, tile.f32).sum() + doubled(NESTED[0][0])
+        tile.store(y, 0, values + float(TENSOR[0]) + NESTED[1]["a"][0])
+    y = np.zeros(1, np.float32)
+
+    def is_now(value: float) -> bool:
+        return total(y)[0] == value
+    assert is_now(19)
+    compiled = total._compiled
+    assert is_now(19) and total._compiled is compiled
+    TABLE[1] += 1
+    assert is_now(20)
+    TENSOR[0] += 1
+    assert is_now(21)
+    NESTED[0][0] += 1
+    assert is_now(23)
+    NESTED[1]["a"][0] += 1
+    assert is_now(24)
+    monkeypatch.setitem(globals(), "doubled", lambda x: 3 * x)
+    assert is_now(29)
+
+
+@tile.kernel
+def product(x: tile.Tensor[tile.f32, "1"], y: tile.Out[tile.f32, "1"], C: tile.Const):
+    v = tile.load(x, 0, 1)
+    for c in C:
+        v = v * float(c)
+    tile.store(y, 0, v)
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor, lambda v: {v[0]: 0}])
+def test_constants_are_told_from_others_at_the_same_place(make: Any) -> None:
+    """A list, or an array, that came to lie where one of an earlier call had been, once was taken for that."""
+    one = np.ones(1, np.float32)
+    assert [product(one, C=make([c]))[0] for c in (2.0, 3.0, 4.0, 2.0)] == [2, 3, 4, 2]
+    kept = make([2.0])
+    if not isinstance(kept, dict):
+        assert product(one, C=kept)[0] == 2
+        kept[0] = 5.0
+        assert product(one, C=kept)[0] == 5
+
+
 class Silent:
     def __repr__(self) -> str:
         raise AssertionError("made a text")

@@ -94,8 +94,8 @@ class Kernel(ByName, KernelDef):
     call of a specialisation whatever the compiler finds.
 
     Names from around the kernel are constants of it. Where one has another value than when the kernel was compiled, or
-    a captured list, dict, set, or attribute has changed, the call compiles anew. What plain Python functions that the
-    kernel calls read is not looked at.
+    a captured list, dict, set, array of up to 64 KiB, or attribute has changed, the call compiles anew. What plain
+    Python functions that the kernel calls read is not looked at, but whether they have been defined again.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from tilelang.args import Argument, is_torch, wants_gradient
 from tilelang.ir.dtypes import DType
+from tilelang.lang.contents import contents
 from tilelang.lang.expressions import Function as TileFunction
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ PLAIN = frozenset((int, bool, str, NoneType))
 
 
 def identity(x: Any) -> Any:
-    """A constant as part of a key: True, 1 and 1.0 are different, and so are 0.0 and -0.0. Tile functions are equal
-    that one definition made with equal constants around it."""
+    """A constant as part of a key: its contents. Tile functions are equal that one definition made with equal
+    constants around it."""
     if type(x) in PLAIN:
         return type(x), x
     if isinstance(x, TileFunction):
@@ -117,8 +118,4 @@ def identity(x: Any) -> Any:
         around = [cell.cell_contents for cell in fn.__closure__ or ()]
         if all(map(is_constant, around)) and not fn.__defaults__:
             return fn.__code__, id(fn.__globals__), tuple(map(identity, around))
-    try:
-        hash(x)
-    except TypeError:
-        return id(x)
-    return type(x), x, repr(x)
+    return contents(x)

@@ -1,46 +1,66 @@
 """The state of one tracing: where operations go, and which line of the user's source they come from."""
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import copy
+from dataclasses import dataclass
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from tilelang.errors import Loc, UnsupportedSyntax
 from tilelang.ir.core import Op, Region, TensorType, Value
 from tilelang.ir.memory import DimSize
 from tilelang.ir.shape import Const
+from tilelang.lang.contents import contents, lasting
 
 _current: ContextVar[Emitter] = ContextVar("emitter")
 
 
-class Captured(NamedTuple):
-    """A value from outside that a kernel was compiled with, what gives its present one, and its contents then."""
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A value from outside that a kernel was compiled with, what gives its present one, and what it held then."""
 
     now: Callable[[], Any]
     value: Any
-    kept: Any
+    same: Any
+    """The value where it has not changed as long as it is this object, else an object that it never is."""
+    elements: tuple[Any, ...] | None
+    """Of a list, dict, set or function, where they last."""
+    kept: Hashable
+
+    @staticmethod
+    def of(value: Any, now: Callable[[], Any]) -> Captured:
+        elements = _elements(value)
+        if elements is not None and not all(map(lasting, elements)):
+            elements = None
+        return Captured(now, value, value if lasting(value) else object(), elements, contents(value))
 
     def changed(self) -> bool:
-        """Whether the kernel would be compiled otherwise today. Lists, dicts and sets are compared by contents."""
-        now, kept = self.now(), self.kept
-        if now is kept:
+        """Whether the kernel would be compiled otherwise today."""
+        now = self.now()
+        if now is self.same:
             return False
-        if type(now) is not type(kept):
-            return True
-        if isinstance(kept, list | dict | set) and len(now) == len(kept) and all(map(is_, now, kept)) and (
-                not isinstance(kept, dict) or all(map(is_, now.values(), kept.values()))):
-            return False  # the same objects: texts of large tables would take longer than a kernel
-        return repr(now) != repr(kept)
+        if now is self.value and self.elements:  # one by one: contents of large tables would take longer than a kernel
+            elements = _elements(now)
+            if elements and len(elements) == len(self.elements) and all(map(is_, elements, self.elements)):
+                return False
+        return contents(now) != self.kept
+
+
+def _elements(x: Any) -> tuple[Any, ...] | None:
+    if type(x) is dict:
+        return *x, *x.values()
+    if isinstance(x, FunctionType):
+        return (x.__code__,)
+    return tuple(x) if type(x) in (list, set) else None
 
 
 def any_changed(captured: Collection[Captured]) -> bool:
     """Whether any has; what calls ask every time."""
     for c in captured:
-        if c.now() is not c.kept and c.changed():
+        if c.now() is not c.same and c.changed():
             return True
     return False
 
@@ -56,11 +76,11 @@ class Emitter:
         self.captured: dict[tuple[int, str], Captured] = {}
 
     def capture(self, place: Any, name: str, now: Callable[[], Any]) -> Any:
-        """The present value of `name`, kept in `place` outside of the kernel: remembered, unless it is code."""
+        """The present value of `name`, kept in `place` outside of the kernel: remembered, unless it is a part of
+        Python's or ours."""
         value = now()
-        if not isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | MethodType | type):
-            kept = copy(value) if isinstance(value, list | dict | set) else value
-            self.captured[id(place), name] = Captured(now, value, kept)
+        if not isinstance(value, ModuleType | BuiltinFunctionType | MethodType | type):
+            self.captured[id(place), name] = Captured.of(value, now)
         return value
 
     def outside(self, x: Any) -> bool:

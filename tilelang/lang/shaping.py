@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from tilelang.errors import IndexOutOfRange, ShapeMismatch
 from tilelang.ir import control, reduction, sorting
 from tilelang.ir import shape as sh
@@ -52,7 +54,8 @@ def full_like(x: Tile, value: Any) -> Tile:
 
 def constant(values: Sequence[float], dtype: DType) -> Tile:
     """A rank-1 tile of constants, for instance a look-up table."""
-    return Tile(emit(sh.ConstTile, values=tuple(values), dtype=dtype).result)
+    items = [v.item() if isinstance(v, np.generic) else v for v in values]
+    return Tile(emit(sh.ConstTile, values=tuple(items), dtype=dtype).result)
 
 
 # -- rearranging ------------------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ static u32 place_of_box(i64 base, i64 limit, i64 offset, const TensorMap& map, i
 using namespace emu;
 
 extern "C" void emu_mbarrier_init(long long base, long long limit, long long i, int arrivals, int op) {
-  pause(MBARRIER, op);
+  pause(MBARRIER);
   const u32 at = place_of(base, limit, i, op);
   if (find_mbarrier(at)) fail("mbarrier", op, -1, "initialises shared byte %u, which is a barrier already", at);
   if (arrivals < 1) fail("mbarrier", op, -1, "initialises a barrier of %d arrivals", arrivals);
@@ -273,7 +273,7 @@ extern "C" void emu_mbarrier_init(long long base, long long limit, long long i, 
 }
 
 extern "C" void emu_mbarrier_drop(long long base, long long limit, long long i, int op) {
-  pause(MBARRIER, op);
+  pause(MBARRIER);
   const u32 at = place_of(base, limit, i, op);
   MBarrier& b = mbarrier(at, op);
   check_shared(at, 8, STORE, op, *current);
@@ -291,7 +291,7 @@ extern "C" void emu_mbarrier_arrive(long long base, long long limit, long long i
 }
 
 extern "C" void emu_mbarrier_expect(long long base, long long limit, long long i, int bytes, int op) {
-  pause(MBARRIER, op);
+  pause(MBARRIER);
   current->log.push_back({0, op, 0, MBARRIER, 0});
   MBarrier& b = mbarrier(place_of(base, limit, i, op), op);
   arrive_at(b, *current, op);
@@ -301,7 +301,7 @@ extern "C" void emu_mbarrier_expect(long long base, long long limit, long long i
 }
 
 extern "C" void emu_mbarrier_wait(long long base, long long limit, long long i, int parity, int op) {
-  pause(MBARRIER, op);
+  pause(MBARRIER);
   current->log.push_back({0, op, 0, MBARRIER, 0});
   MBarrier& b = mbarrier(place_of(base, limit, i, op), op);
   if (run.policy == RANDOM && draw(2)) land_next();
@@ -326,7 +326,7 @@ extern "C" void emu_mbarrier_wait(long long base, long long limit, long long i, 
 // To the same place in the shared memory of each block in `ranks` (0: this one), whose own barrier there counts it.
 extern "C" void emu_tensor_load(long long base, long long limit, long long offset, const TensorMap* map, const int* at,
                                 long long bar_base, long long bar_limit, long long i, unsigned ranks, int op) {
-  pause(BULK, op);
+  pause(BULK);
   current->log.push_back({0, op, 0, BULK, 0});
   if (!ranks) ranks = 1u << current->block;
   for (u32 left = ranks; left; left &= left - 1) {

@@ -185,7 +185,7 @@ static void start_cluster(i64 first) {
   run.first_epoch = run.epoch + 1;
   run.ready_warps = 0;
   run.blocks_done = run.at_cluster = 0;
-  run.atomics = run.streak = 0;
+  run.streak = 0;
   epochs.clear();
   memset(shared_memory, 0xff, size_t(run.blocks) * run.span);  // NaN in every float format
   for (int b = 0; b < run.blocks; b++) {
@@ -204,7 +204,7 @@ static void start_cluster(i64 first) {
     for (int i = 0; i < run.stride; i++) {
       Thread& t = threads[b * run.stride + i];
       t.id = b * run.stride + i, t.lane = i % run.lanes, t.warp = t.id / run.lanes, t.block = b;
-      t.group = t.stores = t.fences = t.fences_seen = 0;
+      t.group = t.stores = t.fences = t.fences_seen = t.idle = 0;
       t.fenced = false;
       t.alone = !run.overlaps;
       t.known = Known{};
@@ -262,7 +262,6 @@ static void met(int first, int last) {
   bool alone = false;
   for (int i = first; i < last; i++) alone |= threads[i].alone;
   for (int i = first; i < last; i++) threads[i].fences_seen = threads[i].fences, threads[i].alone = alone;
-  run.atomics = 0;
   know_all(first, last);
   for (int b = first / run.stride; b * run.stride < last; b++) begin_epoch(b, last % run.stride == 0);
   for (int w = first / run.lanes; w < last / run.lanes; w++) {

@@ -372,51 +372,64 @@ static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, in
   return start;
 }
 
-static void pause(Use use, int op) {  // other threads may run between any two accesses
+static void pause(Use use) {  // other threads may run between any two accesses
   if (current->log.size() >= LOG) wait_for_others();
   if (run.policy == RANDOM && draw(16) == 0) give_way();
-  if (use != ATOMIC) return;
-  if (++run.atomics > 1u << 22) fail("deadlock", op, -1, "atomics without end: a loop waits for what never comes");
-  if (++run.streak > 1000) give_way_to_any();
+  if (use == ATOMIC && ++run.streak > 1000) give_way_to_any();
+}
+
+// A loop that waits for a program that does not run finds in the same places what was there before, without end.
+static void check_progress(const u8* p, int bytes, Use use, int op) {
+  u64 value = 0;
+  memcpy(&value, p, size_t(std::min(bytes, 8)));
+  Found& f = last_found[u64(p) / 4 % PLACES];
+  Thread& t = *current;
+  if (f.p != p || f.value != value) f = {p, value}, run.news++;
+  if (t.news != run.news) t.news = run.news, t.idle = 0;
+  if (use == ATOMIC && ++t.idle > 1u << 18)
+    fail("deadlock", op, -1, "atomics without end: a loop waits for what never comes (programs run in any order)");
 }
 
 }  // namespace emu
 
 extern "C" void* emu_global(Buffer* b, const void* base, long long offset, int size, int bytes, Use use, int op) {
-  pause(use, op);
+  pause(use);
   const i64 at = check_global_bounds(*b, base, offset, size, bytes, op);
   current->log.push_back({at + b->phase + (i64(b->index) << 48), op, u16(bytes), u8(use), 0});
   check_global(*b, at, bytes, use, op);
+  check_progress(b->start + at, bytes, use, op);
   return b->start + at;
 }
 
 extern "C" void* emu_bits(Buffer* b, const void* base, long long bit, int width, Use use, int op) {
-  pause(use, op);
+  pause(use);
   const int bytes = (int(bit & 7) + width + 7) / 8;
   i64 at = 0;
   for (int i = bytes - 1; i >= 0; i--) at = check_global_bounds(*b, base, (bit >> 3) + i, 1, 1, op);
   current->log.push_back({at + b->phase + (i64(b->index) << 48), op, u16(bytes), u8(use), 0});
   for (int i = 0; i < bytes; i++) check_global(*b, at + i, 1, use, op);
+  check_progress(b->start + at, bytes, use, op);
   return b->start + at;
 }
 
 extern "C" void* emu_shared(long long base, long long limit, long long offset, int size, int bytes, Use use, int op) {
-  pause(use, op);
+  pause(use);
   check_shared_bounds(base, limit, offset, size, bytes, op);
   const i64 at = base + offset * size;
   current->log.push_back({at, op, u16(bytes), u8(use), 1});
   check_shared(u32(at), bytes, use, op, *current);
+  if (use == ATOMIC) check_progress(shared_memory + at, bytes, use, op);
   return shared_memory + at;
 }
 
 extern "C" void emu_idle(int shared, Use use, int op) {
-  pause(LOAD, op);
+  pause(LOAD);
   current->log.push_back({0, op, 0, u8(use), u8(shared)});
 }
 
 extern "C" void emu_copy_async(long long base, long long limit, long long offset, Buffer* b, const void* from,
                                long long from_offset, int size, int bytes, int mask, int op) {
-  pause(COPY_ASYNC, op);
+  pause(COPY_ASYNC);
   check_shared_bounds(base, limit, offset, size, bytes, op);
   Copy copy{u32(base + offset * size), u32(bytes), current->group, nullptr, op};
   i64 at = 0;

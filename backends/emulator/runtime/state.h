@@ -67,6 +67,8 @@ struct Thread {
   void* stack;
   u32 group;  // async copies committed so far
   u32 stores;  // the same of copies of blocks to tensors
+  u64 news;    // of the launch, when it last looked,
+  u32 idle;    // and its atomics since
   u32 fences, fences_seen;  // of memory: made by this thread, and at the last barrier
   bool fenced;              // registers, since it last waited for products
   bool alone;               // the launches before have ended, as far as it knows
@@ -107,6 +109,13 @@ struct Block {
   int free_registers;          // of a thread of any group: given back by one, taken by no other
 };
 
+constexpr int PLACES = 1024;
+
+struct Found {  // what an access found at a place
+  const u8* p;
+  u64 value;
+};
+
 constexpr int GROUP = 128, MAX_GROUPS = MAX_THREADS / GROUP;  // threads that multiply together
 
 struct Launch {
@@ -121,13 +130,15 @@ struct Launch {
   u32 first_epoch, epoch;  // the last that has begun; those from first_epoch on are of this cluster
   u64 ready_warps;
   int blocks_done, at_cluster, cluster_op;
-  u32 atomics, streak;  // since the last barrier, and since a thread last gave way
+  u32 streak;  // atomics since a thread last gave way
+  u64 news;    // accesses that found what was not there before
   bool abandoned, overlaps;  // launches before may not have ended when it begins
   void (*print)(int op, const void* bytes, i64 count);  // null: what kernels print is dropped
   int print_op = -1;                                    // whose bytes wait in `printed` for the host
 };
 
 static Launch run;
+static Found last_found[PLACES];
 static Block blocks[MAX_BLOCKS];
 static std::vector<u8> epochs;  // of the cluster: whose each is
 static Thread threads[MAX_THREADS];

@@ -67,7 +67,7 @@ using namespace emu;
 
 extern "C" void emu_tensor_store(long long base, long long limit, long long offset, const TensorMap* map,
                                  const int* at, void (*add)(void*, const void*), int op) {
-  pause(BULK_STORE, op);
+  pause(BULK_STORE);
   current->log.push_back({0, op, 0, BULK_STORE, 0});
   BulkStore s{{*map, {}, op, place_of_box(base, limit, offset, *map, op), 0, nullptr}, add, current->id,
               current->stores, false, {}};
@@ -87,12 +87,12 @@ extern "C" void emu_tensor_store(long long base, long long limit, long long offs
 }
 
 extern "C" void emu_bulk_commit(int op) {
-  pause(BULK_STORE, op);
+  pause(BULK_STORE);
   current->stores++;
 }
 
 extern "C" void emu_bulk_wait(int pending, int read, int op) {
-  pause(BULK_STORE, op);
+  pause(BULK_STORE);
   for (size_t i = 0; i < stores.size();) {
     BulkStore& s = stores[i];
     const bool over = s.thread == current->id && s.group + u32(pending) < current->stores;

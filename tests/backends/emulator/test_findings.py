@@ -254,6 +254,25 @@ def test_a_loop_that_waits_for_another_block_ends() -> None:
     assert [f.kind for f in run(text, [Buffer(np.zeros(1, np.int32))], 1).findings] == ["deadlock"]
 
 
+def test_a_loop_that_waits_for_another_block_ends_with_barriers_in_it() -> None:
+    text = kernel("tl::gptr<tl::i32> a", """  TL_SHARED(smem, 16);
+  const tl::sptr<tl::i32> s = tl::shared<tl::i32>(smem, 0, 1);
+  for (tl::i32 v = 0; v == 0;) {
+    if (t == 0) tl::st<1>(s, 0, tl::vec<tl::i32, 1>{tl::atomic_add(a, 0, 0, true, tl::op(1))}, true, tl::op(2));
+    tl::barrier(tl::op(3));
+    v = tl::ld<1>(s, 0, tl::op(4))[0];
+    tl::barrier(tl::op(5));
+  }""", 32)
+    assert [f.kind for f in run(text, [Buffer(np.zeros(1, np.int32))], 32, 16).findings] == ["deadlock"]
+
+
+def test_many_atomics_that_change_something_are_no_deadlock() -> None:
+    text = kernel("tl::gptr<tl::i32> a", """
+  for (int i = 0; i < 5000000; i++) tl::atomic_add(a, 0, 1, true, tl::op(1));""", 1)
+    total = np.zeros(1, np.int32)
+    assert run(text, [Buffer(total)], 1).findings == [] and total[0] == 5000000
+
+
 def test_a_loop_may_wait_for_another_thread() -> None:
     text = kernel("tl::gptr<tl::i32> a", """
   if (t == 40) tl::atomic_add(a, 0, 1, true, tl::op(1));
