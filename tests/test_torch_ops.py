@@ -282,3 +282,22 @@ def test_quantised_products_pass_the_dispatcher_by_unseen() -> None:
         assert torch.equal(ops.mpgemm(x, w), y)
     assert any(event.name == "tilelang::mpgemm" for event in found.events())
     assert ops.mpgemm(x.clone().requires_grad_(), w).requires_grad and not y.requires_grad
+
+
+def test_ordinary_calls_save_the_way_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, wanted = torch.randn(2, 3), leaf(2, 3)
+    ops.softmax(x)  # makes the operator known
+
+    def looked(*args: Any) -> Any:
+        raise AssertionError("the dispatcher")
+    monkeypatch.setattr(ops.softmax, "_op", looked)
+    torch.testing.assert_close(ops.softmax(x), torch.softmax(x, -1))
+    with torch.no_grad():
+        ops.softmax(wanted)
+    with pytest.raises(AssertionError, match="the dispatcher"):
+        ops.softmax(wanted)
+    with pytest.raises(AssertionError, match="the dispatcher"), _Watched():
+        ops.softmax(x)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="'weight' but instead found type 'str'"):  # what no operator takes
+        ops.rms_norm(x, "weight")

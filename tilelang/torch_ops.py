@@ -10,7 +10,7 @@ import inspect
 import sys
 import threading
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -125,10 +125,10 @@ def _ordinary() -> int:
     return int(keys.raw_repr())
 
 
-def nobody_looks(args: Sequence[Any]) -> bool:
+def nobody_looks(args: Iterable[Any]) -> bool:
     """Whether a call of an operator with these, of which no graph is being made, would do no more than call its
-    function, so that who checks arguments anyway may save the way through the dispatcher: ordinary tensors, no
-    gradient, mode, transform, trace or profile."""
+    function, so that the way through the dispatcher may be saved: ordinary tensors, no gradient, mode, transform,
+    trace or profile."""
     import torch
     from torch.autograd import forward_ad
     c, gradients = torch._C, torch.is_grad_enabled()
@@ -210,6 +210,11 @@ class TorchOp:
         own = self.signature
         if kwargs or not len(own.required) <= len(args) <= len(own.params):
             self._check(args, kwargs)
+        if not own.written and not torch.compiler.is_compiling():
+            given = {**dict(zip(own.params, args, strict=False)), **kwargs}
+            tensors = [given.get(n) for n in own.tensors]
+            if all([x is None or isinstance(x, torch.Tensor) for x in tensors]) and nobody_looks(given.values()):
+                return self.fn(**given)
         return self._op(*args, **kwargs)
 
     def _check(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
