@@ -1,8 +1,10 @@
 """Every example runs, and its own assertions hold, the tutorials' also for threads."""
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,11 @@ TUTORIALS = [p for p in EXAMPLES if p.stem[0].isdigit()]
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(path))["main"]()
+    main = runpy.run_path(str(path))["main"]
+    names = inspect.unwrap(main).__globals__
+    if "medians" in names:  # no time is looked at here
+        names["medians"] = partial(names["medians"], repeat=1)
+    main()
     assert capsys.readouterr().out.strip()
 
 
