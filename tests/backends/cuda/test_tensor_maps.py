@@ -1,19 +1,14 @@
 """Maps of tensors among the arguments of a launch."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import tilelang as tile
-from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu, on_device
+from tests.backends.simt.fake import FakeDriver, on_device
 from tilelang import errors
 from tilelang.jit import Kernel
-
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 
 
 def product_fn(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f32, "M N"]):
@@ -24,13 +19,6 @@ def product_fn(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"],
     tile.store(c, (m * 64, n * 64), acc)
 
 
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    with fake_gpu("cuda", tmp_path, monkeypatch) as fake:
-        fake.library.fake_device(9, 0, b"")
-        yield fake
-
-
 def operands(m: int, n: int, k: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Small integers, of which products are exact, and the product."""
     rng = np.random.default_rng(seed)
@@ -38,7 +26,7 @@ def operands(m: int, n: int, k: int, seed: int = 0) -> tuple[torch.Tensor, torch
     return a, b, a.float() @ b.float()
 
 
-def test_maps_follow_addresses_and_shapes(gpu: FakeDriver) -> None:
+def test_maps_follow_addresses_and_shapes(hopper: FakeDriver) -> None:
     product = Kernel(product_fn)
     for m, n, k in ((128, 72, 200), (64, 64, 64), (128, 72, 200)):
         for seed in range(2):
@@ -46,28 +34,28 @@ def test_maps_follow_addresses_and_shapes(gpu: FakeDriver) -> None:
             c = on_device(torch.zeros(m, n))
             product(on_device(a), on_device(b), c=c)
             assert torch.equal(c.as_subclass(torch.Tensor), wanted)
-    assert all("TL_TENSOR_MAP" in launch.text for launch in gpu.launches)
+    assert all("TL_TENSOR_MAP" in launch.text for launch in hopper.launches)
 
 
-def test_a_call_with_the_same_tensors_encodes_nothing(gpu: FakeDriver) -> None:
+def test_a_call_with_the_same_tensors_encodes_nothing(hopper: FakeDriver) -> None:
     a, b, _ = map(on_device, operands(64, 64, 64))
-    gpu.library.fake_enter(0)
+    hopper.library.fake_enter(0)
     product, c = Kernel(product_fn), on_device(torch.zeros(64, 64))
     for _ in range(3):
         product(a, b, c=c)
-    before = gpu.library.fake_other_calls()
+    before = hopper.library.fake_other_calls()
     for _ in range(3):
         product(a, b, c=c)
-    assert gpu.library.fake_other_calls() == before
+    assert hopper.library.fake_other_calls() == before
 
 
-def test_arrays_of_the_host_are_mapped_where_they_are_copied_to(gpu: FakeDriver) -> None:
+def test_arrays_of_the_host_are_mapped_where_they_are_copied_to(hopper: FakeDriver) -> None:
     a, b, wanted = operands(64, 128, 72)
     with tile.target("cuda"):
         np.testing.assert_array_equal(Kernel(product_fn)(a.numpy(), b.numpy()), wanted.numpy())
 
 
-def test_rows_apart_and_strides_that_no_map_can_say(gpu: FakeDriver) -> None:
+def test_rows_apart_and_strides_that_no_map_can_say(hopper: FakeDriver) -> None:
     """Rows with gaps are mapped; rows that are all one take the kernel without maps."""
     a, b, wanted = operands(64, 64, 64)
     wide = torch.zeros(64, 128, dtype=torch.float16)
@@ -78,11 +66,11 @@ def test_rows_apart_and_strides_that_no_map_can_say(gpu: FakeDriver) -> None:
         assert torch.equal(c, wanted)
         Kernel(product_fn)(a[:1].expand(64, 64), b, c=c)
         assert torch.equal(c, wanted[:1].expand(64, 64))
-    assert ["TL_TENSOR_MAP" in launch.text for launch in gpu.launches] == [True, False]
+    assert ["TL_TENSOR_MAP" in launch.text for launch in hopper.launches] == [True, False]
 
 
-def test_a_map_that_the_driver_refuses_is_said(gpu: FakeDriver) -> None:
-    gpu.fail("cuTensorMapEncodeTiled", 1)
+def test_a_map_that_the_driver_refuses_is_said(hopper: FakeDriver) -> None:
+    hopper.fail("cuTensorMapEncodeTiled", 1)
     a, b, _ = operands(64, 64, 64)
     with tile.target("cuda"), pytest.raises(errors.TargetError, match="cuTensorMapEncodeTiled failed"):
         Kernel(product_fn)(a.numpy(), b.numpy())

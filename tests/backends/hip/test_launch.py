@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,57 +12,46 @@ import torch
 
 import tilelang as tile
 from tests.backends.cuda.test_launch import big_fn
-from tests.backends.simt.fake import COMPILER, REGISTERS, FakeDriver, fake_gpu, on_device
+from tests.backends.simt.fake import REGISTERS, FakeDriver, on_device
 from tests.backends.simt.test_launch import scale_fn
 from tilelang import errors
 from tilelang.backends.hip import clang, code_object, driver, hiprtc, libraries, products
 from tilelang.jit import Kernel
 
-faked = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 TEXT = "TL_KERNEL(k, 64)() {}"
 ONES = np.ones((4, 4), np.float32)
 
 
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    with fake_gpu("hip", tmp_path, monkeypatch) as fake:
-        yield fake
-
-
-@faked
-def test_a_call_compiles_with_the_options_of_clang(gpu: FakeDriver) -> None:
+def test_a_call_compiles_with_the_options_of_clang(amd: FakeDriver) -> None:
     with tile.target("hip"):
         Kernel(scale_fn)(ONES, by=2.0, add=1)
-    options = gpu.library.fake_options().decode().split()
+    options = amd.library.fake_options().decode().split()
     assert "--offload-arch=gfx942" in options and set(clang.MEANING) <= set(options)
-    assert f"-I{clang.INCLUDE}" in options and gpu.launches[0].text.startswith("// scale_fn for hip:gfx942")
+    assert f"-I{clang.INCLUDE}" in options and amd.launches[0].text.startswith("// scale_fn for hip:gfx942")
 
 
-@faked
-def test_code_objects_are_cached_by_all_they_depend_on(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_objects_are_cached_by_all_they_depend_on(amd: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(text: str = TEXT, arch: str = "gfx942") -> int:
         code, uses = products.product(text, "k", arch)
         assert code[:4] == b"\x7fELF" and uses["registers"] == REGISTERS and uses["scalar_registers"] == 20
-        return gpu.library.fake_compiled()
+        return amd.library.fake_compiled()
     other = "TL_KERNEL(k, 128)() {}"
     assert [make(), make(), make(arch="gfx90a"), make(arch="gfx90a"), make(other)] == [1, 1, 2, 2, 3]
     for version in ("of another version", "of yet another"):
         monkeypatch.setattr(hiprtc, "version", lambda version=version: version)
-        before = gpu.library.fake_compiled()
+        before = amd.library.fake_compiled()
         assert [make(), make()] == [before + 1] * 2
 
 
-@faked
-def test_a_refused_text_shows_what_the_compiler_says(gpu: FakeDriver) -> None:
+def test_a_refused_text_shows_what_the_compiler_says(amd: FakeDriver) -> None:
     with pytest.raises(errors.TargetError, match=r"hiprtc refused .* gfx942(.|\n)*unknown type name 'nonsense'"):
         hiprtc.compile("\nnonsense", "gfx942")
-    gpu.fail("hiprtcCreateProgram", 2)
+    amd.fail("hiprtcCreateProgram", 2)
     with pytest.raises(errors.TargetError, match="hiprtcCreateProgram failed(.|\n)*what the compiler says"):
         hiprtc.compile("", "gfx942")
 
 
-@faked
-def test_processors_that_hiprtc_does_not_know_go_to_clang(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_that_hiprtc_does_not_know_go_to_clang(amd: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hiprtc, "architectures", lambda: frozenset({"gfx90a", "gfx942"}))
     monkeypatch.setattr(clang, "version", lambda: None)
     products.product("TL_KERNEL(k, 64)() {}", "k", "gfx942")
@@ -71,47 +59,43 @@ def test_processors_that_hiprtc_does_not_know_go_to_clang(gpu: FakeDriver, monke
         products.product("TL_KERNEL(k, 64)() {}", "k", "gfx950")
 
 
-@faked
-def test_shared_memory_belongs_to_the_code(gpu: FakeDriver) -> None:
+def test_shared_memory_belongs_to_the_code(amd: FakeDriver) -> None:
     x = np.arange(256, dtype=np.float32)
     with tile.target("hip"):
         np.testing.assert_array_equal(Kernel(big_fn)(x), x[::-1])
-    (launch,) = gpu.launches
+    (launch,) = amd.launches
     assert launch.shared == 0 and "TL_SHARED(smem, 65536)" in launch.text
 
 
-@faked
 @pytest.mark.parametrize(("function", "code", "texts"), [
     ("hipModuleLaunchKernel", 700, ["hipModuleLaunchKernel failed", "hipErrorIllegalAddress: what the driver says"]),
     ("hipModuleLoadData", 209, ["hipModuleLoadData failed", "error 209", "TILELANG_TARGET=hip"]),
     ("hipMalloc", 2, ["hipMalloc failed", "free memory"]),
     ("hipInit", 100, ["hipInit failed", "AMD GPU"]),
 ])
-def test_error_codes_are_said_in_words(gpu: FakeDriver, function: str, code: int, texts: list[str]) -> None:
-    gpu.fail(function, code)
+def test_error_codes_are_said_in_words(amd: FakeDriver, function: str, code: int, texts: list[str]) -> None:
+    amd.fail(function, code)
     with pytest.raises(errors.TargetError) as caught, tile.target("hip"):
         Kernel(scale_fn)(ONES, by=2.0, add=1)
     assert all(text in str(caught.value) for text in texts)
 
 
-@faked
 @pytest.mark.parametrize(("arch", "runs", "not_runs"), [
     ("gfx942:sramecc+:xnack-", ["hip", "hip:gfx942"], ["hip:gfx90a", "hip:gfx950"]),
     ("gfx90a", ["hip", "hip:gfx90a"], ["hip:gfx942"]), ("gfx1100", [], ["hip", "hip:gfx942"]),
     ("", [], ["hip", "hip:gfx942"])])
-def test_a_device_runs_its_own_processor(gpu: FakeDriver, arch: str, runs: list[str], not_runs: list[str]) -> None:
-    gpu.library.fake_device(0, 0, arch.encode())
+def test_a_device_runs_its_own_processor(amd: FakeDriver, arch: str, runs: list[str], not_runs: list[str]) -> None:
+    amd.library.fake_device(0, 0, arch.encode())
     for name in runs:
         with tile.target(name):
             Kernel(scale_fn)(ONES, by=2.0, add=1)
-    assert len(gpu.launches) == len(runs)
+    assert len(amd.launches) == len(runs)
     for name in not_runs:
         with pytest.raises(errors.TargetError, match="cannot run|not supported"), tile.target(name):
             pass
 
 
-@faked
-def test_a_device_that_is_not_there_is_named(gpu: FakeDriver) -> None:
+def test_a_device_that_is_not_there_is_named(amd: FakeDriver) -> None:
     with pytest.raises(errors.TargetError, match="hipGetDevicePropertiesR0600 failed"):
         Kernel(scale_fn)(on_device(torch.zeros(4, 4), 2), on_device(torch.zeros(4, 4), 2), 1.0, 0)
 

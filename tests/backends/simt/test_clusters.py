@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 import tilelang as tile
 from tests.backends.emulator.ptx.tiers import needs_nvrtc
-from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu, on_device
+from tests.backends.simt.fake import FakeDriver, on_device
 from tilelang import errors
 from tilelang.backends.cuda import nvrtc
 from tilelang.jit import Kernel
@@ -131,16 +129,8 @@ def test_the_instructions() -> None:
     assert re.findall(r"\b(UCGABAR_\w+|LD\.E[.\w]*)", code.assembly)[:3] == ["UCGABAR_ARV", "UCGABAR_WAIT", "LD.E.128"]
 
 
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    with fake_gpu("cuda", tmp_path, monkeypatch) as fake:
-        fake.library.fake_device(9, 0, b"")
-        yield fake
-
-
-@pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
-def test_launches_are_of_whole_clusters(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_are_of_whole_clusters(hopper: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tilelang.backends.cuda.driver.MAX_GRID_X", 5)
     y = Kernel(swap_fn)(on_device(torch.from_numpy(X)))
     np.testing.assert_array_equal(y.as_subclass(torch.Tensor).numpy(), SWAPPED)
-    assert [launch.grid for launch in gpu.launches] == [(4, 2, 1)]
+    assert [launch.grid for launch in hopper.launches] == [(4, 2, 1)]

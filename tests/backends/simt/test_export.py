@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import tilelang as tile
 from tests.backends.cuda.test_launch import big_fn
 from tests.backends.simt.exported import DLPACK, SONAME
-from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu
+from tests.backends.simt.fake import COMPILER, FakeDriver
 from tests.backends.simt.overlapping import overlap_fn
 from tests.backends.simt.test_clusters import swap_fn
 from tests.backends.simt.test_launch import counted_fn, persistent_fn, scale_fn, unpack_fn
@@ -44,12 +43,6 @@ def shared_fn(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], 
     for k in tile.range(0, a.shape[1], 64, stages=3):
         acc += tile.dot(tile.load(a, (m * 128, k), (128, 64)), tile.load(b, (k, n * 64), (64, 64)))
     tile.store(c, (m * 128, n * 64), acc.to(tile.f16))
-
-
-@pytest.fixture(params=["cuda", "hip"])
-def gpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    with fake_gpu(request.param, tmp_path, monkeypatch) as fake:
-        yield fake
 
 
 def test_libraries_compute_what_kernels_mean(gpu: FakeDriver, tmp_path: Path) -> None:

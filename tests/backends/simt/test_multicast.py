@@ -3,9 +3,7 @@ of mistakes in it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 import tilelang as tile
 from benchmarks import sass
 from tests.backends.simt import kernels
-from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu, on_device
+from tests.backends.simt.fake import FakeDriver, on_device
 from tests.backends.simt.test_bulk import written
 from tests.backends.simt.test_group_products import findings
 from tilelang.backends.cuda import nvrtc
@@ -230,22 +228,14 @@ def test_grids_of_other_than_whole_clusters_share_nothing() -> None:
     np.testing.assert_array_equal(c, a.astype(np.float64) @ b.astype(np.float64))
 
 
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    with fake_gpu("cuda", tmp_path, monkeypatch) as fake:
-        fake.library.fake_device(9, 0, b"")
-        yield fake
-
-
-@pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
-def test_launches(gpu: FakeDriver) -> None:
+def test_launches(hopper: FakeDriver) -> None:
     """One kernel for whole clusters, another for other grids, in turns."""
     kernel = Kernel(kernels.matmul.source.fn)
     for m in (128, 192, 250, 192):
         a, b = matrices(m, 64, 72)
         c = kernel(on_device(torch.from_numpy(a)), on_device(torch.from_numpy(b)), **CONSTS, CLUSTER=(2, 1))
         np.testing.assert_array_equal(c.as_subclass(torch.Tensor).numpy(), a.astype(np.float64) @ b.astype(np.float64))
-    assert [launch.grid for launch in gpu.launches] == [(2, 1, 1), (3, 1, 1), (4, 1, 1), (3, 1, 1)]
+    assert [launch.grid for launch in hopper.launches] == [(2, 1, 1), (3, 1, 1), (4, 1, 1), (3, 1, 1)]
 
 
 @pytest.mark.skipif(nvrtc.find() is None or sass.find() is None, reason="NVRTC or nvdisasm is not installed")

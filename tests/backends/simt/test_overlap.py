@@ -3,8 +3,6 @@ that, and how they are launched."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 import tilelang as tile
 from tests.backends.emulator.ptx.tiers import needs_nvrtc
-from tests.backends.simt.fake import COMPILER, FakeDriver, fake_gpu, on_device
+from tests.backends.simt.fake import FakeDriver, on_device
 from tests.backends.simt.overlapping import overlap_fn
 from tilelang import errors
 from tilelang.jit import Kernel
@@ -100,24 +98,18 @@ def test_the_instructions() -> None:
     assert re.findall("PREEXIT|ACQBULK", overlap.lower(X, W, target=TARGET).assembly) == ["PREEXIT", "ACQBULK"]
 
 
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    with fake_gpu("cuda", tmp_path, monkeypatch) as fake:
-        yield fake
-
-
-@pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 @pytest.mark.parametrize(("major", "minor", "overlapping"), [(9, 0, 3), (8, 6, 0)])
-def test_launches_say_that_they_may_overlap(gpu: FakeDriver, major: int, minor: int, overlapping: int) -> None:
-    gpu.library.fake_device(major, minor, b"")
+def test_launches_say_that_they_may_overlap(nvidia: FakeDriver, major: int, minor: int, overlapping: int) -> None:
+    nvidia.library.fake_device(major, minor, b"")
     x, w = torch.from_numpy(X), torch.from_numpy(W)
     kernel = Kernel(overlap_fn)
     for _ in range(3):
         y = kernel(on_device(x), on_device(w))
         assert torch.equal(y.as_subclass(torch.Tensor), x * w)
-    assert gpu.library.fake_overlapping() == overlapping
-    assert {(launch.grid, launch.block[1:], launch.stream) for launch in gpu.launches} == {((3, 1, 1), (1, 1), 7000)}
+    assert nvidia.library.fake_overlapping() == overlapping
+    assert {(launch.grid, launch.block[1:], launch.stream) for launch in nvidia.launches} == {
+        ((3, 1, 1), (1, 1), 7000)}
     if overlapping:
-        gpu.fail("cuLaunchKernelEx", 700)
+        nvidia.fail("cuLaunchKernelEx", 700)
         with pytest.raises(errors.TargetError, match="error 700"):
             kernel(on_device(x), on_device(w))
