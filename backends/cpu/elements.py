@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.machine import LINE
+from tilelang.backends.cpu.runs import gathered_run
 from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -164,6 +165,9 @@ class Elements:
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)
         _, indices, _, extra = op.split()  # type: ignore[attr-defined]
+        run = gathered_run(op, self.local) if lanes is not None else None
+        if run is not None and where[run[0]].lanes == lanes and where[run[0]].step == 1:
+            return self._chosen_row(op, *run, where)
         offsets, mask = self._element(self.memory(op), indices, extra, where)
         if lanes is None:
             value = b.load(self.memory(op), offsets, None, 1, mask)
@@ -171,6 +175,17 @@ class Elements:
             mask = b.splat(mask, lanes)
             value = b.read(th.LdGather, self.memory(op), b.splat(offsets, lanes), mask)
         return self._filled(op, value, mask, lanes)
+
+    def _chosen_row(self, op: Op, d: int, axis: int, where: Position) -> Value:
+        """A gather of neighbours along dimension d of its result and `axis` of its tensor."""
+        b, ix = self.b, where[d]
+        _, indices, _, extra = op.split()  # type: ignore[attr-defined]
+        first = (*where[:d], Ix(ix.base), *where[d + 1:])
+        offset, inside = self._element(self.memory(op), indices, extra, first, axis)
+        at = b.pure(ew.Cast, self.at(indices[axis], first), dtype=I64)
+        mask = self._lane_mask(at, b.extent(self.memory(op), axis), Ix(at, ix.lanes))
+        mask = b.pure(ew.And, mask, b.splat(inside, ix.lanes))
+        return self._filled(op, b.load(self.memory(op), offset, ix.lanes, 1, mask), mask, ix.lanes)
 
     def _at_expand_load(self, op: Op, where: Position) -> Value:
         """Along a row by words, a register of whose values is permuted; else element by element."""
@@ -308,21 +323,23 @@ class Elements:
         high = b.pure(ew.Cast, b.index(b.clamp(b.sub(b.index(dim), b.index(at)), 0, lanes)), dtype=I32)
         return b.pure(ew.And, b.pure(ew.Ge, lane, b.splat(low, lanes)), b.pure(ew.Lt, lane, b.splat(high, lanes)))
 
-    def _element(self, memory: Value, indices: Sequence[Value], extra: Value | None, where: Position) -> \
-            tuple[Value, Value]:
-        """(offsets, mask) of element accesses at index tiles."""
+    def _element(self, memory: Value, indices: Sequence[Value], extra: Value | None, where: Position,
+                 free: int | None = None) -> tuple[Value, Value]:
+        """(offsets, mask) of element accesses at index tiles; the mask leaves axis `free` out."""
         b = self.b
         values = [b.apply(ew.Cast, [self.at(i, where)], {"dtype": I64}) for i in indices]
         mask = self.at(extra, where) if extra is not None else None
         total: Value | None = None
         for a, v in enumerate(values):
             width = v.shape[0] if v.shape else None
-            inside = b.pure(ew.And, b.pure(ew.Ge, v, b.full(0, I64, width)),
-                            b.pure(ew.Lt, v, b.splat(b.index(self.b.extent(memory, a)), width)))
-            mask = inside if mask is None else b.apply(ew.And, [mask, inside], {})
+            if a != free:
+                inside = b.pure(ew.And, b.pure(ew.Ge, v, b.full(0, I64, width)),
+                                b.pure(ew.Lt, v, b.splat(b.index(self.b.extent(memory, a)), width)))
+                mask = inside if mask is None else b.apply(ew.And, [mask, inside], {})
             term = b.pure(ew.Mul, v, b.splat(b.index(self._stride(memory, a)), width))
             total = term if total is None else b.apply(ew.Add, [total, term], {})
-        assert total is not None and mask is not None
+        assert total is not None
+        mask = b.const(1, ew.I1) if mask is None else mask
         if total.shape and not mask.shape:
             mask = b.splat(mask, total.shape[0])
         elif mask.shape and not total.shape:

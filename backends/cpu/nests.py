@@ -13,6 +13,7 @@ from tilelang.backends.cpu.elements import Position
 from tilelang.backends.cpu.machine import LINE, CpuTarget
 from tilelang.backends.cpu.place import LOOKUPS
 from tilelang.backends.cpu.reductions import At, Reductions
+from tilelang.backends.cpu.runs import gathered_run, walked
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
@@ -136,7 +137,7 @@ class NestLowering(Reductions):
             if op.name in ("slice", "expand_load", *LOOKUPS) or op.name == "load" and not known(op, dims):
                 return False
             tiles = [o for o in op.operands if isinstance(o.type, TileType) and o.shape]
-            return all(walk(o, self._dims(op, dims, o)) for o in tiles)
+            return all(walk(o, walked(op, dims, o)) for o in tiles)
         here = tuple(range(len(self.shape)))
         roots = [*(v for v, _ in self.yields if v.owner not in self.reduces),
                  *(o for op in (*self.reduces, *self.effects) for o in op.operands)]
@@ -302,9 +303,11 @@ class NestLowering(Reductions):
                 return
             if op.name in ("load", "expand_load"):
                 out[covers(dims)] |= self._unit_dims(op, dims)
+            elif op.name == "gather" and (run := gathered_run(op, self.local)):
+                out[covers(dims)] |= {d for d in (dims[run[0]],) if d is not None and self.shape[d] > 1}
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
-                    walk(o, self._dims(op, dims, o))
+                    walk(o, walked(op, dims, o))
         here = tuple(range(len(self.shape)))
         for op in [*self.reduces, *self.effects]:
             if op.name == "store":

@@ -9,6 +9,7 @@ from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.elements import Elements, Position
 from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.place import COSTLY, weight
+from tilelang.backends.cpu.runs import walked
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.ir import elementwise as ew
@@ -51,23 +52,6 @@ class Reductions(Elements):
         """`body` for each position along `dims`."""
 
     # -- positions ----------------------------------------------------------------------------------------------------
-    def _dims(self, op: Op, dims: tuple[int | None, ...], operand: Value) -> tuple[int | None, ...]:
-        """Dimensions of the nest that the operand's dimensions walk."""
-        if op.name == "permute":
-            out: list[int | None] = [None] * len(dims)
-            for i, d in zip(op.attrs["order"], dims, strict=True):
-                out[i] = d
-            return tuple(out)
-        if op.name == "broadcast":
-            tail = dims[len(dims) - len(operand.shape):]
-            return tuple(None if e == 1 else d for e, d in zip(operand.shape, tail, strict=True))
-        if op.name == "reshape":
-            it = iter([d for d, e in zip(dims, op.result.shape, strict=True) if e != 1])
-            return tuple(None if e == 1 else next(it) for e in operand.shape)
-        if op.name == "expand_load":
-            return (*dims[:-1], None)
-        return dims
-
     def _position(self, at: At) -> Position:
         return tuple(at.get(d, ZERO) for d in range(len(self.shape)))
 
@@ -179,7 +163,7 @@ class Reductions(Elements):
                     gain[d] += d not in dims
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
-                    walk(o, self._dims(op, dims, o))
+                    walk(o, walked(op, dims, o))
         for op in self.reduces:
             for o in op.operands:
                 walk(o, tuple(range(len(self.shape))))

@@ -18,12 +18,13 @@ SMALLEST = 2.0 ** -126
 
 def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: int, keys: int, table: Any = None,
             **packing: Any) -> None:
-    """Runs the kernel for at most so many queries and keys of a sequence; a block of keys lies in one page."""
+    """Runs the kernel for at most so many queries and keys of a sequence; a block of keys lies in one page. `packing`
+    are further arguments of it."""
     sizes = {**blocks(q, k, v, queries, keys, "forward"), **opts.visited(q)}
     if table is not None:
         sizes["BN"] = page_block(k.shape[2], sizes["BN"])
-    forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, table=table, **opts.tensors, **packing,
-                   **opts.consts, **sizes, POSITIVE=opts.scale >= SMALLEST)
+    forward_kernel(q, k, v, o, opts.scale, lse=lse, sinks=opts.sinks, table=table, **opts.tensors, **opts.consts,
+                   **{**sizes, **packing}, POSITIVE=opts.scale >= SMALLEST)
 
 
 def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, dlse: Any, queries: int, keys: int,

@@ -20,6 +20,8 @@ from tilelang.ops.attention.reference import reference as attention_reference
 from tilelang.ops.common import block, dtype_of
 
 NEVER = -(1 << 30)
+CHOSEN_AT_ONCE = 32
+"""Keys of a block where they are chosen one by one: the last block is seldom full."""
 
 
 @tile.kernel
@@ -60,6 +62,41 @@ def until_kernel(
     tile.store(until, (b, g, m * BN), last)
 
 
+@tile.kernel
+def chosen_kernel(
+    until: tile.Tensor[tile.i32, "B G L"],
+    counts: tile.Out[tile.i32, "B H M"],
+    keys: tile.Out[tile.i32, "B H M C"],
+    queries: tile.i32,
+    CAUSAL: tile.Const,
+    BM: tile.Const,
+    BN: tile.Const = 128,
+):
+    """Which keys, ascending, any of each BM queries sees, and how many. Each query sees one at most that the one
+    before it does not, so that there are fewer than `keep` + BM."""
+    (B, G, L), H, most = until.shape, counts.shape[1], keys.shape[3]
+    b, h, m = tile.grid(B, H, counts.shape[2])
+    first, end = m * BM + L - queries, tile.minimum((m + 1) * BM, queries) + L - queries  # places of its queries
+    count = 0
+    for n in tile.range(0, tile.minimum(L, end) if CAUSAL else L, BN):
+        j = n + tile.arange(BN)
+        last = tile.load(until, (b, h // (H // G), n), (BN,), fill=NEVER)
+        seen = (j < end) & (tile.maximum(j, first) < last) if CAUSAL else first < last
+        place = tile.cumsum(seen.to(tile.i32)) + count
+        tile.scatter(keys, (b, h, m, place - 1), j, seen)
+        count = place[BN - 1]
+    tile.store(counts, (b, h, m), tile.minimum(count, most))
+
+
+def _chosen(q: Any, until: Any, keep: int, causal: bool, bm: int) -> dict[str, Any]:
+    """Arguments of the forward kernel by which it visits the keys that a block of `bm` queries sees, and no others."""
+    (batch, heads, queries, _), keys, i32 = q.shape, until.shape[2], tile.dtype("i32")
+    counts = empty_like(q, (batch, heads, -(-queries // bm)), i32)
+    listed = empty_like(q, (*counts.shape, max(min(keys, keep + bm), 1)), i32)
+    chosen_kernel(until, counts, listed, queries, CAUSAL=causal, BM=bm)
+    return {"counts": counts, "blocks": listed, "CHOSEN": True, "BN": CHOSEN_AT_ONCE}
+
+
 def _options(q: Any, k: Any, v: Any, bias: Any, until: Any, causal: bool, scale: float) -> Options:
     sizes = blocks(q, k, v, q.shape[2], k.shape[2])
     right = window_sizes(causal, None)[1]
@@ -88,7 +125,12 @@ def _forward(q: Any, k: Any, v: Any, bias: Any, keep: int, causal: bool, scale: 
     side = block(bias.shape[2], 64, 16)
     until_kernel(bias, until, keep, CAUSAL=causal, BI=side, BN=side)
     o, lse = made(q, (*q.shape[:3], v.shape[3]), dtype_of(q)), made(q, tuple(q.shape[:3]), tile.dtype("f32"))
-    api.forward(q, k, v, _options(q, k, v, bias, until, causal, scale), lse, o, q.shape[2], k.shape[2])
+    if tile.on_gpu(q):
+        opts, chosen = _options(q, k, v, bias, until, causal, scale), dict[str, Any]()
+    else:
+        opts = Options(scale, {"key_bias": bias, "until": until}, {"LEFT": None, "RIGHT": 0 if causal else None})
+        chosen = _chosen(q, until, keep, causal, blocks(q, k, v, q.shape[2], k.shape[2])["BM"])
+    api.forward(q, k, v, opts, lse, o, q.shape[2], k.shape[2], **chosen)
     return o, lse, until
 
 
@@ -97,7 +139,8 @@ def dynamic_mask_attention(q: Any, k: Any, v: Any, bias: Any, keep: int, causal:
     """softmax(scale q k^T + bias | mask) v of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E] with H a multiple of G:
     bias [B, G, L] is added to the scores of each key, and each query sees of the keys up to its own place i + L - S
     (of all without `causal`) the `keep` whose biases are largest, of equal ones the earlier. The paper computes the
-    bias from the values, A softplus(delta v). Blocks of keys that no query of a block sees are not read.
+    bias from the values, A softplus(delta v). Blocks of keys that no query of a block sees are not read; the forward
+    pass on a CPU reads no keys but those that one of 96 queries sees.
 
     Gives [B, H, S, E] in the dtype of q, and with `return_lse` the LSE f32 [B, H, S], +inf for a query that sees
     nothing, whose result is 0. Gradients for q, k, v and bias, deterministic; the choice of keys is a constant for it.

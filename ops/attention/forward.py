@@ -7,6 +7,7 @@ import tilelang as tile
 from tilelang.ops.attention.scores import (
     LOG2E,
     biased,
+    chosen_rows,
     key_block,
     key_range,
     normalised,
@@ -52,11 +53,12 @@ def forward_kernel(
     BE: tile.Const = 64,
     ROUND: tile.Const = False,
     POSITIVE: tile.Const = False,
+    CHOSEN: tile.Const = False,
 ):
     """One block of BM queries of one head for each program; BD >= D, BE >= E. Exponentials are taken to base 2. ROUND:
     probabilities take part in the second product in v's dtype, as tensor cores want them, and CPUs for bf16.
     POSITIVE: `scale` is, so that the largest score is that of the largest product, and scores need not be scaled
-    before it is known."""
+    before it is known. CHOSEN: `blocks` are numbers of single keys."""
     H, G = q.shape[1], k.shape[1]
     ragged = used_q is not None or cu_q is not None
     batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
@@ -81,26 +83,34 @@ def forward_kernel(
     if counts is None:
         lo, hi = key_range(m * BM, BM, L, shift, LEFT, RIGHT, BN)
     else:
-        lo, hi = 0, tile.load(counts, (at_q, h, m), ()) * BN
+        lo, hi = 0, tile.load(counts, (at_q, h, m), ()) * (1 if CHOSEN else BN)
     if ragged:
         hi = tile.where(m * BM < S, hi, lo)
     for at in tile.range(lo, hi, BN, stages=2):
-        n = at if counts is None else tile.load(blocks, (at_q, h, m, at // BN), ()) * BN
-        ours = key_block(k, at_k, g, n, first_k, L, table, BN, BD, False)
+        if CHOSEN:
+            n, place = 0, at + tile.arange(BN)
+            j = tile.where(place < hi, tile.load(blocks, (at_q, h, m, at), (BN,)), L)[None, :]
+            ours = chosen_rows(k, at_k, g, j, BD)
+        else:
+            n = at if counts is None else tile.load(blocks, (at_q, h, m, at // BN), ()) * BN
+            j = n + tile.arange(BN)[None, :]
+            ours = key_block(k, at_k, g, n, first_k, L, table, BN, BD, False)
         x = tile.dot(query, ours.T)
-        j = n + tile.arange(BN)[None, :]
-        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK, per_key(until, at_k, g, n, j))
+        seen = visible(b, h, i, j, None, L, shift, LEFT, RIGHT, MASK, per_key(until, at_k, g, n, j, CHOSEN))
         if plain:
             x = x if POSITIVE else x * (scale * LOG2E)
         else:
             x = score(x * scale, b, h, i, j, shift, slope, CAP, MOD)
             x, seen = biased(x, seen, bias, at_q, h, m * BM, n)
             if key_bias is not None:
-                x = x + per_key(key_bias, at_k, g, n, j).to(tile.f32)
+                x = x + per_key(key_bias, at_k, g, n, j, CHOSEN).to(tile.f32)
             x = x * LOG2E
         x = tile.where(seen, x, float("-inf"))
         p, top, total, acc = weigh(x, top, total, acc, factor)
-        values = key_block(v, at_k, g, n, first_k, L, table, BN, BE, used_k is not None or cu_k is not None)
+        if CHOSEN:
+            values = chosen_rows(v, at_k, g, j, BE)
+        else:
+            values = key_block(v, at_k, g, n, first_k, L, table, BN, BE, used_k is not None or cu_k is not None)
         acc = tile.dot(p.to(v.dtype) if ROUND else p, values, acc)
     if sinks is not None:
         sink = tile.load(sinks, (h,), ()) * LOG2E

@@ -57,9 +57,19 @@ def visible(b, h, i, j, rows, length, shift, LEFT, RIGHT, MASK, until=None):
 
 
 @tile.function
-def per_key(x, b, g, n, j):
-    """What x [C, G, L] has for keys n, n + 1, …, in the shape of their numbers j; or None."""
-    return None if x is None else tile.load(x, (b, g, n), (j.shape[0] * j.shape[1],)).reshape(j.shape)
+def per_key(x, b, g, n, j, CHOSEN=False):
+    """What x [C, G, L] has for keys n, n + 1, … (CHOSEN: for any), in the shape of their numbers j; or None."""
+    if x is None:
+        return None
+    if CHOSEN:
+        return tile.gather(x, (b, g, j))
+    return tile.load(x, (b, g, n), (j.shape[0] * j.shape[1],)).reshape(j.shape)
+
+
+@tile.function
+def chosen_rows(x, b, g, j, COLUMNS):
+    """[ROWS, COLUMNS] of x [C, G, L, D]: the rows of keys j [1, ROWS], 0 where there is no such key."""
+    return tile.gather(x, (b, g, j.T, tile.arange(COLUMNS)[None, :]))
 
 
 @tile.function
