@@ -14,7 +14,7 @@ from benchmarks import sass
 from benchmarks.static import counted
 from tilelang.backends.cuda import nvrtc
 from tilelang.backends.hip import clang
-from tilelang.ops.mpgemm.gpu_bits import bitplane_kernel, held, planes, stages
+from tilelang.ops.mpgemm.gpu_bits import bitplane_kernel, held, planes, stages, together
 from tilelang.ops.mpgemm.gpu_plan import Bits, bit_plan
 from tilelang.quant import Parameter, QuantTensor
 
@@ -30,7 +30,7 @@ def measure(target: str, bits: int, group: int, m: int) -> tuple[object, ...]:
     codes = tile.Packed.empty((N, K), tile.dtype(f"u{bits}"))
     w = planes(QuantTensor(codes, Parameter(np.ones((N, K // group), np.float16), (1, group))), target)
     steps, groups = w.depth // w.columns, w.scale.shape[0]
-    how = bit_plan(Bits(m, 8192, bits, bits, 8 * groups, steps, w.columns))
+    how = bit_plan(Bits(m, 8192, bits, bits, 8 * groups, steps, w.columns, together(target, w.columns)))
     of = held(target, w.columns, how.warps, how.rows)
     x, ones = np.zeros((bits, m, groups * w.depth // 32), np.uint32), np.ones((groups, m), np.float32)
     arguments = x, w.words, w.codes, ones, ones, w.scale, np.empty((m, N), np.float32)
@@ -42,7 +42,7 @@ def measure(target: str, bits: int, group: int, m: int) -> tuple[object, ...]:
               and memory & set(op.operands)}
     loop = re.findall(r"^\s+(v_bcnt_u32_b32)", code.assembly, re.M) if target.startswith("hip") else \
         [sass.opcode(i) for i in sass.main_loop(code.assembly, code.rendered.name)]
-    counts = loop.count("BMMA") or len(loop)
+    counts = loop.count("BMMA") + loop.count("BGMMA") or len(loop)
     others = (len(loop) - counts) / counts
     return (f"W{bits}A{bits}", target, group, of["BM"], report["registers"], report["spills"] + report["stack_bytes"],
             report["shared_bytes"], counts, f"{others:.1f}" if others else "", ", ".join(map(str, widths)) or "TMA",
@@ -53,7 +53,7 @@ def main() -> None:
     """Prints the table."""
     print(f"NVRTC {'.'.join(map(str, nvrtc.version()))}, nvdisasm {sass.version()}, clang of ziglang "
           f"{clang.version()}, {datetime.date.today()}\n")
-    head = ("planes", "target", "group", "rows of x", "registers", "spilled bytes", "shared bytes", "BMMA or v_bcnt",
+    head = ("planes", "target", "group", "rows of x", "registers", "spilled bytes", "shared bytes", "products, v_bcnt",
             "others of the loop for each", "bytes of a load of words", "wavefronts / ideal")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for target, bits, group, m in product(TARGETS, BITS, GROUPS, ROWS):

@@ -38,7 +38,7 @@ OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4},
           for name in ("blocks_kernel", "blocks_backward_kernel")},
        "ops/mpgemm/gpu_bits.py:bitplane_kernel": {"XBITS": 2, "BITS": 2, "GROUP": 2, "STAGES": 3, "BIPOLAR": True,
                                                   **held("cuda:sm_80", 256, 4, 16)},
-       "ops/mpgemm/gpu_bits.py:bits_kernel": {"DTYPE": tile.i4, "COUNT": 256, "DEPTH": 256},
+       "ops/mpgemm/gpu_bits.py:bits_kernel": {"DTYPE": tile.i4, "COUNT": 256, "DEPTH": 256, "APART": 4},
        "ops/mpgemm/cpu.py:quantize_kernel": {"DTYPE": tile.i8},
        "ops/mpgemm/cpu.py:dot_gemv_kernel": {"DTYPE": tile.f4e2m1, "TABLES": True}}
 """Those of one kernel."""

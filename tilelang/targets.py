@@ -120,10 +120,12 @@ def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
     return found.a, found.b
 
 
-def counts_bits(name: str) -> bool:
-    """Whether a GPU, whose `name` has an architecture, has instructions for products of bits."""
+def counts_bits(name: str) -> int:
+    """How many warps of a GPU, whose `name` has an architecture, the largest of its products of bits is of; 0 where it
+    has no instructions for them."""
     bare = name.removeprefix(EMULATE)
-    return bool(_part(bare, "target").target(bare).counts_bits)
+    machine = _part(bare, "target").target(bare)
+    return max([row.warps for row in machine.group_mma if row.a == "u1"], default=int(machine.counts_bits))
 
 
 def order(name: str, dt: DType) -> str:

@@ -1,7 +1,7 @@
 """Products with quantised weights on a GPU by counting bits: planes of bits of W times planes of bits of x.
 
 Codes of weights and of x are whole numbers u from 0 on, so bit r of one and bit s of the other count 2**(r + s) where
-both are set: a `dot` of bits for every pair of planes, its sum doubled from one weight of the pairs to the next
+both are set: common bits of words for every pair of planes, its sum doubled from one weight of the pairs to the next
 (ABQ-LLM, arXiv 2408.08554). What x is, in two's complement u - 2**(bits - 1) and bipolar 2 u - (2**bits - 1), is put
 right by the sums of codes of a group, one number for each row of W. So bipolar x needs no exclusive or (APT-LLM, arXiv
 2409.17870), which sm_90 has only as two counts of common bits. Sums of a group are exact; they are scaled by the
@@ -55,11 +55,11 @@ def step_of(x, m, first, last, MASKED, COUNT, BM, DTYPE):
 def bits_kernel(
     x: tile.Tensor[tile.T, "M K"], planes: tile.Out[tile.u32, "X M W"], xscale: tile.Out[tile.f32, "G M"],
     sums: tile.Out[tile.f32, "G M"], BM: tile.Const, GROUP: tile.Const, DEPTH: tile.Const, COUNT: tile.Const,
-    TOKEN: tile.Const, DTYPE: tile.Const,
+    APART: tile.Const, TOKEN: tile.Const, DTYPE: tile.Const,
 ):
     """x as values of DTYPE times a scale for each row, or each row's GROUP columns, and their sums; `planes` are the
-    bits of their codes, groups DEPTH columns apart. Of COUNT columns, a step of the product, words that a thread takes
-    one after the other lie side by side: word 4 q + t at t * (COUNT / 128) + q."""
+    bits of their codes, groups DEPTH columns apart. Of COUNT columns, a step of the product, words that lie side by
+    side are APART: those that a thread takes one after the other, or neighbours."""
     m, G = tile.grid(tile.cdiv(x.shape[0], BM)), xscale.shape[0]
     half, ragged = 1 << DTYPE.bits - 1, GROUP % COUNT != 0
     token = step_of(x, m, 0, x.shape[1], False, COUNT, BM, DTYPE) if TOKEN else tile.zeros((BM,), tile.f32)
@@ -76,7 +76,7 @@ def bits_kernel(
             else:
                 whole = tile.round(t)
                 u, total = whole + float(half), total + whole.sum(1)
-            code = u.to(tile.i32).reshape(BM, COUNT // 128, 4, 32)
+            code = u.to(tile.i32).reshape(BM, COUNT // (32 * APART), APART, 32)
             for r in tile.static_range(DTYPE.bits):
                 words = ((code >> r & 1) << tile.arange(32)).sum(3).permute((0, 2, 1)).reshape(BM, COUNT // 32)
                 tile.store(planes, (r, m * BM, (g * DEPTH + c) // 32), words.bitcast(tile.u32))
@@ -92,9 +92,8 @@ def bitplane_kernel(
     zero: tile.Tensor[tile.f32, "G N"] = None, minimum: tile.Tensor[tile.f32, "G N"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    SOURCE: tile.Const, LAYOUT: tile.Const, XLOAD: tile.Const, XSOURCE: tile.Const, XLAYOUT: tile.Const,
-    XBITS: tile.Const, BITS: tile.Const, BM: tile.Const, GROUP: tile.Const, STAGES: tile.Const,
-    BIPOLAR: tile.Const, ZERO: tile.Const, ACT: tile.Const,
+    SOURCE: tile.Const, LAYOUT: tile.Const, TAKEN: tile.Const, XBITS: tile.Const, BITS: tile.Const, BM: tile.Const,
+    GROUP: tile.Const, STAGES: tile.Const, BIPOLAR: tile.Const, ZERO: tile.Const, ACT: tile.Const,
 ):
     """A block of y. `words` are the planes of codes as threads hold them, `codes` the sums of a group's; GROUP steps
     of columns have the same parameters, each taken off or multiplied as `cpu.folded` does."""
@@ -104,10 +103,10 @@ def bitplane_kernel(
     for g in tile.range(0, scale.shape[0], stages=STAGES if GROUP == 1 else 1):
         part = tile.zeros((BN, BM), tile.i32)
         if GROUP == 1:
-            part = counted(part, x, words, m, n, g, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XBITS, BITS, BM)
+            part = counted(part, x, words, m, n, g, SOURCE, LAYOUT, TAKEN, XBITS, BITS, BM)
         else:
             for k in tile.range(g * GROUP, (g + 1) * GROUP, stages=STAGES):
-                part = counted(part, x, words, m, n, k, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XBITS, BITS, BM)
+                part = counted(part, x, words, m, n, k, SOURCE, LAYOUT, TAKEN, XBITS, BITS, BM)
         less = tile.load(codes, (g, n * BN), (BN,))[:, None]
         part = part + part - less * ((1 << XBITS) - 1) if BIPOLAR else part - less * (1 << XBITS - 1)
         total, out = tile.load(sums, (g, m * BM), (BM,)), part.to(tile.f32)
@@ -124,23 +123,23 @@ def bitplane_kernel(
 
 
 @tile.function
-def counted(part, x, words, m, n, k, SOURCE, LAYOUT, XLOAD, XSOURCE, XLAYOUT, XBITS, BITS, BM):
+def counted(part, x, words, m, n, k, SOURCE, LAYOUT, TAKEN, XBITS, BITS, BM):
     """`part` and the sum of products of codes over the columns of step k."""
-    COUNT = LAYOUT.shape[1]
-    if XLAYOUT is None:
-        return counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, LAYOUT.shape[0], COUNT // 32)
-    ws = tuple([tile.view(tile.load(words, (r, k, n * SOURCE.shape[0], 0), SOURCE.shape), BIT, SOURCE, LAYOUT)
+    BN, COUNT = LAYOUT.shape
+    if TAKEN is None:
+        return counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, BN, COUNT)
+    ws = tuple([tile.view(tile.load(words, (r, k, n * SOURCE.shape[0], 0), SOURCE.shape), tile.u32, SOURCE, LAYOUT)
                 for r in tile.static_range(BITS)])
-    rows = tuple([tile.pin(tile.load(x, (s, m * BM, k * (COUNT // 32)), XLOAD.shape), XLOAD)
-                  for s in tile.static_range(XBITS)])
-    xs = tuple([tile.view(rows[s], BIT, XSOURCE, XLAYOUT).T for s in tile.static_range(XBITS)])
+    xs = tuple([tile.load(x, (s, m * BM, k * COUNT), (BM, COUNT)) for s in tile.static_range(XBITS)])
+    if TAKEN.load is not None:
+        xs = tuple([tile.view(tile.pin(v, TAKEN.load), tile.u32, TAKEN.source, TAKEN.operand) for v in xs])
     if BITS * XBITS == 1:
-        return tile.dot(ws[0], xs[0], part)
-    sum = tile.dot(ws[BITS - 1], xs[XBITS - 1], dtype=tile.i32)
+        return tile.dot_bits(ws[0], xs[0].T, part)
+    sum = tile.dot_bits(ws[BITS - 1], xs[XBITS - 1].T)
     for d in tile.static_range(BITS + XBITS - 3, -1, -1):
         sum = sum + sum
         for r in tile.static_range(max(d - XBITS + 1, 0), min(d, BITS - 1) + 1):
-            sum = tile.dot(ws[r], xs[d - r], sum)
+            sum = tile.dot_bits(ws[r], xs[d - r].T, sum)
     return part + sum
 
 
@@ -163,8 +162,8 @@ def counted_in_words(part, x, words, m, n, k, XBITS, BITS, BM, BN, COUNT):
 
 @dataclass(frozen=True, eq=False)  # made once for each width: known by identity
 class Lanes:
-    """How a warp holds a plane of a block of W, [rows, columns], and its words; `products` of bits take them so. On
-    processors without those a thread has a row, whose words are those of a block's rows apart."""
+    """How a warp holds a plane of a block of W, [rows, columns], and its words in memory; `products` of bits take them
+    so. On processors without those a thread has a row, whose words are those of a block's rows apart."""
 
     codes: RegisterLayout
     words: RegisterLayout
@@ -183,19 +182,41 @@ def lanes(target: str, columns: int) -> Lanes:
     return Lanes(codes, layouts.local(1, each // vector) * layouts.spatial(1, 32) * layouts.local(1, vector), True)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """How products take words of x: from shared memory, or (`load`) loaded row by row and taken in the order of
+    instructions (`source`, as `operand`), so that a thread loads 16 bytes at a time."""
+
+    load: RegisterLayout | None = None
+    source: RegisterLayout | None = None
+    operand: RegisterLayout | None = None
+
+    @property
+    def apart(self) -> int:
+        """`bits_kernel`'s APART."""
+        return 1 if self.load is None else 4
+
+
 @cache
 def held(target: str, columns: int, warps: int, rows: int) -> dict[str, Any]:
     """Constants of `bitplane_kernel` for programs of so many warps, one below the other, and rows of x, where products
-    are instructions. Words of x are loaded row by row (XLOAD), and taken in the order of instructions (XSOURCE)."""
-    of = lanes(target, columns)
+    are instructions. Those of several warps take words of x from shared memory."""
+    of, word, x = lanes(target, columns), layouts.local(1, 32), Taken()
     if not of.products:
-        return {"SOURCE": of.words, "LAYOUT": of.codes, "XLOAD": None, "XSOURCE": None, "XLAYOUT": None, "BM": 8}
-    x = targets.operand_layouts(target, 16, columns, BIT, tile.i32, rows)[1].permute((1, 0))
-    halves = min(columns // 128, 2)
-    xsource = RegisterLayout(((rows // 8, 8), (4, columns // 128 // halves, halves)), (1, 2), (3, 0, 4))
-    return {"SOURCE": layouts.spatial(warps, 1) * of.words, "LAYOUT": layouts.spatial(warps, 1) * of.codes,
-            "XLOAD": layouts.local(rows // 8, 1) * layouts.spatial(8, 4) * layouts.local(1, columns // 128),
-            "XSOURCE": xsource, "XLAYOUT": x, "BM": rows}
+        return {"SOURCE": of.words, "LAYOUT": of.codes / word, "TAKEN": None, "BM": 8}
+    if together(target, columns) == 1:
+        operand = targets.operand_layouts(target, 16, columns, BIT, tile.i32, rows)[1].permute((1, 0)) / word
+        halves = min(columns // 128, 2)
+        source = RegisterLayout(((rows // 8, 8), (4, columns // 128 // halves, halves)), (1, 2), (3, 0, 4))
+        load = layouts.local(rows // 8, 1) * layouts.spatial(8, 4) * layouts.local(1, columns // 128)
+        x = Taken(load, source, operand)
+    return {"SOURCE": layouts.spatial(warps, 1) * of.words, "LAYOUT": layouts.spatial(warps, 1) * (of.codes / word),
+            "TAKEN": x, "BM": rows}
+
+
+def together(target: str, columns: int) -> int:
+    """How many warps make a product of so many columns together."""
+    return max(targets.counts_bits(target), 1) if columns % 256 == 0 else 1
 
 
 _chosen: dict[tuple[Any, ...], GpuPlan | None] = {}
@@ -239,7 +260,8 @@ def _bits(w: QuantTensor, target: str, x_dtype: str | None, m: int) -> Bits:
     if wrong := beyond(group, (2 ** 31 - 1) // max(largest, 1), f"{x.max} * {rank.max()}"):
         raise refused(wrong)
     depth, columns = steps(group, of.bits, target)
-    return Bits(m, w.shape[0], x.bits, of.bits, -(-w.shape[1] // group), depth // columns, columns)
+    return Bits(m, w.shape[0], x.bits, of.bits, -(-w.shape[1] // group), depth // columns, columns,
+                together(target, columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,9 +355,9 @@ def product(x: Any, w: Planes, y: Any, target: str, how: GpuPlan, x_dtype: tile.
     m, (bits, deep, *_), groups = x.shape[0], w.words.shape, w.scale.shape[0]
     quantised, xscale, sums = (empty_like(x, shape, dt) for shape, dt in (
         ((x_dtype.bits, m, deep * w.columns // 32), tile.u32), ((groups, m), tile.f32), ((groups, m), tile.f32)))
-    bits_kernel(x, quantised, xscale, sums, BM=4, GROUP=w.group, DEPTH=w.depth, COUNT=w.columns, TOKEN=token,
-                DTYPE=x_dtype)
     zeros, how_held = not isinstance(w.zero, float), held(target, w.columns, how.warps, how.rows)
+    bits_kernel(x, quantised, xscale, sums, BM=4, GROUP=w.group, DEPTH=w.depth, COUNT=w.columns,
+                APART=(how_held["TAKEN"] or Taken()).apart, TOKEN=token, DTYPE=x_dtype)
     bitplane_kernel(quantised, w.words, w.codes, xscale, sums, w.scale, y, **how_held, XBITS=x_dtype.bits, BITS=bits,
                     GROUP=w.depth // w.columns, STAGES=stages(bits + x_dtype.bits), BIPOLAR=x_dtype.kind == "bipolar",
                     zero=w.zero if zeros else None, ZERO=None if zeros else w.zero, minimum=w.minimum, bias=bias,

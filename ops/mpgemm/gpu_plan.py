@@ -29,7 +29,8 @@ ISSUE = 6.5
 BLOCK, COLUMNS = 200.0, 32.0
 """Instructions of a warp for a block of 4096 weights, and for every eight rows of x that they are multiplied by."""
 COUNT = 8.0
-"""Turns of a warp's matrix unit that 16 x 256 bits times 8 columns take (4992 TOPS in NVIDIA's A100 whitepaper)."""
+"""Turns of a warp's matrix unit that 16 x 256 bits times 8 columns take (4992 TOPS in NVIDIA's A100 whitepaper); half
+of them where four warps multiply together, as of other types (H100's whitepaper has none of bits)."""
 FOLD = 28.0
 """Instructions of a warp that scale sums of a group, 16 x 8 of them."""
 SHARED = 32768
@@ -122,7 +123,7 @@ def _longest(programs: int, weights: float, read: float, issued: float) -> float
 @dataclass(frozen=True)
 class Bits:
     """A product by planes of bits: rows of x and of W, planes of each; `groups` of columns, each of so many `steps` of
-    so many `columns`."""
+    so many `columns`; warps that multiply `together`."""
 
     m: int
     n: int
@@ -131,6 +132,12 @@ class Bits:
     groups: int
     steps: int
     columns: int
+    together: int = 1
+
+    @property
+    def turns(self) -> float:
+        """`COUNT`, by how many warps multiply together."""
+        return COUNT / 2 if self.together > 1 else COUNT
 
     @property
     def high(self) -> int:
@@ -152,7 +159,7 @@ def bit_plan(s: Bits) -> GpuPlan:
             if s.registers(rows) <= 200:
                 programs, eights = -(-s.m // rows) * -(-s.n // (warps * s.high)), rows // 8
                 steps, sums = s.groups * s.steps, s.high // 16 * eights
-                issued = steps * (s.bits * s.xbits * COUNT * area * eights / 512 + 4 * (s.bits + s.xbits - 1) * sums
+                issued = steps * (s.bits * s.xbits * s.turns * area * eights / 512 + 4 * (s.bits + s.xbits - 1) * sums
                                   + 2 * (s.bits + s.xbits * eights) + 40) + s.groups * FOLD * sums
                 read = programs * steps * (warps * area * s.bits + rows * s.columns / 8 * s.xbits)
                 weights = s.n * steps * s.columns * s.bits / 8
