@@ -25,7 +25,7 @@ def standardise(v, N, eps, BN, CENTRED):
 
 
 @tile.function
-def standardise_backward(unit, scale, g, N, CENTRED):
+def standardise_backward(unit, scale, g, N, BN, CENTRED):
     """The gradient of `standardise` for the gradient g of its result `unit`."""
     count = N.to(tile.f32)
     out = g - unit * ((g * unit).sum(1, keepdims=True) / count)
@@ -84,7 +84,7 @@ def norm_backward_kernel(x: tile.Tensor[tile.T, "M N"], weight: tile.Tensor[tile
     for m in tile.range(p * each, tile.minimum(M, (p + 1) * each), BM):
         unit, scale = standardise(tile.load(x, (m, 0), (BM, BN)).to(tile.f32), N, eps, BN, CENTRED)
         g = tile.load(dy, (m, 0), (BM, BN)).to(tile.f32)
-        out = standardise_backward(unit, scale, g * w, N, CENTRED)
+        out = standardise_backward(unit, scale, g * w, N, BN, CENTRED)
         if more is not None:
             out = out + tile.load(more, (m, 0), (BM, BN)).to(tile.f32)
         tile.store(dx, (m, 0), out.to(dx.dtype))

@@ -72,7 +72,8 @@ def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[
 def _on_gpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
     """The same, and files of machine code: others than the first are for tensors that it does not reach, or cannot
     map, and for grids that are not made of whole clusters."""
-    from tilelang.backends.simt.export import codes, link
+    from tilelang.backends.simt.export import link
+    from tilelang.backends.simt.start import codes
     link(lowered, name, failures, library)
     files = []
     for which, code in codes(lowered).items():

@@ -181,7 +181,8 @@ class Kernel(ByName, KernelDef):
                         if plan.fn(*values) is not None:
                             continue
                     except Failed as error:
-                        raise self._failure(error, Bound(self, args, kwargs)) from None
+                        raise (plan.failure(error.code) if plan.failure is not None else
+                               self._failure(error, Bound(self, args, kwargs))) from None
                     except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
                         continue  # an argument that cannot be exported: nothing has run, `_call` finds out why
                     outs = plan.outs
@@ -223,14 +224,10 @@ class Kernel(ByName, KernelDef):
         if name.startswith(targets.EMULATE):
             self._emulate(bound, name.removeprefix(targets.EMULATE))
             return bound.outputs()
-        fn: Any
+        fn, failure = None, None
         if targets.on_device(name):
-            fn = self._launch(bound, name)
-            (launch, prepared), old = device.run(bound, fn), self._plans.get(self._pattern(args, kwargs), ())
-            calls = next((p.fn for p in old if p.target == _target.get() and isinstance(p.fn, device.Calls)), None)
-            calls = calls or device.Calls(self._runtime)
-            calls.learn(bound, launch, prepared)
-            fn = calls
+            launch = device.run(bound, self._launch(bound, name))
+            fn, failure = launch.entry, launch.failure
         else:
             fn, tile = self._specialise(bound)
             try:
@@ -241,10 +238,11 @@ class Kernel(ByName, KernelDef):
                 arrays, shapes, _ = bound.memory(on_host=False)
                 count_programs(tile, grid_extents(tile, arrays, shapes, get_num_threads()))
                 raise AssertionError(f"`{self.name}` refuses what it was compiled for")
-        if ((targets.on_device(name) or direct(bound.tensors.values()))
+        if (direct(bound.tensors.values(), targets.on_device(name))
                 and all(is_constant(x) for p, x in zip(self.params, args, strict=False) if p.kind == "const")
                 and all(is_constant(x) for name, x in kwargs.items() if name in self._consts)):
-            plan, pattern = Plan(fn, self.params, len(args), bound, _target.get()), self._pattern(args, kwargs)
+            plan = Plan(fn, self.params, len(args), bound, _target.get(), failure)
+            pattern = self._pattern(args, kwargs)
             others = [p for p in self._plans.get(pattern, ()) if p.key != plan.key]
             self._plans[pattern] = [plan, *others[:MAX_PLANS - 1]]
         return bound.outputs()
@@ -272,7 +270,7 @@ class Kernel(ByName, KernelDef):
         return found
 
     def _failure(self, error: Failed, bound: Bound) -> Exception:
-        code = sum((ord(c) - ord("a")) << 4 * i for i, c in enumerate(str(error).strip()[-4:]))
+        code = error.code
         if code >= 1 << 15:
             return MemoryError(f"`{self.name}` could not allocate its scratch memory")
         lowered = targets.lowered(self._specialise(bound)[1], "cpu")

@@ -5,14 +5,22 @@ import sys
 import threading
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilelang import cache, targets
 from tilelang.ir.core import Function
 
+if TYPE_CHECKING:
+    from tilelang.backends.cpu.machine import Loaded
+
 
 class Failed(RuntimeError):
-    """Native code stopped: an assertion's number, or no memory."""
+    """Native code stopped: an assertion's number, no memory, or an error of a GPU's driver."""
+
+    @property
+    def code(self) -> int:
+        """The number, which is the message in four letters."""
+        return sum((ord(c) - ord("a")) << 4 * i for i, c in enumerate(str(self).strip()[-4:]))
 
 
 class _NotNow:
@@ -57,8 +65,8 @@ def _ffi() -> Any:
     from tilelang.backends.cpu import machine, pool, printing
     tvm_ffi.register_error("TilelangFailed", Failed)
     library = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
-    name = "TVMFFIErrorSetRaisedFromCStr"
-    machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
+    for name in ("TVMFFIErrorSetRaisedFromCStr", "TVMFFIEnvGetStream"):
+        machine.define(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
     pool.pool()
     printing.install()
     return tvm_ffi
@@ -79,7 +87,12 @@ def object_code(tile: Function) -> tuple[str, bytes]:
 
 def load(tile: Function) -> Any:
     """The machine code of a TILE function as a callable, which gives False for arguments it is not for."""
+    return function(object_code(tile)[1])[0]
+
+
+def function(code: bytes, *names: str) -> tuple[Any, Loaded]:
+    """The callable `tl_entry` of machine code, and what else of it is asked for by name."""
     from tilelang.backends.cpu.machine import Loaded
     ffi = _ffi()
-    loaded = Loaded(object_code(tile)[1], "tl_entry")
-    return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded)
+    loaded = Loaded(code, "tl_entry", *names)
+    return ffi.Function.__from_extern_c__(loaded.address("tl_entry"), keep_alive_object=loaded), loaded

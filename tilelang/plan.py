@@ -30,11 +30,12 @@ class Mismatch(Exception):
 
 
 class Plan:
-    """How to call `fn` with arguments for `params` without the constants among them, the first `count` by position."""
+    """How to call `fn` with arguments for `params` without the constants among them, the first `count` by position.
+    On a GPU `failure` makes an error of the number of a call that its driver refuses."""
 
     def __init__(self, fn: Callable[..., Any], params: Sequence[Param], count: int, bound: Bound,
-                 target: str = "") -> None:
-        self.fn, self.target = fn, target
+                 target: str = "", failure: Callable[[int], Exception] | None = None) -> None:
+        self.fn, self.target, self.failure = fn, target, failure
         places = [i for i, p in enumerate(params[:count]) if p.kind != "const"]
         self.places = places if len(places) < count else None
         self.rest = [(p.name, None if p.default is inspect.Parameter.empty else p.default)
@@ -94,9 +95,10 @@ class Plan:
         return values  # type: ignore[no-any-return]
 
 
-def direct(arguments: Iterable[Argument]) -> bool:
-    """Whether native code takes these objects as they are, without a view of another dtype."""
-    return all(a.dtype.native or (a.kind == "torch" and a.dtype.name == "bf16") for a in arguments)
+def direct(arguments: Iterable[Argument], on_gpu: bool) -> bool:
+    """Whether native code takes these objects as they are: without a copy, or a view of another dtype."""
+    return all((a.kind == "torch" and (a.device != "cpu") == on_gpu) or (a.kind == "numpy" and a.dtype.native
+                                                                         and not on_gpu) for a in arguments)
 
 
 def is_constant(x: Any) -> bool:

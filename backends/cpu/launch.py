@@ -24,12 +24,15 @@ _TENSOR = ir.LiteralStructType([PTR, I32, I32, I32, I32, PTR, PTR, I64])  # DLTe
 _INT, _BOOL, _FLOAT, _DL_POINTER, _OBJECT = 1, 2, 3, 7, 70
 _OBJECT_HEADER = 24
 _CPU = 1  # DLDeviceType
+_SMALL_FLOATS = {"f8e4m3": 10, "f8e4m3fnuz": 11, "f8e5m2": 12, "f8e5m2fnuz": 13, "e8m0": 14}  # DLDataTypeCode
 
 
 def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
-    """(accepted type codes, bits) of one element in DLPack; types it lacks travel as unsigned integers."""
+    """(accepted type codes, bits) of one element in DLPack; small floats may also travel as unsigned integers."""
     if dt.kind == "bool":
         return (6,), 8
+    if dt.name in _SMALL_FLOATS:
+        return (_SMALL_FLOATS[dt.name], 1), 8
     if dt.name == "bf16":
         return (4, 1), 16
     if dt.name in ("f16", "f32", "f64"):
@@ -81,12 +84,8 @@ class Entry(ABC):
         """Learns the number of the device of one tensor (i32)."""
 
     @abstractmethod
-    def workers(self, ctx: ir.Value) -> ir.Value:
-        """How many programs run at once (i64)."""
-
-    @abstractmethod
-    def start(self, ctx: ir.Value, total: ir.Value) -> None:
-        """Runs `total` programs and returns from the entry."""
+    def run(self, ctx: ir.Value) -> None:
+        """Runs the programs of a call and returns from the entry; the context has everything but `workers`."""
 
     def require(self, condition: ir.Value) -> None:
         after = self.fn.append_basic_block("ok")
@@ -110,10 +109,7 @@ class Entry(ABC):
             else:
                 self.tensor(ctx, i, v.type, *pairs[0])
         self.apart()
-        self.put(ctx, "workers", self.workers(ctx))
-        total = b.call(self.module.globals["tl_count"], [ctx])
-        self.require(b.icmp_signed("<=", total, I64(MAX_PROGRAMS)))
-        self.start(ctx, total)
+        self.run(ctx)
         b.position_at_end(self.guard)
         if self.failures.guard is None:
             b.store(I32(_BOOL), result)
@@ -306,11 +302,11 @@ class _Pool(Entry):
     def on(self, device: ir.Value) -> None:
         """There is one."""
 
-    def workers(self, ctx: ir.Value) -> ir.Value:
-        return self.b.sext(self.call("tl_workers", I32), I64)
-
-    def start(self, ctx: ir.Value, total: ir.Value) -> None:
+    def run(self, ctx: ir.Value) -> None:
         b, body = self.b, self.module.globals["tl_body"]
+        self.put(ctx, "workers", b.sext(self.call("tl_workers", I32), I64))
+        total = b.call(self.module.globals["tl_count"], [ctx])
+        self.require(b.icmp_signed("<=", total, I64(MAX_PROGRAMS)))
         body.type = PTR
         code = self.call("tl_serial" if self.serial else "tl_parallel", I32, body, ctx, total,
                          I64(max(self.scratch, 64)))

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
 from tilelang.backends.hip import libraries
@@ -16,8 +14,9 @@ MAX_THREADS_X = (1 << 32) - 1
 """Threads along the first extent of a grid, which HIP counts in 32 bits."""
 _MULTIPROCESSORS = 63  # hipDeviceAttribute_t
 _LIBRARY = "libamdhip64.so"
-EXPORTED = simt.Exported(10, [*(f"{_LIBRARY}{v}" for v in libraries.VERSIONS[:3]), _LIBRARY], _MULTIPROCESSORS, {},
-                         ".hsaco")
+EXPORTED = simt.Exported(
+    10, lambda threads: MAX_THREADS_X // threads, [*(f"{_LIBRARY}{v}" for v in libraries.VERSIONS[:3]), _LIBRARY],
+    _MULTIPROCESSORS, {}, ".hsaco")
 _PROPERTIES = "hipGetDevicePropertiesR0600", "hipGetDeviceProperties"
 """Each fills another structure; before ROCm 6 there is only the second."""
 
@@ -26,7 +25,7 @@ class Driver(simt.Driver):
     """The library. Raises TargetError where it cannot be loaded."""
 
     names = simt.Names("hipInit", "hipModuleLoadData", "hipModuleGetFunction", "hipMalloc", "hipFree",
-                       "hipMemcpyHtoD", "hipMemcpyDtoH", "hipModuleLaunchKernel", "hipGetDevice")
+                       "hipMemcpyHtoD", "hipMemcpyDtoH", "hipModuleLaunchKernel", "hipGetDevice", "hipSetDevice")
     hints = {
         2: "free memory of the device",
         100: "run where there is an AMD GPU, as a user who may open /dev/kfd",
@@ -78,19 +77,6 @@ class Device(simt.Device):
 
     def runs(self, name: str) -> bool:
         return name == f"hip:{self.arch}"
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        before = ctypes.c_int()
-        self.driver.call("hipGetDevice", ctypes.byref(before))
-        self.driver.call("hipSetDevice", self.ordinal)
-        try:
-            yield
-        finally:
-            self.driver.call("hipSetDevice", before.value)
-
-    def widest(self, threads: int) -> int:
-        return MAX_THREADS_X // threads
 
     def allow(self, function: ctypes.c_void_p, shared_bytes: int) -> None:
         """Every kernel may have all there is."""

@@ -203,9 +203,12 @@ def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Seque
                                                           "swizzle": found.swizzle}
 
 
-def encodable(fn: Function, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> bool:
+def encodable(fn: Function, shapes: Sequence[Sequence[Any]], strides: Sequence[Sequence[Any]]) -> Any:
     """Whether the tensors that a THREAD function copies boxes of, or to, have shapes and strides (elements) that a map
-    can say."""
-    used = {m.index: fn.params[m.index].dtype.storage.itemsize for m in tensor_maps(fn)}
-    return all(n > 0 and (n == 1 or 0 < stride * size < MAX_STRIDE)
-               for i, size in used.items() for n, stride in zip(shapes[i], strides[i], strict=True))
+    can say: a bool, or code, as of `window.reaches`."""
+    good: Any = True
+    for i in {m.index: None for m in tensor_maps(fn)}:
+        largest = MAX_STRIDE // fn.params[i].dtype.storage.itemsize
+        for n, stride in zip(shapes[i], strides[i], strict=True):
+            good &= (n > 0) & ((n == 1) | (0 < stride) & (stride < largest))
+    return good

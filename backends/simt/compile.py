@@ -29,7 +29,7 @@ from tilelang.backends.simt.stores import objections, store_blocks
 from tilelang.backends.simt.strength import reduce_strength
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.through_registers import through_registers
-from tilelang.backends.simt.window import reaches
+from tilelang.backends.simt.window import reaches, windows
 from tilelang.ir.bulk import CopyBulk
 from tilelang.ir.cluster import cluster_of, uses
 from tilelang.ir.core import BufferType, Function
@@ -70,13 +70,20 @@ class Lowered(ABC):
         """The kernel whose programs copy nothing for each other."""
         return type(self)(self.tile, replace(self.target, multicast=False))
 
+    @property
+    def choosy(self) -> bool:
+        """Whether shapes and strides may be such that another kernel must be taken: `without_windows`."""
+        return bool(windows(self.thread) or self.rendered.maps)
+
+    def fits(self, shapes: Sequence[Sequence[Any]], strides: Sequence[Sequence[Any]]) -> Any:
+        """Whether a call with these shapes and strides (elements) need not: a bool of ints, or code (`start.py`)."""
+        return reaches(self.thread, shapes, strides) & encodable(self.thread, shapes, strides)
+
     def suited(self, arrays: Sequence[Any], shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> Self:
         """The kernel for a call with these scalars, shapes and strides (elements) of every parameter: this one, unless
         the blocks of a tensor reach too far for 32-bit offsets, or its strides are not in order (`window.py`), or no
         map can say them (`bulk.py`), or the grid is not made of whole clusters (`multicast.py`)."""
-        fits = (not self.target.windows or reaches(self.thread, shapes, strides)) and \
-            (not self.target.bulk or encodable(self.thread, shapes, strides))
-        if not fits:
+        if not self.fits(shapes, strides):
             return self.without_windows
         extents = grid_extents(self.tile, arrays, shapes) if self.shares else ()
         return self.unshared if any(n % c for n, c in zip(extents, self.shares, strict=True)) else self

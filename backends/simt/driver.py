@@ -5,13 +5,10 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from tilelang.errors import TargetError
-
-MAP, MAP_ALIGN = 128, 64
-"""Bytes of a map of a tensor among a kernel's arguments, and what its place is a multiple of."""
 
 
 class Names(NamedTuple):
@@ -26,16 +23,23 @@ class Names(NamedTuple):
     to_host: str
     launch: str
     current: str
-    """What gives the device or context that is this thread's."""
+    """What gives the device or context that is this thread's, and what makes one so."""
+    set: str
+    overlap: str = ""
+    """What launches a kernel that begins before the one before it in its stream has ended, where kernels may."""
+    encode: str = ""
+    """What makes maps of tensors, where there are any."""
 
 
 class Exported(NamedTuple):
-    """What the launcher in exported libraries must know of a maker's GPUs: DLPack's number of their kind, names of the
-    driver, its number of the attribute that counts multiprocessors, other numbers by the macros that the launcher has
-    for them, how files of machine code end, and, where there are maps of tensors, the numbers of their type and
-    permutation: of the bytes of an element, those of a permuted row, and whether elements are added to, as f32."""
+    """What launches must know of a maker's GPUs: DLPack's number of their kind, the largest first extent of a grid of
+    blocks of so many threads, and, where there are maps of tensors, the numbers of their type and permutation: of the
+    bytes of an element, those of a permuted row, and whether elements are added to, as f32. For libraries also names
+    of the driver, its number of the attribute that counts multiprocessors, other numbers by the macros that
+    `runtime/launcher.cpp` has for them, and how files of machine code end."""
 
     kind: int
+    widest: Callable[[int], int]
     libraries: Sequence[str]
     multiprocessors: int
     macros: Mapping[str, int]
@@ -59,6 +63,10 @@ class Driver(ABC):
         """Calls a function of the driver. Raises TargetError with the error's name, and what may help."""
         if code := getattr(self.library, name)(*args):
             raise self.error(name, code)
+
+    def address(self, name: str) -> int:
+        """Where a function of the driver is."""
+        return ctypes.cast(getattr(self.library, name), ctypes.c_void_p).value or 0
 
     def error(self, name: str, code: int) -> TargetError:
         """What an error code says."""
@@ -88,7 +96,7 @@ class Device(ABC):
     multiprocessors: int
     cell: Any
     """The ctypes type of what `Names.current` gives, and `own`, its value where this device is current."""
-    own: int | None
+    own: int
 
     @property
     @abstractmethod
@@ -99,13 +107,16 @@ class Device(ABC):
     def runs(self, name: str) -> bool:
         """Whether it runs machine code for a target."""
 
-    @abstractmethod
-    def current(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def current(self) -> Iterator[None]:
         """Makes the device this thread's inside."""
-
-    @abstractmethod
-    def widest(self, threads: int) -> int:
-        """The largest first extent of a grid of blocks of so many threads."""
+        before, names = self.cell(), self.driver.names
+        self.driver.call(names.current, ctypes.byref(before))
+        self.driver.call(names.set, self.cell(self.own))
+        try:
+            yield
+        finally:
+            self.driver.call(names.set, before)
 
     @abstractmethod
     def allow(self, function: ctypes.c_void_p, shared_bytes: int) -> None:
@@ -119,19 +130,6 @@ class Device(ABC):
             self.driver.call(names.function, ctypes.byref(function), module, name.encode())
             self.allow(function, shared_bytes)
         return function
-
-    def overlapping(self, function: ctypes.c_void_p, threads: int, shared_bytes: int, stream: ctypes.c_void_p,
-                    params: Any) -> Callable[[int, int], int]:
-        """`launch(x, y)` of a kernel that begins before the one before it in the stream has ended; it gives the
-        driver's code. `stream` holds the stream of each launch. Raises TargetError."""
-        raise TargetError("the device runs kernels of a stream one after the other", got=self.target)
-
-    def tensor_map(self, address: int, size: int, extents: Sequence[int], strides: Sequence[int],
-                   boxes: Sequence[int], swizzle: int, floats: bool = False) -> bytes:
-        """What a kernel takes to copy boxes of the tensor at an address, of elements of `size` bytes: extents, strides
-        in bytes and extents of a box, the dimension of neighbours first; rows of `swizzle` bytes are permuted;
-        `floats`: elements are added to, as f32. Raises TargetError."""
-        raise TargetError("the device copies no blocks of tensors by one thread", got=self.target)
 
     @contextmanager
     def copied(self, address: int, size: int, back: bool) -> Iterator[int]:

@@ -7,7 +7,9 @@ elements only where strides are positive and slices do not overlap: `reaches` sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 from tilelang.backends.simt.facts import Facts
 from tilelang.backends.thread.builder import Index, ThreadBuilder
@@ -67,15 +69,17 @@ def windows(fn: Function) -> list[Window]:
         for op in fn.walk() if op.name == "window" for memory in op.operands[:1]))
 
 
-def reaches(fn: Function, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> bool:
+def reaches(fn: Function, shapes: Sequence[Sequence[Any]], strides: Sequence[Sequence[Any]]) -> Any:
     """Whether every window of a THREAD function holds its blocks in tensors of these shapes and strides (in
-    elements). `runtime/launcher.cpp` asks the same of exported kernels."""
+    elements): a bool of ints, or (`start.py`) the code that finds out."""
+    good: Any = True
     for index, block, axis, _, size in windows(fn):
-        spans = {a: (min(n, shapes[index][a]) - 1) * strides[index][a] for a, n in block}
-        if any(strides[index][a] < 0 for a in spans) or \
-                sum((n - 1) * strides[index][a] for a, n in block) * size > LIMIT:
-            return False
-        if axis is not None and all(shapes[index]) and \
-                (strides[index][axis] <= 0 or sum(s for a, s in spans.items() if a != axis) >= strides[index][axis]):
-            return False
-    return True
+        extents, steps = shapes[index], strides[index]
+        for a, n in block:
+            good &= (0 <= steps[a]) & ((steps[a] <= LIMIT) | (n == 1))  # so that no product below is large
+        good &= sum((n - 1) * steps[a] for a, n in block) * size <= LIMIT
+        if axis is not None:
+            inside = sum((n - (n - extents[a]) * (extents[a] < n) - 1) * steps[a] for a, n in block if a != axis)
+            empty = reduce(or_, [n == 0 for n in extents])
+            good &= empty | (steps[axis] > 0) & (inside < steps[axis])
+    return good

@@ -178,14 +178,14 @@ def grouping(w: QuantTensor) -> tuple[int, Any]:
             order = mine
             lengths.add(length)
         else:
-            lengths.add(_length(p, k))
+            lengths.add(_length(name, p, k))
     if order is not None and len(lengths) > 1:
         raise TargetError("parameters with and without an index", needs="one grouping", got=str(lengths),
                           try_="give every parameter the same index")
     return (int(np.gcd.reduce(sorted(lengths))) if len(lengths) > 1 else lengths.pop() if lengths else k), order
 
 
-def _length(p: Parameter, k: int) -> int:
+def _length(name: str, p: Parameter, k: int) -> int:
     """Columns that share a parameter in every row."""
     length = p.block if isinstance(p.block, int) else p.block[1]
     if isinstance(p.block, int):  # runs that may cross rows

@@ -134,7 +134,7 @@ def gather(lowered: Any, target: str, bound: Bound | None = None, run: bool = Fa
         elif simt:
             heat = derived(lowered.thread, lowered.target.ports, lowered.target.warp, extents)
     return Facts(
-        lowered.tile.name, target, _sources(lowered), levels, report, missing, _pictures(lowered, simt),
+        lowered.tile.name, target, _sources(lowered, levels), levels, report, missing, _pictures(lowered, simt),
         _conversions(lowered) if simt else [], _decisions(lowered) if simt else [],
         _buffers(lowered.thread) if simt else [], _loops(lowered.placed) if simt else [], _accesses(lowered.thread),
         shapes, done, least, counters, heat)
@@ -259,7 +259,7 @@ def _listing(text: str) -> list[Line]:
     return out
 
 
-def _sources(lowered: Any) -> list[tuple[str, list[tuple[int, str]]]]:
+def _sources(lowered: Any, levels: Iterable[Level]) -> list[tuple[str, list[tuple[int, str]]]]:
     """For each file the functions that the kernel is made of, whole from the first to the last line that is used."""
     lines: dict[str, dict[str, list[int]]] = {}
     for op in lowered.tile.walk():

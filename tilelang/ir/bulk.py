@@ -88,7 +88,7 @@ class CopyBulk(CopyAsync):
         barriers, index, *_ = args[len(args) - self.after:]
         started = self.block(args)
         if started is not None:
-            frame.start_copy(*started, barrier=(id(barriers), int(index)))
+            frame.start_copy(self, *started, barrier=(id(barriers), int(index)))
         return ()
 
 
@@ -116,7 +116,7 @@ class StoreBulk(Op):
             dt = self.operands[0].dtype
             array[where] = from_compute(to_compute(array[where], dt) + to_compute(value, dt), dt) \
                 if self.attrs["add"] else value
-            frame.mark_written(array, where)
+            frame.mark_written(self, array, where)
         return ()
 
 

@@ -32,8 +32,8 @@ class Frame:
         self.ids, self.num_workers, self.output = ids, num_workers, output
         self.values: dict[Value, Any] = {}
         self.written: dict[int, tuple[Any, Any]] = {}  # id of a buffer -> (the buffer, which elements are set)
-        self.copies: list[list[tuple[Any, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
-        self.barriers: dict[tuple[int, int], list[tuple[Any, Any, Any]]] = {}  # copies that a barrier tells of
+        self.copies: list[list[tuple[Op, Any, Any, Any]]] = [[]]  # groups of asynchronous copies; the last one is open
+        self.barriers: dict[tuple[int, int], list[tuple[Op, Any, Any, Any]]] = {}  # copies that a barrier tells of
         self.cluster_extents: tuple[int, ...] = ()  # as the grid says
         self.cluster: Cluster | None = None  # where programs of a cluster meet
 
@@ -73,13 +73,13 @@ class Frame:
             raise CheckError([f"`{op.name}` reads {int(np.sum(inside & ~written[index]))} elements that were never "
                               f"written" + (f" ({op.loc.file}:{op.loc.line})" if op.loc else "")])
 
-    def mark_written(self, array: Any, where: Any) -> None:
+    def mark_written(self, op: Op, array: Any, where: Any) -> None:
         if id(array) in self.written:
             self.written[id(array)][1][where] = True
 
-    def start_copy(self, buffer: Any, where: Any, data: Any, barrier: tuple[int, int] | None = None) -> None:
+    def start_copy(self, op: Op, buffer: Any, where: Any, data: Any, barrier: tuple[int, int] | None = None) -> None:
         group = self.copies[-1] if barrier is None else self.barriers.setdefault(barrier, [])
-        group.append((buffer, where, data))
+        group.append((op, buffer, where, data))
 
     def commit_copies(self) -> None:
         self.copies.append([])
@@ -93,10 +93,10 @@ class Frame:
         """Finishes those that a barrier tells of."""
         self._arrive(self.barriers.pop(barrier, []))
 
-    def _arrive(self, copies: Sequence[tuple[Any, Any, Any]]) -> None:
-        for buffer, where, data in copies:
+    def _arrive(self, copies: Sequence[tuple[Op, Any, Any, Any]]) -> None:
+        for op, buffer, where, data in copies:
             buffer[where] = data
-            self.mark_written(buffer, where)
+            self.mark_written(op, buffer, where)
 
 
 def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callable[[str], None] = print,

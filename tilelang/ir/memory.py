@@ -140,7 +140,7 @@ class Store(Op):
         if array.size:
             where, value = in_bounds(array, args[1:-1], tile, self.attrs["axes"])
             array[where] = value
-            frame.mark_written(array, where)
+            frame.mark_written(self, array, where)
         return ()
 
 
@@ -293,7 +293,7 @@ class Scatter(_Indexed):
         where = tuple(i[inside] for i in index)
         if array.size:
             array[where] = value[inside]
-            frame.mark_written(array, where)
+            frame.mark_written(self, array, where)
         return ()
 
 
@@ -331,7 +331,7 @@ class Atomic(_Indexed):
             else:
                 fn = {"add": np.add, "max": np.maximum, "min": np.minimum}[kind]
                 array[place] = from_compute(fn(to_compute(old[here], dt), to_compute(others[0][here], dt)), dt)
-            frame.mark_written(array, place)
+            frame.mark_written(self, array, place)
         return old
 
 
@@ -374,7 +374,7 @@ class CopyAsync(Op):
     def eval(self, frame: Any, *args: Any) -> Any:
         started = self.block(args)
         if started is not None:
-            frame.start_copy(*started)
+            frame.start_copy(self, *started)
         return ()
 
     def block(self, args: Sequence[Any]) -> tuple[Any, tuple[int, ...], Any] | None:

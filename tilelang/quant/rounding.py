@@ -84,9 +84,9 @@ def quantize(w: Any, dtype: DType | str, group: int | tuple[int, int] | None = 1
 def _fit(x: Any, bn: int, bk: int, code: _Code, round_up: Callable[[Any], tuple[Any, Any]], method: str) -> Any:
     """The best of the ranges tried: codes, zeros by block, scale codes by block."""
     least: Any = None
-    for s, lo in code.candidates(x, bn, bk, RATIOS if method == "mse" else (1.0,)):
+    for s, lo, hi in code.candidates(x, bn, bk, RATIOS if method == "mse" else (1.0,)):
         scale_codes, scale = round_up(s)
-        codes, zeros, values = code.apply(x, scale, lo, bn, bk)
+        codes, zeros, values = code.apply(x, scale, lo, hi, bn, bk)
         if method == "rtn":
             return codes, zeros, scale_codes
         error = _blocks(np.add, (values - x) ** 2, bn, bk)
@@ -127,17 +127,17 @@ class _Code:
         return np.maximum.reduce(sides)
 
     def candidates(self, x: Any, bn: int, bk: int, ratios: tuple[float, ...]) -> Any:
-        """Scales, and lower ends of the ranges they cover, to try, by block."""
+        """Scales, lower and upper ends of ranges to try, by block."""
         lo, hi = _range(x, bn, bk)
         if self.by_mean:
             count = _blocks(np.add, np.ones_like(x), bn, bk)
-            yield _blocks(np.add, np.abs(x), bn, bk) / count, lo
+            yield _blocks(np.add, np.abs(x), bn, bk) / count, lo, hi
             if len(ratios) == 1:
                 return
         for r in ratios:
-            yield self.cover(lo * r, hi * r), lo * r
+            yield self.cover(lo * r, hi * r), lo * r, hi * r
 
-    def apply(self, x: Any, scale: Any, lo: Any, bn: int, bk: int) -> Any:
+    def apply(self, x: Any, scale: Any, lo: Any, hi: Any, bn: int, bk: int) -> Any:
         """Codes by element, zeros by block, and the values they stand for."""
         dt, wide = self.dt, _spread(scale, x.shape, bn, bk)
         divisor = np.where(wide > 0, wide, 1)

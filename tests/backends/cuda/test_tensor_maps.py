@@ -1,6 +1,8 @@
 """Maps of tensors among the arguments of a launch."""
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,28 @@ def test_a_call_with_the_same_tensors_encodes_nothing(hopper: FakeDriver) -> Non
     for _ in range(3):
         product(a, b, c=c)
     assert hopper.library.fake_other_calls() == before
+
+
+def test_threads_do_not_mix_their_maps(hopper: FakeDriver) -> None:
+    hopper.emulate = False
+    product, c = Kernel(product_fn), on_device(torch.zeros(64, 64))
+
+    def work(seed: int) -> None:
+        ours = [operands(64, 64, 64, seed + n) for n in (0, 1)]
+        for _ in range(50):
+            for a, b, _ in ours:
+                product(on_device(a), on_device(b), c=c)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 2, 4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(hopper.launches) == 300
+    for launch in hopper.launches:
+        maps = [v for _, v in launch.args if isinstance(v, np.ndarray)]
+        given = launch.numbers()
+        assert len(maps) >= 2 and {int(m[0]) for m in maps} <= {given[n] for n in "abc"}
+        assert {given["a"], given["b"]} <= {int(m[0]) for m in maps} and all((m[2:4] == 64).all() for m in maps)
 
 
 def test_arrays_of_the_host_are_mapped_where_they_are_copied_to(hopper: FakeDriver) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tvm_ffi
 
 from tilelang.backends.cuda import compile as cuda_compile
 from tilelang.backends.cuda import driver as cuda_driver
@@ -96,6 +98,7 @@ class FakeDriver:
         self.library.fake_other_calls.restype = ctypes.c_int64
         for name in ("image", "name", "shared_limit"):
             getattr(self.library, f"fake_{name}").argtypes = [ctypes.c_void_p]
+        self.names = (cuda_driver if kind == "cuda" else hip_driver).Driver.names
         self.launches: list[Launched] = []
         self.errors: list[BaseException] = []
         self.emulate = True
@@ -170,7 +173,7 @@ def _run(text: str, name: str, args: Sequence[tuple[str, str, Any]], grid: Seque
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says it is on a GPU; its memory is the host's, as that of the fake driver."""
+    """A tensor that says it is on a GPU, by DLPack as well; its memory is the host's, as that of the fake driver."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     number = 0
@@ -183,10 +186,29 @@ class OnDevice(torch.Tensor):
         return self.number
 
 
+@lru_cache(maxsize=1)
+def _exchange() -> ctypes.CDLL:
+    """The library of `fake_tensor.c`, for the whole process, because tvm-ffi remembers what a class of tensors has."""
+    source = Path(__file__).parent / "fake_tensor.c"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([str(COMPILER), "-shared", "-fPIC", "-O2", f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
+                        str(source), "-o", f"{folder}/tensor.so"], check=True)
+        library = ctypes.CDLL(f"{folder}/tensor.so")
+    library.fake_exchange.restype = ctypes.c_void_p
+    return library
+
+
+@lru_cache(maxsize=8)
+def _on_number(number: int) -> type[OnDevice]:
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    real = pointer(torch.Tensor.__dlpack_c_exchange_api__, b"dlpack_exchange_api")
+    found = _exchange().fake_exchange(ctypes.c_void_p(real), number)
+    return type(f"OnDevice{number}", (OnDevice,), {"number": number, "__dlpack_c_exchange_api__": found})
+
+
 def on_device(x: torch.Tensor, number: int = 0) -> torch.Tensor:
-    out = torch.Tensor._make_subclass(OnDevice, x)
-    out.number = number
-    return out
+    return torch.Tensor._make_subclass(_on_number(number), x)
 
 
 CACHED = (cuda_driver.driver, hip_driver.driver, hiprtc.find, hiprtc.architectures)
@@ -197,6 +219,7 @@ def fake_gpu(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Fak
     """Calls find this driver, and torch says that its tensors are on a GPU of that kind. Of AMD's, the compiler is
     part of the library; machine code for NVIDIA's takes no compiler."""
     fake = FakeDriver(folder, kind)
+    _exchange().fake_kind(cuda_driver.EXPORTED.kind if kind == "cuda" else hip_driver.EXPORTED.kind)
     patch.setattr(cuda_driver, "LIBRARY", fake.path)
     uses = {"registers": REGISTERS, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
     patch.setattr(cuda_compile, "product", lambda text, name, arch: Product(text.encode() + b"\0", uses))

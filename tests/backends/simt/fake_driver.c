@@ -58,6 +58,7 @@ static int release(void *memory) { now.live--; free(memory); return 0; }
 static int copy(void *to, const void *from, size_t n) { memcpy(to, from, n); return 0; }
 static int launch(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                   unsigned shared, void *stream, void **params, void **extra) {
+  if (gz != 1 || by != 1 || bz != 1 || extra) return 1;
   if (callback) callback(f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
   return 0;
 }
@@ -73,9 +74,12 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) { now.other++;
   return 0;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { now.other++; *context = &contexts[device]; return 0; }
-int cuCtxGetCurrent(void **context) { *context = current(); return 0; }
-int cuCtxPushCurrent_v2(void *context) { now.other++; stack[depth++] = context; return 0; }
-int cuCtxPopCurrent_v2(void **context) { now.other++; if (!depth) return 201; *context = stack[--depth]; return 0; }
+int cuCtxGetCurrent(void **context) { FAIL(cuCtxGetCurrent); *context = current(); return 0; }
+int cuCtxSetCurrent(void *context) { now.other++;
+  if (depth && !context) depth--;
+  else if (context) stack[depth ? depth - 1 : depth++] = context;
+  return 0;
+}
 int cuModuleLoadData(void **module, const char *image) { now.other++;
   FAIL(cuModuleLoadData);
   return depth ? load(module, image) : 201;
@@ -122,6 +126,7 @@ int cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address
   const int size = type == 0 ? 1 : type == 1 ? 2 : type == 2 || type == 7 ? 4 : type == 4 ? 8 : 0;
   if ((uintptr_t)map % 64 || !size || rank < 1 || rank > 5 || (uintptr_t)address % 16 || interleave || fill) return 1;
   if (boxes[0] * size % 16 || (swizzle && boxes[0] * size > 16u << swizzle)) return 1;
+  if (promotion != 2) return 1;
   memset(map, 0, 128);
   map[0] = (uintptr_t)address;
   map[1] = rank | size << 8 | (swizzle ? 16 << swizzle : 0) << 16;
@@ -142,7 +147,7 @@ int cuGetErrorString(int code, const char **text) { now.other++; *text = "what t
 #else
 // The thread's device is 0 until another is set.
 int hipInit(unsigned flags) { now.other++; FAIL(hipInit); return flags; }
-int hipGetDevice(int *device) { *device = depth ? fake_current() : 0; return 0; }
+int hipGetDevice(int *device) { FAIL(hipGetDevice); *device = depth ? fake_current() : 0; return 0; }
 int hipSetDevice(int device) { now.other++; if (device >= now.devices) return 101; stack[depth ? depth - 1 : depth++] = &contexts[device]; return 0; }
 int hipGetDevicePropertiesR0600(char *properties, int device) { now.other++;
   FAIL(hipGetDevicePropertiesR0600);

@@ -161,17 +161,6 @@ def normal(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
-def integers(*shapes: tuple[int, ...]) -> list[Any]:
-    """Small ones in f16: sums of their products are exact."""
-    rng = np.random.default_rng(0)
-    return [rng.integers(-3, 4, shape).astype(np.float16) for shape in shapes]
-
-
-def factors(m: int, n: int, k: int) -> list[Any]:
-    """Matrices of these, (m, k) and (k, n)."""
-    return integers((m, k), (k, n))
-
-
 def calls() -> dict[str, Callable[[], Any]]:
     """Name -> a call whose arguments are drawn once."""
     half = {name: normal(m, n, dtype=np.float16) for name, m, n in (

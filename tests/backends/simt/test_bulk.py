@@ -92,7 +92,8 @@ CASES = [  # extents of the matrices and of blocks, stages
 def test_products(name: str, case: tuple[int, ...]) -> None:
     m, n, k, *blocks = case
     consts = dict(zip(("BM", "BN", "BK", "STAGES"), blocks, strict=True))
-    a, b = kernels.factors(m, n, k)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, k), (k, n)))
     kernel, right = getattr(kernels, name), b if name == "matmul" else np.ascontiguousarray(b.T)
     assert f"TMA, {blocks[-1]} stages" in kernel.lower(a, right, target=TARGET, **consts).copies
     with tile.target(f"emulate:{TARGET}"):
@@ -103,7 +104,8 @@ def test_products(name: str, case: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("arch", ["sm_100a", "sm_120a"])
 def test_rings_that_single_warps_read(arch: str) -> None:
     """Without products of four warps, blocks lie in panels, too, which `ldmatrix` reads without conflicts."""
-    a, b = kernels.integers((100, 136), (72, 136))
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((100, 136), (72, 136)))
     consts = {"BM": 64, "BN": 128, "BK": 64, "STAGES": 3}
     code = kernels.matmul_t.lower(a, b, target=f"cuda:{arch}", **consts)
     assert "TMA, 3 stages" in code.copies and "TMA store" in code.copies and "mma_m16n8k16" in code.products
@@ -118,7 +120,8 @@ def test_rings_that_single_warps_read(arch: str) -> None:
 
 @pytest.mark.parametrize("k", [64, 200, 448])
 def test_a_ring_in_a_loop(k: int) -> None:
-    a, b = kernels.integers((3, 64, k), (3, k, 64))
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((3, 64, k), (3, k, 64)))
     c = np.zeros((3, 64, 64), np.float32)
     assert "TMA" in kernels.rows_of_products.lower(a, b, c, target=TARGET).copies
     with tile.target(f"emulate:{TARGET}"):
@@ -174,7 +177,8 @@ def test_every_level_means_the_same_and_reads_back() -> None:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 def ring() -> tuple[Lowered, list[Any]]:
     """A product whose operands come by a ring of three blocks, and its arguments."""
-    a, b = kernels.factors(64, 64, 448)
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((64, 448), (448, 64)))
     c = np.zeros((64, 64), np.float32)
     return kernels.matmul.lower(a, b, c, BM=64, BN=64, BK=64, STAGES=3, target=TARGET), [a, b, c]
 
@@ -257,7 +261,8 @@ def sometimes(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], 
 
 @pytest.mark.parametrize("target", ["cuda:sm_80", TARGET])
 def test_blocks_that_are_read_under_a_condition(target: str) -> None:
-    a, b = kernels.factors(64, 64, 320)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((64, 320), (320, 64)))
     with tile.target(f"emulate:{target}"):
         c = sometimes(a, b)
     a.reshape(64, 5, 64)[:, 1::2] = 0

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from llvmlite import ir
 
 import tilelang as tile
 from tests.backends.cuda.test_launch import big_fn
@@ -18,9 +20,9 @@ from tests.backends.simt.fake import COMPILER, FakeDriver
 from tests.backends.simt.overlapping import overlap_fn
 from tests.backends.simt.test_clusters import swap_fn
 from tests.backends.simt.test_launch import counted_fn, persistent_fn, scale_fn, unpack_fn
-from tilelang.backends import host
+from tilelang.backends.cpu import machine
 from tilelang.backends.cpu.codegen import slots
-from tilelang.backends.simt import export, window
+from tilelang.backends.simt import start, window
 from tilelang.jit import Kernel
 from tilelang.ops.matmul import matmul_kernel
 
@@ -132,29 +134,34 @@ def test_a_missing_driver_is_named(gpu: FakeDriver, tmp_path: Path) -> None:
     assert f"scale: the driver of the GPU was not found; it needs {SONAME[gpu.kind]}" in done.stderr
 
 
-ASKED = """
-extern "C" int asked(const int64_t* context) { return reaches(context); }
-"""
-
-
-def test_the_launcher_knows_what_windows_reach(tmp_path: Path) -> None:
-    """As `window.reaches` does, for random shapes and strides."""
+def test_native_code_knows_which_calls_are_suited() -> None:
+    """As `Lowered.fits` does, for random shapes and strides."""
     a = np.zeros((64, 64), np.float16)
-    lowered = matmul_kernel.lower(a, a, a.astype(np.float32), target="hip:gfx942", BM=64, BN=64, BK=32, ACC=tile.f32)
-    assert any(w.axis is not None for w in window.windows(lowered.thread))
-    host.library(tmp_path / "asked.so", "asked", {"asked.cpp": export._LAUNCHER.read_bytes() + ASKED.encode(),
-                                                  "kernel.h": export._table(lowered, "matmul").encode()})
-    asked, known = ctypes.CDLL(str(tmp_path / "asked.so")).asked, slots(lowered.tile.params)
-    rng, answers = np.random.default_rng(0), set()
-    for _ in range(2000):
-        shapes = rng.choice([0, 1, 5, 31, 64, 1000], (3, 2)).tolist()
-        strides = [[int(rng.choice([-100, 0, 1, 60, 1000, 1 << 24, 1 << 30])), 1] for _ in range(3)]
-        context = np.zeros(len(known), np.int64)
-        for tensor in range(3):
-            for axis in range(2):
-                context[known["shape", tensor, axis]] = shapes[tensor][axis]
-                context[known["stride", tensor, axis]] = strides[tensor][axis]
-        wanted = window.reaches(lowered.thread, shapes, strides)
-        assert bool(asked(ctypes.c_void_p(context.ctypes.data))) == wanted, (shapes, strides)
-        answers.add(wanted)
-    assert answers == {True, False}
+    for target in ("hip:gfx942", "cuda:sm_90a"):
+        lowered = matmul_kernel.lower(a, a, a.astype(np.float32), target=target, BM=64, BN=64, BK=32, ACC=tile.f32)
+        assert any(w.axis is not None for w in window.windows(lowered.thread)) or lowered.rendered.maps
+        asked, known = _asked(lowered), slots(lowered.tile.params)
+        rng, answers = np.random.default_rng(0), set()
+        for _ in range(2000):
+            shapes = rng.choice([0, 1, 5, 31, 64, 1000], (3, 2)).tolist()
+            strides = [[int(rng.choice([-100, 0, 1, 60, 1000, 1 << 24, 1 << 30, 1 << 39, 1 << 62])), 1]
+                       for _ in range(3)]
+            context = np.zeros(len(known), np.int64)
+            for tensor in range(3):
+                for axis in range(2):
+                    context[known["shape", tensor, axis]] = shapes[tensor][axis]
+                    context[known["stride", tensor, axis]] = strides[tensor][axis]
+            wanted = lowered.fits(shapes, strides)
+            assert bool(asked(context.ctypes.data)) == wanted, (shapes, strides)
+            answers.add(wanted)
+        assert answers == {True, False}
+
+
+def _asked(lowered: Any) -> Any:
+    """What native code makes of `fits`, as a function of the context alone."""
+    module = ir.Module()
+    asked = start._Start(module, lowered, None)
+    asked.b.ret(asked.b.zext(asked.b.icmp_signed("==", asked.choice(), start.I64(0)), start.I64))
+    loaded = machine.Loaded(machine.object_code(str(module), machine.host()), "tl_start")
+    call = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 3)(loaded.address("tl_start"))
+    return lambda context: (loaded, call(context, None, None))[1]

@@ -20,7 +20,7 @@ from tilelang.backends.cuda import occupancy as cuda
 from tilelang.backends.cuda.driver import MAX_GRID_X
 from tilelang.backends.hip import occupancy as hip
 from tilelang.backends.hip.driver import MAX_THREADS_X
-from tilelang.backends.simt.launch import MAX_GRID_Y, _split
+from tilelang.backends.simt.start import MAX_GRID_Y
 from tilelang.jit import Kernel
 
 ARCH = {"cuda": "cuda:sm_80", "hip": "hip:gfx942"}
@@ -127,10 +127,10 @@ def test_repeats_take_the_short_way_and_still_see_what_differs(gpu: FakeDriver,
         assert torch.equal(out, x * by + int(add))
         return len(long_way) - before
     assert [call(base), call(base), call(base, 3.5), call(base, 0.5, -7), call(base.clone())] == [1, 0, 0, 0, 0]
-    assert [call(base[:100]), call(base[:100]), call(base)] == [1, 0, 0]  # another shape, and back
+    assert [call(base[:100]), call(base[:1]), call(base)] == [0, 0, 0]  # another shape, and back
     assert [call(base[:, ::2]), call(base[:, ::2])] == [1, 0]  # strides
     assert [call(base[:, 1:]), call(base[:, 1:])] == [1, 0]  # alignment of the address
-    assert [call(base, np.float32(0.1), np.int16(3)), call(base, 1e100)] == [0, 1]  # the latter is infinite in f32
+    assert [call(base, np.float32(0.1), np.int16(3)), call(base, 1e100)] == [0, 0]  # the latter is infinite in f32
     x = on_device(base)
     for bad in (2.5, 1 << 20):
         with pytest.raises(errors.ArgumentDType):
@@ -225,6 +225,38 @@ def test_threads_do_not_mix_their_arguments(gpu: FakeDriver) -> None:
     assert all(numbers == list(range(200)) for numbers in seen.values())
 
 
+def test_code_for_what_is_aligned_takes_nothing_else(gpu: FakeDriver) -> None:
+    """And code for what is not leaves it to that, in any order."""
+    gpu.emulate = False
+    base = torch.zeros(4096, dtype=torch.int32)
+    ways = [base[1:1001], base[2:1002], base[:1000], base[:2000:2], base[:999], base[1:2]]
+    texts = []
+    for order in (ways, ways[::-1]):
+        kernel = Kernel(persistent_fn)
+        for _ in range(2):
+            for x in order:
+                kernel(on_device(x), on_device(torch.zeros(len(x), dtype=torch.int32)))
+        texts.append([launch.text for launch in gpu.launches[-len(ways):]])
+    assert texts[0] == texts[1][::-1] and len(set(texts[0])) > 1
+
+
+def test_what_the_driver_refuses_is_said_at_repeats_too(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.emulate = False
+    gpu.library.fake_enter(0)
+    kernel, x, y = Kernel(scale_fn), on_device(torch.ones(16, 32), 1), on_device(torch.ones(16, 32), 1)
+    kernel(x, y, 1.0, 0)
+    launch, question = (getattr(gpu.names, n) for n in ("launch", "current"))
+    monkeypatch.setattr(Kernel, "_call", None)
+    for name, code in ((launch, 700), (question, 201), (launch, 1054)):
+        gpu.fail(name, code)
+        with pytest.raises(errors.TargetError, match=f"{name} failed(.|\\n)*error {code}"):
+            kernel(x, y, 1.0, 0)
+        gpu.fail("", 0)
+        assert gpu.library.fake_current() == 0 and gpu.library.fake_depth() == 1
+    kernel(x, y, 1.0, 0)
+    assert [launch.device for launch in gpu.launches] == [1, 1]
+
+
 class CudaArray:
     """What CuPy's arrays show of themselves."""
 
@@ -269,15 +301,36 @@ def test_the_environment_chooses(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatc
     assert (Kernel(scale_fn)(x, by=2.0, add=1) == 3).all() and len(gpu.launches) == 1
 
 
-@pytest.mark.parametrize(("widest", "programs"), [
-    *((MAX_GRID_X, n) for n in (0, 1, MAX_GRID_X, MAX_GRID_X + 1, 3 * MAX_GRID_X, 6 * 10**12)),
-    *((MAX_THREADS_X // 256, n) for n in (0, 1, (1 << 24) - 1, 1 << 24, 3 * MAX_GRID_X - 3, 6 * 10**11))])
-def test_a_grid_has_exactly_its_programs(widest: int, programs: int) -> None:
-    kernel = Kernel(scale_fn)
-    x, y = _split(programs, widest, kernel.lower(np.zeros((1, 1), np.float32), by=1.0, add=0).tile)
-    assert x * y == programs and x <= widest and 1 <= y <= MAX_GRID_Y
+def wide_fn(x: tile.InOut[tile.f32, "N"], rows: tile.i32, columns: tile.i32):
+    m, n = tile.grid(rows, columns)
+    tile.store(x, (m + n) * 32, tile.load(x, (m + n) * 32, 32) + 1)
 
 
-def test_an_impossible_grid_is_refused() -> None:
-    with pytest.raises(errors.TargetError, match="too many programs"):
-        _split(2**61 - 1, MAX_GRID_X, Kernel(scale_fn).lower(np.zeros((1, 1), np.float32), by=1.0, add=0).tile)
+PRIME = (1 << 31) - 1
+
+
+@pytest.mark.parametrize(("rows", "columns"), [
+    (1, 1), (1 << 26, 1), (3, (1 << 26) - 1), (1 << 20, 1 << 20), (3000, 6 * 10**9 // 3000), ((1 << 24) - 1, 1),
+    (1 << 24, 3), (MAX_GRID_Y, (1 << 26) - 1), (PRIME, 1), (MAX_GRID_Y, PRIME)])
+def test_a_grid_has_exactly_its_programs(gpu: FakeDriver, rows: int, columns: int) -> None:
+    gpu.emulate = False
+    kernel, x = Kernel(wide_fn), on_device(torch.zeros(64))
+    if gpu.kind == "hip" and PRIME in (rows, columns):  # the widest has 2^32 threads
+        with pytest.raises(errors.TargetError, match="too many programs"):
+            kernel(x, rows, columns)
+        return
+    kernel(x, rows, columns)
+    (x, y, z), threads = gpu.launches[0].grid, gpu.launches[0].block[0]
+    widest = MAX_GRID_X if gpu.kind == "cuda" else MAX_THREADS_X // threads
+    assert x * y == rows * columns and x <= widest and 1 <= y <= MAX_GRID_Y and z == 1
+
+
+def test_an_impossible_grid_is_refused(gpu: FakeDriver) -> None:
+    gpu.emulate = False
+    kernel, x = Kernel(wide_fn), on_device(torch.zeros(64))
+    for _ in range(2):
+        kernel(x, 1, 1)
+        for rows, columns in ((PRIME, MAX_GRID_Y + 2), (PRIME, PRIME)):
+            with pytest.raises(errors.TargetError, match="too many programs"):
+                kernel(x, rows, columns)
+    assert len(gpu.launches) == 2

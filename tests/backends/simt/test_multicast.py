@@ -37,6 +37,11 @@ TARGET = "cuda:sm_90a"
 CONSTS = {"BM": 64, "BN": 64, "BK": 64, "STAGES": 3}
 
 
+def matrices(m: int, n: int, k: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, k), (k, n))]
+
+
 # -- what they compute ------------------------------------------------------------------------------------------------
 CASES = [  # extents of the matrices, the cluster, rows of a block, how it runs, how many programs get each block
     ((120, 64, 328), (2, 1), 64, "", {2}), ((64, 104, 72), (1, 2), 64, "", {2}),
@@ -50,7 +55,7 @@ CASES = [  # extents of the matrices, the cluster, rows of a block, how it runs,
 def test_products(case: Any) -> None:
     """Nothing is shared where a block of 64 rows is to be divided by three."""
     extents, cluster, rows, schedule, shares = case
-    a, b = kernels.factors(*extents)
+    a, b = matrices(*extents)
     consts = {**CONSTS, "BM": rows, "SCHEDULE": schedule, "CLUSTER": cluster}
     code = kernels.matmul.lower(a, b, target=TARGET, **consts)
     assert {int(n) for n in re.findall(r"multicast to (\d) programs", code.copies)} == shares
@@ -87,7 +92,7 @@ def halves(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: 
 
 def test_all_warps_end_together_behind_the_last_wait() -> None:
     """The thread that copies results waits at the end, too; producers did not come to the barrier of the cluster."""
-    a, b = kernels.factors(200, 64, 72)
+    a, b = matrices(200, 64, 72)
     assert all(text in halves.lower(a, b, target=TARGET).copies for text in ("multicast", "TMA store"))
     with tile.target(f"emulate:{TARGET}"):
         c = halves(a, b)
@@ -196,7 +201,7 @@ REASONS = {"": "TMA multicast to 2 programs", "length": "may read different bloc
 
 @pytest.mark.parametrize("how", REASONS)
 def test_where_it_does_not_apply_the_report_says_why(how: str) -> None:
-    a, b = kernels.factors(128, 64, 128)
+    a, b = matrices(128, 64, 128)
     code = varied.lower(a, b, HOW=how, target=TARGET)
     assert REASONS[how] in code.copies and ("tl::tensor_multicast" in code.source) == (not how)
 
@@ -205,12 +210,12 @@ def test_where_it_does_not_apply_the_report_says_why(how: str) -> None:
                                                ("sm_120a", 1)])
 def test_processors(arch: str, cluster: int) -> None:
     """Who has no multicast, or a slow one, runs the same kernel without."""
-    a, b = kernels.factors(128, 64, 200)
+    a, b = matrices(128, 64, 200)
     assert kernels.matmul.lower(a, b, target=f"cuda:{arch}", **CONSTS, CLUSTER=(2, 1)).rendered.cluster == cluster
 
 
 def test_grids_of_other_than_whole_clusters_share_nothing() -> None:
-    a, b = kernels.factors(192, 64, 200)
+    a, b = matrices(192, 64, 200)
     consts = {**CONSTS, "CLUSTER": (2, 1)}
     code = kernels.matmul.lower(a, b, target=TARGET, **consts)
     shapes = [a.shape, b.shape, (192, 64)]
@@ -227,7 +232,7 @@ def test_launches(hopper: FakeDriver) -> None:
     """One kernel for whole clusters, another for other grids, in turns."""
     kernel = Kernel(kernels.matmul.source.fn)
     for m in (128, 192, 250, 192):
-        a, b = kernels.factors(m, 64, 72)
+        a, b = matrices(m, 64, 72)
         c = kernel(on_device(torch.from_numpy(a)), on_device(torch.from_numpy(b)), **CONSTS, CLUSTER=(2, 1))
         np.testing.assert_array_equal(c.as_subclass(torch.Tensor).numpy(), a.astype(np.float64) @ b.astype(np.float64))
     assert [launch.grid for launch in hopper.launches] == [(2, 1, 1), (3, 1, 1), (4, 1, 1), (3, 1, 1)]
@@ -236,7 +241,7 @@ def test_launches(hopper: FakeDriver) -> None:
 @pytest.mark.skipif(nvrtc.find() is None or sass.find() is None, reason="NVRTC or nvdisasm is not installed")
 def test_machine_code() -> None:
     """Sharing adds to the main loop of a product what finds the barriers of others, and no fence."""
-    a, b = kernels.factors(256, 512, 512)
+    a, b = matrices(256, 512, 512)
     consts = {"BM": 128, "BN": 256, "BK": 64, "STAGES": 4}
     loops = []
     for cluster in ((1, 1), (2, 1)):
@@ -253,14 +258,14 @@ def test_machine_code() -> None:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 def ring() -> tuple[Lowered, list[Any]]:
     """A product by two programs, who have the right operand in common, and its arguments."""
-    a, b = kernels.factors(128, 64, 448)
+    a, b = matrices(128, 64, 448)
     c = np.zeros((128, 64), np.float32)
     return kernels.matmul.lower(a, b, c, target=TARGET, **CONSTS, CLUSTER=(2, 1)), [a, b, c]
 
 
 def specialised() -> tuple[Lowered, list[Any]]:
     """One whose blocks come by warps that only copy."""
-    a, b = kernels.factors(256, 64, 448)
+    a, b = matrices(256, 64, 448)
     c = np.zeros((256, 64), np.float32)
     consts = {**CONSTS, "BM": 128, "SCHEDULE": "producer", "CLUSTER": (2, 1)}
     return kernels.matmul.lower(a, b, c, target=TARGET, **consts), [a, b, c]

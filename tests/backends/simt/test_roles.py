@@ -29,6 +29,11 @@ TARGET = "cuda:sm_90a"
 STATED = {"BM": 128, "BN": 64, "BK": 64, "STAGES": 3, "SCHEDULE": "producer"}
 
 
+def matrices(m: int, n: int, k: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, k), (k, n))]
+
+
 # -- what they compute ------------------------------------------------------------------------------------------------
 CASES = [  # extents of the matrices and of blocks, stages, groups of consumers
     (128, 64, 448, 64, 64, 64, 3, 1), (200, 136, 72, 128, 128, 64, 2, 2), (128, 64, 328, 128, 64, 32, 4, 2),
@@ -38,7 +43,7 @@ CASES = [  # extents of the matrices and of blocks, stages, groups of consumers
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_products(case: tuple[int, ...]) -> None:
     *extents, groups = case
-    a, b = kernels.factors(*extents[:3])
+    a, b = matrices(*extents[:3])
     consts = {**dict(zip(("BM", "BN", "BK", "STAGES"), extents[3:], strict=True)), "SCHEDULE": "producer"}
     code = kernels.matmul.lower(a, b, target=TARGET, **consts)
     assert f"{4 * groups}{' of 240 registers' if groups > 1 else ''} do the rest" in code.roles
@@ -74,7 +79,8 @@ def persistent(a: tile.Tensor[tile.f16, "B M K"], b: tile.Tensor[tile.f16, "B K 
 @pytest.mark.parametrize("k", [72, 328])
 def test_producers_run_ahead_into_the_next_iteration_of_a_loop_around(k: int) -> None:
     """Barriers are made once, and both roles know where the ring stands."""
-    a, b = kernels.integers((3, 128, k), (3, k, 64))
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((3, 128, k), (3, k, 64)))
     code = persistent.lower(a, b, target=TARGET)
     assert code.roles and "drop" not in str(code.placed)
     with tile.target(f"emulate:{TARGET}"):
@@ -108,7 +114,7 @@ def picked(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], ord
 
 
 def placed(how: str, schedule: str = "") -> Lowered:
-    a, b = kernels.factors(128, 256, 128)
+    a, b = matrices(128, 256, 128)
     code: Lowered = picked.lower(a, b, np.zeros(32, np.int32), target=TARGET, HOW=how, SCHEDULE=schedule)
     return code
 
@@ -117,7 +123,7 @@ def test_a_block_alone_on_its_multiprocessor_gets_producers() -> None:
     """Elements of tensors that nothing writes are known to all warps."""
     code = placed("read")
     assert code.roles and "TMA, 4 stages;" in code.copies + ";"
-    a, b = kernels.factors(128, 64, 128)
+    a, b = matrices(128, 64, 128)
     others = kernels.matmul.lower(a, b, target=TARGET, **{**STATED, "SCHEDULE": ""})
     assert not others.roles and "several blocks" in others.copies
     assert not kernels.matmul.lower(a, b, target=TARGET, **{**STATED, "BN": 256, "SCHEDULE": "plain"}).roles
@@ -136,7 +142,7 @@ def twice(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: t
 
 def test_blocks_of_later_loops_may_have_no_room_from_the_beginning() -> None:
     """What producers fill lives from there on; blocks of other loops may follow one another."""
-    a, b = kernels.factors(128, 128, 200)
+    a, b = matrices(128, 128, 200)
     code = twice.lower(a, b, target=TARGET)
     assert code.roles and "no room" in code.copies
     with tile.target(f"emulate:{TARGET}"):
@@ -190,7 +196,7 @@ def test_machine_code_has_the_registers_asked_for() -> None:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 def ring() -> tuple[Lowered, list[Any]]:
     """A product whose operands come by a ring of three blocks, and its arguments."""
-    a, b = kernels.factors(128, 64, 448)
+    a, b = matrices(128, 64, 448)
     c = np.zeros((128, 64), np.float32)
     return kernels.matmul.lower(a, b, c, target=TARGET, **STATED), [a, b, c]
 
