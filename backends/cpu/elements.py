@@ -213,7 +213,7 @@ class Elements:
         zero = b.const(0, dt)
         room = b.index(b.sub(b.extent(memory, axis), self._from(op, axis)))
         if lanes is None:
-            place = b.apply(ew.Cast, [b.apply(ew.Add, [start, lower], {})], {"dtype": I64})
+            place = b.apply(ew.Add, [b.apply(ew.Cast, [x], {"dtype": I64}) for x in (start, lower)], {})
             there = b.apply(ew.And, [there, b.apply(ew.Lt, [place, room], {})], {})
             if inside is not None:
                 there = b.apply(ew.And, [there, inside], {})
@@ -235,9 +235,12 @@ class Elements:
             later = b.add(b.add(offset, begin), AHEAD // dt.storage.itemsize)
             b.hint(th.Prefetch, memory, b.index(later), near=True)
         code = dtype(f"u{dt.bits}")
-        table = b.pure(ew.Cast, b.pure(ew.Bitcast, values, dtype=code), dtype=U32)
-        found = b.pure(ew.Cast, b.pure(th.LaneLookup, table, lower), dtype=code)
-        return b.apply(ew.Where, [there, b.pure(ew.Bitcast, found, dtype=dt), zero], {})
+
+        def wide(x: Value) -> Value:
+            return b.pure(ew.Cast, b.pure(ew.Bitcast, x, dtype=code), dtype=U32)
+        # As words until the end, so that a cast to wider numbers takes these.
+        found = b.apply(ew.Where, [there, b.pure(th.LaneLookup, wide(values), lower), wide(zero)], {})
+        return b.pure(ew.Bitcast, b.pure(ew.Cast, found, dtype=code), dtype=dt)
 
     def _from(self, op: Op, axis: int) -> Index:
         """Where an access begins along a dimension of its tensor."""

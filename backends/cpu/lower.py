@@ -6,6 +6,7 @@ example: `for … carrying a tile` becomes a loop that updates one buffer in pla
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import For, If, Print, While
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
+from tilelang.ir.dtypes import dtype
 from tilelang.layouts import shared
 
 
@@ -251,6 +253,10 @@ class _Lowering:
         targets = {i: new_buffer(b, r.shape, r.dtype) for i, r in enumerate(op.results) if r in self.used}
         self.stored.update({op.results[i]: t for i, t in targets.items()})
         n, last = shape[axis], len(shape) - 1
+        if axis == last and self._scans_in_registers(op):
+            if targets:
+                self._scan_in_registers(op, sources[0], targets[0])
+            return
 
         def step(acc: Sequence[Value], x: Sequence[Value]) -> list[Value]:
             if op.attrs["kind"] == "custom":
@@ -293,6 +299,27 @@ class _Lowering:
         for r, buffer in zip(op.results, sort(self.b, [self.stored[v] for v in op.operands], op.attrs["axis"],
                                               self.target.vector_bytes, self._copy), strict=True):
             self.stored[r] = buffer
+
+    def _scans_in_registers(self, op: Op) -> bool:
+        """Whether rows of 32-bit integers fill registers of AVX-512."""
+        (*_, n), lanes = op.operands[0].shape, self.target.vector_bytes // 4
+        return op.attrs["kind"] in COMBINE and op.operands[0].dtype.name in ("i32", "u32") and lanes == 16 and \
+            1 < n <= lanes and lanes % n == 0 and op.operands[0].tile.size % lanes == 0 and \
+            self.stored[op.operands[0]].row_major
+
+    def _scan_in_registers(self, op: Op, source: Buffer, target: Buffer) -> None:
+        """Several rows at once, in log2 n steps: each adds what is so many places before to what is not."""
+        b, n, lanes, u32 = self.b, source.shape[-1], self.target.vector_bytes // 4, dtype("u32")
+        with b.loop(0, math.prod(source.shape), lanes) as loop:
+            x, step = b.load(source.memory, loop.i, lanes), 1
+            while step < n:
+                by = -step if not op.attrs["reverse"] else step
+                inside = [0 <= i % n + by < n for i in range(lanes)]
+                places = tuple(i + by if held else i for i, held in enumerate(inside))
+                moved = b.pure(th.LaneLookup, x, b.pure(sh.ConstTile, values=places, dtype=u32))
+                mask = b.pure(sh.ConstTile, values=tuple(map(int, inside)), dtype=ew.I1)
+                x, step = b.pure(ew.Where, mask, b.pure(COMBINE[op.attrs["kind"]], moved, x), x), 2 * step
+            b.store(target.memory, loop.i, x)
 
     # -- control flow -------------------------------------------------------------------------------------------------
     def _split(self, values: Sequence[Value]) -> tuple[list[int], list[int]]:

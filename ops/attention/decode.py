@@ -210,7 +210,8 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
     bm = block(rows, 64, 16) if gpu else block(rows, 96, 1 if rows < 12 else 12)
-    bn = block(longest, 64, 16) if gpu else block(longest, 256 if bm < 12 else 128, 32)
+    expanded_often = bm < 12 and given.get("k_bits") is not None  # for each query, from the first level of the caches
+    bn = block(longest, 64, 16) if gpu else block(longest, 64 if expanded_often else 256 if bm < 12 else 128, 32)
     if block_table is not None:
         bn = page_block(k.shape[2], bn)
     programs = max(batch * groups * -(-rows // bm), 1)

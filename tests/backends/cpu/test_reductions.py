@@ -63,3 +63,20 @@ def test_what_is_made_of_it() -> None:
     assert "reduce_each" in thread and "fma" in thread and re.search("prefetch %k.*near=True", thread)
     shapes = re.findall(r"alloc .*shape=\(([\d, ]+)\)", thread)
     assert shapes and max(int(np.prod([int(n) for n in s.split(",") if n.strip()])) for s in shapes) <= 4 * 128
+
+
+@tile.kernel
+def scans(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M N"], N: tile.Const, REVERSE: tile.Const):
+    v = tile.load(x, (0, 0), (32, N))
+    tile.store(y, (0, 0), tile.cumsum(v, 1, reverse=REVERSE) + 3 * tile.cumprod(v, 1, reverse=REVERSE))
+
+
+@pytest.mark.parametrize(("n", "reverse"), [(2, True), (4, False), (16, True), (3, False), (32, False)])
+def test_short_rows_of_integers_are_scanned_in_registers(n: int, reverse: bool) -> None:
+    x = np.random.default_rng(n).integers(-9, 9, (32, n)).astype(np.int32)
+    got, wanted = np.empty_like(x), np.empty_like(x)
+    scans(x, got, N=n, REVERSE=reverse)
+    scans.reference(x, wanted, N=n, REVERSE=reverse)
+    np.testing.assert_array_equal(got, wanted)
+    held = HOST.vector_bytes == 64 and 16 % n == 0
+    assert ("lane_lookup" in str(scans.lower(x, got, N=n, REVERSE=reverse).thread)) == held
