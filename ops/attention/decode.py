@@ -209,9 +209,12 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
     rows, longest = heads // groups * queries, k.shape[2] * (1 if block_table is None else block_table.shape[1])
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
-    bm = block(rows, 64, 16) if gpu else block(rows, 96, 1 if rows < 12 else 12)
-    expanded_often = bm < 12 and given.get("k_bits") is not None  # for each query, from the first level of the caches
-    bn = block(longest, 64, 16) if gpu else block(longest, 64 if expanded_often else 256 if bm < 12 else 128, 32)
+    if gpu:
+        bm, bn = block(rows, 64, 16), block(longest, 64, 16)
+    else:  # up to 12 rows keys are not packed; so few more are worth reading them twice rather than filling up 24
+        bm = -(-rows // 2) if 12 < rows <= 18 else block(rows, 96, 1 if rows < 12 else 12)
+        expanded = bm < 12 and given.get("k_bits") is not None  # rows stay in the first level of the caches
+        bn = block(longest, 64 if expanded else 256 if rows < 12 else 128, 32)
     if block_table is not None:
         bn = page_block(k.shape[2], bn)
     programs = max(batch * groups * -(-rows // bm), 1)
