@@ -14,10 +14,12 @@ settings.load_profile(PROFILE)
 os.environ.setdefault("TILELANG_CHECK", "1")
 for library in ("OMP", "OPENBLAS", "MKL"):  # workers have the processors; more threads only wait for each other
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-_own = tempfile.TemporaryDirectory(prefix="tilelang-test-")
-if "PYTEST_XDIST_WORKER" not in os.environ:  # who starts workers hands its cache on to them
-    os.environ["TILELANG_CACHE_DIR"] = os.path.join(_own.name, "cache")
-os.environ["TILELANG_TUNING_FILE"] = os.path.join(_own.name, "tuning.sqlite")
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if not _worker:  # who starts workers hands its cache on to them, and removes it
+    _run = tempfile.TemporaryDirectory(prefix="tilelang-test-")
+    os.environ["TILELANG_CACHE_DIR"] = os.path.join(_run.name, "cache")
+os.environ["TILELANG_TUNING_FILE"] = os.path.join(os.path.dirname(os.environ["TILELANG_CACHE_DIR"]),
+                                                  f"tuning{_worker}.sqlite")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -12,7 +12,8 @@ TL_FN float rounded(float x, int bits) {
   return min(max(near, -largest), largest);
 }
 
-// Two tf32 that differ from x by at most 2^-23 |x| (2^-22 beyond the largest tf32), of which instructions drop low bits.
+// Two tf32 that differ from x by at most 2^-23 |x| (2^-22 beyond the largest tf32), of which instructions drop low
+// bits.
 struct cut_tf32 {
   static constexpr int count = 2;
   template <class V>
@@ -54,8 +55,8 @@ struct fragment {
   vec<T, N> pieces[Cut::count];
 };
 
-// `order` says where an element goes. A compiler that finds a fragment to be the same in every iteration of a loop would
-// keep its pieces in registers: they are made where they are used.
+// `order` says where an element goes. A compiler that finds a fragment to be the same in every iteration of a loop
+// would keep its pieces in registers: they are made where they are used.
 template <class Cut, class T, int N, class Order, class A, int NA>
 TL_FN fragment<Cut, T, N> cut(const vec<A, NA>& a, int at, Order order) {
   fragment<Cut, T, N> f;
