@@ -29,7 +29,7 @@ def target(name: str) -> SimtTarget:
                       frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")}),
                       word_operands=True, ternary=True, bulk=arch >= 90, overlap=arch >= 90, clusters=arch >= 90,
                       multicast=arch in (90, 100),  # elsewhere it is slow (PTX ISA 8.7, section 9.7.9.25.5.2)
-                      counts_bits=80 <= arch <= 90,
+                      counts_bits=80 <= arch <= 90, registers=255,
                       group_mma=tuple(r for r in GROUP_ROWS if r.archs[0] <= arch <= r.archs[1]))
 
 

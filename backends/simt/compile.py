@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from tilelang.backends.clike.render import render
 from tilelang.backends.clike.rendered import Rendered
 from tilelang.backends.simt.along import along_memory
+from tilelang.backends.simt.aside import set_aside
 from tilelang.backends.simt.asynchronous import order_products
 from tilelang.backends.simt.barriers import insert_barriers
 from tilelang.backends.simt.bulk import encodable
@@ -41,7 +42,8 @@ from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
 
-PLACED_PASSES: tuple[Pass, ...] = (along_memory, separate, place, pipeline, through_registers, store_blocks)
+PLACED_PASSES: tuple[Pass, ...] = (along_memory, separate, place, pipeline, through_registers, store_blocks,
+                                   set_aside)
 THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
                                    insert_barriers, count_waits, interleave, order_products, overlap,
                                    split_roles)

@@ -28,7 +28,7 @@ class SimtTarget:
     cluster run together and reach each other's shared memory; where `multicast`, they copy blocks for each other
     (`multicast.py`); where `counts_bits`, products of bits are instructions (after sm_90 an assembler makes eight
     products of bytes of each). Lanes that are one of `swaps` apart exchange values by one instruction of the vector
-    unit."""
+    unit. `registers` are the most a thread may have, where tiles are set aside for want of them (`aside.py`)."""
 
     name: str
     arch: int
@@ -58,6 +58,7 @@ class SimtTarget:
     counts_bits: bool = False
     swaps: frozenset[int] = frozenset()
     group_mma: tuple[GroupRow, ...] = ()
+    registers: int = 0
 
     def fraction(self, op: Op) -> int:
         """How many bits behind the point sums of a `dot` keep, by the instruction that keeps the fewest."""

@@ -8,6 +8,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like, is_torch
+from tilelang.jit import architecture
 from tilelang.ops.attention.options import check_heads, spread, window_sizes
 from tilelang.ops.common import block, dtype_of
 from tilelang.ops.lla.backward import columns_kernel, rows_kernel
@@ -17,11 +18,19 @@ RIDGES = ("rel", "abs")
 F32 = tile.dtype("f32")
 
 
-def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queries: int, keys: int) -> dict[str, Any]:
+NVIDIA = {"forward": (64, 32), "rows": (64, 16), "columns": (16, 64)}
+"""Queries and keys of a block of each kernel up to D = 64: no thread has more than 255 registers to hold them."""
+
+
+def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queries: int, keys: int,
+              kernel: str = "forward") -> dict[str, Any]:
+    """What a kernel is compiled for."""
     d, e = q.shape[3], v.shape[3]
     if tile.on_gpu(q, k, v):
-        side = 64 if max(d, e) <= 64 else 32
-        bm, bn, deep = block(queries, side, 16), block(keys, side, 16), 16
+        bm, bn = (64, 64) if max(d, e) <= 64 else (32, 32)
+        if max(d, e) <= 64 and architecture(q, k, v).startswith("cuda"):
+            bm, bn = NVIDIA[kernel]
+        bm, bn, deep = block(queries, bm, 16), block(keys, bn, 16), 16
     else:
         bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
     return {"LEFT": left, "RIGHT": right, "BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep),
@@ -36,11 +45,12 @@ def _backward(q: Any, k: Any, v: Any, lam: Any, do: Any, rho: Any, top: Any, ome
     u = empty_like(q, tuple(q.shape), F32)
     base, ldr, dlam = (empty_like(q, tuple(q.shape[:3]), F32) for _ in range(3))
     packed = {"cu_q": cu_q, "cu_k": cu_k}
-    consts = constants(q, k, v, left, right, longest_q or q.shape[2], longest_k or k.shape[2])
+    rows, columns = (constants(q, k, v, left, right, longest_q or q.shape[2], longest_k or k.shape[2], kernel)
+                     for kernel in ("rows", "columns"))
     steps, tolerance = limits(q, iterations, tolerance)
     rows_kernel(q, k, v, lam, do, rho, top, omega, delta, dq, u, base, ldr, dlam, scale, tolerance, longest=longest_q,
-                RELATIVE=ridge == "rel", ITERATIONS=steps, **packed, **consts)
-    columns_kernel(q, k, v, do, rho, u, top, delta, base, ldr, dk, dv, scale, longest=longest_k, **packed, **consts)
+                RELATIVE=ridge == "rel", ITERATIONS=steps, **packed, **rows)
+    columns_kernel(q, k, v, do, rho, u, top, delta, base, ldr, dk, dv, scale, longest=longest_k, **packed, **columns)
     return dq, dk, dv, dlam
 
 
