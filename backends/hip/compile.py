@@ -49,14 +49,16 @@ class Lowered(simt.Lowered):
     @property
     def report(self) -> dict[str, int | float | str]:
         """What a block uses (vector registers of a thread and how many of them only accumulate, scalar registers of a
-        wave and how many more of them lanes of vector registers keep, bytes spilled by a thread, shared memory), how
-        many blocks a compute unit holds at once, which share of its waves that is, what keeps more out, and the
-        schedules of pipelined loops."""
+        wave and how many more of them lanes of vector registers keep, vector registers that accumulation registers
+        keep, bytes spilled by a thread, shared memory), how many blocks a compute unit holds at once, which share of
+        its waves that is, what keeps more out, and the schedules of pipelined loops."""
         uses, threads = self.product[1], self.rendered.threads
         shared = uses["shared_bytes"]
+        spills = min(4 * uses["spilled_registers"], uses["stack_bytes"])  # what is not on the stack was only moved
         blocks, limit = resident_blocks(self.target.shared_bytes, threads, uses["registers"], shared)
         return {"registers": uses["registers"], "accumulation_registers": uses["accumulation_registers"],
                 "scalar_registers": uses["scalar_registers"], "scalar_spills": uses["scalar_spills"],
-                "spills": 4 * uses["spilled_registers"], "stack_bytes": uses["stack_bytes"], "shared_bytes": shared,
+                "vector_moves": uses["spilled_registers"] - spills // 4, "spills": spills,
+                "stack_bytes": uses["stack_bytes"], "shared_bytes": shared,
                 "threads": threads, "resident_blocks": blocks, "occupancy": occupancy(threads, blocks),
                 "limited_by": limit, **({"schedules": self.schedules} if self.schedules else {})}

@@ -115,6 +115,24 @@ def test_whole_kernels_link_and_do_not_spill(name: str, monkeypatch: pytest.Monk
     assert seen
 
 
+@compiles
+def test_registers_spill_where_there_is_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers count as spilled what they only move to accumulation registers, too."""
+    lowered = matmul("gfx942")
+    assert "scratch_" not in lowered.assembly
+    code, uses = lowered.product
+    monkeypatch.setattr(lowered, "product", (code, {**uses, "spilled_registers": 14}))
+    assert (lowered.report["spills"], lowered.report["vector_moves"]) == (0, 14)
+    body = "".join(f"  TL_UNROLL for (int i = 0; i < 100; i++) {s};\n" for s in (
+        "x[i] = a[i * 1024 + t]", 'asm volatile("" : "+v"(x[i]))', "a[i * 3 % 100 * 1024 + t] = x[i]"))
+    body = f"  const int t = tl::thread();\n  float x[100];\n{body}"  # of 1024 threads each has 128 registers
+    text = including(wrappers.kernel("k", "tl::gptr<float> a", body, 1024))
+    made = clang.compile(text, "gfx942")
+    assert "scratch_store" in made.assembly
+    monkeypatch.setattr(lowered, "product", (made.code, made.report["k"]))
+    assert lowered.report["spills"] == 4 * made.report["k"]["spilled_registers"] > 0 == lowered.report["vector_moves"]
+
+
 @pytest.mark.parametrize(("threads", "registers", "shared", "blocks", "limit"), [
     (256, 64, 0, 8, "warps"), (256, 65, 0, 7, "registers"), (256, 128, 0, 4, "registers"),
     (64, 32, 0, 32, "warps"), (128, 32, 0, 16, "warps"), (512, 256, 0, 1, "registers"), (512, 257, 0, 0, "registers"),
