@@ -84,6 +84,8 @@ def test_kinds_of_arguments_take_turns(forbidden: Any) -> None:
     forbidden()
     for kind in kinds + kinds[::-1]:
         check(*kind)
+        (plans,) = outer._plans.values()
+        assert len(plans) == 4 and plans[0].values(kind, {}) and plans[0].fn(*plans[0].values(kind, {})) is None
 
 
 def test_views_that_negate_are_refused_again_and_again() -> None:

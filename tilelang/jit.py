@@ -173,8 +173,9 @@ class Kernel(ByName, KernelDef):
         try:
             if self.captured and any_changed(self.captured.values()):
                 self._prepare()
-            target = _target.get()
-            for plan in self._plans.get(self._pattern(args, kwargs), ()):
+            target, pattern = _target.get(), self._pattern(args, kwargs)
+            plans = self._plans.get(pattern, [])
+            for plan in plans:
                 if plan.target == target:  # the common case: native code checks arguments
                     try:
                         values = plan.values(args, kwargs)
@@ -185,6 +186,8 @@ class Kernel(ByName, KernelDef):
                                self._failure(error, Bound(self, args, kwargs))) from None
                     except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
                         continue  # an argument that cannot be exported: nothing has run, `_call` finds out why
+                    if plan is not plans[0]:
+                        self._plans[pattern] = [plan, *(p for p in plans if p is not plan)]
                     outs = plan.outs
                     return values[outs[0]] if len(outs) == 1 else tuple(values[i] for i in outs) if outs else None
             if watched is None and hooks.look():

@@ -200,6 +200,8 @@ def _exchange() -> ctypes.CDLL:
 
 @lru_cache(maxsize=8)
 def _on_number(number: int) -> type[OnDevice]:
+    if COMPILER is None:  # nothing is called with it then
+        return OnDevice
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     real = pointer(torch.Tensor.__dlpack_c_exchange_api__, b"dlpack_exchange_api")
