@@ -93,6 +93,19 @@ class Elements:
         return self.at(op.operands[0], tuple(ix.shifted(self.b, s, t) for ix, s, t in
                                              zip(full, op.attrs["starts"], op.attrs["steps"], strict=True)))
 
+    def _at_concat(self, op: Op, where: Position) -> Value:
+        """Of tiles of extent 1 the one at a known place, or a choice."""
+        b, axis = self.b, op.attrs["axis"]
+        ix, there = where[axis], (*where[:axis], ZERO, *where[axis + 1:])
+        if ix.lanes is None and isinstance(ix.base, int):
+            return self.at(op.operands[ix.base], there)
+        place = b.index(ix.base) if ix.lanes is None else b.offsets(ix.base, ix.lanes, ix.step)
+        out = self.at(op.operands[-1], there)
+        for i, v in reversed(list(enumerate(op.operands[:-1]))):
+            here = b.apply(ew.Eq, [place, b.const(i, I64)], {})
+            out = b.apply(ew.Where, [here, self.at(v, there), out], {})
+        return out
+
     def _at_arange(self, op: Op, where: Position) -> Value:
         b, (ix,) = self.b, where
         base = b.index(b.add(ix.base, op.attrs["start"]))

@@ -11,8 +11,9 @@ from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import Buffer, Ix, lanes_of, new_buffer
 from tilelang.backends.cpu.elements import Position
 from tilelang.backends.cpu.machine import LINE, CpuTarget
+from tilelang.backends.cpu.narrow import Narrow
 from tilelang.backends.cpu.place import LOOKUPS
-from tilelang.backends.cpu.reductions import At, Reductions
+from tilelang.backends.cpu.reductions import At
 from tilelang.backends.cpu.runs import gathered_run, walked
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import control
@@ -25,7 +26,7 @@ MANY = 8
 """How many vectors a row has at least where its last ones get code of their own."""
 
 
-class NestLowering(Reductions):
+class NestLowering(Narrow):
     """State of the lowering of one nest; `stored` maps values in memory to buffers, `scalars` the others.
 
     `unread` are the tensors that the kernel only writes; `ahead` as for `Elements`.
@@ -78,7 +79,7 @@ class NestLowering(Reductions):
                 b.epoch += 1
                 self._in_parts(ends, self._loops)
         else:
-            self._in_parts(ends, lambda: self._maybe_streamed(self._loops))
+            self._in_parts(ends, lambda: self.maybe_narrow(lambda: self._maybe_streamed(self._loops)))
         b.floor = floor
         b.epoch += 1
         for inner, outer in self.yields:

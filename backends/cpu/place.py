@@ -30,7 +30,9 @@ _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tan
          "lookup4": 2, "load": 1}
 _REARRANGE = ("broadcast", "permute", "slice", "reshape")
 LOOKUPS = ("lookup", "lookup4")
-_ELSEWHERE = (*_REARRANGE, *LOOKUPS, *READS)
+PIECES = 4
+"""Tiles of extent 1 that are joined where the result is used, at most: each may be computed for every element."""
+_ELSEWHERE = (*_REARRANGE, *LOOKUPS, "concat", *READS)
 """Operations that read their operands at other indices than the result's."""
 _WRITES = ("store", "scatter", "atomic")
 
@@ -170,6 +172,8 @@ class _Placer:
             return False
         if op.name == "reshape":
             return unit_reshape(op)
+        if op.name == "concat":
+            return len(op.operands) <= PIECES and all(v.shape[op.attrs["axis"]] == 1 for v in op.operands)
         if op.name in READS:
             return op.operands[0] not in self.written and isinstance(op.operands[0].type, TensorType)
         return isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or \

@@ -25,6 +25,8 @@ def walked(op: Op, dims: Dims, operand: Value) -> Dims:
         return tuple(None if e == 1 else next(it) for e in operand.shape)
     if op.name == "expand_load":
         return (*dims[:-1], None)
+    if op.name == "concat":
+        return tuple(None if i == op.attrs["axis"] else d for i, d in enumerate(dims))
     return dims
 
 
