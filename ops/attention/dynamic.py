@@ -92,9 +92,9 @@ def _chosen(q: Any, until: Any, keep: int, causal: bool, bm: int) -> dict[str, A
     """Arguments of the forward kernel by which it visits the keys that a block of `bm` queries sees, and no others."""
     (batch, heads, queries, _), keys, i32 = q.shape, until.shape[2], tile.dtype("i32")
     counts = empty_like(q, (batch, heads, -(-queries // bm)), i32)
-    listed = empty_like(q, (*counts.shape, max(min(keys, keep + bm), 1)), i32)
-    chosen_kernel(until, counts, listed, queries, CAUSAL=causal, BM=bm)
-    return {"counts": counts, "blocks": listed, "CHOSEN": True, "BN": CHOSEN_AT_ONCE}
+    chosen = empty_like(q, (*counts.shape, max(min(keys, keep + bm), 1)), i32)
+    chosen_kernel(until, counts, chosen, queries, CAUSAL=causal, BM=bm)
+    return {"counts": counts, "blocks": chosen, "CHOSEN": True, "BN": CHOSEN_AT_ONCE}
 
 
 def _options(q: Any, k: Any, v: Any, bias: Any, until: Any, causal: bool, scale: float) -> Options:
