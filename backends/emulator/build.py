@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -107,5 +108,6 @@ def runtime() -> Path:
 
 
 def kernel(text: str) -> Path:
-    """The library of the kernels in an emitted text. It finds the runtime's functions in the process."""
-    return _library("kernel", text, KERNEL_FLAGS)
+    """The library of the kernels in an emitted text. It finds the runtime's functions in the process. Targets whose
+    texts differ in their first line alone, a comment that names them, share it."""
+    return _library("kernel", re.sub(r"\A//.*\n", "", text), KERNEL_FLAGS)

@@ -37,6 +37,7 @@ def test_a_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest
     stamp = first.stat().st_ino
     assert build.kernel(COPY) == first and first.stat().st_ino == stamp
     assert build.kernel(COPY + "\n") != first
+    assert build.kernel("// k for another target\n" + COPY) == first
     assert not list(first.parent.glob(".build-*"))
 
 
