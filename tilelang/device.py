@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tilelang.backends.simt.launch import Launch
     from tilelang.bound import Bound
 
+
 def stream(ordinal: int) -> int:
     """torch's current stream on a device."""
     torch = sys.modules["torch"]
