@@ -387,6 +387,19 @@ def test_calls_make_no_text_of_captured_tables() -> None:
     assert [add(x, ROW=row)[0] for row in (1, 2, 1, 2)] == [3, 4, 3, 4]
 
 
+def test_advice_on_methods_and_on_foreign_byte_orders_helps() -> None:
+    """np.array(x), as was said, keeps the byte order; `self` is no tensor."""
+    x = np.ones((3, 4), np.float32)
+    foreign = x.astype(">f4")
+    with pytest.raises(errors.ArgumentLayout, match=r"np.array\(x, x.dtype.newbyteorder\('='\)\)"):
+        scale(foreign, by=2.0)
+    np.testing.assert_array_equal(scale(np.array(foreign, foreign.dtype.newbyteorder("=")), by=2.0), 2 * x)
+    with pytest.raises(errors.UnsupportedSyntax, match="@staticmethod above the kernel"):
+        @tile.kernel
+        def method(self, y: tile.Out[tile.f32, "N"]):
+            tile.store(y, 0, self.value)
+
+
 def test_masked_arrays_are_refused() -> None:
     """The mask was once ignored, by the first call and by later ones."""
     x, y = np.ones((3, 4), np.float32), np.empty((3, 4), np.float32)

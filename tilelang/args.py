@@ -210,7 +210,8 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
     if not x.dtype.isnative or any(s % x.dtype.itemsize for s in x.strides):
         raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc,
                              needs="native byte order and strides of whole elements",
-                             got=f"{x.dtype.str}, strides {x.strides} bytes", try_=f"np.array({name})")
+                             got=f"{x.dtype.str}, strides {x.strides} bytes",
+                             try_=f"np.array({name}, {name}.dtype.newbyteorder('='))")
     return Argument(name, x, _dtype(name, x.dtype, loc), x.shape, tuple(s // x.dtype.itemsize for s in x.strides),
                     "numpy")
 

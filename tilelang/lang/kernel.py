@@ -84,7 +84,8 @@ class KernelDef:
         raise UnsupportedSyntax(f"parameter `{p.name}` of `{self.name}` has no usable annotation", loc=self.source.loc,
                                 needs="tile.Tensor[...], tile.Out[...], tile.InOut[...], tile.Const, a dtype, int, "
                                 "float or bool", got=repr(annotation) if annotation is not None else "none",
-                                try_=f"{p.name}: tile.Tensor[tile.f32, \"N\"]")
+                                try_="@staticmethod above the kernel, and what it needs of the object as tile.Const"
+                                if p.name == "self" else f"{p.name}: tile.Tensor[tile.f32, \"N\"]")
 
     def types(
         self, dtypes: Mapping[str, DType], unit: Mapping[str, tuple[bool, ...]] | None = None, align: int = 1
