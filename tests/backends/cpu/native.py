@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 
 from tilelang.backends.cpu import machine
+from tilelang.backends.cpu.compile import Lowered
+from tilelang.backends.cpu.launch import Failures
 from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType
 from tilelang.ir.packed import Packed
 from tilelang.jit import Kernel
-from tilelang.native import load
+from tilelang.native import function
 
 HOST = machine.host()
 
 
 def native(fn: Function) -> Callable[[list[Any]], None]:
-    """Compiled code with the interpreter's calling convention: arguments are written in place."""
-    code = load(fn)
+    """Compiled code with the interpreter's calling convention: arguments are written in place. It takes, as exported
+    code does, all that its types allow, and raises ValueError for others."""
+    lowered = Lowered(fn, machine.host())
+    module = lowered.module("tl_entry", Failures(("ValueError", "these are not the types of the function")))
+    code, _ = function(machine.object_code(module, lowered.target))
 
     def call(args: list[Any]) -> None:
         flat: list[Any] = []
