@@ -67,6 +67,21 @@ def test_parameters_are_short_where_no_gradient_is_recorded(forbidden: Any) -> N
         outer(x, y)
 
 
+@tile.kernel
+def tabled(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], TABLE: tile.Const):
+    tile.store(y, 0, tile.load(x, 0, 2) * tile.constant(TABLE, tile.f32))
+
+
+@pytest.mark.parametrize("table", [(2.0, -0.0), (2, 3)], ids=["floats", "ints"])
+def test_calls_with_tuples_are_short(table: tuple[Any, ...], forbidden: Any) -> None:
+    x = torch.ones(2)
+    for first in (table, (*table[:1], 0.0)):
+        tabled(x, TABLE=first)
+    forbidden()
+    got = tabled(x, TABLE=(*table,))  # another tuple of the same numbers
+    assert got.tolist() == list(table) and torch.signbit(got).tolist() == [False, table[1] == 0.0]
+
+
 def test_numpy_is_short_too(forbidden: Any) -> None:
     for m, n in ((3, 20), (9, 5)):
         check(*(v.numpy() for v in vectors(m, n)))

@@ -103,7 +103,8 @@ def direct(arguments: Iterable[Argument], on_gpu: bool) -> bool:
 
 def is_constant(x: Any) -> bool:
     """Whether a value can be told from others of its kind by `identity`."""
-    return x is None or isinstance(x, bool | int | float | str | DType | TileFunction)
+    return x is None or isinstance(x, bool | int | float | str | DType | TileFunction) or \
+        type(x) is tuple and all(map(is_constant, x))
 
 
 PLAIN = frozenset((int, bool, str, NoneType))

@@ -1,6 +1,7 @@
 """What a constant of a kernel holds: whether code compiled with it yesterday is the code for what it holds today."""
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable
 from dataclasses import fields, is_dataclass
 from types import FunctionType
@@ -38,6 +39,11 @@ def contents(x: Any, around: tuple[Any, ...] = ()) -> Hashable:
         return Same(x)
     around = *around, x
     if kind in (list, tuple):
+        of = set(map(type, x))  # numbers of one type are long tables, maybe
+        if of == {int}:
+            return kind, int, tuple(x)
+        if of == {float}:
+            return kind, float, array("d", x).tobytes()
         return kind, tuple([contents(y, around) for y in x])
     if kind is dict:
         return kind, tuple([(contents(k, around), contents(v, around)) for k, v in x.items()])
