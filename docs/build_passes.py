@@ -63,6 +63,17 @@ def behind(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: 
     tile.store(c, (m * 64, 0), acc.to(tile.f16))
 
 
+@tile.kernel
+def again(a: tile.Tensor[tile.f16, "M K"], b: tile.Tensor[tile.f16, "K N"], c: tile.Out[tile.f32, "M N"]):
+    m = tile.grid(tile.cdiv(a.shape[0], 128))
+    total, acc = tile.zeros((128, 128)), tile.zeros((128, 128))
+    for _ in tile.range(4):
+        for k in tile.range(0, a.shape[1], 32, stages=2):
+            acc += tile.dot(tile.load(a, (m * 128, k), (128, 32)), tile.load(b, (k, 0), (32, 128)))
+        total = 0.5 * total + acc
+    tile.store(c, (m * 128, 0), total)
+
+
 class Case(NamedTuple):
     """A kernel and what compiles it."""
 
@@ -81,12 +92,12 @@ def cases() -> list[Case]:
     least, plain, small = traced(twice, a[0].astype(np.float32)), traced(best, a), traced(product, a, b)
     unaligned = product.lower(a, b).tile  # as if nothing were known of addresses
     mixed = traced(product, a, b, BM=256, BK=64, SCHEDULE="interleave")
-    early = traced(behind, a, b)
+    early, repeated = traced(behind, a, b), traced(again, a, b)
     turned = traced(product, a, np.asfortranarray(b))
     host = CpuTarget("cpu", "", "", "", "", 64, 32, frozenset(), 32 << 20)  # AVX-512
     on_gpu = simt.PLACED_PASSES, simt.THREAD_PASSES
     return [*(Case(fn, host, cpu.PLACED_PASSES, cpu.THREAD_PASSES) for fn in (least, plain)),
-            *(Case(fn, cuda("cuda:sm_80"), *on_gpu) for fn in (least, plain, small, unaligned, turned)),
+            *(Case(fn, cuda("cuda:sm_80"), *on_gpu) for fn in (least, plain, small, unaligned, turned, repeated)),
             *(Case(fn, machine, *on_gpu) for fn, machine in
               ((small, cuda("cuda:sm_90a")), (early, cuda("cuda:sm_90a")), (small, hip("hip:gfx942")),
                (small, hip("hip:gfx950")), (mixed, hip("hip:gfx950"))))]
@@ -215,5 +226,6 @@ import tilelang as tile
 {inspect.getsource(twice.__wrapped__)}
 {inspect.getsource(best.__wrapped__)}
 {inspect.getsource(product.__wrapped__)}
-{inspect.getsource(behind.__wrapped__)}```
+{inspect.getsource(behind.__wrapped__)}
+{inspect.getsource(again.__wrapped__)}```
 '''
