@@ -260,7 +260,8 @@ def test_who_looks_at_calls_of_operators() -> None:
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
             assert nobody_looks((wanted, [x, torch.zeros(1)], "text", None))
-    assert nobody_looks((x,)) and not nobody_looks((wanted,)) and not nobody_looks(([x, wanted],))
+    assert nobody_looks((x,)) and not nobody_looks((wanted,))
+    assert not nobody_looks(([x, wanted],)) and not nobody_looks(((x, wanted),))
     for other in (torch.empty(3, device="meta"), torch.ones(2, dtype=torch.complex64).conj().imag,
                   FakeTensorMode().from_tensor(x), x.to_sparse()):
         assert not nobody_looks((x, other))

@@ -136,7 +136,7 @@ def nobody_looks(args: Iterable[Any]) -> bool:
         return False
     keys = c._dispatch_tls_local_include_set()
     for x in args:
-        for t in x if type(x) is list else (x,):
+        for t in x if isinstance(x, list | tuple) else (x,):
             if isinstance(t, torch.Tensor):
                 if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter or gradients and t.requires_grad:
                     return False
