@@ -37,11 +37,7 @@ class Launch:
         self.function = device.load(lowered.product[0], lowered.rendered.name, lowered.dynamic_shared)
         target = machine.host()
         text = start.text((root or self).lowered, "tl_entry", target, Failures(), only)
-        key = cache.key(target.key, text)
-        code = cache.default().get(key)
-        if code is None:
-            code = machine.object_code(text, target)
-            cache.default().put(key, code)
+        code = cache.default().made(cache.key(target.key, text), lambda: machine.object_code(text, target))
         self.entry, loaded = link(code, "tl_start", "tl_device")
         self._loaded = loaded
         self._start = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 3)(loaded.address("tl_start"))

@@ -47,8 +47,8 @@ class Compiled:
 
     def keep(self) -> None:
         """Puts the machine code into the cache of this process, if another machine made it."""
-        if self.key and cache.default().get(self.key) is None:
-            cache.default().put(self.key, self.code)
+        if self.key:
+            cache.default().made(self.key, lambda: self.code)
 
 
 @lru_cache(maxsize=256)
