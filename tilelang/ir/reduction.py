@@ -155,6 +155,28 @@ def dot_dtype(a: Any, b: Any) -> str:
     return "f32"
 
 
+def product_type(op: Op, dt: DType, k: str) -> TileType:
+    """The type of the product of two operands [*B, M, K] and [*B, K, N], where the third, if there is one, is added.
+    Raises ShapeMismatch, which calls K as `k` says."""
+    a, b = op.operands[0].tile, op.operands[1].tile
+    if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+        raise ShapeMismatch(f"`{op.name}` operands do not fit", loc=op.loc, needs=f"[..., M, {k}] and [..., {k}, N]",
+                            got=f"{list(a.shape)} and {list(b.shape)}",
+                            try_="(a * b).sum(-1), or give a vector a second dimension: x[:, None], x[None, :]"
+                            if min(a.rank, b.rank) < 2 else "transpose one operand with .T, or check the block sizes")
+    out = TileType((*a.shape[:-1], b.shape[-1]), dt)
+    check_accumulator(op, op.operands[2:], out)
+    return out
+
+
+def check_accumulator(op: Op, given: Sequence[Value], out: TileType) -> None:
+    """Raises ShapeMismatch where what is added to, if anything is, is not like the result."""
+    for v in given:
+        if (v.shape, v.dtype) != (out.shape, out.dtype):
+            raise ShapeMismatch(f"the accumulator of `{op.name}` does not fit", loc=op.loc, needs=str(out),
+                                got=str(v.tile), try_=f"start from tile.zeros({out.shape}, tile.{out.dtype})")
+
+
 class Dot(Op):
     """acc + a @ b over the last two dimensions, leading ones batched: [*B, M, K] x [*B, K, N] -> [*B, M, N].
 
@@ -168,16 +190,7 @@ class Dot(Op):
 
     def infer(self) -> Sequence[Type]:
         a, b, dt = self.operands[0].tile, self.operands[1].tile, self.attrs["dtype"]
-        if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
-            raise ShapeMismatch("`dot` operands do not fit", loc=self.loc, needs="[..., M, K] and [..., K, N]",
-                                got=f"{list(a.shape)} and {list(b.shape)}",
-                                try_="(a * b).sum(-1), or give a vector a second dimension: x[:, None], x[None, :]"
-                                if min(a.rank, b.rank) < 2 else
-                                "transpose one operand with .T, or check the block sizes")
-        out = TileType((*a.shape[:-1], b.shape[-1]), dt)
-        if len(self.operands) == 3 and (self.operands[2].shape, self.operands[2].dtype) != (out.shape, dt):
-            raise ShapeMismatch("the accumulator of `dot` does not fit", loc=self.loc, needs=str(out),
-                                got=str(self.operands[2].tile), try_=f"start from tile.zeros({out.shape}, tile.{dt})")
+        out = product_type(self, dt, "K")
         if dt.name not in ("f32", "f64", "i32", "i64"):
             raise DTypeMismatch(f"`dot` cannot accumulate in {dt}", loc=self.loc, needs="f32, f64, i32 or i64",
                                 got=str(dt), try_="accumulate in f32 (or i32), then cast the result")
@@ -244,17 +257,10 @@ class DotBits(Op):
 
     def infer(self) -> Sequence[Type]:
         a, b = self.operands[0].tile, self.operands[1].tile
-        if a.rank < 2 or a.rank != b.rank or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
-            raise ShapeMismatch("`dot_bits` operands do not fit", loc=self.loc, needs="[..., M, W] and [..., W, N]",
-                                got=f"{list(a.shape)} and {list(b.shape)}",
-                                try_="transpose one operand with .T, or check the block sizes")
+        out = product_type(self, dtype("i32"), "W")
         if (a.dtype.name, b.dtype.name) != ("u32", "u32"):
             raise DTypeMismatch(f"`dot_bits` of {a.dtype} and {b.dtype}", loc=self.loc, needs="words of bits, u32",
                                 got=f"{a.dtype} and {b.dtype}", try_="x.bitcast(tile.u32), or tile.dot for numbers")
-        out = TileType((*a.shape[:-1], b.shape[-1]), dtype("i32"))
-        if len(self.operands) == 3 and (self.operands[2].shape, self.operands[2].dtype) != (out.shape, out.dtype):
-            raise ShapeMismatch("the accumulator of `dot_bits` does not fit", loc=self.loc, needs=str(out),
-                                got=str(self.operands[2].tile), try_=f"start from tile.zeros({out.shape}, tile.i32)")
         return [out]
 
     def eval(self, frame: Any, *args: Any) -> Any:
@@ -308,9 +314,7 @@ class DotScaled(Op):
                                     "with significands of at most 8 bits together", got=f"{x} and {scale}",
                                     try_="convert to f32, multiply, and use tile.dot")
         out = TileType((*a.shape[:-1], b.shape[-1]), dtype("f32"))
-        if len(self.operands) == 5 and (self.operands[4].shape, self.operands[4].dtype) != (out.shape, out.dtype):
-            raise ShapeMismatch("the accumulator of `dot_scaled` does not fit", loc=self.loc, needs=str(out),
-                                got=str(self.operands[4].tile), try_=f"start from tile.zeros({out.shape}, tile.f32)")
+        check_accumulator(self, self.operands[4:], out)
         return [out]
 
     def eval(self, frame: Any, *args: Any) -> Any:
