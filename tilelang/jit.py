@@ -17,8 +17,9 @@ from tilelang import device, hooks, native, targets
 from tilelang.args import check_gradient
 from tilelang.bound import Bound
 from tilelang.config import config
-from tilelang.errors import ArgumentCount, AssertFailed
+from tilelang.errors import ArgumentCount
 from tilelang.ir import codec
+from tilelang.ir.control import assertion_failed
 from tilelang.ir.core import Function
 from tilelang.ir.interpreter import count_programs, grid_extents, run
 from tilelang.lang.emitter import any_changed
@@ -278,9 +279,7 @@ class Kernel(ByName, KernelDef):
             return MemoryError(f"`{self.name}` could not allocate its scratch memory")
         lowered = targets.lowered(self._specialise(bound)[1], "cpu")
         asserts = [op for op in lowered.thread.walk() if op.name == "assert"]
-        op = asserts[code - 1]
-        return AssertFailed(op.attrs["message"] or "assertion failed", loc=op.loc, needs="every element true",
-                            got="a false element", try_="run kernel.reference(...) to see how many")
+        return assertion_failed(asserts[code - 1])
 
     def lower(self, *args: Any, target: str = "cpu", **kwargs: Any) -> Any:
         """The kernel for these arguments at every level: `.tile`, `.placed`, `.thread`, `.source` (LLVM IR, CUDA or

@@ -370,7 +370,10 @@ class Access:
             return self._intrinsic("llvm.x86.avx512.permvar.sf.512", t, [rows[0], index])
         found = [self._intrinsic("llvm.x86.avx512.vpermi2var.ps.512", t, [rows[i], index, rows[i + 1]])
                  for i in range(0, len(rows), 2)]
-        bit = 2 * t.count
+        return self._chosen(found, index, 2 * t.count)
+
+    def _chosen(self, found: Sequence[ir.Value], index: ir.Value, bit: int) -> ir.Value:
+        """For each lane the one of `found`, a power of two of them, that the bits of `index` from `bit` on number."""
         while len(found) > 1:
             above = self.b.icmp_unsigned("!=", self.b.and_(index, full_like(index, bit)), full_like(index, 0))
             found = [self.b.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
@@ -411,11 +414,7 @@ class Access:
             found = [self._intrinsic(shuffle, t, [self._lanes(table, [first + i % 16 for i in range(full)]), low])
                      for first in range(0, entries, 16)]
             bit = 16
-        while len(found) > 1:
-            above = self.b.icmp_unsigned("!=", self.b.and_(index, full_like(index, bit)), full_like(index, 0))
-            found = [self.b.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
-            bit *= 2
-        return self.b.bitcast(found[0], words.type)
+        return self.b.bitcast(self._chosen(found, index, bit), words.type)
 
     def _lanes(self, x: ir.Value, lanes: Sequence[int]) -> ir.Value:
         """These lanes of a vector, modulo its length."""

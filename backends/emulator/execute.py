@@ -22,8 +22,8 @@ from tilelang.backends.emulator.run import (
     Touched,
     load,
 )
-from tilelang.errors import AssertFailed, CheckError
-from tilelang.ir.control import printed
+from tilelang.errors import CheckError
+from tilelang.ir.control import assertion_failed, printed
 from tilelang.ir.core import BufferType, Function, Op, TensorType
 from tilelang.ir.interpreter import count_programs, grid_extents
 
@@ -115,9 +115,7 @@ def _report(findings: Sequence[Finding], ops: Sequence[Op]) -> None:
     lines = []
     for f in findings:
         if f.kind == "assertion":
-            op = ops[f.op]
-            raise AssertFailed(op.attrs["message"] or "assertion failed", loc=op.loc, needs="every element true",
-                               got="a false element", try_="run kernel.reference(...) to see how many")
+            raise assertion_failed(ops[f.op])
         other = f" and {place(f.other_op)}" if f.other_op >= 0 else ""
         lines.append(f"{f.kind}: {place(f.op)}{other}: {f.message}" if f.op >= 0 else f"{f.kind}: {f.message}")
     raise CheckError(lines)

@@ -243,8 +243,8 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
     shifted = how == "dequant_fma" and w.dtype is None  # codes stay where they stand in their words
     sums = np.empty((m, g), np.float32)
     weight = (w.planes if how in BY_BITS else w.words, w.scale, y)
-    consts = {"BITS": w.bits, "DEPTH": w.depth, "ROWS": chosen.rows, "ZERO": None if w.zeros else w.zero,
-              "ACT": activation}
+    one = {"BITS": w.bits, "DEPTH": w.depth, "ZERO": None if w.zeros else w.zero, "ACT": activation}
+    consts = {**one, "ROWS": chosen.rows}
     also = {"zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
     also = {name: array for name, array in also.items() if array is not None}
     if how == "bf16_dot" and x_dtype is None:
@@ -275,10 +275,10 @@ def _run(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtyp
     elif how == "lut_act":
         tables = np.empty((m, blocks, 8, 16), np.float32)
         tables_kernel(spread, tables)
-        _of(lut_gemv_kernel, **consts)(tables, sums, *weight, **also)
+        _of(lut_gemv_kernel, **one)(tables, sums, *weight, **also)
     elif how == "bucket_sum":
         values = np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)
-        _of(bucket_kernel, **consts)(spread, sums, values.astype(np.float32), *weight, **also)
+        _of(bucket_kernel, **one)(spread, sums, values.astype(np.float32), *weight, **also)
     else:
         _of(dot_gemv_kernel, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)(spread, sums, *weight, **also)
 

@@ -32,8 +32,7 @@ def lut_gemv_kernel(
     zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
-    ACT: tile.Const,
+    BITS: tile.Const, DEPTH: tile.Const, ZERO: tile.Const, ACT: tile.Const,
 ):
     """Four bits of a row choose one of 16 sums (T-MAC, 2407.00088, with tables in f32 and in registers); bit r of a
     code counts 2**r. One row of y and one panel of columns for each program."""
@@ -90,8 +89,7 @@ def lut_bytes_kernel(
     zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
-    ACT: tile.Const, EXACT: tile.Const,
+    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const, ACT: tile.Const, EXACT: tile.Const,
 ):
     """The same with tables of bytes: sixteen rows' look-ups of four tables are one byte shuffle, their sum with what
     bit r counts one `dot4`. Bits as signs add up to 2 code - (2**BITS - 1). With EXACT `xscale` is that of whole
@@ -198,10 +196,10 @@ def bucket_kernel(
     zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
-    BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const, ACT: tile.Const,
+    BITS: tile.Const, DEPTH: tile.Const, ZERO: tile.Const, ACT: tile.Const,
 ):
     """For every code the sum of the activations that meet it, times its value: one product for each entry of a
-    codebook and group. ROWS is 1."""
+    codebook and group. One row of y and one panel of columns for each program."""
     p, m = tile.grid(words.shape[0], y.shape[0])
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
     acc = (tile.zeros((64,), tile.f32),)

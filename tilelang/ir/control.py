@@ -213,7 +213,13 @@ class Assert(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         if not np.all(args[0]):
-            raise AssertFailed(self.attrs["message"] or "assertion failed", loc=self.loc,
-                               needs="every element true", got=f"{int(np.sum(~np.asarray(args[0])))} false",
-                               try_="inspect the values with tile.print")
+            raise assertion_failed(self, f"{int(np.sum(~np.asarray(args[0])))} false",
+                                   "inspect the values with tile.print")
         return ()
+
+
+def assertion_failed(op: Op, got: str = "a false element", try_: str = "run kernel.reference(...) to see how many"
+                     ) -> AssertFailed:
+    """The error of an `assert` that a false element has stopped."""
+    return AssertFailed(op.attrs["message"] or "assertion failed", loc=op.loc, needs="every element true", got=got,
+                        try_=try_)
