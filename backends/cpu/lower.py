@@ -6,7 +6,6 @@ example: `for … carrying a tile` becomes a loop that updates one buffer in pla
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,17 +18,16 @@ from tilelang.backends.cpu.elements import Elements
 from tilelang.backends.cpu.inplace import is_tile, plan
 from tilelang.backends.cpu.microkernel import Dot, Vectors
 from tilelang.backends.cpu.nests import NestLowering
+from tilelang.backends.cpu.scans import scan
 from tilelang.backends.cpu.sorting import sort
 from tilelang.backends.cpu.views import emit_view
 from tilelang.backends.thread.builder import Index, ThreadBuilder
-from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
 from tilelang.ir.control import For, If, Print, While
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
-from tilelang.ir.dtypes import dtype
 from tilelang.layouts import shared
 
 
@@ -244,82 +242,16 @@ class _Lowering:
         depth = b.pure(ew.Max, b.index(limits[0]), b.index(limits[1]))
         return b.mul(b.div(b.add(b.clamp(depth, 0, k), group - 1), group), group)
 
-    # -- scans --------------------------------------------------------------------------------------------------------
+    # -- along an axis ------------------------------------------------------------------------------------------------
     def _lower_scan(self, op: Op) -> None:
-        """Sequential along the axis; vectors along the last dimension where that is another one. Results that nothing
-        uses are not stored, so that LLVM drops what only they need."""
-        b, axis, shape = self.b, op.attrs["axis"], op.operands[0].shape
-        sources = [self.stored[v] for v in op.operands]
-        targets = {i: new_buffer(b, r.shape, r.dtype) for i, r in enumerate(op.results) if r in self.used}
+        targets = {i: new_buffer(self.b, r.shape, r.dtype) for i, r in enumerate(op.results) if r in self.used}
         self.stored.update({op.results[i]: t for i, t in targets.items()})
-        n, last = shape[axis], len(shape) - 1
-        if axis == last and self._scans_in_registers(op):
-            if targets:
-                self._scan_in_registers(op, sources[0], targets[0])
-            return
-
-        def step(acc: Sequence[Value], x: Sequence[Value]) -> list[Value]:
-            if op.attrs["kind"] == "custom":
-                lanes = x[0].shape[0] if x[0].shape else None
-                return [b.splat(v, lanes) for v in inline_region(b, op.regions[0], [*acc, *x], self.scalars)]
-            return [b.pure(COMBINE[op.attrs["kind"]], acc[0], x[0])]
-
-        def line(at: dict[int, Ix]) -> None:
-            def where(i: Index) -> tuple[Ix, ...]:
-                place = b.sub(b.index(n - 1), b.index(i)) if op.attrs["reverse"] else i
-                return tuple(Ix(place) if d == axis else at[d] for d in range(len(shape)))
-            first = [s.load(b, where(0)) for s in sources]
-            for i, t in targets.items():
-                t.store(b, where(0), first[i])
-            floor = b.floor
-            with b.loop(1, n, 1, first) as loop:
-                b.floor = len(b.levels) - 1
-                out = step(loop.carried, [s.load(b, where(loop.i)) for s in sources])
-                for i, t in targets.items():
-                    t.store(b, where(loop.i), out[i])
-                loop.yield_(out)
-            b.floor = floor
-
-        def over(dims: Sequence[int], at: dict[int, Ix]) -> None:
-            if not dims:
-                line(at)
-            elif dims[0] == last:
-                lanes = min(shape[last], self.target.vector_bytes // sources[0].dtype.storage.itemsize)
-                full = shape[last] // lanes * lanes
-                with b.loop(0, full, lanes) as loop:
-                    line({**at, last: Ix(loop.i, lanes)})
-                if shape[last] > full:
-                    line({**at, last: Ix(full, shape[last] - full)})
-            else:
-                with b.loop(0, shape[dims[0]]) as loop:
-                    over(dims[1:], {**at, dims[0]: Ix(loop.i)})
-        over([d for d in range(len(shape)) if d != axis], {})
+        scan(self.b, op, [self.stored[v] for v in op.operands], targets, self.scalars, self.target.vector_bytes)
 
     def _lower_sort_keys(self, op: Op) -> None:
         for r, buffer in zip(op.results, sort(self.b, [self.stored[v] for v in op.operands], op.attrs["axis"],
                                               self.target.vector_bytes, self._copy), strict=True):
             self.stored[r] = buffer
-
-    def _scans_in_registers(self, op: Op) -> bool:
-        """Whether rows of 32-bit integers fill registers of AVX-512."""
-        (*_, n), lanes = op.operands[0].shape, self.target.vector_bytes // 4
-        return op.attrs["kind"] in COMBINE and op.operands[0].dtype.name in ("i32", "u32") and lanes == 16 and \
-            1 < n <= lanes and lanes % n == 0 and op.operands[0].tile.size % lanes == 0 and \
-            self.stored[op.operands[0]].row_major
-
-    def _scan_in_registers(self, op: Op, source: Buffer, target: Buffer) -> None:
-        """Several rows at once, in log2 n steps: each adds what is so many places before to what is not."""
-        b, n, lanes, u32 = self.b, source.shape[-1], self.target.vector_bytes // 4, dtype("u32")
-        with b.loop(0, math.prod(source.shape), lanes) as loop:
-            x, step = b.load(source.memory, loop.i, lanes), 1
-            while step < n:
-                by = -step if not op.attrs["reverse"] else step
-                inside = [0 <= i % n + by < n for i in range(lanes)]
-                places = tuple(i + by if held else i for i, held in enumerate(inside))
-                moved = b.pure(th.LaneLookup, x, b.pure(sh.ConstTile, values=places, dtype=u32))
-                mask = b.pure(sh.ConstTile, values=tuple(map(int, inside)), dtype=ew.I1)
-                x, step = b.pure(ew.Where, mask, b.pure(COMBINE[op.attrs["kind"]], moved, x), x), 2 * step
-            b.store(target.memory, loop.i, x)
 
     # -- control flow -------------------------------------------------------------------------------------------------
     def _split(self, values: Sequence[Value]) -> tuple[list[int], list[int]]:

@@ -1,7 +1,7 @@
 """Combinations of reductions, scans and sorts, on vectors."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tilelang.backends.thread.builder import ThreadBuilder
 from tilelang.ir import elementwise as ew
@@ -17,7 +17,8 @@ COMBINE: dict[str, type[Op]] = {
 }
 
 
-def inline_region(b: ThreadBuilder, region: Region, args: Sequence[Value], scalars: dict[Value, Value]) -> list[Value]:
+def inline_region(b: ThreadBuilder, region: Region, args: Sequence[Value],
+                  scalars: Mapping[Value, Value]) -> list[Value]:
     """A user's combine on vectors: its scalar operations applied lane by lane."""
     known = dict(zip(region.args, args, strict=True))
     for op in region.ops:
