@@ -201,33 +201,34 @@ INTRODUCTION = '''\
 
 This page is written by `docs/generate.py` from the functions themselves; do not edit it.
 
-A kernel is a Python function marked `@tile.kernel`. It is called with arrays or tensors; what happens in it happens to
-*tiles*, of a shape that is known when it is compiled.
+A kernel is a Python function marked `@tile.kernel`. It is called with arrays or tensors; its body computes with
+*tiles*, whose shapes are known when it is compiled.
 
 | parameter | what it is |
 |---|---|
-| `x: tile.Tensor[tile.f16, "M K"]` | an input; dimensions of one name have one extent, a number is one |
+| `x: tile.Tensor[tile.f16, "M K"]` | an input; dimensions of one name have one extent, and a number is an extent |
 | `y: tile.Out[tile.f32, "M"]` | an output: allocated and returned by the call unless the caller passes it |
 | `z: tile.InOut[tile.f32, "M"]` | a tensor that is read and written |
 | `s: tile.f32` | a number |
-| `B: tile.Const = 64` | a constant: the kernel is compiled for each value; one named as a dimension is its extent |
-| `tile.Tensor[tile.T, "N"]` | any dtype; one capital letter is one dtype in a call |
+| `B: tile.Const = 64` | a constant: the kernel is compiled for each value; one named like a dimension is its extent |
+| `tile.Tensor[tile.T, "N"]` | any dtype; in a call, one capital letter stands for one dtype |
 
 **Statements** are assignments, `for` over `tile.range` or `tile.persistent` (loops that run in the kernel) or over
 `tile.static_range` and tuples of constants (unrolled), `while`, `if`, `assert`, `return` in functions, and calls. An
-`if` on constants is decided when the kernel is compiled, one on a scalar when it runs; of tiles `tile.where` chooses.
-What is assigned in a loop or a branch keeps its shape and dtype. Functions marked `@tile.function` are inlined where
-they are called. Names from outside are constants. Of constants Python's functions, NumPy's and your own may be called;
-comprehensions, lambdas and unpacking are Python's. Anything else is refused, with the line, and what to write instead.
+`if` on constants is decided when the kernel is compiled, one on a scalar when it runs; tiles have `tile.where`
+instead. What is assigned in a loop or a branch keeps its shape and dtype. Functions marked `@tile.function` are
+inlined where they are called. Names from outside the kernel are constants, on which functions of Python, of NumPy and
+your own may be called. Comprehensions, lambdas and unpacking work as in Python. Anything else is refused, with the
+line and what to write instead.
 
 **Operators** are Python's: `+ - * / // % ** & | ^ ~ << >>`, comparisons, `and or not`. Shapes broadcast as in NumPy.
-Powers are `x ** n` for a constant n of -8 to 8 or a half, and `2 ** x`.
+Powers are `x ** n`, where n is a constant integer from -8 to 8 but not 0, or 0.5 or -0.5, and `2 ** x`.
 `x[:, None]`, `x[0]` and `x[2:4]` index with constants; `x.T`, `x.shape`, `x.dtype`, `x.ndim`, `x.to(dtype)`,
 `x.reshape(…)` and `x.permute(…)` are methods, and so are the functions marked with a dot below: `x.exp()` is
 `tile.exp(x)`.
 
-**Memory.** Offsets count elements, one for each dimension of the tensor. A block may reach past the edges: what is
-read there is `fill`, what is written there is dropped. `t[i]` fixes the first index of a tensor.
+**Memory.** Offsets count elements; there is one for each dimension of the tensor. A block may reach past the edges:
+reads there give `fill`, and writes there are dropped. `t[i]` fixes the first index of a tensor.
 '''
 
 
@@ -302,15 +303,14 @@ def page() -> str:
     made, dtypes = kernels(examples), taken(examples)
     without = refused(made)
     out = [INTRODUCTION, "## Mixed dtypes\n", str(promote.__doc__).partition("\n\n")[2],
-           "## Number types\n\nA few of them; `tile.codebook(bits, values)` makes one from a table. Those without "
-           "arithmetic are converted first, by `x.to`.\n", "| dtype | bits | least | greatest | arithmetic |",
+           "## Number types\n\nA selection; `tile.codebook(bits, values)` makes one from a table. Those without "
+           "arithmetic must be converted first, by `x.to`.\n", "| dtype | bits | least | greatest | arithmetic |",
            "|---|---|---|---|---|"]
     out += [f"| `{d}` | {d.bits} | {d.min:.6g} | {d.max:.6g} | {'yes' if d.arithmetic else ''} |"
             for d in map(dtype, TYPES)]
-    out += ["\n## The functions\n\nAll are compiled for every target, but where it says otherwise ("
-            f"{', '.join(map('`{}`'.format, TARGETS))} are tried here; [Targets](targets.md) says what these are). "
-            "Only AMD's devices do not print.\n\n"
-            "The examples are statements of a kernel with these arguments, followed by what they print, or leave in "
+    out += ["\n## The functions\n\nAll compile for every target unless stated otherwise (tried here: "
+            f"{', '.join(map('`{}`'.format, TARGETS))}; see [Targets](targets.md)). AMD GPUs cannot print.\n\n"
+            "The examples are statements of a kernel with these arguments, followed by what they print or leave in "
             "`Y`:\n\n```python\nimport numpy as np", "import tilelang as tile\n",
             *(f"{name} = np.array({array.tolist()}, np.{array.dtype})" for name, array in ARGUMENTS.items()), "",
             KERNEL.format(name="example", body="tile.print(x + 1)"), "example(X, I, M, Y)\n```\n",

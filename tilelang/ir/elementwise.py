@@ -199,12 +199,12 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 
 class Exp(_FloatUnary):
-    """e ** a."""
+    """e ** x."""
     name, fn = "exp", _via_f64(np.exp)
 
 
 class Exp2(_FloatUnary):
-    """2 ** a."""
+    """2 ** x."""
     name, fn = "exp2", _via_f64(np.exp2)
 
 
@@ -224,7 +224,7 @@ class Sqrt(_FloatUnary):
 
 
 class Rsqrt(_FloatUnary):
-    """1 / sqrt(a)."""
+    """1 / sqrt(x)."""
     name, fn = "rsqrt", _via_f64(lambda a: 1.0 / np.sqrt(a))
 
 
@@ -249,7 +249,7 @@ class Erf(_FloatUnary):
 
 
 class Sigmoid(_FloatUnary):
-    """1 / (1 + exp(-a))."""
+    """1 / (1 + exp(-x))."""
     name, fn = "sigmoid", _via_f64(lambda a: 1.0 / (1.0 + np.exp(-a)))
 
 

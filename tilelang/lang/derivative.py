@@ -43,9 +43,9 @@ _STEPS = ("floor", "ceil", "round", "trunc")
 
 
 def derivative(y: Any, x: Tile) -> Tile:
-    """dy/dx, element by element, where y is computed from x by elementwise floating-point operations (conditions of
-    `where` count as constants, as do indices). Of the shape and dtype of x. Raises UnsupportedSyntax where another
-    operation lies between, DTypeMismatch where x or y are no floats."""
+    """dy/dx, element by element, where y is computed from x by elementwise floating-point operations; conditions of
+    `where` and indices count as constants. The result has the shape and dtype of x. Raises UnsupportedSyntax where
+    another kind of operation lies between x and y, DTypeMismatch where x or y is not of floats."""
     for name, tile in (("y", y), ("x", x)):
         if isinstance(tile, Tile) and tile.dtype.kind != "float":
             raise DTypeMismatch(f"`derivative` where {name} is {tile.dtype}", loc=here(),

@@ -44,16 +44,16 @@ def fma(a: Any, b: Any, c: Any) -> Tile:
 
 
 def dot4(a: Any, b: Any, c: Any) -> Tile:
-    """c + the sum of the four products of the bytes of `a` and `b`: bytes of u32 unsigned, of i32 signed; c and the
-    result i32. Operands broadcast."""
+    """c + the dot product of the four bytes in each word of `a` and of `b`. The bytes of a u32 are unsigned, those of
+    an i32 signed; c and the result are i32. Operands broadcast."""
     tiles = [as_tile(x) for x in (a, b, c)]
     shape = common_shape(tiles)
     return Tile(emit(words.Dot4, *(broadcast(t, shape).value for t in tiles)).result)
 
 
 def dot2(a: Any, b: Any, c: Any) -> Tile:
-    """c + the products of the two bf16 in the halves of the words (u32) `a` and `b`; c and the result f32. Numbers
-    below 2^-126 may count as zeros. Operands broadcast."""
+    """c + the dot product of the two bf16 in each u32 word of `a` and of `b`; c and the result are f32. Numbers below
+    2^-126 may be flushed to zero. Operands broadcast."""
     tiles = [as_tile(x) for x in (a, b, c)]
     shape = common_shape(tiles)
     return Tile(emit(words.Dot2, *(broadcast(t, shape).value for t in tiles)).result)
@@ -132,12 +132,12 @@ def _unit(words: Tile) -> Tile:
 
 
 def rand(seed: Any, counter: Any) -> Tile:
-    """Uniform f32 in [0, 1), one for each element of the counter."""
+    """f32 numbers, uniform in [0, 1): one for each element of the counter."""
     return _unit(philox(seed, counter)[0])
 
 
 def randn(seed: Any, counter: Any) -> Tile:
-    """Standard normal f32 by Box and Muller's transform, one for each element of the counter."""
+    """Standard normal f32 numbers by the Box-Muller transform: one for each element of the counter."""
     a, b, _, _ = philox(seed, counter)
     radius = sqrt(-2.0 * log(1.0 - _unit(a)))
     return radius * cos(_unit(b) * (2.0 * pymath.pi))

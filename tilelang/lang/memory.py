@@ -36,15 +36,15 @@ class Loop:
 
 
 def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: str = "") -> Any:
-    """A loop over lo, lo + step, … below hi that runs in the kernel; `stages` asks for software pipelining (on a
-    CPU: memory that loads without a `dot` read `stages` - 1 iterations later is asked for).
+    """A loop over lo, lo + step, … below hi that runs in the kernel. `stages` asks for software pipelining; on a CPU,
+    loads that do not feed a `dot` are prefetched `stages` - 1 iterations ahead.
 
-    `schedule` says how a pipelined loop of products moves data while it multiplies, where the target has several ways.
-    On gfx942 and gfx950 "pingpong" lets the halves of eight warps take turns, and "interleave" reads shared memory for
-    each step of a product during the step before. On sm_90a "producer" lets four more warps make the copies, which
-    then run ahead of those that multiply by as many blocks as there are `stages`. "plain" does none of these; unless
-    stated the compiler chooses. On targets without a way, its name says nothing.
-    Raises UnsupportedSyntax for another name, and the compiler TargetError where a stated one does not fit."""
+    `schedule` says how a pipelined loop of products overlaps copies with multiplication, where the target has several
+    ways. On gfx942 and gfx950, "pingpong" lets the two halves of eight warps take turns, and "interleave" reads shared
+    memory for each step of a product during the step before. On sm_90a, "producer" adds four warps that only copy, and
+    run ahead of those that multiply by as many blocks as there are `stages`. "plain" does none of these. By default
+    the compiler chooses; a target that does not have the named schedule ignores it. Raises UnsupportedSyntax for an
+    unknown name; compiling raises TargetError where a named schedule does not fit the loop."""
     if schedule not in SCHEDULES:
         raise UnsupportedSyntax(f"tile.range has no schedule {schedule!r}", loc=here(), needs=", ".join(SCHEDULES[1:]),
                                 got=repr(schedule), try_="leave it out: the compiler chooses")
@@ -54,7 +54,7 @@ def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: 
 
 def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.range:
     """A loop that is unrolled when the kernel is compiled; the bounds are constants. Raises UnsupportedSyntax for more
-    than `UNROLLED` iterations."""
+    than 65536 iterations."""
     a, b = (0, lo) if hi is None else (lo, hi)
     out = builtins.range(*(x.__index__() for x in (a, b, step)))
     if out[UNROLLED:]:
@@ -66,14 +66,14 @@ def static_range(lo: int, hi: int | None = None, step: int = 1) -> builtins.rang
 def grid(*counts: Any, group: int = 1, cluster: tuple[int, ...] = ()) -> Any:
     """This program's position in a grid of that many programs: one i32 scalar, or a tuple of them.
 
-    Programs may run in any order, and what a kernel computes does not depend on it. Which run at once decides what
-    they share in caches: on a GPU `group` rows (of the last two extents) at a time are walked column by column. A call
-    in which the arithmetic of an extent (M * N, say) wraps raises TargetError.
+    Programs may run in any order, and what a kernel computes must not depend on it. The order decides what programs
+    share in caches: on a GPU, `group` rows (of the last two extents) at a time are walked column by column. A call in
+    which computing an extent (M * N, say) overflows raises TargetError.
 
-    `cluster`, a number for each extent and at most 8 programs in all, lets neighbours run at the same time and reach
-    each other's shared memory: see `peer`. A call whose grid is not made of whole clusters raises TargetError then.
-    On sm_90a, blocks that such neighbours have in common in pipelined loops are copied once for all of them (TMA
-    multicast)."""
+    `cluster`, a count for each extent and at most 8 programs in all, lets neighbouring programs run at the same time
+    and reach each other's shared memory: see `peer`. A grid that does not consist of whole clusters then raises
+    TargetError. On sm_90a, blocks that the programs of a cluster have in common in pipelined loops are copied once for
+    all of them (TMA multicast)."""
     ids = emit(control.Grid, *(offset(c) for c in counts), group=group, cluster=tuple(cluster)).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
@@ -81,23 +81,23 @@ def grid(*counts: Any, group: int = 1, cluster: tuple[int, ...] = ()) -> Any:
 def wait_previous() -> None:
     """Waits until the kernels before this one in its stream have ended and what they wrote can be read.
 
-    On sm_90 and later a kernel that calls it begins while they still run (programmatic dependent launch, CUDA C++
+    On sm_90 and later, a kernel that calls it starts while they still run (programmatic dependent launch, CUDA C++
     Programming Guide); on other targets kernels run one after the other anyway. As the first statement it only lets
-    the kernel begin early: the wait itself stands where a tensor is first touched after it. What a kernel loads
-    before (weights, say) no kernel before it may write, and what it stores they may not touch; the emulator checks
-    that against the launches before. It stands outside of loops and branches. Raises UnsupportedSyntax elsewhere."""
+    the kernel start early: the wait itself takes place at the first access to a tensor after it. Earlier kernels must
+    not write what this one loads before the wait (weights, say), nor access what it stores before it; the emulator
+    checks this against the previous launches. Raises UnsupportedSyntax in a loop or a branch."""
     emit(control.WaitPrevious)
 
 
 def start_next() -> None:
-    """Lets the next kernel in the stream begin, if it calls `wait_previous`, once all programs of this one have come
-    here or ended. What that one does behind its wait comes after all of this kernel, so this may stand anywhere: the
-    earlier, the sooner; blocks that have begun take room on the device."""
+    """Lets the next kernel in the stream start, if it calls `wait_previous`, once every program of this one has come
+    here or ended. What that kernel does after its wait still follows all of this one, so the call may stand anywhere:
+    the earlier it stands, the sooner the next kernel starts, and shares the device with this one."""
     emit(control.StartNext)
 
 
 def num_workers() -> Tile:
-    """How many programs run at once."""
+    """How many programs run at the same time."""
     return Tile(emit(control.NumWorkers).result)
 
 
@@ -141,7 +141,7 @@ def _place(memory: Any, offsets: Any, shape: Any) -> tuple[list[Value], tuple[in
 
 
 def load(memory: Any, offsets: Any, shape: Any, fill: float = 0) -> Any:
-    """The block of `shape` at `offsets`. Elements outside the tensor are `fill`. Extents belong to the last
+    """The block of `shape` at `offsets`. Elements outside the tensor are `fill`. The extents belong to the last
     dimensions; `None` (or no extent) indexes a dimension and drops it."""
     places, extents_, axes = _place(memory, offsets, shape)
     return Tile(emit(mem.Load, memory.value, *places, shape=extents_, axes=axes, fill=fill).result)
@@ -149,7 +149,7 @@ def load(memory: Any, offsets: Any, shape: Any, fill: float = 0) -> Any:
 
 def store(memory: Any, offsets: Any, tile: Any, shape: Any = None) -> None:
     """Writes a tile as the block at `offsets`; elements outside the tensor are dropped. `shape` with `None` entries
-    names the dimensions as in `load`; without it the tile walks the last dimensions."""
+    names the dimensions as in `load`; without it the tile covers the last dimensions."""
     value = as_tile(tile, memory.dtype) if isinstance(memory, Memory) else as_tile(tile)
     places, _, axes = _place(memory, offsets, value.shape if shape is None else shape)
     emit(mem.Store, memory.value, *places, value.value, axes=axes)
@@ -165,17 +165,18 @@ def _indices(memory: Any, indices: Any, others: list[Any], mask: Any) -> tuple[l
 
 
 def gather(memory: Any, indices: Any, mask: Any = None, fill: float = 0) -> Any:
-    """Elements at index tiles, one for each dimension; outside the tensor, or where the mask is false, `fill`."""
+    """The elements at tiles of indices, one tile for each dimension. Outside the tensor, and where the mask is false,
+    they are `fill`."""
     operands, _ = _indices(memory, indices, [], mask)
     return Tile(emit(mem.Gather, memory.value, *operands, masked=mask is not None, fill=fill).result)
 
 
 def expand_load(memory: Any, offsets: Any, bits: Tile, starts: Tile | None = None) -> Any:
-    """Rows of which only some elements are stored, in full: `bits` i32 or u32 [..., W] gives [..., 32 W]. Of a row of
-    the block at `offsets`, whose extents are those of `bits`, the next packed element of the tensor's last dimension
-    goes where bit c % 32 of word c // 32 is set, to column c; elsewhere is 0, and so is what would be outside the
-    tensor. `starts`, of the shape of `bits`, says how many elements behind the offset those of each word begin: as
-    many as bits are set in the words before, unless stated. Raises DTypeMismatch and ShapeMismatch."""
+    """Expands rows of which only some elements are stored: `bits`, i32 or u32 [..., W], gives a tile [..., 32 W]. The
+    stored elements of a row follow one another along the tensor's last dimension, from `offsets` on. Where bit c % 32
+    of a row's word c // 32 is set, column c is the next of them; elsewhere, and where that lies outside the tensor, it
+    is 0. `starts`, of the shape of `bits`, says how far behind the offset the elements of each word begin; by default
+    as many as bits are set in the words before it. Raises DTypeMismatch and ShapeMismatch."""
     if bits.dtype not in (_I32, _U32):
         raise DTypeMismatch("`expand_load` by other than words of 32 bits", loc=here(), needs="bits of i32 or u32",
                             got=str(bits.dtype), try_="store the bitmap as words: bitmap.view(numpy.int32)")
@@ -189,7 +190,8 @@ def expand_load(memory: Any, offsets: Any, bits: Tile, starts: Tile | None = Non
 
 
 def scatter(memory: Any, indices: Any, value: Any, mask: Any = None) -> None:
-    """Writes elements at index tiles; indices outside are dropped; of equal indices one value wins."""
+    """Writes elements at tiles of indices. Indices outside the tensor are dropped; of values at equal indices one
+    wins."""
     operands, _ = _indices(memory, indices, [value], mask)
     emit(mem.Scatter, memory.value, *operands, masked=mask is not None)
 
@@ -200,28 +202,28 @@ def _atomic(kind: str, memory: Any, indices: Any, others: list[Any], mask: Any) 
 
 
 def atomic_add(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
-    """Adds at index tiles, atomically; gives the old values."""
+    """Adds to the elements at tiles of indices, atomically; returns the old values."""
     return _atomic("add", memory, indices, [value], mask)
 
 
 def atomic_max(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
-    """Raises elements to at least `value`, atomically; gives the old values."""
+    """Raises elements to at least `value`, atomically; returns the old values."""
     return _atomic("max", memory, indices, [value], mask)
 
 
 def atomic_min(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
-    """Lowers elements to at most `value`, atomically; gives the old values."""
+    """Lowers elements to at most `value`, atomically; returns the old values."""
     return _atomic("min", memory, indices, [value], mask)
 
 
 def atomic_cas(memory: Any, indices: Any, compare: Any, value: Any, mask: Any = None) -> Any:
-    """Writes `value` where the element equals `compare`, atomically; gives the old values."""
+    """Writes `value` where the element equals `compare`, atomically; returns the old values."""
     return _atomic("cas", memory, indices, [compare, value], mask)
 
 
 # -- tier 2 -----------------------------------------------------------------------------------------------------------
 def shared(shape: Any, dtype: DType, layout: Any = None) -> Any:
-    """Memory of this program, uninitialised, optionally with a `tilelang.layouts.SharedLayout`."""
+    """Shared memory of this program, uninitialised, optionally in a given `tilelang.layouts.SharedLayout`."""
     return Memory(emit(mem.Alloc, dtype=dtype, shape=extents(shape), layout=layout).result)
 
 
@@ -244,8 +246,7 @@ def copy(source: Any, destination: Any, offsets: Any = None) -> None:
 
 def copy_async(source: Any, destination: Any, offsets: Any) -> None:
     """Starts copying the block of a tensor at `offsets` into a whole buffer, or into a slice such as `ring[stage]`;
-    see `commit` and `wait`. Elements outside the tensor are 0; into a slice that the buffer does not have nothing is
-    copied."""
+    see `commit` and `wait`. Elements outside the tensor are 0; nothing is copied into a slice outside the buffer."""
     places, _, axes = _place(source, offsets, destination.shape)
     emit(mem.CopyAsync, source.value, *places, destination.value, *destination.prefix, axes=axes)
 
@@ -256,20 +257,20 @@ def commit() -> None:
 
 
 def wait(pending: int = 0) -> None:
-    """Waits until at most `pending` of the latest groups are unfinished."""
+    """Waits until at most the latest `pending` groups are unfinished."""
     emit(mem.Wait, pending=pending)
 
 
 def barrier() -> None:
-    """All threads of the program meet; shared memory written before is visible after."""
+    """Waits for all threads of the program; what they wrote to shared memory before is visible after."""
     emit(mem.Barrier)
 
 
 def peer(memory: Any, rank: Any) -> Any:
-    """The same memory, made by `tile.shared`, of the program of number `rank` in this one's cluster: on NVIDIA GPUs
-    from sm_90 on its shared memory, which loads, stores and atomic operations reach. Between a write and a read by
-    different programs stands `cluster_barrier`; so does one before the first access, when that program may not have
-    begun, and behind the last, before it may end. Other targets raise TargetError."""
+    """What `memory`, made by `tile.shared`, is in program number `rank` of this one's cluster: its shared memory,
+    which loads, stores and atomic operations reach on NVIDIA GPUs from sm_90 on. Put a `cluster_barrier` between a
+    write and a read by different programs, one before the first access, when that program may not have started, and
+    one after the last, before it may end. Other targets raise TargetError."""
     if not isinstance(memory, Memory) or memory.prefix:
         raise UnsupportedSyntax("tile.peer of what is no whole buffer", loc=here(), needs="memory made by tile.shared",
                                 got=type(memory).__name__, try_="tile.peer(s, rank)[i] is a slice of it")
@@ -277,12 +278,13 @@ def peer(memory: Any, rank: Any) -> Any:
 
 
 def cluster_rank() -> Tile:
-    """The number of this program in its cluster (`grid`), the last extent counting fastest."""
+    """The number of this program in its cluster (see `grid`); the last extent varies fastest."""
     return Tile(emit(clusters.ClusterRank).result)
 
 
 def cluster_barrier() -> None:
-    """All threads of all programs of the cluster meet; shared memory written before is visible to them after."""
+    """Waits for all threads of all programs of the cluster; what they wrote to shared memory before is visible to them
+    after."""
     emit(clusters.ClusterBarrier)
 
 

@@ -20,7 +20,7 @@ _I32, _U32, _F32 = dtype("i32"), dtype("u32"), dtype("f32")
 
 # -- making -----------------------------------------------------------------------------------------------------------
 def arange(start: int, stop: int | None = None) -> Tile:
-    """i32 tile of start, start + 1, … stop - 1 (0 … start - 1 with one argument)."""
+    """The i32 tile start, start + 1, … stop - 1 (0 … start - 1 with one argument)."""
     lo, hi = (0, start) if stop is None else (start, stop)
     (size,) = extents(hi - lo)
     return Tile(emit(sh.Arange, start=lo, size=size).result)
@@ -106,31 +106,33 @@ def stack(tiles: Sequence[Tile], axis: int = 0) -> Tile:
 
 
 def lookup(table: Any, index: Tile, dtype: DType = _F32) -> Tile:
-    """table[index] for a rank-1 tile, or a tuple of numbers (of dtype `dtype`); an index outside gives 0."""
+    """table[index], where `table` is a rank-1 tile or a tuple of numbers (of dtype `dtype`); an index outside of it
+    gives 0."""
     entries = table if isinstance(table, Tile) else constant(table, dtype)
     return Tile(emit(sh.Lookup, entries.value, index.value).result)
 
 
 def lookup4(table: Tile, words: Tile) -> Tile:
-    """Of each byte of u32 words the entry of a table, i8 or u8 of 16, 32, 64, 128 or 256, that its lowest 4
-    to 8 bits choose: words of i32 or u32, as `dot4` takes them."""
+    """Looks up each byte of the u32 `words` in a table of 16, 32, 64, 128 or 256 i8 or u8 entries, by the lowest 4 to
+    8 bits of the byte. The result is words of four entries, as `dot4` takes them: i32 for i8 entries, u32 for u8."""
     return Tile(emit(sh.Lookup4, table.value, words.value).result)
 
 
 def view(x: Tile, dtype: DType, source: Any, layout: Any,
          order: Literal["stream", "pairs", "sums"] = "stream") -> Tile:
-    """Reinterprets each thread's register bits: from layout `source` of `x` to `layout` under another dtype.
+    """Reinterprets the bits of each thread's registers: `x`, held in the layout `source`, becomes a tile of another
+    dtype in `layout`.
 
-    The bits of a thread's elements follow one another, the lowest first ("stream"). `order="pairs"` or "sums" reads
-    u32 words that `tilelang.ir.pairs` has packed with numbers of at most 8 bits: on a GPU their conversion to f16
-    takes few instructions, the fewest in the order of `tilelang.targets.order`."""
+    A thread's elements follow one another bit by bit, the lowest bit first ("stream"). `order="pairs"` and "sums" read
+    u32 words into which `tilelang.ir.pairs` has packed numbers of at most 8 bits in an order that a GPU converts to
+    f16 by few instructions; `tilelang.targets.order` names the one that takes the fewest."""
     return Tile(emit(sh.View, x.value, dtype=dtype, source=source, layout=layout, order=order).result)
 
 
 def pin(x: Tile, layout: Any) -> Tile:
-    """The same tile, held by the threads as the register layout `layout` of its shape says: on a GPU the layouts
-    around it are chosen to fit, and where they do not the tile is converted. A layout whose threads no program has is
-    refused. On a CPU, which has no threads of a tile, it changes nothing."""
+    """The same tile in the register layout `layout`, which has its shape. On a GPU the layouts around it are chosen to
+    match, and where they cannot, the tile is converted; a layout whose number of threads no program has is refused. On
+    a CPU, where a tile has no threads, nothing changes."""
     return view(x, x.dtype, layout, layout)
 
 
@@ -171,8 +173,8 @@ def _keep(x: Tile, shape: tuple[int, ...], axes: Sequence[int]) -> Tile:
 
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tile:
-    """Sum over an axis, several, or all. f16 and bf16 accumulate in f32 and round once; integers narrower than 32
-    bits accumulate in 32."""
+    """Sum over one axis, several, or all. f16 and bf16 accumulate in f32 and are rounded once; integers narrower than
+    32 bits accumulate in 32 bits."""
     return _reduce(x, "sum", axis, keepdims)
 
 
@@ -249,13 +251,13 @@ def _combined(cls: Any, x: Any, axis: int, combine: Any, **attrs: Any) -> Any:
 
 
 def reduce(x: Any, axis: int, combine: Callable[..., Any]) -> Any:
-    """Combines along an axis with an associative `combine(a, b)`, a `@tile.function` on scalars (or on tuples of
-    scalars where `x` is a tuple of tiles)."""
+    """Reduces along an axis with an associative `combine(a, b)`, a `@tile.function` of scalars (of tuples of scalars
+    where `x` is a tuple of tiles)."""
     return _combined(reduction.Reduce, x, axis, combine)
 
 
 def associative_scan(x: Any, axis: int, combine: Callable[..., Any], reverse: bool = False) -> Any:
-    """Inclusive prefix combination along an axis with an associative `combine(a, b)`."""
+    """Inclusive scan along an axis with an associative `combine(a, b)`, as `reduce` takes it."""
     return _combined(reduction.Scan, x, axis, combine, reverse=reverse)
 
 
@@ -300,9 +302,9 @@ def topk(x: Tile, k: int, axis: int = -1) -> tuple[Tile, Tile]:
 
 
 def dot(a: Tile, b: Tile, acc: Tile | None = None, dtype: DType | None = None) -> Tile:
-    """acc + a @ b of [..., M, K] and [..., K, N]. Operands may have any dtypes; their values are exact, products
-    accumulate in f32 (f64 with an f64 operand, i32 for two integers) unless `dtype` says otherwise. On CPUs with
-    AVX512-BF16 numbers of bf16 below 2^-126, and sums of their products below it, count as zero."""
+    """acc + a @ b for a [..., M, K] and b [..., K, N]. Operands may have any dtypes and are multiplied exactly;
+    products accumulate in f32 (f64 with an f64 operand, i32 for two integers) unless `dtype` says otherwise. CPUs with
+    AVX512-BF16 flush bf16 operands below 2^-126, and sums of their products below it, to zero."""
     from tilelang.ir.dtypes import dtype as named
     dt = dtype or (acc.dtype if acc is not None else named(reduction.dot_dtype(a.dtype, b.dtype)))
     operands = [a.value, b.value] + ([acc.value] if acc is not None else [])
@@ -310,19 +312,19 @@ def dot(a: Tile, b: Tile, acc: Tile | None = None, dtype: DType | None = None) -
 
 
 def dot_scaled(a: Tile, a_scale: Tile, b: Tile, b_scale: Tile, acc: Tile | None = None) -> Tile:
-    """acc + (a * a_scale) @ (b * b_scale) in f32: a [..., M, K] and b [..., K, N] of at most 8 bits, each scale for
-    K / G neighbours along k: a_scale [..., M, G], b_scale [..., G, N], of `e8m0` (OCP microscaling, 32 neighbours) or
-    floats of 8 bits. gfx950 has instructions for it (f8e4m3, f8e5m2, f6, f4 by `e8m0` of 32 neighbours); elsewhere the
-    scaled numbers are multiplied as bf16, which holds them: beyond its range they are infinite, and below it rounded.
-    Raises ShapeMismatch and DTypeMismatch."""
+    """acc + (a * a_scale) @ (b * b_scale) in f32, for a [..., M, K] and b [..., K, N] of at most 8 bits. Each entry of
+    a_scale [..., M, G] and b_scale [..., G, N] scales K / G neighbours along k; scales are `e8m0` (OCP microscaling,
+    32 neighbours) or floats of 8 bits. gfx950 has instructions for f8e4m3, f8e5m2, f6 and f4 with one `e8m0` for 32
+    neighbours. Elsewhere the scaled numbers are multiplied as bf16, which represents them exactly but for its range:
+    what exceeds it becomes infinite, and what is below it is rounded. Raises ShapeMismatch and DTypeMismatch."""
     operands = [a.value, b.value, a_scale.value, b_scale.value] + ([acc.value] if acc is not None else [])
     return Tile(emit(reduction.DotScaled, *operands).result)
 
 
 def dot_bits(a: Tile, b: Tile, acc: Tile | None = None) -> Tile:
-    """acc + the number of bits that each row of a and each column of b have in common, in i32: words u32
-    [..., M, W] and [..., W, N]. NVIDIA's GPUs from sm_80 have instructions for it, of 8 words along W; those of four
-    warps on sm_90a, of 64 rows, read them from shared memory. Elsewhere words are counted one by one. Raises
-    ShapeMismatch and DTypeMismatch."""
+    """acc + the number of set bits that each row of a and each column of b have in common, in i32, for u32 words a
+    [..., M, W] and b [..., W, N]. NVIDIA GPUs from sm_80 on have instructions for it, which take 8 words along W; on
+    sm_90a those of four warps take 64 rows and read their operands from shared memory. Elsewhere the bits are counted
+    word by word. Raises ShapeMismatch and DTypeMismatch."""
     operands = [a.value, b.value] + ([acc.value] if acc is not None else [])
     return Tile(emit(reduction.DotBits, *operands).result)
