@@ -358,14 +358,17 @@ class Access:
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
 
     def table_entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
-        """The entry of a table, cut into registers, for each lane (AVX-512)."""
+        """The entry of a table, cut into registers (AVX-512) or of four numbers (AVX2), for each lane."""
         return self.by_registers([index], lambda part: self._entry(rows, part))
 
     def _entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
         """The same for at most a register of lanes."""
-        lanes, t = index.type.count, rows[0].type
-        if lanes < t.count:
-            return self._resize(self._entry(rows, self._resize(index, t.count)), lanes)
+        lanes, full, t = index.type.count, self.target.vector_bytes // 4, rows[0].type
+        if lanes < full:
+            return self._resize(self._entry(rows, self._resize(index, full)), lanes)
+        if full == 8:
+            row = self._lanes(rows[0], range(full))
+            return self._intrinsic("llvm.x86.avx.vpermilvar.ps.256", row.type, [row, index])
         if len(rows) == 1:
             return self._intrinsic("llvm.x86.avx512.permvar.sf.512", t, [rows[0], index])
         found = [self._intrinsic("llvm.x86.avx512.vpermi2var.ps.512", t, [rows[i], index, rows[i + 1]])

@@ -2,8 +2,9 @@
 
 f32 is computed lane by lane without branches: reduce the argument, evaluate a polynomial, undo the reduction. Only
 sin and cos branch, when some |x| > 2**20. f64 calls the C library for each lane, in a loop. The IR serves AVX2 and
-NEON alike, but `llvm.fma` must be an instruction there (a call otherwise: right, and slow). AVX-512 gets forms of its
-own of exp, exp2 and erf: it has instructions that scale by powers of two and look up tables in registers.
+NEON alike, but `llvm.fma` must be an instruction there (a call otherwise: right, and slow). AVX-512 and AVX2 get forms
+of their own of erf, as they look up tables in registers, AVX-512 of exp and exp2, as it scales by powers of two, and
+AVX2 of all polynomials (`_Lanes.poly`).
 Nothing here is fast-math, so no compiler may drop the handling of infinities, NaN, signed zeros and subnormals.
 
 Coefficients are weighted minimax fits: least squares in a Chebyshev basis of the reduced range, reweighted by the
@@ -60,14 +61,14 @@ _LOG2 = (_LOG2E_LO, -0.721347352, 0.480898234, -0.360696624, 0.28856764, -0.2396
 _ERF = (0.128379154, -0.376125232, 0.1128214, -0.0267788793, 0.00501191645, -0.000609010824)
 # log2(1 - erf(x)) = x P(x), 0.89 <= x <= 4; error 3.1e-9.
 _LOG2_ERFC = (-1.6281136, -0.917108511, -0.151912522, 0.0330565623, -0.00464862918, 0.000309984281)
-# erf(x) = y + d (c1 + d (c2 + d (c3 + d (c4 + d c5)))) with d = x - c, on 16 pieces of [0, 3.99], whose number is
-# _ERF_PIECES * x rounded. The rows are c, y = erf(c), and c1 to c5. Each c was chosen so that an f32 holds its erf
-# almost exactly. On piece 0, where c = 0, the y to take is x. Error 3.6e-8.
-_ERF_PIECES = 3.875
-_ERF_TABLE = (
+# erf(x) = y + d (c1 + d (c2 + d (c3 + ...))) with d = x - c, on pieces of [0, limit], whose number is `scale` * x
+# rounded: by the number of pieces, limit (1 - erf(limit) < 2**-25), scale, and the rows c, y = erf(c), c1, c2 and so
+# on. Each c was chosen so that an f32 holds its erf almost exactly. On piece 0, where c = 0, the y to take is x, as
+# y's sign says. Error 3.6e-8 on 16 pieces, 2.1e-8 on 4.
+_ERF_PIECES: dict[int, tuple[float, float, tuple[tuple[float, ...], ...]]] = {16: (3.99, 3.875, (
     (0.0, 0.258415073, 0.517664611, 0.772952676, 1.02971268, 1.28761041, 1.54836416, 1.80362344, 2.06315303,
      2.32476163, 2.58287573, 2.83808899, 3.09414506, 3.35514331, 3.62374425, 3.83253121),
-    (0.0, 0.285227537, 0.535885334, 0.725658953, 0.854671955, 0.931386471, 0.971455276, 0.989249587, 0.996474206,
+    (-0.0, 0.285227537, 0.535885334, 0.725658953, 0.854671955, 0.931386471, 0.971455276, 0.989249587, 0.996474206,
      0.99898994, 0.999740541, 0.999940217, 0.9999879, 0.999997914, 0.999999702, 0.99999994),
     (0.128379166, 1.05548882, 0.863126338, 0.620845139, 0.390813053, 0.214991182, 0.102627501, 0.0436184406,
      0.0159895774, 0.00507345051, 0.00142945279, 0.000358362187, 7.84575677e-05, 1.45750037e-05, 2.23618281e-06,
@@ -83,7 +84,17 @@ _ERF_TABLE = (
      -9.08321545e-06),
     (0.112226173, 0.0788699165, 0.00431338511, -0.0563466921, -0.0676004738, -0.0418716557, -0.00966111291,
      0.00907912198, 0.0129274568, 0.00933278166, 0.00486497954, 0.00199456164, 0.000667292916, 0.000185643468,
-     3.51981544e-05, 1.49645066e-05))
+     3.51981544e-05, 1.49645066e-05))), 4: (3.95, 0.886, (
+    (0.0, 1.1288956, 2.256945, 3.3867197),
+    (-0.0, 0.8896227, 0.9985861, 0.99999833),
+    (0.12837917, 0.3154917, 0.006922338, 1.17733607e-05),
+    (1.89747439e-07, -0.35615847, -0.015623048, -3.98907978e-05),
+    (-0.37613374, 0.16287406, 0.0211947, 8.64492031e-05),
+    (0.000108735076, 0.026817003, -0.018716197, -0.00013272409),
+    (0.11203989, -0.06089577, 0.0105920015, 0.00015034713),
+    (0.0032284553, 0.015512298, -0.0029296428, -0.00013712555),
+    (-0.03428766, 0.009153735, -0.0008582132, 0.00011167797),
+    (0.009305265, -0.0050996975, 0.0009600717, -5.6324101e-05)))}
 # sin(r) = r + r**3 P(r**2), |r| <= 1.06 pi / 4; error 6.1e-9.
 _SIN = (-0.166666495, 0.00833185216, -0.000194750613)
 # cos(r) = 1 - r**2 / 2 + r**4 P(r**2), same range; error 2.1e-10.
@@ -91,11 +102,13 @@ _COS = (1.0, -0.5, 0.0416666367, -0.00138868965, 2.43871327e-05)
 
 
 class _Lanes:
-    """Short names for arithmetic on one float type: a scalar or a vector. `avx512` is the target if it has that."""
+    """Short names for arithmetic on one float type: a scalar or a vector. Of AVX-512 and AVX2 `target` is None if the
+    code is for any processor."""
 
     def __init__(self, builder: ir.IRBuilder, x: ir.Value, target: CpuTarget | None) -> None:
-        self.b, self.type = builder, x.type
-        self.avx512 = target if target is not None and target.register_table else None
+        self.b, self.type, self.target = builder, x.type, target
+        self.avx512 = target is not None and target.vector_bytes == 64
+        self.avx2 = target is not None and target.vector_bytes == 32
         self.element = x.type.element if isinstance(x.type, ir.VectorType) else x.type
         self.integer = with_lanes(I32, x)
 
@@ -113,12 +126,24 @@ class _Lanes:
         """x * y + z, rounded once."""
         return self.call("llvm.fma", x, *(self.c(v) if isinstance(v, float) else v for v in (y, z)))
 
-    def poly(self, x: ir.Value, coefficients: Sequence[float]) -> ir.Value:
-        """Horner's rule, the constant first."""
-        out = self.c(coefficients[-1])
-        for value in reversed(coefficients[:-1]):
-            out = self.fma(out, x, value)
+    def poly(self, x: ir.Value, coefficients: Sequence[ir.Value | float]) -> ir.Value:
+        """The constant first. By Horner's rule; on AVX2 all but the last step, whose rounding counts, by Estrin's
+        scheme: those processors have few vectors in flight, and these would wait for chains of products."""
+        terms = [self.c(value) if isinstance(value, float) else value for value in coefficients]
+        if self.avx2:
+            return self.fma(self.tree(x, terms[1:]), x, terms[0])
+        out = terms.pop()
+        while terms:
+            out = self.fma(out, x, terms.pop())
         return out
+
+    def tree(self, x: ir.Value, terms: Sequence[ir.Value]) -> ir.Value:
+        """The polynomial of these coefficients, neighbours first, then neighbouring pairs (Estrin, 1960)."""
+        while len(terms) > 1:
+            pairs = [self.fma(high, x, low) for low, high in zip(terms[::2], terms[1::2], strict=False)]
+            terms = [*pairs, *terms[2 * len(pairs):]]
+            x = self.b.fmul(x, x)
+        return terms[0]
 
     def at_least(self, x: ir.Value, low: float) -> ir.Value:
         """max(x, low), NaN for NaN: this operand order is one x86 instruction."""
@@ -135,12 +160,12 @@ class _Lanes:
         return self.b.bitcast(bits, self.type)
 
     def entry(self, table: Sequence[float], index: ir.Value) -> ir.Value:
-        """The entry of a table of 16 that the low four bits of the index name."""
+        """The entry that the index's low bits name, of a table that fills a register, or half of one on AVX2."""
         b, scalar = self.b, not isinstance(self.type, ir.VectorType)
         if scalar:
             index = b.insert_element(ir.Constant(ir.VectorType(I32, 1), ir.Undefined), index, I32(0))
         row = ir.Constant(ir.VectorType(self.element, len(table)), list(table))
-        out = Access(b, self.avx512).table_entry([row], index)
+        out = Access(b, self.target).table_entry([row], index)
         return b.extract_element(out, I32(0)) if scalar else out
 
     def less(self, x: ir.Value, y: float) -> ir.Value:
@@ -165,7 +190,9 @@ def _exp2_scaled(v: _Lanes, f: ir.Value, n: ir.Value) -> ir.Value:
         return b.call(scale, [v.poly(f, _EXP2), b.sub(bits, v.i(_MAGIC_BITS + 254))])
     half = b.shl(b.lshr(bits, v.i(1)), v.i(23))
     rest = b.sub(b.shl(bits, v.i(23)), half)
-    return b.fmul(b.fmul(v.poly(f, _EXP2), v.from_bits(half)), v.from_bits(rest))
+    factor = v.from_bits(half)
+    scaled = v.fma(v.poly(f, _EXP2[1:]), b.fmul(f, factor), factor)
+    return b.fmul(scaled, v.from_bits(rest))
 
 
 def _exp2(v: _Lanes, x: ir.Value) -> ir.Value:
@@ -207,8 +234,8 @@ def _tanh(v: _Lanes, x: ir.Value) -> ir.Value:
 
 def _erf(v: _Lanes, x: ir.Value) -> ir.Value:
     b, size = v.b, v.call("llvm.fabs", x)
-    if v.avx512:
-        return v.call("llvm.copysign", _erf_by_pieces(v, size), x)
+    if v.avx512 or v.avx2:
+        return v.call("llvm.copysign", _erf_by_pieces(v, size, *_ERF_PIECES[16 if v.avx512 else 4]), x)
     small = v.fma(x, v.poly(b.fmul(x, x), _ERF), x)
     t = v.at_most(size, 4.0)  # 1 - erf(4) < 2**-25
     log2_erfc = b.fmul(t, v.poly(t, _LOG2_ERFC))
@@ -218,16 +245,14 @@ def _erf(v: _Lanes, x: ir.Value) -> ir.Value:
     return b.select(v.less(size, 0.9), small, v.call("llvm.copysign", large, x))
 
 
-def _erf_by_pieces(v: _Lanes, size: ir.Value) -> ir.Value:
+def _erf_by_pieces(v: _Lanes, size: ir.Value, limit: float, scale: float, rows: Sequence[Sequence[float]]) -> ir.Value:
     """erf of the absolute values."""
-    b, t = v.b, v.at_most(size, 3.99)  # 1 - erf(3.99) < 2**-25
-    piece = v.bits(v.fma(t, _ERF_PIECES, _MAGIC))
-    centre, y, *coefficients = (v.entry(row, piece) for row in _ERF_TABLE)
-    d, p = b.fsub(t, centre), coefficients.pop()
-    for coefficient in reversed(coefficients):
-        p = v.fma(p, d, coefficient)
-    first = b.icmp_unsigned("==", b.and_(piece, v.i(15)), v.i(0))
-    return v.fma(p, d, b.select(first, t, y))
+    b, t = v.b, v.at_most(size, limit)
+    piece = v.bits(v.fma(t, scale, _MAGIC))
+    centre, y, *coefficients = (v.entry(row, piece) for row in rows)
+    first = b.icmp_signed("<", v.bits(y), v.i(0))
+    d = b.fsub(t, centre)
+    return v.fma(v.poly(d, coefficients), d, b.select(first, t, y))
 
 
 # -- logarithms -------------------------------------------------------------------------------------------------------
