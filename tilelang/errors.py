@@ -30,13 +30,19 @@ class Loc:
             start = max(self.col - shift, 0)
             end = self.end_col - shift if self.end_col is not None and self.end_col > self.col else len(body)
             margin = " " * len(str(self.line))
-            out += [
-                f"  {self.line} | {body}",
-                f"  {margin} | {' ' * start}{'^' * max(min(end, len(body)) - start, 1)}",
-            ]
+            before = "".join("\t" if c == "\t" else " " * _width(c) for c in body[:start])
+            out += [f"  {self.line} | {body}", f"  {margin} | {before}{'^' * max(_width(body[start:end]), 1)}"]
         if self.caller is not None:
             out += ["  called from", *self.caller.render()]
         return out
+
+
+def _width(text: str) -> int:
+    """Columns of text on a terminal."""
+    if text.isascii():
+        return len(text)
+    import unicodedata  # 0.4 ms, which `import tilelang` need not take
+    return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
 
 
 class TileError(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-import textwrap
 from collections.abc import Callable
 from functools import cached_property, partial
 from types import FunctionType
@@ -25,23 +24,24 @@ class Source:
         self.name = fn.__name__
         self.file = inspect.getsourcefile(fn) or fn.__code__.co_filename
         self.first_line = fn.__code__.co_firstlineno
+        self._lines: list[str] = []
+        try:  # now: a file that is edited while the process runs, or a cell of the same name, is another function's
+            self._lines = inspect.findsource(fn)[0]
+        except (OSError, TypeError):
+            pass
 
     @property
     def loc(self) -> Loc:
         return Loc(self.file, self.first_line, function=self.name)
 
     @cached_property
-    def text(self) -> str:
-        """The dedented source. Raises MissingSource."""
-        try:
-            return textwrap.dedent(inspect.getsource(self.fn))
-        except (OSError, TypeError):
-            raise self._missing(f"a function from {self.file}") from None
-
-    @cached_property
     def tree(self) -> ast.FunctionDef:
+        """The syntax tree of the definition. Raises MissingSource, UnsupportedSyntax."""
+        if not self._lines:
+            raise self._missing(f"a function from {self.file}")
+        text = "".join(inspect.getblock(self._lines[self.first_line - 1:]))
         try:
-            node: ast.AST | None = ast.parse(self.text).body[0]
+            node: ast.AST | None = _statement(text)
         except (SyntaxError, IndexError):
             node = None
         if isinstance(node, ast.Assign | ast.Expr | ast.Return | ast.AsyncFunctionDef):
@@ -57,20 +57,15 @@ class Source:
                              got=got, why="the compiler reads the kernel's source text, not its bytecode",
                              try_="put the kernel in a .py file (or a notebook cell)")
 
-    @cached_property
-    def indent(self) -> int:
-        """Columns that `text` lost against the file."""
-        try:
-            lines, _ = inspect.getsourcelines(self.fn)
-        except (OSError, TypeError):
-            return 0
-        return len(lines[0]) - len(lines[0].lstrip())
-
     def at(self, node: ast.AST, caller: Loc | None = None) -> Loc:
         """The place of a node."""
         line, col = getattr(node, "lineno", self.first_line), getattr(node, "col_offset", 0)
         end = getattr(node, "end_col_offset", None) if getattr(node, "end_lineno", line) == line else None
-        return Loc(self.file, line, col + self.indent, None if end is None else end + self.indent, self.name, caller)
+        text = self._lines[line - 1] if line <= len(self._lines) else ""
+        if not text.isascii():  # the tree counts bytes
+            data = text.encode()
+            col, end = (x if x is None else len(data[:x].decode(errors="ignore")) for x in (col, end))
+        return Loc(self.file, line, col, end, self.name, caller)
 
     def lookup(self, name: str) -> tuple[Any, Callable[[], Any]]:
         """Where a captured variable, global or builtin is kept, and what gives its present value. Raises KeyError."""
@@ -81,6 +76,17 @@ class Source:
         scope = self.fn.__globals__ if name in self.fn.__globals__ else vars(builtins)
         scope[name]
         return scope, partial(scope.get, name)
+
+
+def _statement(text: str) -> ast.AST:
+    """The first statement of a text, which may be indented, with its columns as they are. (Lines in long strings and
+    comments may be less indented: nothing can be cut off of all lines.)"""
+    try:
+        return ast.parse(text).body[0]
+    except IndentationError:
+        node = ast.parse("if 1:\n" + text).body[0]
+        assert isinstance(node, ast.If)
+        return ast.increment_lineno(node.body[0], -1)
 
 
 def assigned_names(nodes: list[ast.stmt]) -> list[str]:
