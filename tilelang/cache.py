@@ -6,11 +6,12 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tilelang import locks
 from tilelang.version import __version__
 
 _MAGIC = b"tilelang1"
@@ -34,6 +35,11 @@ def compiler_key() -> str:
     root = Path(__file__).parent
     files = sorted(f for part in ("ir", "passes", "layouts", "backends") for f in root.glob(f"{part}/**/*.py"))
     return key(__version__, *(part for f in files for part in (str(f.relative_to(root)), f.read_bytes())))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Cache:
         body = data[len(_MAGIC) + 32:]
         if data[:len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != data[len(_MAGIC):len(_MAGIC) + 32]:
             _log.warning("cache entry %s is damaged and was removed", path)
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
         try:
             os.utime(path)  # the age that eviction goes by
@@ -106,8 +112,8 @@ class Cache:
                 with os.fdopen(handle, "wb") as f:
                     f.write(_MAGIC + hashlib.sha256(body).digest() + body)
                 os.replace(temporary, path)
-            except OSError:
-                os.unlink(temporary)
+            except BaseException:  # Ctrl-C, too
+                _remove(Path(temporary))
                 raise
         except OSError as error:
             if error.errno not in self._warned:  # once: where one entry fails the next will, too
@@ -134,18 +140,15 @@ class Cache:
         if not self.usable():
             yield
             return
-        from filelock import FileLock, Timeout
-        lock = FileLock(self.directory / f".{name}.lock", timeout=_PATIENCE)
-        try:
-            lock.acquire()
-        except (Timeout, OSError, NotImplementedError) as error:
-            _log.info("nobody is waited for: %s", error)
-        try:
-            yield
-        finally:
-            if lock.is_locked:
-                Path(lock.lock_file).unlink(missing_ok=True)
-                lock.release()
+        path = self.directory / f".{name}.lock"
+        with locks.alone(path, _PATIENCE) as why:
+            if why:
+                _log.info("nobody is waited for: %s", why)
+            try:
+                yield
+            finally:
+                if not why:
+                    _remove(path)
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, in no order."""
@@ -164,16 +167,15 @@ class Cache:
         total, dropped = sum(e.size for e in entries), 0
         if total <= max_bytes:
             return 0
-        from filelock import FileLock, Timeout
-        try:
-            with FileLock(self.directory / ".lock", timeout=5):
-                for entry in entries:
-                    if total <= max_bytes:
-                        break
-                    entry.path.unlink(missing_ok=True)
-                    total, dropped = total - entry.size, dropped + 1
-        except (Timeout, OSError) as error:
-            _log.warning("cache %s was not pruned: %s", self.directory, error)
+        with locks.alone(self.directory / ".lock", 5) as why:
+            if why:
+                _log.warning("cache %s was not pruned: %s", self.directory, why)
+                return 0
+            for entry in entries:
+                if total <= max_bytes:
+                    break
+                _remove(entry.path)
+                total, dropped = total - entry.size, dropped + 1
         return dropped
 
     def verify(self) -> list[Path]:
@@ -181,11 +183,15 @@ class Cache:
         return [e.path for e in list(self.entries()) if self.get(e.path.name) is None]
 
 
-@lru_cache(maxsize=1)
 def default() -> Cache:
     """The user's cache."""
     from tilelang.config import config
-    if config().cache_dir:
-        return Cache(Path(config().cache_dir), config().cache_bytes)
+    return _cache(config().cache_dir, config().cache_bytes)
+
+
+@lru_cache(maxsize=1)
+def _cache(directory: str, max_bytes: int) -> Cache:
+    if directory:
+        return Cache(Path(directory), max_bytes)
     from platformdirs import user_cache_dir
-    return Cache(Path(user_cache_dir("tilelang-compiler")), config().cache_bytes)
+    return Cache(Path(user_cache_dir("tilelang-compiler")), max_bytes)

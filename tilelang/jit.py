@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from tilelang import device, hooks, native, targets
+from tilelang import device, hooks, locks, native, targets
 from tilelang.args import check_gradient
 from tilelang.bound import Bound
 from tilelang.config import config
@@ -28,7 +27,6 @@ from tilelang.native import Failed
 from tilelang.plan import PLAIN, Mismatch, Plan, direct, identity, is_constant
 
 _target: ContextVar[str] = ContextVar("target", default="")
-_compile_lock = threading.RLock()
 MAX_PLANS = 8
 """How many kinds of arguments a kernel remembers for each pattern of a call."""
 
@@ -46,8 +44,8 @@ def target(name: str) -> Iterator[None]:
 
 
 def current_target() -> str:
-    """The name given to `target` around the caller; "" where none is."""
-    return _target.get()
+    """The name given to `target` around the caller, else by TILELANG_TARGET; "" where there is none."""
+    return _target.get() or config().target
 
 
 def target_of(bound: Bound) -> str:
@@ -59,7 +57,7 @@ def target_of(bound: Bound) -> str:
 
 def on_gpu(*tensors: Any) -> bool:
     """Whether a call with these tensors runs on a GPU, or in the emulator of one: what a wrapper chooses blocks by."""
-    name = _target.get() or config().target
+    name = current_target()
     if name and name != targets.SHAPES:
         return targets.on_device(name.removeprefix(targets.EMULATE))
     return any(str(getattr(t, "device", "cpu")).startswith(targets.GPUS) for t in tensors)
@@ -68,7 +66,7 @@ def on_gpu(*tensors: Any) -> bool:
 def architecture(*tensors: Any) -> str:
     """The target of a call with these tensors on a GPU or in the emulator of one, with its architecture. Raises
     TargetError."""
-    name = _target.get() or config().target
+    name = current_target()
     if not name:
         device = next(str(t.device) for t in tensors if str(getattr(t, "device", "cpu")) != "cpu")
         index = device.partition(":")[2]
@@ -214,7 +212,7 @@ class Kernel(ByName, KernelDef):
                               (name, identity(x)) for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if _target.get() == targets.SHAPES:
+        if current_target() == targets.SHAPES:
             return Bound(self, args, kwargs, shapes=True).outputs()
         bound = Bound(self, args, kwargs)
         check_gradient(bound.tensors.values(), self.name, self.source.loc)
@@ -255,7 +253,7 @@ class Kernel(ByName, KernelDef):
         """The launch for these types, constants and device."""
         types = bound.types(aligned=True)
         key = (name, bound.device, tuple(types.values()), tuple(map(identity, bound.consts.values())))
-        with _compile_lock:
+        with locks.compiling:
             if key not in self._compiled:
                 self._compiled[key] = device.load(bound, name)
         return self._compiled[key]
@@ -266,7 +264,7 @@ class Kernel(ByName, KernelDef):
         key = (tuple(types.values()), tuple(map(identity, bound.consts.values())))
         found = self._compiled.get(key)
         if found is None:
-            with _compile_lock:
+            with locks.compiling:
                 found = self._compiled.get(key)
                 if found is None:
                     tile = self.trace(types, bound.consts)

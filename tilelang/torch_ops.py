@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
+from tilelang import locks
 from tilelang.args import wants_gradient
 from tilelang.errors import ArgumentGradient, TileError
 from tilelang.jit import Kernel, target
 from tilelang.sharding import Dims, on_one_mesh
 from tilelang.targets import SHAPES
 
-_lock = threading.RLock()
 _NUMBERS = {float: "float", int: "SymInt", bool: "bool", str: "str"}
 _LIST = list[Any]
 AUTOCAST = ("lower", "widest")
@@ -247,7 +246,7 @@ class TorchOp:
         """Whether there is a torch, to which the operator is made known at the first use."""
         if "torch" not in sys.modules:
             return False
-        with _lock:
+        with locks.registering:
             if self._op is None:
                 self._op = self._register()
             if self.dims is not None and "torch.distributed.tensor" in sys.modules:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from tilelang import locks
 from tilelang.backends.cpu import dots
 from tilelang.ir.core import Op, TensorType
 from tilelang.ir.shape import Const
@@ -19,7 +19,6 @@ OPT_LEVEL = 3
 LINE = 64
 """Bytes of a cache line."""
 _USUAL_CACHE = 32 << 20
-_lock = threading.RLock()  # LLVM contexts of llvmlite are not safe under threads
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _machine(cpu: str, attributes: str) -> Any:
 
 def optimise(text: str, target: CpuTarget) -> Any:
     """A parsed, verified and optimised module."""
-    with _lock:
+    with locks.compiling:
         machine = _machine(target.cpu, target.attributes)
         module = llvm.parse_assembly(text)
         module.verify()
@@ -137,13 +136,13 @@ def optimise(text: str, target: CpuTarget) -> Any:
 
 def object_code(text: str, target: CpuTarget) -> bytes:
     """Relocatable object code of LLVM IR."""
-    with _lock:
+    with locks.compiling:
         return bytes(_machine(target.cpu, target.attributes).emit_object(optimise(text, target)))
 
 
 def assembly(text: str, target: CpuTarget) -> str:
     """Assembly of LLVM IR."""
-    with _lock:
+    with locks.compiling:
         return str(_machine(target.cpu, target.attributes).emit_assembly(optimise(text, target)))
 
 
@@ -156,7 +155,7 @@ class Loaded:
     _count = itertools.count()
 
     def __init__(self, code: bytes, *functions: str) -> None:
-        with _lock:
+        with locks.compiling:
             builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
             for name, address in _defined.items():
                 builder.import_symbol(name, address)

@@ -16,7 +16,7 @@ import os
 import threading
 from functools import lru_cache
 
-from tilelang import cache
+from tilelang import cache, locks
 from tilelang.backends.cpu import machine
 from tilelang.config import MAX_THREADS, config
 
@@ -398,16 +398,23 @@ class Pool:
         """Lets `workers` threads (the caller's included) take part in parallel loops."""
         if not 1 <= workers <= MAX_THREADS:
             raise ValueError(f"the number of threads must be 1 to {MAX_THREADS}, got {workers}")
-        for i in range(self._started + 1, workers):
-            threading.Thread(target=self._worker, args=(i,), daemon=True, name=f"tilelang-{i}").start()
-        self._started = max(self._started, workers - 1)
-        self.workers = workers
-        self._size(workers - 1)
+        with locks.compiling:  # two that start the same helper would give it the same memory
+            while self._started < workers - 1:
+                threading.Thread(target=self._worker, args=(self._started + 1,), daemon=True,
+                                 name=f"tilelang-{self._started + 1}").start()
+                self._started += 1
+            self.workers = workers
+            self._size(workers - 1)
+
+
+def pool() -> Pool:
+    """The pool, started at first use with one thread for each processor this process may run on."""
+    with locks.compiling:
+        return _pool()
 
 
 @lru_cache(maxsize=1)
-def pool() -> Pool:
-    """The pool, started at first use with one thread for each processor this process may run on."""
+def _pool() -> Pool:
     out = Pool()
     out.resize(config().threads or min(len(os.sched_getaffinity(0)), MAX_THREADS))
     return out

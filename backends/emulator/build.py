@@ -11,6 +11,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from tilelang import cache, locks
 from tilelang.backends.host import compiler
 from tilelang.config import config
 from tilelang.errors import TargetError
@@ -43,12 +44,9 @@ def _headers() -> str:
 
 
 @lru_cache(maxsize=4)
-def _directory(cache_dir: str) -> Path:
+def _directory(cache_dir: Path) -> Path:
     """A folder for libraries that no other user may write: in the cache, else one of this process."""
-    if not cache_dir:
-        from platformdirs import user_cache_dir
-        cache_dir = user_cache_dir("tilelang-compiler")
-    directory = Path(cache_dir) / "emulator"
+    directory = cache_dir / "emulator"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = directory.stat()
@@ -61,9 +59,9 @@ def _directory(cache_dir: str) -> Path:
 
 def _library(kind: str, source: Path | str, flags: tuple[str, ...], *more: str) -> Path:
     """The shared library of a source file or text. Processes that build one at once each rename a whole file."""
-    text = source if isinstance(source, str) else source.read_text()
+    text = source if isinstance(source, str) else source.read_text(encoding="utf-8")
     h = hashlib.sha256("\0".join((_identity(), _headers(), *flags, text, *more)).encode())
-    directory = _directory(config().cache_dir)
+    directory = _directory(cache.default().directory)
     path = directory / f"{kind}-{h.hexdigest()[:32]}.so"
     if path.exists():
         try:
@@ -75,7 +73,7 @@ def _library(kind: str, source: Path | str, flags: tuple[str, ...], *more: str) 
         built = Path(folder) / "library.so"
         if isinstance(source, str):
             source = Path(folder) / "kernel.cpp"
-            source.write_text(text)
+            source.write_text(text, encoding="utf-8")
         done = subprocess.run([*compiler(), *flags, str(source), "-o", str(built)], capture_output=True, text=True)
         if done.returncode:
             raise TargetError(f"the C++ compiler refused the {kind}", got=done.stderr.strip()[:4000],
@@ -101,9 +99,8 @@ def _prune(directory: Path, limit: int) -> None:
 
 def runtime() -> Path:
     """The runtime library. It takes seconds to build: of several processes one does, and others wait."""
-    from filelock import FileLock
-    parts = [p.read_text() for p in sorted((HERE / "runtime").iterdir()) if p.suffix in (".cpp", ".h")]
-    with FileLock(_directory(config().cache_dir) / "runtime.lock"):
+    parts = [p.read_text(encoding="utf-8") for p in sorted((HERE / "runtime").iterdir()) if p.suffix in (".cpp", ".h")]
+    with locks.alone(_directory(cache.default().directory) / "runtime.lock", 600):
         return _library("runtime", HERE / "runtime" / "runtime.cpp", RUNTIME_FLAGS, *parts)
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tilelang import locks
 from tilelang.backends.cuda.target import PORTS
 from tilelang.backends.emulator import build
 from tilelang.backends.emulator.definedness import unwritten
@@ -34,7 +34,6 @@ CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "
            "shared_store", "shared_atomic")
 Output = Callable[[int, bytes], None]
 """Takes the number of an operation that prints, and the bytes of its operands one after the other."""
-_lock = threading.Lock()  # the runtime holds one launch at a time
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,7 @@ class Program:
                               got=f"{programs} blocks of {threads} threads",
                               needs=f"whole clusters, of at most {MAX_THREADS} threads each")
         self._check_signature(name, args)
-        with _lock:
+        with locks.emulating:
             machine = _machine(getattr(self._library, f"{name}__warp")(), ports)
             result = self._launch(entry, args, programs, cluster, threads, shared_bytes, policy, seed, machine, output,
                                   before)

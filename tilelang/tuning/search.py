@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from tilelang import locks
 from tilelang.args import Argument
 from tilelang.errors import TileError
 from tilelang.ir.parser import parse
@@ -212,12 +213,9 @@ def _processors() -> int:
 @contextmanager
 def _alone(store: Store, seconds: float) -> Iterator[None]:
     """Waits while another process of this user takes times."""
-    from filelock import FileLock, Timeout
-    with ExitStack() as held:
-        try:
-            held.enter_context(FileLock(store.path.with_suffix(".lock"), timeout=seconds))
-        except (Timeout, OSError) as error:
-            _log.warning("times may be off, another process may be timing kernels too: %s", error)
+    with locks.alone(store.path.with_suffix(".lock"), seconds) as why:
+        if why:
+            _log.warning("times may be off, another process may be timing kernels too: %s", why)
         yield
 
 
