@@ -42,9 +42,9 @@ def library(path: Path, entry: str, files: Mapping[str, bytes], flags: Sequence[
         work = Path(folder)
         for name, data in files.items():
             (work / name).write_bytes(data)
-        (work / "names").write_text(f"{{ global: {entry}; local: *; }};")
+        (work / "names").write_text(f"{{ global: {entry}; local: *; }};", encoding="utf-8")
         # The library of tvm-ffi is found by whoever loads this: Python has it, a program links it.
-        (work / "empty.cpp").write_text("")
+        (work / "empty.cpp").write_bytes(b"")
         stub, command = str(work / "libtvm_ffi.so"), compiler()
         inputs = [str(work / name) for name in files if not name.endswith(".h")]
         for step in (

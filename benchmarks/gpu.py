@@ -153,7 +153,7 @@ def main(path: str = "") -> int:
     lines = [f"# {torch.cuda.get_device_name()}\n", f"{platform.machine()}, Python {platform.python_version()}, torch "
              f"{torch.__version__}, tilelang {tile.__version__}, {datetime.date.today()}\n",
              f"## Tests: {'passed' if passed else 'FAILED'}\n", f"```\n{output}\n```\n", "## Benchmarks\n", *table()]
-    results.write_text("\n".join([*lines, ""]))
+    results.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print(f"{results}: tests {'passed' if passed else 'FAILED'}")
     return 0 if passed else 1
 

@@ -32,7 +32,7 @@ def peak(side: str, direction: str, s: int) -> float:
     run(128)()
     step = run(s)
     before = status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
         file.write("5")  # the peak begins here
     results = step()
     results = results if isinstance(results, tuple) else (results,)
@@ -41,7 +41,7 @@ def peak(side: str, direction: str, s: int) -> float:
 
 def status(name: str) -> float:
     """Megabytes from the system's record of this process."""
-    with open("/proc/self/status") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name + ":")) / 1024
 
 

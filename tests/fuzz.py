@@ -74,7 +74,8 @@ def main(seconds: float, pattern: str = "") -> int:
             if not last[0] or isinstance(error, KeyboardInterrupt):
                 raise
             path = Path("fuzz_reproducer.py")
-            path.write_text(REPRODUCER.format(found=last[0].replace('"', "'"), text=last[1], target=last[2]))
+            path.write_text(REPRODUCER.format(found=last[0].replace('"', "'"), text=last[1], target=last[2]),
+                            encoding="utf-8")
             print(f"after {count} functions: {last[0]}\n\n{last[1]}\nwritten to {path}: python -m {path.stem}")
             return 1
     print(f"{count} random functions, no difference")

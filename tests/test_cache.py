@@ -174,6 +174,13 @@ def test_bad_environment_variables_are_named() -> None:
     assert read({"TILELANG_THREADS": "3"}).threads == 3
 
 
+def test_places_stay_where_they_are_when_the_process_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    got = read({"TILELANG_CACHE_DIR": "cache", "TILELANG_TUNING_FILE": "~/tuning", "TILELANG_DUMP": ""})
+    assert (got.cache_dir, got.tuning_file, got.dump) == (f"{tmp_path}/cache", f"{tmp_path}/home/tuning", "")
+
+
 def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                   caplog: pytest.LogCaptureFixture) -> None:
     def full(*args: object, **kwargs: object) -> None:

@@ -40,7 +40,7 @@ def test_a_planted_mistake_is_found_with_its_lines(name: str, capsys: pytest.Cap
     report = next(r for r in out.split("\n\n") if r.startswith(f"{kind}: "))
     wanted = [_line(getattr(tier2, name), text) for text in texts]
     assert [int(n) for n in re.findall(rf"--> {re.escape(str(FILE))}:(\d+)", report)] == wanted
-    source = FILE.read_text().splitlines()
+    source = FILE.read_text(encoding="utf-8").splitlines()
     for n in wanted:  # the line itself, and a caret under a part of it
         shown, caret = re.search(rf"  {n} \| (.*)\n +\| ( *\^+)\n", report).groups()
         assert shown == source[n - 1].strip() and len(caret) <= len(shown)

@@ -71,7 +71,7 @@ def missing(command: str) -> str:
 
 def run_python(code: str, file: Path, namespace: dict[str, object], raises: bool) -> str:
     """What a program prints. The source of a kernel is read from its file."""
-    file.write_text(code)
+    file.write_text(code, encoding="utf-8")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
@@ -108,7 +108,7 @@ def run_page(path: Path, directory: Path) -> list[str]:
     module = types.ModuleType(f"page_{path.stem}")
     sys.modules[module.__name__] = module
     left_out = []
-    for i, (block, shown) in enumerate(blocks(path.read_text())):
+    for i, (block, shown) in enumerate(blocks(path.read_text(encoding="utf-8"))):
         if block.language == "python":
             file = directory / (block.title or f"{path.stem}_{i}.py")
             printed = run_python(block.text, file, vars(module), raises=shown is not None)

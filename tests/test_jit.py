@@ -198,6 +198,17 @@ def test_targets() -> None:
         pass
 
 
+def test_the_variable_for_targets_takes_them_all(monkeypatch: pytest.MonkeyPatch, fresh_config: None) -> None:
+    x, y = torch.ones(3, 4), torch.zeros(3, 4)
+    monkeypatch.setenv("TILELANG_TARGET", "shapes")
+    tile.config.config.cache_clear()
+    scale(x, by=2.0, y=y)
+    assert not y.any()  # nothing ran
+    with tile.target("cpu"):
+        scale(x, by=2.0, y=y)
+    assert (y == 2).all()
+
+
 def test_every_level_is_text() -> None:
     lowered = scale.lower(torch.randn(3, 4), by=1.0)
     assert "func @scale" in str(lowered.tile) and "nest" in str(lowered.placed) and "ld " in str(lowered.thread)

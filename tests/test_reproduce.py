@@ -44,7 +44,7 @@ def test_a_mistake_inside_the_compiler_leaves_a_file(monkeypatch: pytest.MonkeyP
     (note,) = error.value.__notes__
     path = Path(note.split("written to ")[1].split("; please")[0])
     text, target, _ = reproduce.load(path)
-    assert target == "cpu" and "sqrt" in text and "KeyError: " in path.read_text()
+    assert target == "cpu" and "sqrt" in text and "KeyError: " in path.read_text(encoding="utf-8")
     assert reproduce.kind(reproduce.failure(text, target)) == "KeyError"
 
 

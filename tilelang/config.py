@@ -12,18 +12,20 @@ from tilelang.errors import ConfigError
 MAX_THREADS = 256
 
 
-def _var(name: str, default: Any, doc: str, allowed: Sequence[Any] = ()) -> Any:
-    return field(default=default, metadata={"name": f"TILELANG_{name}", "doc": doc, "allowed": allowed})
+def _var(name: str, default: Any, doc: str, allowed: Sequence[Any] = (), place: bool = False) -> Any:
+    return field(default=default, metadata={"name": f"TILELANG_{name}", "doc": doc, "allowed": allowed,
+                                            "place": place})
 
 
 @dataclass(frozen=True)
 class Config:
     """One field for each variable; its metadata holds the name and the documentation."""
 
-    cache_dir: str = _var("CACHE_DIR", "", "Directory of the compile cache (default: the user's cache directory).")
+    cache_dir: str = _var("CACHE_DIR", "", "Directory of the compile cache (default: the user's cache directory).",
+                          place=True)
     cache_bytes: int = _var("CACHE_BYTES", 256 << 20, "Size at which the oldest entries of the cache are dropped.")
     check: int = _var("CHECK", 0, "1 verifies the IR after every pass; 2 also runs it before and after.", (0, 1, 2))
-    dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.")
+    dump: str = _var("DUMP", "", "Directory that receives the IR after every pass.", place=True)
     ranges: str = _var("RANGES", "", "nvtx or roctx: calls of kernels are ranges in the timelines of GPUs' profilers.",
                        ("nvtx", "roctx"))
     target: str = _var("TARGET", "", "Target of calls, as tile.target takes it: cpu, cuda, hip, emulate:cuda:sm_80 …")
@@ -31,7 +33,8 @@ class Config:
                         range(MAX_THREADS + 1))
     tune: int = _var("TUNE", 1, "0 keeps kernels marked @tile.autotune from searching; stored results are used.",
                      (0, 1))
-    tuning_file: str = _var("TUNING_FILE", "", "File of results of tuning (default: in the user's data directory).")
+    tuning_file: str = _var("TUNING_FILE", "", "File of results of tuning (default: in the user's data directory).",
+                            place=True)
 
 
 def read(environ: Mapping[str, str]) -> Config:
@@ -49,7 +52,8 @@ def read(environ: Mapping[str, str]) -> Config:
                      " or ".join(map(str, allowed)) if allowed else "a number")
             raise ConfigError(f"the environment variable {name} has a value that makes no sense", needs=needs,
                               got=repr(text), try_=f"unset {name}")
-        values[f.name] = value
+        # ~ as a shell has it, and where it is now: a process may change its directory
+        values[f.name] = os.path.abspath(os.path.expanduser(text)) if f.metadata["place"] else value
     return Config(**values)
 
 

@@ -54,10 +54,10 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
     else:
         about = _on_gpu(lowered, name, failures, library)
     where = "on the CPU" if machine == "cpu" else "on one GPU: the call is put on the stream of TVMFFIEnvSetStream"
-    (directory / f"{name}.h").write_text(_header(name, params, where))
+    (directory / f"{name}.h").write_text(_header(name, params, where), encoding="utf-8")
     (directory / f"{name}.json").write_text(json.dumps({
         "name": name, "symbol": f"__tvm_ffi_{name}", "library": library.name, "target": lowered.target.name, **about,
-        "tilelang": __version__, "parameters": [_entry(p) for p in params]}, indent=1) + "\n")
+        "tilelang": __version__, "parameters": [_entry(p) for p in params]}, indent=1) + "\n", encoding="utf-8")
     return library
 
 

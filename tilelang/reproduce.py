@@ -92,7 +92,7 @@ def write(tile: Function, target: str, what: str, path: Path | None = None, inpu
     quiet = what.replace("\\", "\\\\").replace('"""', "'''")
     path.write_text(_FILE.format(what=quiet, version=__version__, python=platform.python_version(),
                                  machine=platform.platform(), target=target, text=tile,
-                                 inputs=inputs))
+                                 inputs=inputs), encoding="utf-8")
     return path
 
 

@@ -33,7 +33,7 @@ def mapped(name: str) -> list[str]:
     """The files of that name, whatever version follows it, that this process has mapped: a second copy of ROCm's
     libraries would not know the first one's memory."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     return list(dict.fromkeys(re.findall(rf"(/.*/{re.escape(name)}[.\d]*)$", maps, re.MULTILINE)))

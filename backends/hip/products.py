@@ -16,7 +16,7 @@ def compiler(arch: str) -> str:
 @cache
 def _identity(compiler: str) -> str:
     """What machine code depends on besides the text: the compiler, its options, the prelude."""
-    return identity(compiler + Path(hiprtc.__file__).read_text(), clang.__file__, clang.INCLUDE)
+    return identity(compiler + Path(hiprtc.__file__).read_text(encoding="utf-8"), clang.__file__, clang.INCLUDE)
 
 
 def product(text: str, kernel: str, arch: str) -> tuple[bytes, Uses]:

@@ -14,9 +14,9 @@ Uses = dict[str, int]
 
 def identity(compiler: str, caller: str, *includes: Path) -> str:
     """Changes whenever machine code may: the compiler, the module that calls it, or the prelude."""
-    parts = [compiler, Path(caller).read_text()]
+    parts = [compiler, Path(caller).read_text(encoding="utf-8")]
     for header in (h for directory in (*includes, COMMON) for h in sorted(directory.glob("*.h"))):
-        parts += [header.name, header.read_text()]
+        parts += [header.name, header.read_text(encoding="utf-8")]
     return cache.key(*parts)
 
 

@@ -82,7 +82,7 @@ def text(lowered: Lowered, entry: str, target: CpuTarget, failures: Failures, on
     _Launched(module, entry, lowered, target, failures, only is not None).emit()
     numbers = {name: at for at, name in enumerate(FIELDS)} | {
         f"{name}_failed": at << PLACE for at, name in enumerate(FAILED)} | {"rows": MAX_GRID_Y, "too_many": TOO_MANY}
-    runtime = re.sub(r"\{(\w+)\}", lambda found: str(numbers[found[1]]), _RUNTIME.read_text())
+    runtime = re.sub(r"\{(\w+)\}", lambda found: str(numbers[found[1]]), _RUNTIME.read_text(encoding="utf-8"))
     own = re.sub(r'^declare .*@"tl_(?:go|map)".*$', "", str(module), flags=re.MULTILINE)  # which the runtime defines
     return own + runtime
 

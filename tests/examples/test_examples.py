@@ -58,7 +58,7 @@ def test_tutorials_say_the_same_by_threads(path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_tutorials_stay_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 60
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
 
 
 def test_there_are_examples() -> None:

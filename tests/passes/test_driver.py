@@ -9,7 +9,7 @@ import pytest
 
 from tests.ir.op_examples import tiles
 from tests.passes.helpers import names
-from tilelang.errors import Loc, VerifyError
+from tilelang.errors import ConfigError, Loc, VerifyError
 from tilelang.ir import elementwise as ew
 from tilelang.ir import reduction
 from tilelang.ir.core import Builder, Function, Op, Region, TensorType
@@ -261,6 +261,13 @@ def test_an_exception_in_a_pass_names_the_pass() -> None:
     with pytest.raises(KeyError) as caught:
         run_passes(function(), None, [stumbles], check=0, dump="")
     assert caught.value.__notes__ == ["in pass `stumbles` on `dotted`"]
+
+
+def test_a_place_that_no_dump_can_be_written_to(tmp_path: Path) -> None:
+    """The user's mistake, not the compiler's."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="(?s)the IR after a pass cannot be written.*file.*unset TILELANG_DUMP"):
+        run_passes(function(), None, [fold], check=0, dump=str(tmp_path / "file"))
 
 
 def test_dump(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ def page(facts: Facts) -> str:
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(facts.name)} for {escape(facts.target)}</title>",
-        f"<style>{(_HERE / 'page.css').read_text()}</style></head><body>", body,
+        f"<style>{(_HERE / 'page.css').read_text(encoding='utf-8')}</style></head><body>", body,
         f'<script type="application/json" id="data">{data}</script>',
-        f"<script>{(_HERE / 'page.js').read_text()}</script></body></html>", ""])
+        f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script></body></html>", ""])
 
 
 def _data(facts: Facts, places: dict[Place, int]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def parse(text: str) -> Function:
 @cache
 def _lark() -> Lark:
     from lark import Lark  # on first use, because importing it takes as long as the rest of the IR
-    return Lark(Path(__file__).with_name("grammar.lark").read_text(), parser="lalr", propagate_positions=True,
-                maybe_placeholders=True)
+    grammar = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
+    return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=True)
 
 
 @dataclass(frozen=True)

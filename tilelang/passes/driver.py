@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilelang.config import config
-from tilelang.errors import Loc, VerifyError
+from tilelang.errors import ConfigError, Loc, VerifyError
 from tilelang.ir.core import Function
 from tilelang.ir.specs import verify
 from tilelang.ir.text import print_function
@@ -82,5 +82,9 @@ def _place(fn: Function, found: str) -> Loc | None:
 def _dump(fn: Function, directory: str, name: str, number: int, label: str) -> None:
     if directory:
         path = Path(directory) / name / f"{number:02}_{label}.tile"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(print_function(fn, locs=True))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(print_function(fn, locs=True), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError("the IR after a pass cannot be written", needs="a directory that files can be made in",
+                              got=str(error), try_="unset TILELANG_DUMP, or set it to another directory") from None

@@ -155,7 +155,7 @@ class Store:
     def export(self, path: Path) -> int:
         """Writes all results into a file that a package can ship; gives how many."""
         found = self.results()
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return len(found)
 
 
@@ -171,7 +171,7 @@ def shipped(path: Path, problem: Key) -> Best | None:
 @lru_cache(maxsize=16)
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text())
+        rows = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(rows, list) or not all(isinstance(r, dict) and {"config", "ms"} <= r.keys() for r in rows):
             raise ValueError("it is no file that `python -m tilelang tuning export` writes")
         return rows

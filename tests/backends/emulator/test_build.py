@@ -51,7 +51,7 @@ def test_libraries_used_longest_ago_are_pruned(tmp_path: Path) -> None:
 
 def test_kernels_are_unloaded() -> None:
     def mapped() -> int:
-        return Path("/proc/self/maps").read_text().count("emulator/kernel-")
+        return Path("/proc/self/maps").read_text(encoding="utf-8").count("emulator/kernel-")
 
     program = load(COPY)
     loaded = mapped()
@@ -127,6 +127,6 @@ def test_a_missing_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("path", [p for d in (*build.INCLUDES, build.HERE / "runtime") for p in d.iterdir()],
                          ids=lambda p: p.name)
 def test_cpp_files_stay_readable(path: Path) -> None:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 500
     assert max(map(len, lines)) < 120
