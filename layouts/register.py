@@ -46,7 +46,7 @@ class RegisterLayout:
             raise LayoutError(f"each of the {count} modes must be spatial or local exactly once: "
                               f"spatial {self.spatial}, local {self.local}")
         if any(extent < 1 for dim in self.modes for extent in dim):
-            raise LayoutError(f"extents are positive: {self.modes}")
+            raise LayoutError(f"extents must be positive: {self.modes}")
 
     # -- sizes -------------------------------------------------------------------------------------------------------
     @cached_property

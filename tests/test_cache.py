@@ -169,7 +169,7 @@ def test_bad_environment_variables_are_named() -> None:
                               ("THREADS", "257", threads), ("CACHE_BYTES", "1e6", "a number")):
         with pytest.raises(ConfigError) as caught:
             read({f"TILELANG_{name}": text})
-        assert str(caught.value) == (f"the environment variable TILELANG_{name} has a value that makes no sense\n"
+        assert str(caught.value) == (f"the environment variable TILELANG_{name} has an invalid value\n"
                                      f"  needs: {needs}\n  got:   {text!r}\n  try:   unset TILELANG_{name}")
     assert read({"TILELANG_THREADS": "3"}).threads == 3
 

@@ -98,7 +98,8 @@ def test_compile_prints_every_level_for_a_gpu(level: str, text: str, capsys: pyt
 
 
 @pytest.mark.parametrize(("request_", "text"), [
-    (["compile", f"{FILE}:nothing"], "is no kernel"), (["check", f"{FILE}:wait", "--set", "Q=1"], "nothing named Q"),
+    (["compile", f"{FILE}:nothing"], "is not a kernel"),
+    (["check", f"{FILE}:wait", "--set", "Q=1"], "nothing named Q"),
     (["check", f"{FILE}:wait", "--target", "cuda:sm_1"], "unknown target"), (["check", "none.py:k"], "cannot be read"),
 ])
 def test_a_mistaken_request_says_what_is_needed(request_: list[str], text: str,

@@ -48,14 +48,15 @@ def test_a_tuned_kernel_stands_beside_its_modules(folder: Path, capsys: pytest.C
     ("compile good.py:tuned --set BM", "--set BM gives no value"),
     ("compile good.py:tuned --set BM=many", "--set BM=many: unknown dtype 'many'"),
     ("compile good.py:tuned --set T=f99", "--set T=f99: unknown dtype 'f99'"),
-    ("explain good.py:tuned --set M=-1", "an extent: a number from 0 on"),
+    ("explain good.py:tuned --set M=-1", "an extent: an integer of at least 0"),
     ("explain good.py:tuned --target reference", "nothing is compiled for 'reference'"),
     ("explain good.py:tuned -o nowhere/page.html", "No such file or directory: 'nowhere/page.html'"),
     ("compile wrong.py:k", "wrong.py cannot be imported"), ("compile raises.py:k", "KeyError: 'mine'"),
-    ("compile good.py:TWO", "good.py:TWO is no kernel\n  needs: good.py:tuned"), ("compile .:k", ". cannot be read"),
+    ("compile good.py:TWO", "good.py:TWO is not a kernel\n  needs: good.py:tuned"),
+    ("compile .:k", ". cannot be read"),
     ("check good.py:tuned --target cpu", "cpu has no text that the emulator runs"),
-    ("reduce good.py", "good.py is no reproducer"), ("reduce wrong.py", "is no reproducer: SyntaxError"),
-    ("reduce none.py", "No such file"), ("reduce .", ". is no reproducer"),
+    ("reduce good.py", "good.py is not a reproducer"), ("reduce wrong.py", "is not a reproducer: SyntaxError"),
+    ("reduce none.py", "No such file"), ("reduce .", ". is not a reproducer"),
 ])
 def test_mistakes(folder: Path, request_: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(request_.split()) == 2

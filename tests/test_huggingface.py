@@ -107,7 +107,7 @@ def test_functions_and_block_masks_have_their_own_operators() -> None:
 
 def test_what_has_no_gradient_is_refused() -> None:
     q = torch.randn(1, 1, 3, 8)
-    with pytest.raises(ValueError, match=r"`attention` with `out` gives no gradient: call it under torch.no_grad\(\)"):
+    with pytest.raises(ValueError, match=r"`attention` with `out` has no gradient: call it under torch.no_grad\(\)"):
         ops.attention(q, q, q.clone().requires_grad_(), out=torch.empty_like(q))
     with pytest.raises(ValueError, match="has no `dropout`"):
         huggingface.attention_forward(None, q, q, q, None, dropout=0.1)

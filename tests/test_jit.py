@@ -101,7 +101,7 @@ def test_assertions_name_the_line() -> None:
 
 @pytest.mark.parametrize(("call", "error", "text"), [
     (lambda x: scale(), errors.ArgumentCount, """\
-`scale` lacks an argument
+`scale` is missing an argument
 PLACE
   needs: x, by
   got:   no arguments
@@ -143,7 +143,7 @@ PLACE
   got:   5 in y of shape [3, 5]
   try:   pass tensors whose shapes agree"""),
     (lambda x: scale(x, by="two"), errors.ArgumentDType, """\
-parameter `by` of `scale` is no f32
+parameter `by` of `scale` is not a valid f32
 PLACE
   needs: f32
   got:   str 'two'
@@ -166,7 +166,7 @@ def test_the_report_of_wrong_arguments_is_complete(call: Any, error: type[Except
 @pytest.mark.parametrize(("call", "error", "text"), [
     (lambda x: scale([[1.0]], by=1.0), errors.ArgumentDType, "a torch tensor, a NumPy array"),
     (lambda x: scale(x, torch.empty(1, 4).expand(3, 4), 1.0), errors.ArgumentLayout, "output `y` overlaps itself"),
-    (lambda x: scale(x.to(torch.complex64), by=1.0), errors.ArgumentDType, "has a dtype without a counterpart"),
+    (lambda x: scale(x.to(torch.complex64), by=1.0), errors.ArgumentDType, "has an unsupported dtype"),
 ])
 def test_wrong_arguments_are_explained(call: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
@@ -278,7 +278,7 @@ def test_numbers_of_numpy_and_of_other_kinds() -> None:
             fill(y, v, B=size)
             np.testing.assert_array_equal(y, np.full(5, v, np.float32))
     for wrong in ("a", None, 1j, 10 ** 400, [1.0]):
-        with pytest.raises(errors.ArgumentDType, match="parameter `v` of `fill` is no f32"):
+        with pytest.raises(errors.ArgumentDType, match="parameter `v` of `fill` is not a valid f32"):
             fill(y, wrong)
 
 

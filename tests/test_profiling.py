@@ -44,10 +44,10 @@ def test_gradients_are_dropped_and_caches_emptied() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="return_mode needs one of min, max, mean, median, all, got 'best'"):
+    with pytest.raises(ValueError, match="return_mode must be one of min, max, mean, median, all, got 'best'"):
         tile.bench(pause, return_mode="best")
-    with pytest.raises(ValueError, match="mode needs auto, wall, event, graph, got 'clock'"):
+    with pytest.raises(ValueError, match="mode must be one of auto, wall, event, graph, got 'clock'"):
         tile.bench(pause, mode="clock")
     if not torch.cuda.is_available():
-        with pytest.raises(errors.TargetError, match="no GPU to take the time of"):
+        with pytest.raises(errors.TargetError, match="no GPU to time"):
             tile.bench(pause, mode="event")

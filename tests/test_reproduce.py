@@ -106,7 +106,7 @@ def test_the_file_shows_what_it_is_about(tmp_path: Path) -> None:
     assert (run.returncode, run.stdout) == (0, "nothing is wrong any more\n"), run.stderr
     assert main(["reduce", str(path)]) == 1
     (tmp_path / "other.py").write_text("x = 1")
-    with pytest.raises(ValueError, match="is no reproducer"):
+    with pytest.raises(ValueError, match="is not a reproducer"):
         reproduce.load(tmp_path / "other.py")
 
 

@@ -239,7 +239,7 @@ def _stranger(z: Any) -> Any:
 
 def test_results_written_elsewhere_have_no_gradient() -> None:
     x, y = leaf(3, 20), leaf(20, 5)
-    with pytest.raises(ValueError, match="`tilelang::matmul` with `out` gives no gradient: call it under torch"):
+    with pytest.raises(ValueError, match="`tilelang::matmul` with `out` has no gradient: call it under torch"):
         ops.matmul(x, y, out=torch.empty(3, 5))
     with torch.no_grad():
         assert torch.equal(ops.matmul(x, y, out=torch.empty(3, 5)), ops.matmul(x, y))

@@ -139,7 +139,7 @@ def check_memory(arguments: Iterable[Argument], kernel: str, loc: Loc | None) ->
     """Raises ArgumentLayout for what stands for tensors in torch's transforms, and has no memory of its own."""
     for a in arguments:
         if is_torch(a.owner) and _is_stand_in(a.owner):
-            raise ArgumentLayout(f"parameter `{a.name}` of `{kernel}` is no tensor with memory of its own", loc=loc,
+            raise ArgumentLayout(f"parameter `{a.name}` of `{kernel}` is not a tensor with memory of its own", loc=loc,
                                  needs="a plain tensor", got=f"{type(a.owner).__name__} in one of torch's transforms: "
                                  "vmap, grad, export, fake or distributed tensors",
                                  try_="make the kernel an operator: @tile.torch_op(\"mylib::name\") (docs/pytorch.md)")
@@ -155,12 +155,12 @@ def check_gradient(arguments: Iterable[Argument], kernel: str, loc: Loc | None) 
     """Raises ArgumentGradient where a gradient is wanted of a tensor: torch does not notice calls of bare kernels."""
     for a in arguments:
         if wants_gradient(a.owner):
-            raise ArgumentGradient(f"parameter `{a.name}` of `{kernel}` wants a gradient", loc=loc,
+            raise ArgumentGradient(f"parameter `{a.name}` of `{kernel}` requires a gradient", loc=loc,
                                    needs="tensors without gradients, or an operator with a backward",
                                    got=f"{a.name}.requires_grad, and gradients are enabled",
-                                   why="to torch the results of a bare kernel are constants",
+                                   why="torch treats the results of a bare kernel as constants",
                                    try_="@tile.torch_op(\"mylib::name\", backward=...) above the kernel "
-                                   f"(docs/pytorch.md); {a.name}.detach() or torch.no_grad() where none is meant")
+                                   f"(docs/pytorch.md); {a.name}.detach() or torch.no_grad() if none is meant")
 
 
 def is_tensor(x: Any) -> bool:
@@ -198,7 +198,7 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
                                 needs="a torch tensor, a NumPy array or an object with __dlpack__",
                                 got=type(x).__name__, try_="np.asarray(...)")
         if x.__dlpack_device__()[0] != 1:
-            raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="memory of the CPU",
+            raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="memory on the CPU",
                                  got=f"DLPack device {x.__dlpack_device__()}",
                                  try_="copy it to the CPU, or torch.from_dlpack() an array on a GPU")
         x = np.from_dlpack(x)
@@ -235,7 +235,7 @@ def _whole_bytes(name: str, x: Packed, device: str, loc: Loc | None) -> Argument
 def _torch_device(name: str, x: Any, loc: Loc | None) -> str:
     if x.device.type not in ("cpu", "cuda", "meta"):
         raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc,
-                             needs="a tensor on the CPU or a GPU of NVIDIA's or AMD's", got=str(x.device),
+                             needs="a tensor on the CPU, or on an NVIDIA or AMD GPU", got=str(x.device),
                              try_=f"{name}.cpu()")
     return f"cuda:{x.get_device()}" if x.device.type == "cuda" else str(x.device.type)
 
@@ -267,7 +267,7 @@ def _dtype(name: str, external: Any, loc: Loc | None) -> DType:
     try:
         return from_external(external)
     except ValueError as error:
-        raise ArgumentDType(f"parameter `{name}` has a dtype without a counterpart", loc=loc,
+        raise ArgumentDType(f"parameter `{name}` has an unsupported dtype", loc=loc,
                             needs="a dtype of tilelang.ir.dtypes", got=str(external), try_="cast it first") from error
 
 

@@ -75,7 +75,7 @@ class Bound:
         if missing:
             given = ", ".join([*(p.name for p, _ in zip(params, args, strict=False)), *kwargs])
             before = [p.name for p, _ in zip(params, args, strict=False) if self.kernel.is_out(p.name)]
-            raise ArgumentCount(f"`{name}` lacks an argument", loc=loc, needs=", ".join(missing),
+            raise ArgumentCount(f"`{name}` is missing an argument", loc=loc, needs=", ".join(missing),
                                 got=given or "no arguments", try_=f"pass {missing[0]}=..." + (
                                     f"; by position, output `{before[0]}` comes first" if before else ""))
         return {k: v for k, v in values.items() if v is not None or not self.kernel.is_out(k)}
@@ -116,8 +116,9 @@ class Bound:
             value = self.scalars[p.name] = float(value)
         good = isinstance(value, float) == (dt.kind == "float") and isinstance(value, bool | int | float)
         if not good or (dt.kind != "float" and not dt.min <= value <= dt.max):
-            raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` is no {dt}", loc=self.kernel.source.loc,
-                                needs=str(dt), got=f"{type(value).__name__} {value!r}"[:80], try_="pass a number")
+            raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` is not a valid {dt}",
+                                loc=self.kernel.source.loc, needs=str(dt),
+                                got=f"{type(value).__name__} {value!r}"[:80], try_="pass a number")
 
     def _allocate(self, p: Param) -> None:
         spec, shape = p.tensor, []
@@ -128,7 +129,7 @@ class Bound:
                                     got=f"inputs with {sorted(self.dims)}", try_=f"pass {p.name}=...")
             shape.append(dim if isinstance(dim, int) else self.dims[dim][0])
         if isinstance(spec.dtype, str) and spec.dtype not in self.dtypes:
-            raise ArgumentDType(f"output `{p.name}` of `{self.kernel.name}` has an open dtype",
+            raise ArgumentDType(f"output `{p.name}` of `{self.kernel.name}` has an undetermined dtype",
                                 loc=self.kernel.source.loc, needs=f"{spec.dtype!r} bound by an input",
                                 got="no such input", try_=f"pass {p.name}=...")
         dt = self.dtypes[spec.dtype] if isinstance(spec.dtype, str) else spec.dtype

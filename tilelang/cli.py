@@ -44,7 +44,7 @@ def _given(options: argparse.Namespace) -> _Given:
         kernel = kernel.kernel.bind(**{k: v for k, v in kernel.configs[0].items() if k in lacking})
     if not isinstance(kernel, Kernel):
         known = ", ".join(f"{file}:{n}" for n, v in vars(module).items() if isinstance(v, Kernel | Tuned))
-        raise SystemExit(_fail(f"{options.kernel} is no kernel",
+        raise SystemExit(_fail(f"{options.kernel} is not a kernel",
                                known or "FILE:KERNEL with a function marked @tile.kernel"))
     for item in options.set:
         if "=" not in item:
@@ -152,7 +152,7 @@ def _dtype(name: str, text: str) -> DType:
 
 def _extent(name: str, text: str) -> int:
     if not text.isdigit():
-        raise SystemExit(_fail(f"--set {name}={text}", "an extent: a number from 0 on"))
+        raise SystemExit(_fail(f"--set {name}={text}", "an extent: an integer of at least 0"))
     return int(text)
 
 

@@ -50,7 +50,7 @@ def read(environ: Mapping[str, str]) -> Config:
         if number and value is text or allowed and value not in allowed:
             needs = (f"a number from {allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else
                      " or ".join(map(str, allowed)) if allowed else "a number")
-            raise ConfigError(f"the environment variable {name} has a value that makes no sense", needs=needs,
+            raise ConfigError(f"the environment variable {name} has an invalid value", needs=needs,
                               got=repr(text), try_=f"unset {name}")
         # ~ as a shell has it, and where it is now: a process may change its directory
         values[f.name] = os.path.abspath(os.path.expanduser(text)) if f.metadata["place"] else value

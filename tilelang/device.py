@@ -67,7 +67,7 @@ def _copied(stack: ExitStack, launch: Launch, index: int, a: Argument) -> int:
 def check_device(name: str, bound: Bound) -> None:
     """Raises ArgumentDevice where a call on target `name` cannot reach its arguments."""
     if bound.device != "cpu" and not targets.on_device(name):
-        raise ArgumentDevice(f"`{bound.kernel.name}` runs on {name!r}, its arguments are on {bound.device}",
+        raise ArgumentDevice(f"`{bound.kernel.name}` runs on {name!r}, but its arguments are on {bound.device}",
                              loc=bound.kernel.source.loc, needs="tensors on the CPU", got=bound.device,
                              try_="move the arguments with .cpu(), or leave the target to the arguments")
 

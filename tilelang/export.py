@@ -39,8 +39,8 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
                           needs="cpu, cuda, hip, cuda:sm_… or hip:gfx…", got=target, try_='target="cpu"')
     name = kernel.name if name is None else name
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in RESERVED:
-        raise ArgumentCount(f"{name!r} cannot name a function of C", needs="a letter, then letters, digits and _; no "
-                            "word of C's own", got=repr(name), try_='name="kernel"')
+        raise ArgumentCount(f"{name!r} is not a valid name of a C function", got=repr(name), try_='name="kernel"',
+                            needs="a letter, then letters, digits and _; not a keyword of C")
     lowered = kernel.lower(*args, target=target, **kwargs)
     params = lowered.tile.params
     directory = Path(directory)

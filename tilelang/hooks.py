@@ -98,7 +98,8 @@ def _ranges(kind: str) -> tuple[Callable[[str], Any], Callable[[], Any]]:
         found = libraries.load(name, f"{kind}RangePushA")
         library = found.library if found else None
     if library is None:
-        raise TargetError(f"TILELANG_RANGES={kind} has no library to tell", needs=name, got="none that loads",
+        raise TargetError(f"the library for TILELANG_RANGES={kind} was not found", needs=name,
+                          got="none that can be loaded",
                           try_="pip install nvtx" if kind == "nvtx" else "install ROCm, or unset TILELANG_RANGES")
     push, pop = getattr(library, f"{kind}RangePushA"), getattr(library, f"{kind}RangePop")
     return lambda text: push(text.encode()), pop

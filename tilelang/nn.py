@@ -177,6 +177,6 @@ def quantize_(model: nn.Module, dtype: DType | str = "u4", group: int | None = 1
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, made[module])
     if not made:
-        raise ValueError("nothing to quantise: needs an nn.Linear that `filter` takes, got a model with "
+        raise ValueError("nothing to quantise: needs an nn.Linear that `filter` accepts, got a model with "
                          f"{sum(isinstance(m, nn.Linear) for m in model.modules())} of them")
     return model

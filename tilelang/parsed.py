@@ -49,8 +49,8 @@ class ParsedKernel(Kernel):
             if isinstance(p.type, TensorType) and isinstance(given, TensorType) and (
                     given.align % p.type.align or any(w and not g for w, g in zip(p.type.unit, given.unit,
                                                                                  strict=False))):
-                raise ArgumentLayout(f"parameter `{p.name}` does not lie in memory as the text of `{self.name}` says",
-                                     loc=self.source.loc, needs=str(p.type), got=str(given),
+                raise ArgumentLayout(f"parameter `{p.name}` is not laid out in memory as the text of `{self.name}` "
+                                     "says", loc=self.source.loc, needs=str(p.type), got=str(given),
                                      try_="pass a contiguous, aligned tensor")
         return self.tile
 

@@ -39,7 +39,7 @@ def bench(fn: Callable[[], Any], warmup: float = 25, rep: float = 100, grad_to_n
     TargetError for a GPU's mode where there is none.
     """
     if return_mode not in _REDUCE:
-        raise ValueError(f"return_mode needs one of {', '.join(_REDUCE)}, got {return_mode!r}")
+        raise ValueError(f"return_mode must be one of {', '.join(_REDUCE)}, got {return_mode!r}")
     functions = (fn,) if against is None else (fn, against)
     for side in functions:
         if not callable(side):
@@ -81,7 +81,7 @@ def clock(mode: str = "auto") -> _Wall:
         mode = "event" if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else "wall"
     clocks = {"wall": _Wall, "event": _Event, "graph": _Graph}
     if mode not in clocks:
-        raise ValueError(f"mode needs auto, {', '.join(clocks)}, got {mode!r}")
+        raise ValueError(f"mode must be one of auto, {', '.join(clocks)}, got {mode!r}")
     return clocks[mode]()
 
 
@@ -122,7 +122,7 @@ class _Event(_Wall):
         from tilelang.errors import TargetError
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_available():
-            raise TargetError("there is no GPU to take the time of", needs="torch with a GPU", got="none",
+            raise TargetError("there is no GPU to time", needs="torch with a GPU", got="none",
                               try_='mode="wall"')
         self._cuda, self._memory = torch.cuda, None
         self._zeros = torch.zeros

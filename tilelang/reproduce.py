@@ -129,9 +129,9 @@ def load(path: str | Path) -> tuple[str, str, str]:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is no reproducer: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is not a reproducer: {type(error).__name__}: {error}") from error
     if not {"TEXT", "TARGET"} <= names.keys():
-        raise ValueError(f"{path} is no reproducer: it needs TEXT and TARGET")
+        raise ValueError(f"{path} is not a reproducer: it needs TEXT and TARGET")
     return names["TEXT"], names["TARGET"], names.get("INPUTS", "")
 
 

@@ -44,7 +44,7 @@ def check(name: str, runs: bool = True, origin: str = "") -> str:
         return name if name.startswith(EMULATE) or not runs else machine(name)
     known = "cpu, reference, cuda" if runs else "cpu, cuda"
     raise TargetError(f"unknown target {name!r}" if runs else f"nothing is compiled for {name!r}",
-                      needs=f"{known}, hip, cuda:sm_…, hip:gfx… or emulate: before one of the last two",
+                      needs=f"{known}, hip, cuda:sm_…, hip:gfx… or one of the last two behind emulate:",
                       got=name + origin, try_='tile.target("cpu")' if runs else 'target="cpu"')
 
 

@@ -103,15 +103,15 @@ class _Signature:
         count = len(typing.get_args(result)) if typing.get_origin(result) is tuple else int(result is not type(None))
         names = (outputs or "out").split() if count else []
         if len(names) != count:
-            raise TypeError(f"`{fn.__name__}` gives {count} results: needs outputs=\"...\" with that many names, got "
-                            f"{outputs!r}")
+            raise TypeError(f"`{fn.__name__}` returns {count} results: needs outputs=\"...\" with that many names, "
+                            f"got {outputs!r}")
         return types, names
 
 
 def no_gradient(what: str, *args: Any, **kwargs: Any) -> None:
     """Raises ArgumentGradient where a gradient is wanted of any argument: `what` gives none."""
     if wants_gradient(*args, *kwargs.values()):
-        raise ArgumentGradient(f"{what} gives no gradient: call it under torch.no_grad(), or pass detached tensors")
+        raise ArgumentGradient(f"{what} has no gradient: call it under torch.no_grad(), or pass detached tensors")
 
 
 @cache

@@ -17,8 +17,8 @@ def link(lowered: Lowered, name: str, failures: Failures, path: Path) -> None:
     """Writes the library: `name` is called as `__tvm_ffi_<name>`. Raises TargetError for kernels that print, and where
     there is no C++ compiler."""
     if lowered.prints:
-        raise TargetError(f"`{name}` prints, which is Python's work", loc=lowered.tile.loc, needs="no tile.print",
-                          got="one or more", try_="remove it before exporting")
+        raise TargetError(f"`{name}` prints, which exported code cannot", loc=lowered.tile.loc,
+                          needs="a kernel without tile.print", got="tile.print", try_="remove it before exporting")
     entry = f"__tvm_ffi_{name}"
     host.library(path, entry, {"kernel.o": machine.object_code(lowered.module(entry, failures), lowered.target),
                                "pool.o": pool.object_code(lowered.target), "threads.cpp": _THREADS.read_bytes()},

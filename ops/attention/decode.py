@@ -205,7 +205,7 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
     else:
         d_k = k.shape[3]
     if d_k != d:
-        raise ValueError(f"queries and keys need as many channels, got {d} and {d_k}")
+        raise ValueError(f"queries and keys need equally many channels, got {d} and {d_k}")
     rows, longest = heads // groups * queries, k.shape[2] * (1 if block_table is None else block_table.shape[1])
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
@@ -244,8 +244,8 @@ def _mla(q: Any, cache: Any, seqused: Any = None, block_table: Any = None, colum
     k = cache[:, None]
     check_heads(q, k, k)
     if cache.shape[2] != q.shape[3] or not 0 < columns <= q.shape[3]:
-        raise ValueError(f"queries of {q.shape[3]} columns need a cache of as many, the first {columns} of them the "
-                         f"values, got a cache of {cache.shape[2]}")
+        raise ValueError(f"the cache needs as many columns as the queries, {q.shape[3]}, of which the first {columns} "
+                         f"are the values, got {cache.shape[2]}")
     if block_table is not None and seqused is None:
         raise ValueError("with a block_table, seqused must give the lengths")
     opts = options(q, causal, scale, None, None, None, None, None, None, None, q.shape[0], 0)

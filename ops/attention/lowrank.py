@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.ops.attention.options import made, window_sizes
+from tilelang.ops.attention.options import check_head_counts, made, window_sizes
 from tilelang.ops.attention.reference import reference as attention_reference
 from tilelang.ops.attention.scores import LOG2E, key_range, normalised, visible, weigh
 from tilelang.ops.common import block, dtype_of
@@ -73,9 +73,7 @@ def lowrank_kernel(
 def _lowrank(q: Any, up_q: Any, k: Any, up_k: Any, v: Any, up_v: Any, bias_q: Any = None, bias_v: Any = None,
              causal: bool = False, scale: float = 1.0, left: int = -1, right: int = -1) -> Any:
     heads, groups, gpu = up_q.shape[0], up_k.shape[0], tile.on_gpu(q, k, v)
-    if groups == 0 or heads % groups or up_v.shape[0] != groups:
-        raise ValueError(f"the {heads} query heads must be a multiple of the {groups} key heads, and these as many as "
-                         f"the {up_v.shape[0]} value heads")
+    check_head_counts(heads, groups, up_v.shape[0])
     left_keys, right_keys = window_sizes(causal, (left, right))
     wide = [up_q.shape[1], up_k.shape[1], up_v.shape[1], up_q.shape[2], up_v.shape[2]]
     side = 64 if max(wide) <= 128 else 32 if max(wide) <= 256 else 16

@@ -64,9 +64,9 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
     if block_mask is not None:
         full = (q.shape[0], heads, q.shape[2], keys)
         if mask_mod is not None:
-            raise ValueError("block_mask brings its own mask_mod: pass one of them")
+            raise ValueError("block_mask has its own mask_mod: pass only one of them")
         if not all(a == b or (a == 1 and n < 2) for n, (a, b) in enumerate(zip(block_mask.shape, full, strict=True))):
-            raise ValueError(f"block_mask is of scores {list(block_mask.shape)}, the call's are {list(full)}")
+            raise ValueError(f"block_mask is for scores {list(block_mask.shape)}, those of the call are {list(full)}")
         mask_mod = block_mask.mask_mod
     left, right = window_sizes(causal, window)
     consts: dict[str, Any] = {"LEFT": left, "RIGHT": right}
@@ -102,9 +102,15 @@ def check_heads(q: Any, k: Any, v: Any) -> None:
     dt = dtype_of(q).name
     if dt not in ("f32", "f16", "bf16"):
         raise ValueError(f"attention takes f32, f16 or bf16, got {dt}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1] or v.shape[1] != k.shape[1]:
-        raise ValueError(f"the {q.shape[1]} query heads must be a multiple of the {k.shape[1]} key heads, and these "
-                         f"as many as the {v.shape[1]} value heads")
+    check_head_counts(q.shape[1], k.shape[1], v.shape[1])
+
+
+def check_head_counts(queries: int, keys: int, values: int) -> None:
+    """Raises ValueError unless each key head serves as many query heads, and there are as many value heads as key
+    heads."""
+    if keys == 0 or queries % keys or values != keys:
+        raise ValueError(f"the number of query heads, {queries}, must be a multiple of the number of key heads, "
+                         f"{keys}, and the number of value heads, {values}, must equal that")
 
 
 def made(like: Any, shape: tuple[int, ...], dt: tile.DType, filled: float | None = None) -> Any:

@@ -61,8 +61,8 @@ def compress_kv(k: Any, v: Any, keep: float = 0.5) -> tuple[Any, Any, dict[str, 
     share `keep` of the channels of k and of v, those of largest magnitude. D and E are multiples of 32. A row of D
     channels of f16 takes 2 keep D + D / 8 bytes. Raises ValueError."""
     if not 0.0 < keep <= 1.0 or any(x.shape[3] % WORD for x in (k, v)):
-        raise ValueError(f"keep must be a share above 0, and the channels of k and v multiples of {WORD}, got {keep}, "
-                         f"{k.shape[3]} and {v.shape[3]}")
+        raise ValueError(f"keep must be a fraction above 0, and the channels of k and v multiples of {WORD}, got "
+                         f"{keep}, {k.shape[3]} and {v.shape[3]}")
     packed, bitmaps = [], []
     for x in (k, v):
         batch, groups, length, d = x.shape

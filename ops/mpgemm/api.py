@@ -82,11 +82,11 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
                 activation=activation, added=added(flat, w) if w.corrections else None)
         return y.reshape(*x.shape[:-1], n)
     if device != "cpu" and decomposition not in (None, BLOCKS):
-        raise TargetError("`mpgemm` on a GPU has other decompositions", needs=", ".join((*GPU, BLOCKS)),
+        raise TargetError("`mpgemm` on a GPU does not have this decomposition", needs=", ".join((*GPU, BLOCKS)),
                           got=str(decomposition), try_="leave it out, or put x on the CPU")
     if decomposition in GPU and decomposition not in DECOMPOSITIONS:
-        raise TargetError(f"`{decomposition}` multiplies on GPUs", needs=f"one of {', '.join(DECOMPOSITIONS)}",
-                          got=decomposition, try_="leave it out, or put x on a GPU")
+        raise TargetError(f"`{decomposition}` is a decomposition for GPUs", got=decomposition,
+                          needs=f"one of {', '.join(DECOMPOSITIONS)}", try_="leave it out, or put x on a GPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
     if flat.shape[0] and chosen.decomposition == BLOCKS:
         stored = flat if w.permutation is None else flat[:, w.permutation]
@@ -135,9 +135,9 @@ def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: 
                         'they were and x_dtype="i8", for a scale of each group of columns with x_group="group"')
     for name, a in (("x", x), ("bias", bias), ("residual", residual)):
         if a is not None and not (hasattr(a, "shape") and hasattr(a, "dtype")):
-            raise TypeError(f"{name} must be an array of NumPy or torch, got {type(a).__name__}")
+            raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(a).__name__}")
         if a is not None and is_torch(x) and not is_torch(a):
-            raise TypeError(f"{name} must be a tensor of torch as x is, got {type(a).__name__}; "
+            raise TypeError(f"{name} must be a torch tensor, as x is, got {type(a).__name__}; "
                             f"pass torch.from_numpy({name})")
     if dtype_named(x.dtype).name not in ("f32", "f16", "bf16"):
         raise ValueError(f"x must be f32, f16 or bf16, got {dtype_named(x.dtype)}; convert it, to f32 for example")

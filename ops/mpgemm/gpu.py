@@ -281,7 +281,7 @@ def _repack(w: QuantTensor, target: str, as_is: bool) -> Tiles:
     if rank is not None:
         stored, dt = rank[stored], tile.dtype(f"u{dt.bits}")
     elif not as_is and (dt.exponent_bits > 5 or not representable(dt)[np.unique(stored)].all()):
-        raise TargetError(f"f16 has no numbers for codes of {dt}", needs="finite numbers in the range of f16",
+        raise TargetError(f"f16 cannot represent codes of {dt}", needs="finite numbers in the range of f16",
                           got=str(dt), try_="quantise to numbers that are finite in f16, or put x on the CPU")
     made = blocks(target, dt, group, dt if as_is else tile.f16)
     scale, zero, minimum = by_group(w, group, order)

@@ -80,7 +80,7 @@ def plan(shape: Shape, decomposition: str | None = None) -> GpuPlan:
     if not found:
         raise TargetError(f"`{decomposition}` has no kernel for this product", got=str(shape),
                           needs="two blocks of columns or more, and groups of a power of two of them",
-                          try_='leave decomposition="dequant_mma"')
+                          try_='use decomposition="dequant_mma"')
     return min(found, key=lambda p: p.nanoseconds)
 
 

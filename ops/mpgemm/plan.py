@@ -78,7 +78,7 @@ def _in_blocks(w: QuantTensor, m: int, wanted: str | None) -> Plan:
     """The plan for what is read as it is stored, element by element: the only one for vectors and for long codes."""
     if wanted not in (None, BLOCKS):
         raise TargetError(f"{wanted} cannot compute this product", needs="one code of at most 8 bits for each weight",
-                          got=str(w.codes), try_=f'leave decomposition="{BLOCKS}"')
+                          got=str(w.codes), try_=f'use decomposition="{BLOCKS}"')
     looked_up = len(w.codes.stages) if isinstance(w.codes, VectorCodes) else 0
     time = w.shape[0] * w.shape[1] * (0.6 + 3.0 * looked_up + m / 64 * 0.65)
     return Plan(BLOCKS, dtype("f32"), w.shape[1], 0, 0, max(m, 1), time)
@@ -117,7 +117,7 @@ def _bf16_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     if not codec.holds(dtype("bf16"), x):
         return "activations that bf16 holds", str(x), 'pass x as bf16, or x_dtype="i8"'
     if w.dtype is not None and not codec.holds(dtype("bf16"), w.dtype):
-        return "values that bf16 holds", str(w.dtype), 'leave decomposition="dequant_fma"'
+        return "values that bf16 holds", str(w.dtype), 'use decomposition="dequant_fma"'
     each = (2 if w.dtype is None and w.bits < 8 else 3.5 if w.bits <= 6 else 6 if w.dtype is None else 10) + \
         2 * (fields - 1) + PRODUCT * rows
     if "bf16" not in cpu_features():
@@ -161,7 +161,7 @@ def _bitplane_popc(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
 def _even(w: Panels) -> tuple[str, str, str] | None:
     """What is wrong where values are not evenly spaced."""
     return None if w.dtype is None else \
-        ("weights that are whole multiples of a step", str(w.dtype), 'leave decomposition="dequant_fma"')
+        ("weights that are whole multiples of a step", str(w.dtype), 'use decomposition="dequant_fma"')
 
 
 def _lut_act(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
@@ -197,7 +197,7 @@ def _lut_weight(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
 
 def _bucket_sum(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     if w.dtype is not None and not np.isfinite(codec.values_of(w.dtype)).all():
-        return "values that are all finite", str(w.dtype), 'leave decomposition="dequant_fma"'
+        return "values that are all finite", str(w.dtype), 'use decomposition="dequant_fma"'
     return _estimate("bucket_sum", "f32", w, m, 1, 16 << w.bits, 0, 0)  # take out, compare, add, for every code
 
 

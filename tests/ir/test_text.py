@@ -59,7 +59,7 @@ def test_nan_keeps_its_sign(value: float) -> None:
 
 @pytest.mark.parametrize("value", [[1], np.int64(3), {1: 2}, object()])
 def test_what_is_no_attribute(value: object) -> None:
-    with pytest.raises(VerifyError, match="is no attribute"):
+    with pytest.raises(VerifyError, match="cannot be an attribute"):
         format_attribute(value)
 
 
@@ -109,10 +109,10 @@ GOOD = """func @f(%x: f32, %n: i32) tile {
 
 
 @pytest.mark.parametrize("old, new, line, caret, message, needs", [
-    ("func @f", "fun @f", 1, "fun", "does not parse", "'func'"),
-    ("mul %c, %x", "mul %c,", 4, ":", "does not parse", "%value"),
-    ("stages=1,", "stages=,", 3, ",", "does not parse", "an integer"),
-    ("yield %d\n  }", "yield %d\n", 7, "", "does not parse", "'}'"),
+    ("func @f", "fun @f", 1, "fun", "cannot be parsed", "'func'"),
+    ("mul %c, %x", "mul %c,", 4, ":", "cannot be parsed", "%value"),
+    ("stages=1,", "stages=,", 3, ",", "cannot be parsed", "an integer"),
+    ("yield %d\n  }", "yield %d\n", 7, "", "cannot be parsed", "'}'"),
     ("mul %c", "mull %c", 4, "mull", "unknown operation `mull`", "operation"),
     ("mul %c", "mul %e", 4, "%e", "not defined", "above"),
     ("}\n}\n", "}\n  %z = neg %d : f32\n}\n", 7, "%d", "not defined", "above"),

@@ -43,7 +43,7 @@ tiles whose shapes do not broadcast
      |                     ^
   needs: a value on every path
   got:   a value in only one branch of the `if` in line 29
-  try:   give `a` a value before"""),
+  try:   assign `a` on every path"""),
     "extents": (errors.NonConstantExtent, """\
 a tile extent must be known when the kernel is compiled
   --> FILE:36 in extents
@@ -100,7 +100,7 @@ tiles whose shapes do not broadcast
      | ^^^^^^^^^^^^^^^^^^^^^^^^^^
   needs: f32[8]
   got:   f32[4]
-  why:   a variable keeps its shape and dtype on every path and every turn of a loop
+  why:   a variable keeps its shape and dtype on every path and in every iteration of a loop
   try:   start it as that type, or cast: a.to(...)"""),
     "callee": (errors.UnsupportedSyntax, """\
 `input` cannot be called in a kernel
@@ -119,7 +119,7 @@ tiles whose shapes do not broadcast
   got:   tile.Tensor
   try:   annotate the parameter as tile.Out[...] or tile.InOut[...]"""),
     "too_large": (errors.NonConstantExtent, """\
-a tile of too many elements
+a tile with too many elements
   --> FILE:88 in too_large
   88 | tile.store(y, (0,), tile.load(x, (0,), (1 << 31,)))
      |                     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
@@ -175,13 +175,13 @@ a second grid
   got:   f32[8], 2
   try:   pass what it needs"""),
     "slope_of_integers": (errors.DTypeMismatch, """\
-`derivative` where y is i32
+`derivative` needs floats, but y is i32
   --> FILE:127 in slope_of_integers
   127 | b = tile.derivative(a * a, a)
       |     ^^^^^^^^^^^^^^^^^^^^^^^^^
   needs: f16, bf16, f32 or f64
   got:   i32[8]
-  why:   integers have no slope
+  why:   integers have no derivative
   try:   convert it first: y.to(tile.f32)"""),
     "not_loaded": (errors.UnsupportedSyntax, """\
 a tensor is not a tile

@@ -272,7 +272,7 @@ def test_mistakes() -> None:
         tile.autotune(BM=[1], key=["Q"])(scaled)
     with pytest.raises(errors.TuningError, match="no configuration to choose from"):
         tile.autotune(BM=[1], where=lambda BM: False)(scaled)
-    with pytest.raises(TypeError, match="stands above @tile.kernel"):
+    with pytest.raises(TypeError, match="must stand above @tile.kernel"):
         tile.autotune(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(errors.TuningError, match=r"no configuration of `scaled` works\n(.|\n)*BM': 0"):
         tile.autotune(BM=[0], compile_on=Inline())(scaled)(torch.ones(3, 3))
@@ -306,7 +306,7 @@ def test_a_budget_that_ends_too_early_is_no_error(results: store.Store, caplog: 
 
 @pytest.mark.parametrize("choices", [{"BM": 4}, {"BM": "48"}, {"BM": [4], "key": "M"}])
 def test_choices_are_lists(choices: dict[str, Any]) -> None:
-    with pytest.raises(errors.TuningError, match="is no list"):
+    with pytest.raises(errors.TuningError, match="is not a list"):
         tile.autotune(scaled, **choices)
 
 

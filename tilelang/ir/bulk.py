@@ -28,7 +28,7 @@ class _OfBarriers(Op):
     def infer(self) -> Sequence[Type]:
         t = self.operands[0].type
         if not isinstance(t, BufferType) or t.dtype is not U64:
-            raise VerifyError(f"`{self.name}` of what are no barriers", op=self.name, loc=self.loc,
+            raise VerifyError(f"`{self.name}` needs barriers", op=self.name, loc=self.loc,
                               needs="a buffer of u64", got=str(t), try_="allocate one")
         return []
 

@@ -88,8 +88,8 @@ def cluster_of(fn: Function, sharing: bool = False) -> tuple[int, ...]:
 def refuse_clusters(fn: Function, target: str) -> None:
     """Raises TargetError where programs know of each other, for a target that runs each by itself."""
     for op in uses(fn):
-        raise TargetError(f"{target} has no clusters of programs", loc=op.loc, needs="an NVIDIA GPU from sm_90 on",
-                          got=f"`{op.name}`", try_="exchange data through tensors, in two kernels")
+        raise TargetError(f"{target} does not support clusters of programs", loc=op.loc, got=f"`{op.name}`",
+                          needs="an NVIDIA GPU from sm_90 on", try_="exchange data through tensors, in two kernels")
 
 
 class ClusterRank(Op):
@@ -148,7 +148,7 @@ class Peer(Op):
     def infer(self) -> Sequence[Type]:
         t = memory_type(self, self.operands[0])
         if not isinstance(t, BufferType) or t.space != "shared" or self.operands[1].type != TileType((), I32):
-            raise VerifyError("`peer` of what no other program has", op=self.name, loc=self.loc,
+            raise VerifyError("`peer` needs memory that other programs have, too", op=self.name, loc=self.loc,
                               needs="memory made by tile.shared, and an i32 scalar",
                               got=f"{t}, {self.operands[1].type}", try_="s = tile.shared(...); tile.peer(s, rank)")
         return [BufferType(t.dtype, t.shape, "cluster", t.layout)]

@@ -45,7 +45,7 @@ class Grid(Op):
                               try_="tile.grid(rows, columns, cluster=(2, 1))")
         for v in self.operands:
             if v.type != TileType((), I32):
-                raise DTypeMismatch("grid extents are i32 scalars", loc=self.loc, needs="i32", got=str(v.type),
+                raise DTypeMismatch("grid extents must be i32 scalars", loc=self.loc, needs="i32", got=str(v.type),
                                     try_="cast it: n.to(tile.i32)")
         return [TileType((), I32)] * len(self.operands)
 
@@ -131,7 +131,7 @@ class For(Op):
     def infer(self) -> Sequence[Type]:
         bounds, inits = self.operands[:3], [v.type for v in self.operands[3:]]
         if len({v.type for v in bounds}) != 1 or bounds[0].type.dtype.kind not in ("int", "uint"):
-            raise DTypeMismatch("loop bounds are integer scalars of one dtype", loc=self.loc, needs="i32",
+            raise DTypeMismatch("loop bounds must be integer scalars of one dtype", loc=self.loc, needs="i32",
                                 got=", ".join(str(v.type) for v in bounds), try_="cast them: n.to(tile.i32)")
         _check_region(self, self.regions[0], [bounds[0].type, *inits], inits)
         return inits
@@ -171,7 +171,7 @@ class If(Op):
 
     def infer(self) -> Sequence[Type]:
         if self.operands[0].type != TileType((), I1):
-            raise DTypeMismatch("the condition of `if` is one i1", loc=self.loc, needs="an i1 scalar",
+            raise DTypeMismatch("the condition of `if` must be one i1", loc=self.loc, needs="an i1 scalar",
                                 got=str(self.operands[0].type),
                                 try_="reduce a tile with tile.any(...) or tile.all(...), or use tile.where")
         types = [v.type for v in self.regions[0].yields]

@@ -176,7 +176,7 @@ class Op:
         for key, default in self.attributes.items():
             if key not in self.attrs:
                 if default is ...:
-                    raise VerifyError(f"`{self.name}` lacks its attribute `{key}`", op=self.name, loc=loc,
+                    raise VerifyError(f"`{self.name}` is missing its attribute `{key}`", op=self.name, loc=loc,
                                       needs=f"{key}=...", got="nothing", try_=f"pass {key}")
                 self.attrs[key] = default
         self.results = [Value(t, owner=self) for t in self.infer()]

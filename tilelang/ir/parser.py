@@ -76,7 +76,7 @@ def _syntax_error(text: str, error: Any) -> VerifyError:
     wanted: Any = getattr(error, "accepts", None) or getattr(error, "allowed", None) or getattr(error, "expected", ())
     terminals = {t.name: t.pattern.value for t in _lark().terminals}
     names = sorted(_READABLE.get(w) or repr(terminals.get(w, w)) for w in wanted)
-    return VerifyError("the text of the IR does not parse", needs=" or ".join(names) or "a function", got=got,
+    return VerifyError("the text of the IR cannot be parsed", needs=" or ".join(names) or "a function", got=got,
                        try_="see tilelang.ir.text for the form of an operation",
                        loc=_TextLoc("<ir>", line, col, col + max(len((token or "").strip()), 1), text=lines[line - 1]))
 

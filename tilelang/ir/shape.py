@@ -168,7 +168,7 @@ class Lookup(Op):
     def infer(self) -> Sequence[Type]:
         table, index = (v.tile for v in self.operands)
         if table.rank != 1:
-            raise ShapeMismatch("the table of `lookup` has rank 1", loc=self.loc, needs="a rank-1 table",
+            raise ShapeMismatch("the table of `lookup` must have rank 1", loc=self.loc, needs="a rank-1 table",
                                 got=str(list(table.shape)), try_="reshape the table")
         if index.dtype.kind not in ("int", "uint"):
             raise DTypeMismatch("`lookup` needs integer indices", loc=self.loc, needs="an integer tile",
@@ -189,7 +189,7 @@ class Lookup4(Op):
     def infer(self) -> Sequence[Type]:
         table, words = (v.tile for v in self.operands)
         if table.shape not in [(16 << i,) for i in range(5)] or table.dtype.name not in ("i8", "u8"):
-            raise ShapeMismatch("the table of `lookup4` is one of bytes", loc=self.loc,
+            raise ShapeMismatch("the table of `lookup4` must be of bytes", loc=self.loc,
                                 needs="i8 or u8 of 16, 32, 64, 128 or 256", got=str(table),
                                 try_="reshape or cast the table")
         if words.dtype.name != "u32":

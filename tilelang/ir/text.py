@@ -46,7 +46,7 @@ def format_attribute(value: Any) -> str:
         return f"<{value}>"
     if isinstance(value, tuple):
         return f"({', '.join(map(format_attribute, value))}{',' if len(value) == 1 else ''})"
-    raise VerifyError(f"{value!r} is no attribute",
+    raise VerifyError(f"{value!r} cannot be an attribute",
                       needs="None, a bool, int, float, str, dtype, layout, or a tuple of these",
                       got=type(value).__name__, try_="convert it to a Python value where the op is made")
 

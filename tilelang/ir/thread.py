@@ -256,7 +256,7 @@ class ReduceEach(Op):
     def infer(self) -> Sequence[Type]:
         first, n = self.operands[0].tile, len(self.operands)
         if any(v.type != first for v in self.operands) or first.shape != (n,) or n < 4 or n & (n - 1):
-            raise VerifyError("`reduce_each` of other than a square of lanes", op=self.name, loc=self.loc,
+            raise VerifyError("`reduce_each` needs as many vectors as they have lanes", op=self.name, loc=self.loc,
                               needs="n vectors of n lanes, n = 4, 8, …", got=str([str(v.type) for v in self.operands]),
                               try_="use `reduce`")
         return [first]
@@ -335,7 +335,7 @@ class Lanes(Op):
         count = len(self.operands) * first.shape[0]
         if any(v.type != first for v in self.operands) or len(self.operands) > 2 or \
                 not all(0 <= i < count for i in lanes):
-            raise VerifyError("`lanes` of vectors that do not have them", op=self.name, loc=self.loc,
+            raise VerifyError("`lanes` needs lanes that its vectors have", op=self.name, loc=self.loc,
                               needs=f"one or two {first} and lanes below {count}",
                               got=f"{[str(v.type) for v in self.operands]}, {lanes}", try_="check the table")
         return [TileType((len(lanes),), first.dtype)]

@@ -26,7 +26,7 @@ class _Words(ew.Elementwise):
         (a, b, c), (words, sums) = (v.tile for v in self.operands), self.takes
         got = [t.dtype.name for t in (a, b, c)]
         if not {*got[:2]} <= {*words} or got[2] != sums:
-            raise DTypeMismatch(f"`{self.name}` of other dtypes", loc=self.loc, got=", ".join(got),
+            raise DTypeMismatch(f"`{self.name}` of unsupported dtypes", loc=self.loc, got=", ".join(got),
                                 needs=f"words ({' or '.join(words)}) and a sum of {sums}",
                                 try_=f"bitcast the words to tile.{words[0]}")
         if not a.shape == b.shape == c.shape:

@@ -36,7 +36,7 @@ class ConstSpec:
 def _spec(mode: str, item: Any) -> TensorSpec:
     dtype, dims = item if isinstance(item, tuple) and len(item) == 2 else (item, "")
     if not isinstance(dtype, DType | str) or not isinstance(dims, str):
-        raise TypeError(f"a tensor annotation is written like tile.Tensor[tile.f32, \"M N\"], got {item!r}")
+        raise TypeError(f"a tensor annotation must be written as tile.Tensor[tile.f32, \"M N\"], got {item!r}")
     names: list[Dim] = []
     for name in dims.split():
         if not (name.isidentifier() or name.isdigit()):

@@ -48,9 +48,9 @@ def derivative(y: Any, x: Tile) -> Tile:
     another kind of operation lies between x and y, DTypeMismatch where x or y is not of floats."""
     for name, tile in (("y", y), ("x", x)):
         if isinstance(tile, Tile) and tile.dtype.kind != "float":
-            raise DTypeMismatch(f"`derivative` where {name} is {tile.dtype}", loc=here(),
+            raise DTypeMismatch(f"`derivative` needs floats, but {name} is {tile.dtype}", loc=here(),
                                 needs="f16, bf16, f32 or f64", got=str(tile.value.type),
-                                why="integers have no slope", try_=f"convert it first: {name}.to(tile.f32)")
+                                why="integers have no derivative", try_=f"convert it first: {name}.to(tile.f32)")
     known: dict[int, Any] = {id(x.value): 1.0}
 
     def of(tile: Any) -> Any:

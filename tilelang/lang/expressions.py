@@ -164,7 +164,7 @@ class Expressions:
             if isinstance(value, Undefined):
                 raise UndefinedTile(f"`{node.id}` may have no value here", loc=self.at(node),
                                     needs="a value on every path", got=value.reason,
-                                    try_=f"give `{node.id}` a value before")
+                                    try_=f"assign `{node.id}` on every path")
             return value
         try:
             place, now = self.source.lookup(node.id)

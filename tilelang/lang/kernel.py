@@ -133,7 +133,7 @@ class KernelDef:
         for op in fn.walk():
             if op.name == "wait_previous" and op not in fn.body.ops:
                 raise UnsupportedSyntax("tile.wait_previous() in a loop or a branch", loc=op.loc,
-                                        needs="a place that every program comes to once", got="a nested one",
+                                        needs="a place that every program reaches exactly once", got="a nested one",
                                         try_="call it outside, before the loop or branch")
         _accumulate(fn)
         self.captured = {**emitter.captured, **self.captured}  # the oldest: nothing was compiled before it

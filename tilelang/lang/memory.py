@@ -178,7 +178,7 @@ def expand_load(memory: Any, offsets: Any, bits: Tile, starts: Tile | None = Non
     is 0. `starts`, of the shape of `bits`, says how far behind the offset the elements of each word begin; by default
     as many as bits are set in the words before it. Raises DTypeMismatch and ShapeMismatch."""
     if bits.dtype not in (_I32, _U32):
-        raise DTypeMismatch("`expand_load` by other than words of 32 bits", loc=here(), needs="bits of i32 or u32",
+        raise DTypeMismatch("`expand_load` takes bits in words of 32", loc=here(), needs="bits of i32 or u32",
                             got=str(bits.dtype), try_="store the bitmap as words: bitmap.view(numpy.int32)")
     words = bitcast(bits, _U32) if bits.dtype is _I32 else bits
     if starts is None:
@@ -239,7 +239,7 @@ def copy(source: Any, destination: Any, offsets: Any = None) -> None:
         else:
             store(tensor, at, load(buffer, zero, buffer.shape))
         return
-    raise UnsupportedSyntax("`copy` is between a tensor and a buffer", loc=here(), needs="two memories",
+    raise UnsupportedSyntax("`copy` takes a tensor and a buffer", loc=here(), needs="two memories",
                             got=f"{type(source).__name__} and {type(destination).__name__}",
                             try_="tile.load and tile.store for tiles")
 
@@ -272,7 +272,7 @@ def peer(memory: Any, rank: Any) -> Any:
     write and a read by different programs, one before the first access, when that program may not have started, and
     one after the last, before it may end. Other targets raise TargetError."""
     if not isinstance(memory, Memory) or memory.prefix:
-        raise UnsupportedSyntax("tile.peer of what is no whole buffer", loc=here(), needs="memory made by tile.shared",
+        raise UnsupportedSyntax("tile.peer takes a whole buffer", loc=here(), needs="memory made by tile.shared",
                                 got=type(memory).__name__, try_="tile.peer(s, rank)[i] is a slice of it")
     return Memory(emit(clusters.Peer, memory.value, offset(rank)).result)
 

@@ -39,7 +39,7 @@ def promote(a: DType, b: DType, loc: Loc | None) -> DType:
     signed, unsigned = (a, b) if a.kind == "int" else (b, a)
     if signed.bits > unsigned.bits:
         return signed
-    raise DTypeMismatch("signed and unsigned integers that do not contain each other", loc=loc,
+    raise DTypeMismatch("a signed and an unsigned integer, neither of which contains the other", loc=loc,
                         needs="one dtype that holds both", got=f"{a} and {b}",
                         try_=f"cast one of them, for example x.to(tile.{signed})")
 

@@ -127,7 +127,7 @@ class Statements(Expressions):
     def run_Return(self, node: ast.Return) -> Returned:
         value = self.eval(node.value) if node.value is not None else None
         if value is not None and not self.stack:
-            raise UnsupportedSyntax("a kernel returns nothing", loc=self.at(node),
+            raise UnsupportedSyntax("a kernel cannot return a value", loc=self.at(node),
                                     needs="results written to tile.Out parameters", got=ast.unparse(node),
                                     try_="tile.store(out, offsets, value)")
         return Returned(value)
@@ -183,14 +183,14 @@ class Statements(Expressions):
 
     def same_types(self, node: ast.AST, name: str, a: list[Tile] | None, b: list[Tile] | None) -> None:
         if a is None or b is None:
-            raise NonConstantExtent(f"`{name}` changes under a run-time condition but is no tile", loc=self.at(node),
-                                    needs="tiles and numbers", got="a compile-time object",
+            raise NonConstantExtent(f"`{name}` changes under a run-time condition but is not a tile",
+                                    loc=self.at(node), needs="tiles and numbers", got="a compile-time object",
                                     try_="make the condition a tile.Const")
         if [t.value.type for t in a] != [t.value.type for t in b]:
             shown = [", ".join(str(t.value.type) for t in side) for side in (a, b)]
             error = ShapeMismatch if [t.shape for t in a] != [t.shape for t in b] else DTypeMismatch
             raise error(f"`{name}` changes its type", loc=self.at(node), needs=shown[0], got=shown[1],
-                        why="a variable keeps its shape and dtype on every path and every turn of a loop",
+                        why="a variable keeps its shape and dtype on every path and in every iteration of a loop",
                         try_=f"start it as that type, or cast: {name}.to(...)")
 
     def carry(self, node: ast.For | ast.While, skip: Sequence[str] = ()) -> dict[str, Any]:
@@ -224,8 +224,8 @@ class Statements(Expressions):
         for name, value in self.env.items():
             if name not in carried and name in before and before[name] is not value \
                     and not isinstance(before[name], Undefined):
-                raise NonConstantExtent(f"`{name}` changes inside a run-time loop but is no tile", loc=self.at(node),
-                                        needs="tiles and numbers", got=type(value).__name__,
+                raise NonConstantExtent(f"`{name}` changes inside a run-time loop but is not a tile",
+                                        loc=self.at(node), needs="tiles and numbers", got=type(value).__name__,
                                         try_="use tile.static_range for compile-time variables")
 
     def finish(self, node: ast.For | ast.While, carried: dict[str, Any], before: dict[str, Any],

@@ -163,7 +163,7 @@ class Tile:
             return functions.sqrt(self) if exponent > 0 else functions.rsqrt(self)
         if type(exponent) is not int or not 0 < abs(exponent) <= 8:
             raise UnsupportedSyntax("`**` takes a small constant exponent", loc=here(),
-                                    needs="an int from -8 to 8 but 0, or a half", got=repr(exponent),
+                                    needs="an int from -8 to 8 but not 0, or 0.5 or -0.5", got=repr(exponent),
                                     try_="tile.exp2(y * tile.log2(x)) for a general power")
         out = self
         for _ in range(abs(exponent) - 1):
@@ -189,8 +189,8 @@ class Tile:
     def T(self) -> Tile:
         """The last two dimensions swapped."""
         if self.ndim < 2:
-            raise MissingAxis("`.T` needs two dimensions", loc=here(), needs="rank 2 or more", got=str(self.shape),
-                              try_="insert an axis first: x[:, None]")
+            raise MissingAxis("`.T` needs at least two dimensions", loc=here(), needs="rank 2 or more",
+                              got=str(self.shape), try_="insert an axis first: x[:, None]")
         order = (*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
         return Tile(emit(sh.Permute, self.value, order=order).result)
 
@@ -258,7 +258,7 @@ class Memory:
     def __getitem__(self, index: Any) -> Memory:
         items = index if isinstance(index, tuple) else (index,)
         if len(items) > self.ndim or any(isinstance(i, slice) or i is None or i is ... for i in items):
-            raise UnsupportedSyntax("memory is indexed by leading positions", loc=here(),
+            raise UnsupportedSyntax("only the leading dimensions of memory can be indexed", loc=here(),
                                     needs=f"at most {self.ndim} integers", got=repr(index),
                                     try_="tile.load(t, offsets, shape) to read a block")
         return Memory(self.value, (*self.prefix, *(offset(i) for i in items)))
@@ -297,7 +297,7 @@ def extents(shape: Any) -> tuple[int, ...]:
     """The static extents of a tile, whose elements i32 can count."""
     out = tuple(extent(e) for e in (shape if isinstance(shape, tuple | list) else (shape,)))
     if math.prod(out) >= 1 << 31:
-        raise NonConstantExtent("a tile of too many elements", loc=here(), needs="fewer than 2**31 elements",
+        raise NonConstantExtent("a tile with too many elements", loc=here(), needs="fewer than 2**31 elements",
                                 got=str(list(out)), try_="smaller blocks, and more programs in tile.grid")
     return out
 
@@ -306,7 +306,7 @@ def offset(x: Any) -> Value:
     """An integer scalar as an i32 (or wider) value."""
     t = as_tile(x)
     if t.shape or t.dtype.kind not in ("int", "uint"):
-        raise ShapeMismatch("an offset is an integer scalar", loc=here(), needs="an i32 scalar",
+        raise ShapeMismatch("an offset must be an integer scalar", loc=here(), needs="an i32 scalar",
                             got=str(t.value.type), try_="use tile.gather for tiles of indices")
     return t.value
 

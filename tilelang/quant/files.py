@@ -66,8 +66,8 @@ def _safetensors() -> Any:
 
 def _put(leaves: dict[str, Any], value: Any, path: str) -> Any:
     if path in leaves:
-        raise QuantError(f"`{path}` stands for two tensors", needs="names none of which begins another", got="both",
-                         try_="other names")
+        raise QuantError(f"`{path}` stands for two tensors", got="both", try_="other names",
+                         needs="names none of which is a prefix of another")
     leaf, dt = to_numpy(value), dtype_of(value)
     if isinstance(leaf, Packed):
         packed = Packed.from_codes(leaf.codes(), dt)

@@ -173,7 +173,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(rows, list) or not all(isinstance(r, dict) and {"config", "ms"} <= r.keys() for r in rows):
-            raise ValueError("it is no file that `python -m tilelang tuning export` writes")
+            raise ValueError("it was not written by `python -m tilelang tuning export`")
         return rows
     except (OSError, ValueError) as error:
         _log.warning("results of tuning in %s cannot be read: %s", path, error)

@@ -46,7 +46,7 @@ class Tuned(ByName):
         self.__module__, self.__qualname__ = kernel.fn.__module__, kernel.fn.__qualname__
         for what, given in (*choices.items(), *([] if key is None else [("key", key)])):
             if isinstance(given, str) or not isinstance(given, Iterable):
-                raise TuningError(f"`{what}` of `{kernel.name}` is no list", loc=kernel.source.loc,
+                raise TuningError(f"`{what}` of `{kernel.name}` is not a list", loc=kernel.source.loc,
                                   needs="a list", got=repr(given), try_=f"{what}=[{given!r}]")
         self.choices = {k: list(v) for k, v in choices.items()} or derived(kernel)
         self.compile_on, self.time_on = compile_on, time_on
@@ -246,6 +246,6 @@ def autotune(kernel: Kernel | None = None, /, *, key: Sequence[str] | None = Non
     TuningError where no configuration works, ArgumentCount for choices of what is no constant."""
     def mark(kernel: Kernel) -> Tuned:
         if not isinstance(kernel, Kernel):
-            raise TypeError(f"@tile.autotune stands above @tile.kernel, got {kernel!r}")
+            raise TypeError(f"@tile.autotune must stand above @tile.kernel, got {kernel!r}")
         return Tuned(kernel, key, choices, where, budget, results, compile_on, time_on)
     return mark if kernel is None else mark(kernel)

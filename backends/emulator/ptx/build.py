@@ -136,7 +136,7 @@ class Builder:
         if operand is None:
             return lambda m, value: None
         if not isinstance(operand, Register):
-            raise PtxError(f"a result {operand} that is no register")
+            raise PtxError(f"a result {operand} that is not a register")
         slot, size = self.register(operand), operand.size
         if not size:
             return lambda m, value: m.put(slot, value)
@@ -153,7 +153,7 @@ class Builder:
     def address(self, operand: Operand, size: int = 8) -> Read:
         """The addresses of the active threads."""
         if not isinstance(operand, Address):
-            raise PtxError("an operand that is no address")
+            raise PtxError("an operand that is not an address")
         offset, base = operand.offset, operand.base
         if isinstance(base, Register):
             size = base.size
@@ -241,7 +241,7 @@ class Builder:
             if who.any():
                 m.activate(who)
                 if step(m) is not None:
-                    raise PtxError("threads part at a guarded instruction")
+                    raise PtxError("threads diverge at a guarded instruction")
                 m.activate(before)
         return run
 

@@ -49,7 +49,7 @@ def _mbarrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
             if counts is not None:  # of bytes
                 b.bytes += int(counts[n])
             if not b.missing:
-                raise PtxError("an arrival more than a phase of a barrier in shared memory has")
+                raise PtxError("more arrivals than a phase of a barrier in shared memory expects")
             b.missing -= 1
             _ended(m, b)
     return step
@@ -106,7 +106,7 @@ def copy(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
         for n, address in enumerate(inside(m)):
             tensor = m.bulk.maps.get(int(starts[n]))
             if tensor is None or len(tensor.extents) != len(takes):
-                raise PtxError("a copy of a block by what is no map of a tensor of as many dimensions")
+                raise PtxError("a copy of a block without a map of a tensor of as many dimensions")
             box = tensor, [int(x[n]) for x in given], int(address)
             if bars is not None and ranks is not None:
                 for rank in (r for r in range(16) if ranks[n] >> r & 1):

@@ -97,7 +97,7 @@ def _registers(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
         if m.block % unit:
-            raise PtxError(f"a block of {m.block} threads has no whole groups of {unit}")
+            raise PtxError(f"a block of {m.block} threads is not made of whole groups of {unit}")
         ready = np.zeros_like(here)
         for g in np.flatnonzero(here.reshape(-1, unit).all(1)):
             have = int(m.granted[g])
@@ -123,7 +123,7 @@ def _collective(c: Builder, at: int, named: Read | None, body: Body, unit: int =
     def step(m: Machine) -> list[tuple[int, Array]] | None:
         here = m.active | m.parked.pop(at) if at in m.parked else m.active
         if m.block % unit:
-            raise PtxError(f"a block of {m.block} threads has no whole groups of {unit}")
+            raise PtxError(f"a block of {m.block} threads is not made of whole groups of {unit}")
         lanes, members = here.reshape(-1, unit), m.exists.reshape(-1, unit)
         if named is not None:
             masks = named(m).reshape(-1, LANES)

@@ -100,8 +100,9 @@ static void end_phase(MBarrier& b) {
 
 static void arrive_at(MBarrier& b, const Thread& by, int op) {
   if (!b.missing)
-    fail("mbarrier", op, b.expect_op, "arrives at shared byte %u, where all %d arrivals of phase %u have been made",
-         b.at, b.arrivals, b.phase);
+    fail("mbarrier", op, b.expect_op,
+         "arrives at the barrier at shared byte %u, which has had all %d arrivals of phase %u already", b.at,
+         b.arrivals, b.phase);
   b.gathered.join(by.known);
   b.missing--;
 }
@@ -110,7 +111,7 @@ static void arrive_at(MBarrier& b, const Thread& by, int op) {
 static MBarrier& mbarrier(u32 at, int op) {
   check_shared(at, 8, MBARRIER, op, *current);
   MBarrier* b = find_mbarrier(at);
-  if (!b) fail("mbarrier", op, -1, "uses shared byte %u as a barrier, which it is not", at);
+  if (!b) fail("mbarrier", op, -1, "uses shared byte %u as a barrier, where none was initialised", at);
   return *b;
 }
 
@@ -159,8 +160,8 @@ static void land(const BulkCopy& c) {
   MBarrier& b = *c.barrier;
   if (b.phase != c.phase)
     report("transaction", c.op, b.expect_op,
-           "its bytes arrive in phase %u of the barrier at shared byte %u, it was started in phase %u: fewer were "
-           "expected than came", b.phase, b.at, c.phase);
+           "its bytes arrive in phase %u of the barrier at shared byte %u, but it was started in phase %u: the barrier "
+           "expected fewer bytes than came", b.phase, b.at, c.phase);
   b.bytes -= size_of_box(c.map);
   end_phase(b);
 }
@@ -211,8 +212,8 @@ static void start_copy(BulkCopy& c, bool again) {
   const SharedCell& here = shared_cells.cells[b.at / shared_cells.granule];
   if (threads[here.writer].fences_seen <= here.fences)
     report("missing-fence", c.op, here.write_op,
-           "a copy of a block uses the barrier at shared byte %u, after whose initialisation thread %d made no fence "
-           "of memory before a barrier of the block", b.at, here.writer);
+           "a copy of a block uses the barrier at shared byte %u, which thread %d initialised without a memory fence "
+           "before a barrier of the block", b.at, here.writer);
   check_box(c, BULK, LOAD, again);
   const u32 bytes = u32(size_of_box(m));
   for (u32 i = c.to / shared_cells.granule; i < (c.to + bytes) / shared_cells.granule; i++)
@@ -263,7 +264,7 @@ extern "C" void emu_mbarrier_init(long long base, long long limit, long long i, 
   for (const MBarrier* b : mbarriers) taken |= u64(1) << b->number;
   const int number = ~taken ? __builtin_ctzll(~taken) : MAX_MBARRIERS;
   if (number == MAX_MBARRIERS)
-    fail("mbarrier", op, -1, "the emulator knows %d barriers in shared memory at once", MAX_MBARRIERS);
+    fail("mbarrier", op, -1, "the emulator has room for %d barriers in shared memory", MAX_MBARRIERS);
   MBarrier* b = new MBarrier{};
   b->at = at, b->number = number, b->arrivals = b->missing = arrivals;
   b->first = phases_before[number];
@@ -315,8 +316,8 @@ extern "C" void emu_mbarrier_wait(long long base, long long limit, long long i, 
     }
     if (b.phase > seen + 1)
       report("mbarrier", op, b.copy_op,
-             "waits for the end of phase %u of the barrier at shared byte %u, which has ended phase %u, too: nothing "
-             "kept it until this thread had seen that", seen, b.at, b.phase - 1);
+             "waits for the end of phase %u of the barrier at shared byte %u, which has ended phase %u as well: "
+             "nothing held it back until this thread had seen that end", seen, b.at, b.phase - 1);
     seen = b.phase;
   }
   current->known.join(b.released);

@@ -155,7 +155,7 @@ static Sums* sums_of(Group& g) {
     if (s->registers[0] == first.acc && s->bytes == bytes) return s;
     const u8* mine = (const u8*)first.acc;
     if (mine < s->registers[0] + s->bytes && s->registers[0] < mine + bytes)
-      report("product-pending", first.op, s->op, "adds to some of the registers of a product under way");
+      report("product-pending", first.op, s->op, "adds to a part of the registers of a product under way");
   }
   Sums* s = new Sums;
   s->bytes = bytes, s->products = 0, s->op = first.op;
@@ -180,7 +180,7 @@ static void start_product(Group& g, int group) {
     if (c.memory_a != first.memory_a || c.memory_b != first.memory_b)
       fail("divergent-collective", c.op, -1, "threads of a group name different operands in shared memory");
     if (!thread.fenced) {
-      report("missing-fence", c.op, -1, "starts a product without a fence of registers since it waited for the last");
+      report("missing-fence", c.op, -1, "starts a product without a register fence since it last waited for one");
       thread.fenced = true;
     }
     thread.log.push_back({0, c.op, 0, MMA, 0});

@@ -135,8 +135,8 @@ static void visit(int block, int op, const Thread& by, const Known& known) {
   u32 met = 0;
   for (int w = block * run.warps; w < (block + 1) * run.warps; w++) met |= known.until[w];
   if (!met)
-    report("cluster-lifetime", op, -1, "accesses shared memory of block %lld, which may not have begun: nothing was "
-           "waited for that it does", (long long)blocks[block].program);
+    report("cluster-lifetime", op, -1, "accesses shared memory of block %lld, which may not have started: no barrier "
+           "with it came before", (long long)blocks[block].program);
   else if (blocks[block].done == run.threads)
     report("cluster-lifetime", op, -1, "accesses shared memory of block %lld, which has exited",
            (long long)blocks[block].program);
@@ -152,7 +152,7 @@ static void check_exit() {
   for (int w = 0; w < all_warps(); w++)
     if (visits[block][w].time > all.until[w])
       report("cluster-lifetime", visits[block][w].op, -1,
-             "accesses shared memory of block %lld, which may exit before: it waits for nothing that comes after",
+             "accesses shared memory of block %lld, which may have exited: it waits for nothing after the access",
              (long long)here().program);
 }
 
@@ -176,7 +176,7 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
              writes ? "writes" : "reads", at, name(c.wrote).c_str());
     else if (written && c.bulk && !ordered(c.wrote, now, known))
       report("async-pending", op, c.copy_op,
-             "%s shared byte %u while a copy of a block to it may be under way: nobody waited for its phase",
+             "%s shared byte %u while a copy of a block to it may be under way: its phase was not waited for",
              writes ? "writes" : "reads", at);
     else if (written && !atomics && !ordered(c.wrote, now, known))
       report(reads ? "race-raw" : "race-waw", op, c.write_op,
@@ -187,7 +187,7 @@ static void check_shared(u32 offset, u32 bytes, Use use, int op, const Thread& b
     else if ((use == MMA || use == BULK || use == BULK_STORE) && written && !c.bulk &&
              threads[c.writer].fences_seen <= c.fences)
       report("missing-fence", op, c.write_op,
-             "a %s shared byte %u, after whose write thread %d made no fence of memory before a barrier",
+             "a %s shared byte %u, which thread %d wrote without a memory fence before a barrier",
              use == MMA ? "product reads" : use == BULK ? "copy of a block writes" : "copy of a block reads", at,
              c.writer);
     if (use == MMA) c.products++, c.product_op = op;

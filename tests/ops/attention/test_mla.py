@@ -65,7 +65,7 @@ def test_operator() -> None:
     assert set(result.values()) == {"SUCCESS"}
     compiled: Any = torch.compile(lambda *a: ops.mla_decode(*a, columns=16), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q, cache), want)
-    with pytest.raises(ValueError, match="need a cache of as many"):
+    with pytest.raises(ValueError, match="the cache needs as many columns"):
         ops.mla_decode(q, cache[..., :20], columns=16)
     with pytest.raises(ValueError, match="seqused must give"):
         ops.mla_decode(q, cache, columns=16, block_table=torch.zeros(1, 1, dtype=torch.int32))

@@ -77,5 +77,5 @@ def test_mistakes() -> None:
     keys, values, bits = ops.compress_kv(x, x)
     with pytest.raises(ValueError, match="come together"):
         ops.attention_decode(x, keys, values, k_bits=bits["k_bits"])
-    with pytest.raises(ValueError, match="as many channels, got 64 and 32"):
+    with pytest.raises(ValueError, match="equally many channels, got 64 and 32"):
         ops.attention_decode(x, keys, values)

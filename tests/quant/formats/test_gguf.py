@@ -125,8 +125,8 @@ def test_files_that_are_not(tmp_path: Path) -> None:
     ("`w` has the wrong number of bytes", np.zeros(143, np.uint8), "Q4_K", (1, 256)),
     ("`w` has the wrong shape", np.zeros(144, np.uint8), "Q4_K", (1, 255)),
     ("`w` has an unknown format", np.zeros(144, np.uint8), "Q9_K", (1, 256)),
-    ("`w` has a code without meaning", np.full(66, 255, np.uint8), "TQ2_0", (1, 256)),
-    ("`w` has a code without meaning", np.full(36, 255, np.uint8), "NVFP4", (1, 64)),
+    ("`w` has an invalid code", np.full(66, 255, np.uint8), "TQ2_0", (1, 256)),
+    ("`w` has an invalid code", np.full(36, 255, np.uint8), "NVFP4", (1, 64)),
 ])
 def test_broken_tensors(message: str, data: Any, format: str, shape: Any) -> None:
     with pytest.raises(CheckpointError) as error:

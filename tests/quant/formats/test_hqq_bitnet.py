@@ -113,12 +113,12 @@ def test_broken_bitnet() -> None:
     ones = {"weight": np.ones((2, 8), np.uint8), "weight_scale": np.ones(1, np.float32)}
     threes = np.full((2, 8), 255, np.uint8)
     for message, read in (
-            ("`weight` has a code without meaning", lambda: from_bitnet({**ones, "weight": threes})),
+            ("`weight` has an invalid code", lambda: from_bitnet({**ones, "weight": threes})),
             ("`weight_scale` is not a divisor", lambda: from_bitnet({**ones, "weight_scale": np.zeros(1, "f4")})),
             ("`weight` has the wrong shape", lambda: from_bitnet(ones, rows=9)),
             ("`weight` has the wrong dtype", lambda: from_bitnet({**ones, "weight": np.ones((2, 8), np.int8)})),
             ("`w` has the wrong number of bytes", lambda: from_i2s(np.zeros(63, np.uint8), (1, 128), 128, "w")),
-            ("`w` has a code without meaning", lambda: from_i2s(np.full(64, 255, np.uint8), (1, 128), 128, "w"))):
+            ("`w` has an invalid code", lambda: from_i2s(np.full(64, 255, np.uint8), (1, 128), 128, "w"))):
         with pytest.raises(CheckpointError) as error:
             read()
         assert str(error.value).startswith(message) and "needs:" in str(error.value)

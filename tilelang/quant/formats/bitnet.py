@@ -37,7 +37,7 @@ def from_bitnet(state: Mapping[str, Any], prefix: str = "", scale: Literal["divi
         s.fail("weight", "has the wrong shape", f"({-(-n // 4)}, K) for {n} rows", data.shape)
     codes = np.concatenate([data >> 2 * i & 3 for i in range(4)])[:n]
     if (codes == 3).any():
-        s.fail("weight", "has a code without meaning", "0, 1 and 2", 3)
+        s.fail("weight", "has an invalid code", "0, 1 and 2", 3)
     whole = values_of(s.take("weight_scale", ("bf16", "f16", "f32"), (1,)))
     if scale == "divide" and not (np.isfinite(whole).all() and whole.all()):
         s.fail("weight_scale", "is not a divisor", "a finite number other than 0", whole)
@@ -77,7 +77,7 @@ def from_i2s(data: Any, shape: tuple[int, int], block: Literal[128, 64] = 128, n
                               needs=f"N * K a multiple of {block}, and N * K / 4 + 32 bytes")
     codes = i2s_record(block).unpack(raw[:count].reshape(-1, block // 4))["codes"].reshape(n, k)
     if (codes == 3).any():
-        raise CheckpointError(f"`{name}` has a code without meaning", needs="0, 1 and 2", got="3")
+        raise CheckpointError(f"`{name}` has an invalid code", needs="0, 1 and 2", got="3")
     return _tensor(codes, raw[count:count + 4].view("<f4"))
 
 

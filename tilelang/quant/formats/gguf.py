@@ -160,7 +160,7 @@ def from_gguf(data: Any, format: str, shape: tuple[int, ...], name: str = "data"
     parts = {key: c.reshape(n, -1) for key, c in f.record.unpack(raw.reshape(-1, size)).items()}
     for of, field, top in (("TQ2_0", "codes", 2), ("NVFP4", "scale", 0x7E)):
         if format == of and (parts[field] > top).any():
-            raise CheckpointError(f"`{name}` has a code without meaning", needs=f"{of} {field} of 0 to {top}",
+            raise CheckpointError(f"`{name}` has an invalid code", needs=f"{of} {field} of 0 to {top}",
                                   got=str(parts[field].max()))
 
     def parameter(one: str, many: str) -> Parameter | None:

@@ -159,7 +159,7 @@ def test_registers_change_hands() -> None:
     ("bar.sync 16, 64; ret;", "a number below 16"),
     ("bar.sync %t, 64; ret;", "is not covered"),
     ("setmaxnreg.dec.sync.aligned.u32 20; ret;", "a multiple of 8 from 24 to 256"),
-    ("setmaxnreg.dec.sync.aligned.u32 24; ret;", "no whole groups of 128"),
+    ("setmaxnreg.dec.sync.aligned.u32 24; ret;", "not made of whole groups of 128"),
     ("vote.sync.any.pred %p0, %p1, -1;", "`vote.sync.any.pred` is not covered"),
     ("add.rn.relu.f32 %r0, %r1, %r2;", "`.relu` is not covered"),
     ("mma.sync.aligned.m16n8k8.row.row.f32.f16.f16.f32 {%r0}, {%r1}, {%r2}, {%r3};", "is not covered"),
