@@ -145,7 +145,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "persistent": "for p, q in tile.persistent(2, 2):\n    tile.atomic_add(Y, p * 2 + q, 1)",
     },
     "Tensors": {
-        "load": "tile.print(tile.load(X, 2, 4, fill=9))\ntile.print(tile.load(M, (1, 0), (2,)))  # of row 1",
+        "load": "tile.print(tile.load(X, 2, 4, fill=9))\ntile.print(tile.load(M, (1, 0), (2,)))  # of row 1\n"
+                "tile.print(tile.load(M, (1, 2), ()))  # one number",
         "store": "tile.store(Y, 2, x)  # what lies past the end is dropped",
         "gather": "tile.print(tile.gather(X, i + 1, fill=9))",
         "expand_load": "tile.print(tile.expand_load(X, 0, tile.full((1,), 0b100110, tile.u32))[:6])",

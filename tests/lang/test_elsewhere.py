@@ -29,7 +29,8 @@ def block(x: Any, i: Any) -> Any:
 
 @tile.kernel
 def python(x: X, y: Y):
-    first, *others = [block(x, i) * j for i in range(2) for j in (1.0, float(np.sqrt(4.0))) if j > 0]
+    blocks = [block(x, 0), *[block(x, i) * j for i in range(2) for j in (1.0, float(np.sqrt(4.0))) if j > 1 or i]]
+    first, *others = blocks
     for i, t in enumerate(others):
         first += t * i
     tile.store(y, 0, first + half_of(5) + np.exp2(3) + np.float32(1))
@@ -89,6 +90,17 @@ def element(x: X, y: Y):
 
 
 @tile.kernel
+def shapeless(x: X, y: Y):
+    tile.store(y, 0, tile.load(x, 0))
+
+
+@tile.kernel
+def appended(x: X, y: Y):
+    tiles = [tile.load(x, 0, 8)]
+    tiles.append(tiles[0] * 2)
+
+
+@tile.kernel
 def gathered(x: X, y: Y):
     tile.store(y, 0, tile.gather(tile.load(x, 0, 8), tile.arange(8)))
 
@@ -137,6 +149,8 @@ def vectors(x: X, y: Y):
 
 @pytest.mark.parametrize(("kernel", "error", "text"), [
     (named, errors.UndefinedTile, "try:   x.shape[0], or a parameter `N: tile.Const`"),
+    (shapeless, errors.ArgumentCount, "try:   the extents, such as (BM, BN); () is one number"),
+    (appended, errors.UnsupportedSyntax, "try:   a new list: items = [*items, x]"),
     (axis, errors.ArgumentCount, "got:   dim=0\n  try:   axis="),
     (masked, errors.ArgumentCount, "try:   leave it out at edges"),
     (position, errors.UnsupportedSyntax, "try:   m, n = tile.grid(count, count)"),

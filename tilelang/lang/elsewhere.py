@@ -35,5 +35,9 @@ HINTS = {
     "index_select": "tile.gather", "take": "tile.gather, or tile.lookup of a tile", "logical_and": "a and b",
     "logical_or": "a or b", "isinf": "tile.abs(x) == float('inf')", "isfinite": "tile.abs(x) < float('inf')",
     "empty": "tile.zeros", "empty_like": "tile.zeros_like",
+    # Python
+    "append": "a new list: items = [*items, x]", "extend": "a new list: items = [*items, *others]",
+    # what is missing
+    "shape": "the extents, such as (BM, BN); () is one number",
 }
 """By name of a function, method, argument or attribute: what to write."""

@@ -145,6 +145,7 @@ class Expressions:
             known = [str(p).partition(":")[0] + ("" if p.default is p.empty else f"={p.default!r}")
                      for p in signature.parameters.values()]
             unknown = next((k for k in kwargs if k not in signature.parameters), "")
+            missing = str(error).rpartition("missing a required argument: ")[2].strip("'")
             near = difflib.get_close_matches(unknown, list(signature.parameters), 1)
             name = getattr(fn, "__name__", repr(fn))
             raise ArgumentCount(f"`{name}` has no argument `{unknown}`" if unknown else f"`{name}`: {error}",
@@ -152,7 +153,7 @@ class Expressions:
                                 got=", ".join([*map(describe, args), *(f"{k}={describe(v)}" for k, v in
                                                                        kwargs.items())]) or "none",
                                 try_=f"{near[0]}={describe(kwargs[unknown])}" if near else HINTS.get(unknown) or
-                                (f"leave out `{unknown}`" if unknown else "pass what it needs")) from error
+                                (f"leave out `{unknown}`" if unknown else HINTS.get(missing, "pass what it needs"))) from error
 
     # -- leaves ------------------------------------------------------------------------------------------------------
     def eval_Constant(self, node: ast.Constant) -> Any:
@@ -192,7 +193,7 @@ class Expressions:
     def eval_Slice(self, node: ast.Slice) -> slice:
         return slice(*(None if part is None else self.eval(part) for part in (node.lower, node.upper, node.step)))
 
-    def eval_Tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
+    def eval_Tuple(self, node: ast.Tuple | ast.List) -> tuple[Any, ...]:
         out: list[Any] = []
         for item in node.elts:
             if isinstance(item, ast.Starred):
@@ -202,7 +203,7 @@ class Expressions:
         return tuple(out)
 
     def eval_List(self, node: ast.List) -> list[Any]:
-        return [self.eval(item) for item in node.elts]
+        return list(self.eval_Tuple(node))
 
     def eval_JoinedStr(self, node: ast.JoinedStr) -> str:
         parts = []

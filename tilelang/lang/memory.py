@@ -142,7 +142,7 @@ def _place(memory: Any, offsets: Any, shape: Any) -> tuple[list[Value], tuple[in
 
 def load(memory: Any, offsets: Any, shape: Any, fill: float = 0) -> Any:
     """The block of `shape` at `offsets`. Elements outside the tensor are `fill`. The extents belong to the last
-    dimensions; `None` (or no extent) indexes a dimension and drops it."""
+    dimensions; `None` (or no extent) indexes a dimension and drops it: `tile.load(x, i, ())` is one number."""
     places, extents_, axes = _place(memory, offsets, shape)
     return Tile(emit(mem.Load, memory.value, *places, shape=extents_, axes=axes, fill=fill).result)
 
