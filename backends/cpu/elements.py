@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.machine import LINE
-from tilelang.backends.cpu.runs import gathered_run
+from tilelang.backends.cpu.runs import row_run
 from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
@@ -177,28 +177,29 @@ class Elements:
 
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)
-        _, indices, _, extra = op.split()  # type: ignore[attr-defined]
-        run = gathered_run(op, self.local) if lanes is not None else None
-        if run is not None and where[run[0]].lanes == lanes and where[run[0]].step == 1:
-            return self._chosen_row(op, *run, where)
-        offsets, mask = self._element(self.memory(op), indices, extra, where)
-        if lanes is None:
-            value = b.load(self.memory(op), offsets, None, 1, mask)
+        offsets, mask = self.places(op, where)
+        if lanes is None or not offsets.shape:
+            value = b.load(self.memory(op), offsets, lanes, 1, mask)
         else:
-            mask = b.splat(mask, lanes)
-            value = b.read(th.LdGather, self.memory(op), b.splat(offsets, lanes), mask)
+            value = b.read(th.LdGather, self.memory(op), offsets, mask)
         return self._filled(op, value, mask, lanes)
 
-    def _chosen_row(self, op: Op, d: int, axis: int, where: Position) -> Value:
-        """A gather of neighbours along dimension d of its result and `axis` of its tensor."""
-        b, ix = self.b, where[d]
+    def places(self, op: Op, where: Position) -> tuple[Value, Value]:
+        """(offsets, mask) of a gather or scatter: one offset for each lane, or that of the first where all touch
+        neighbours."""
+        b, lanes = self.b, lanes_of(where)
         _, indices, _, extra = op.split()  # type: ignore[attr-defined]
-        first = (*where[:d], Ix(ix.base), *where[d + 1:])
-        offset, inside = self._element(self.memory(op), indices, extra, first, axis)
+        run = row_run(op, self.local) if lanes is not None else None
+        if run is None or where[run[0]].lanes != lanes or where[run[0]].step != 1:
+            offsets, mask = self._element(self.memory(op), indices, extra, where)
+            return b.splat(offsets, lanes), b.splat(mask, lanes)
+        d, axis = run
+        first = (*where[:d], Ix(where[d].base), *where[d + 1:])
+        offset, inside = self._element(self.memory(op), indices, None, first, axis)
         at = b.pure(ew.Cast, self.at(indices[axis], first), dtype=I64)
-        mask = self._lane_mask(at, b.extent(self.memory(op), axis), Ix(at, ix.lanes))
-        mask = b.pure(ew.And, mask, b.splat(inside, ix.lanes))
-        return self._filled(op, b.load(self.memory(op), offset, ix.lanes, 1, mask), mask, ix.lanes)
+        mask = self._lane_mask(at, b.extent(self.memory(op), axis), Ix(at, lanes))
+        mask = b.pure(ew.And, mask, b.splat(inside, lanes))
+        return offset, mask if extra is None else b.pure(ew.And, mask, b.splat(self.at(extra, where), lanes))
 
     def _at_expand_load(self, op: Op, where: Position) -> Value:
         """Along a row by words, a register of whose values is permuted; else element by element."""

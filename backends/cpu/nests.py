@@ -14,7 +14,7 @@ from tilelang.backends.cpu.machine import LINE, CpuTarget
 from tilelang.backends.cpu.narrow import Narrow
 from tilelang.backends.cpu.place import LOOKUPS
 from tilelang.backends.cpu.reductions import At
-from tilelang.backends.cpu.runs import gathered_run, walked
+from tilelang.backends.cpu.runs import row_run, walked
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import control
 from tilelang.ir import elementwise as ew
@@ -304,7 +304,7 @@ class NestLowering(Narrow):
                 return
             if op.name in ("load", "expand_load"):
                 out[covers(dims)] |= self._unit_dims(op, dims)
-            elif op.name == "gather" and (run := gathered_run(op, self.local)):
+            elif op.name == "gather" and (run := row_run(op, self.local)):
                 out[covers(dims)] |= {d for d in (dims[run[0]],) if d is not None and self.shape[d] > 1}
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
@@ -313,6 +313,8 @@ class NestLowering(Narrow):
         for op in [*self.reduces, *self.effects]:
             if op.name == "store":
                 out[True] |= self._unit_dims(op, here)
+            elif op.name == "scatter" and (run := row_run(op, self.local)):
+                out[True].add(run[0])
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
                     walk(o, here)
@@ -473,13 +475,19 @@ class NestLowering(Narrow):
             return
         _, indices, others, extra = op.split()  # type: ignore[attr-defined]
         values = [b.splat(self.at(o, where), lanes) for o in others]
-        offsets, mask = self._element(memory, indices, extra, where)
         if op.name == "scatter":
-            if lanes is None:
+            offsets, mask = self.places(op, where)
+            if offsets.shape:
+                b.effect(th.StScatter, memory, offsets, values[0], mask)
+            elif lanes is None:
                 b.store(memory, offsets, values[0], 1, mask)
-            else:
-                b.effect(th.StScatter, memory, b.splat(offsets, lanes), values[0], b.splat(mask, lanes))
+            else:  # stores under a mask take processors without AVX-512 as long as those of many elements
+                with b.branch(b.pure(Reduce, mask, kind="all", axis=0)) as branch:
+                    b.store(memory, offsets, values[0])
+                    branch.otherwise()
+                    b.store(memory, offsets, values[0], 1, mask)
             return
+        offsets, mask = self._element(memory, indices, extra, where)
         target = self.targets[op.result]
         with b.branch(mask) as branch:
             old = b.effect(th.AtomicRmw, memory, offsets, *values, kind=op.attrs["kind"]).result

@@ -1,4 +1,4 @@
-"""How the dimensions of a nest walk the tiles in it, and which gathers read rows that an index chooses."""
+"""How the dimensions of a nest walk the tiles in it, and which gathers and scatters touch whole rows."""
 from __future__ import annotations
 
 from collections.abc import Container
@@ -30,17 +30,17 @@ def walked(op: Op, dims: Dims, operand: Value) -> Dims:
     return dims
 
 
-def gathered_run(op: Op, local: Container[Value]) -> tuple[int, int] | None:
-    """(dimension, axis) of a gather whose index of the tensor's axis without a stride counts upwards along that
-    dimension of the result, along which its other indices and its mask stay the same: it reads rows. `local` are the
-    values that the nest computes."""
-    memory, indices, _, mask = op.split()  # type: ignore[attr-defined]
+def row_run(op: Op, local: Container[Value]) -> tuple[int, int] | None:
+    """(dimension, axis) of a gather or scatter whose index of the tensor's axis without a stride counts upwards along
+    that dimension of its tiles, along which its other indices stay the same: it touches rows. `local` are the values
+    that the nest computes."""
+    memory, indices, _, _ = op.split()  # type: ignore[attr-defined]
     if not isinstance(memory, TensorType) or memory.dtype.packed:
         return None
-    here, others = tuple(range(len(op.result.shape))), [] if mask is None else [mask]
+    here = tuple(range(len(indices[0].shape)))
     for axis, one in enumerate(memory.unit):
         for d in here if one else ():
-            rest = [*indices[:axis], *indices[axis + 1:], *others]
+            rest = [*indices[:axis], *indices[axis + 1:]]
             if _counts(indices[axis], here, d, local) and not any(_varies(v, here, d, local) for v in rest):
                 return d, axis
     return None

@@ -1,4 +1,4 @@
-"""Gathers of rows that an index chooses: whole vectors, with what lies outside left out."""
+"""Gathers and scatters of rows that an index chooses: whole vectors, with what lies outside left out."""
 from __future__ import annotations
 
 from typing import Any
@@ -34,6 +34,19 @@ def upwards(x: tile.Tensor[tile.f32, "N D"], i: tile.Tensor[tile.i32, "K"], y: t
     tile.store(y, (0, 0), tile.gather(x, (row, tile.arange(32)[None, :] * 2 - row)))
 
 
+@tile.kernel
+def parts(x: tile.Tensor[tile.T, "N"], start: tile.Tensor[tile.i32, "S"], y: tile.InOut[tile.T, "N"],
+          z: tile.InOut[tile.T, "N 2"]):
+    """Rows of any lengths, one after the other, written in blocks whose ends belong to others; beside it, columns."""
+    s = tile.grid(start.shape[0])
+    lo, hi = tile.load(start, s, ()), tile.load(start, s + 1, (), fill=205)
+    for i in tile.range(lo, hi, 32):
+        at = i + tile.arange(32)
+        here = tile.gather(x, at, mask=at < hi, fill=3)
+        tile.scatter(y, at, here + s.to(x.dtype), mask=at < hi)
+        tile.scatter(z, (at, 1), here, mask=at < hi)
+
+
 CHOSEN = np.array([5, 0, -1, 3, 9, 3, 8, 2**31 - 1, -2**31, 1, 2], np.int32)
 
 
@@ -61,3 +74,15 @@ def test_others() -> None:
     rowwise = rows.lower(x, CHOSEN, np.empty((11, 64), np.float32)), products.lower(x, chosen, w)
     assert not any("ld_gather" in str(lowered.thread) for lowered in rowwise)
     assert "ld_gather" in str(upwards.lower(x, CHOSEN, np.empty((8, 32), np.float32)).thread)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_scattered(dtype: Any) -> None:
+    x, start = np.arange(200).astype(dtype), np.array([-5, 0, 1, 40, 40, 90, 197], np.int32)
+    for source in (x, np.repeat(x, 2)[::2]):
+        got, wanted = ([np.zeros(200, dtype), np.zeros((200, 2), dtype)] for _ in range(2))
+        parts(source, start, *got)
+        parts.reference(source, start, *wanted)
+        assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+    text = str(parts.lower(x, start, x, np.zeros((200, 2), dtype)).thread)
+    assert "st_scatter %z" in text and "st_scatter %y" not in text and "ld_gather" not in text
