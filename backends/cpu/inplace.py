@@ -158,12 +158,14 @@ def _aligned(nest: th.Nest, result: Value, arg: Value) -> bool:
 
 
 def _pointwise(region: Region, arg: Value) -> bool:
-    """Whether a nest computes and stores elements of what depends on `arg` where the element of `arg` stands."""
+    """Whether a nest computes, stores and sums up elements of what depends on `arg` where the element of `arg` stands:
+    it comes to each position once."""
     depend = {arg}
     for op in region.ops:
         if op.name == "yield" or depend.isdisjoint(op.operands):
             continue
         if not (isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast) or
+                op.name == "reduce" and op.attrs["kind"] != "custom" or
                 op.name == "store" and depend.isdisjoint(op.operands[:-1])):
             return False
         depend.update(op.results)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,3 +82,42 @@ def test_an_accumulator_has_one_buffer() -> None:
     a = np.zeros((64, 64), np.float32)
     text = str(matmul_kernel.lower(a, a, a.copy(), BM=32, BN=32, BK=32, ACC=tile.f32).thread)
     assert text.count("shape=(1024,)") == 3  # a, b and the accumulator
+
+
+@tile.kernel
+def recurrence(x: tile.Tensor[tile.i32, "T M N"], y: tile.Out[tile.i32, "T P"], AXIS: tile.Const):
+    """The state of a step and a sum, a maximum, of it and of the state before: all in one walk over it."""
+    (M, N), state = (5, 70), tile.zeros((5, 70), tile.i32)
+    for t in tile.range(x.shape[0]):
+        old, state = state, state * 3 + tile.load(x, (t, 0, 0), (None, M, N))
+        both = tile.concatenate([state.sum(AXIS), (old - state).max(AXIS)])
+        tile.store(y, (t, 0), both, (None, both.shape[0]))
+
+
+@tile.function
+def either(a, b):
+    return a ^ b
+
+
+@tile.kernel
+def combined(x: tile.Tensor[tile.i32, "T M N"], y: tile.Out[tile.i32, "T N"]):
+    """A combination of one's own reads the state twice."""
+    state = tile.zeros((5, 70), tile.i32)
+    for t in tile.range(x.shape[0]):
+        state = state * 3 + tile.load(x, (t, 0, 0), (None, 5, 70))
+        tile.store(y, (t, 0), tile.reduce(state, 0, either), (None, 70))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sums_beside_a_carried_tile(axis: int) -> None:
+    x = np.random.default_rng(axis).integers(-9, 9, (6, 5, 70), np.int32)
+    states = [np.zeros((5, 70), np.int32)]
+    for block in x:
+        states.append(states[-1] * 3 + block)
+    want = [np.concatenate([new.sum(axis), (old - new).max(axis)]) for old, new in pairwise(states)]
+    y = np.empty((6, 2 * (70 if axis == 0 else 5)), np.int32)
+    for _ in range(2):
+        np.testing.assert_array_equal(recurrence(x, y, AXIS=axis), want)
+    text = str(recurrence.lower(x, y, AXIS=axis).thread)
+    assert text.count("shape=(350,)") == 1
+    np.testing.assert_array_equal(combined(x), [np.bitwise_xor.reduce(s) for s in states[1:]])
