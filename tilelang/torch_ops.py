@@ -99,12 +99,16 @@ class _Signature:
                                 f"bool or str, or one of these or None; got {hint!r}")
             if p.default is not p.empty:
                 self.defaults[p.name] = p.default
-        result = hints.get("return")
-        count = len(typing.get_args(result)) if typing.get_origin(result) is tuple else int(result is not type(None))
-        names = (outputs or "out").split() if count else []
-        if len(names) != count:
-            raise TypeError(f"`{fn.__name__}` returns {count} results: needs outputs=\"...\" with that many names, "
-                            f"got {outputs!r}")
+        names = (outputs or "out").split()
+        if "return" in hints:
+            result = hints["return"]
+            count = len(typing.get_args(result)) if typing.get_origin(result) is tuple else \
+                int(result is not type(None))
+            names = names if count else []
+            if len(names) != count:
+                raise TypeError(f"`{fn.__name__}` is annotated as returning {count} of the results {', '.join(names)}: "
+                                f"needs -> tuple[{', '.join(['Any'] * len(names))}], or names of {count} by outputs= "
+                                f"(of a backward by wrt=)")
         return types, names
 
 
