@@ -153,7 +153,8 @@ class Expressions:
                                 got=", ".join([*map(describe, args), *(f"{k}={describe(v)}" for k, v in
                                                                        kwargs.items())]) or "none",
                                 try_=f"{near[0]}={describe(kwargs[unknown])}" if near else HINTS.get(unknown) or
-                                (f"leave out `{unknown}`" if unknown else HINTS.get(missing, "pass what it needs"))) from error
+                                (f"leave out `{unknown}`" if unknown else
+                                 HINTS.get(missing, "pass what it needs"))) from error
 
     # -- leaves ------------------------------------------------------------------------------------------------------
     def eval_Constant(self, node: ast.Constant) -> Any:
