@@ -208,7 +208,7 @@ def test_mistakes_are_named() -> None:
         tile.torch_op("tilelang_test::b", backward=_stranger)(_plain)
     with pytest.raises(TypeError, match="annotation no operator can take"):
         tile.torch_op("tilelang_test::c")(_odd)
-    with pytest.raises(TypeError, match=r"returning 1 of the results dx, dw: needs -> tuple\[Any, Any\]"):
+    with pytest.raises(TypeError, match=r"returns 1 of the results dx, dw: needs -> tuple\[Any, Any\]"):
         tile.torch_op("tilelang_test::g", backward=_stranger)(_two)
     with pytest.raises(ValueError, match="must describe 1 tensors and 1 results"):
         tile.torch_op("tilelang_test::d", dims="n, n -> n")(_plain)

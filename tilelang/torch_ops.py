@@ -106,7 +106,7 @@ class _Signature:
                 int(result is not type(None))
             names = names if count else []
             if len(names) != count:
-                raise TypeError(f"`{fn.__name__}` is annotated as returning {count} of the results {', '.join(names)}: "
+                raise TypeError(f"`{fn.__name__}` returns {count} of the results {', '.join(names)}: "
                                 f"needs -> tuple[{', '.join(['Any'] * len(names))}], or names of {count} by outputs= "
                                 f"(of a backward by wrt=)")
         return types, names
