@@ -152,12 +152,14 @@ class Access:
         width = element.width // 8 if isinstance(element, ir.IntType) else {"half": 2, "float": 4, "double": 8}[
             str(element)]
         lanes = offsets.type.count
-        start = self._splat(self.b.ptrtoint(base, I64), lanes)
+        start = self.splat(self.b.ptrtoint(base, I64), lanes)
         return self.b.inttoptr(self.b.add(start, self.b.mul(offsets, full_like(offsets, width))),
                                ir.VectorType(PTR, lanes))
 
-    def _splat(self, x: ir.Value, lanes: int) -> ir.Value:
+    def splat(self, x: ir.Value, lanes: int) -> ir.Value:
         t = ir.VectorType(x.type, lanes)
+        if isinstance(x, ir.Constant):
+            return ir.Constant(t, [x.constant] * lanes)
         first = self.b.insert_element(ir.Constant(t, ir.Undefined), x, I32(0))
         return self.b.shuffle_vector(first, ir.Constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
 
@@ -356,6 +358,15 @@ class Access:
         if row.adds:
             return self._intrinsic(name, acc.type, [acc, x, y])
         return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
+
+    def pairs_of_bytes(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """The sums i16 of the products of two neighbours of bytes without and with signs, at most a register of them;
+        they must fit (`vpmaddubsw` saturates)."""
+        have, full = x.type.count, self.target.vector_bytes
+        if have < full:
+            return self._resize(self.pairs_of_bytes(self._resize(x, full), self._resize(y, full)), have // 2)
+        name = "llvm.x86.avx512.pmaddubs.w.512" if full == 64 else "llvm.x86.avx2.pmadd.ub.sw"
+        return self._intrinsic(name, ir.VectorType(ir.IntType(16), full // 2), [x, y])
 
     def table_entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
         """The entry of a table, cut into registers (AVX-512) or of four numbers (AVX2), for each lane."""

@@ -9,8 +9,9 @@ from llvmlite import ir
 from tilelang.backends.cpu import math
 from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.dots import of_groups
-from tilelang.backends.cpu.numbers import I8, I32, full_like, intrinsic
+from tilelang.backends.cpu.numbers import I8, I16, I32, full_like, intrinsic
 from tilelang.errors import TargetError
+from tilelang.ir.bits import possible_bits
 from tilelang.ir.core import Op, Value
 from tilelang.ir.dtypes import DType
 
@@ -185,19 +186,47 @@ class Arithmetic:
         assert row is not None, "`lower` takes what the same host has"
         return Access(self.b, self.target).dot_groups(acc, x, y, row)
 
-    def dot4(self, acc: ir.Value, x: ir.Value, y: ir.Value, x_signed: bool, y_signed: bool) -> ir.Value:
-        """acc + the four products of bytes, in every lane; by the instruction where it takes these signs."""
-        b, row = self.b, of_groups("u8", "i8", self.target.features)
-        if isinstance(acc.type, ir.VectorType) and x_signed != y_signed and row is not None:
-            def multiply(acc: ir.Value, *words: ir.Value) -> ir.Value:
-                x, y = (b.bitcast(w, ir.VectorType(I8, 4 * w.type.count)) for w in words)
-                return Access(b, self.target).dot_groups(acc, x, y, row)
-            return Access(b, self.target).by_registers([acc, y, x] if x_signed else [acc, x, y], multiply)
-        for shift in (24, 16, 8, 0):
-            u, v = ((b.ashr if signed else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
-                    for w, signed in ((x, x_signed), (y, y_signed)))
-            acc = b.add(acc, b.mul(u, v))
-        return acc
+    def op_dot4(self, op: Op) -> ir.Value:
+        b, access, features = self.b, Access(self.b, self.target), self.target.features
+        (first, signed), (second, y_signed) = sorted([(v, v.dtype.kind == "int") for v in op.operands[:2]],
+                                                     key=lambda operand: operand[1])
+        acc, x, y = self.values[op.operands[2]], self.values[first], self.values[second]
+        by_fours, by_pairs = of_groups("u8", "i8", features), of_groups("i16", "i16", features)
+        small = not possible_bits(first) & 0x80808080  # two products of seven bits and eight fit into i16
+        if not isinstance(acc.type, ir.VectorType) or by_pairs is None:
+            for shift in (24, 16, 8, 0):
+                u, v = ((b.ashr if with_sign else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
+                        for w, with_sign in ((x, signed), (y, y_signed)))
+                acc = b.add(acc, b.mul(u, v))
+            return acc
+
+        def multiply(acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
+            if signed != y_signed and (by_fours or small):
+                u, v = (b.bitcast(w, ir.VectorType(I8, 4 * w.type.count)) for w in (x, y))
+                if by_fours:
+                    return access.dot_groups(acc, u, v, by_fours)
+                pairs = access.pairs_of_bytes(u, v)
+                return access.dot_groups(acc, pairs, full_like(pairs, 1), by_pairs)
+            for left in (8, 0):  # the even bytes, then the odd ones
+                u, v = ((b.ashr if with_sign else b.lshr)(b.shl(w, full_like(w, left)), full_like(w, 8))
+                        for w, with_sign in ((b.bitcast(w, ir.VectorType(I16, 2 * w.type.count)), with_sign)
+                                             for w, with_sign in ((x, signed), (y, y_signed))))
+                acc = access.dot_groups(acc, u, v, by_pairs)
+            return acc
+        return access.by_registers([acc, x, y], multiply)
+
+    def op_dot2(self, op: Op) -> ir.Value:
+        a, b, c = (self.values[v] for v in op.operands)
+        row = of_groups("bf16", "bf16", self.target.features)
+        assert row is not None, "`decompose` leaves it to such a host"
+        access = Access(self.b, self.target)
+
+        def multiply(acc: ir.Value, *words: ir.Value) -> ir.Value:
+            x, y = (self.b.bitcast(w, ir.VectorType(I16, 2 * w.type.count)) for w in words)
+            return access.dot_groups(acc, x, y, row)
+        if op.result.shape:
+            return access.by_registers([c, a, b], multiply)
+        return self.b.extract_element(multiply(*(access.splat(v, 1) for v in (c, a, b))), I32(0))
 
     def shuffle(self, x: ir.Value, y: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))

@@ -12,7 +12,6 @@ from tilelang.backends.cpu.access import Access
 from tilelang.backends.cpu.arithmetic import Arithmetic
 from tilelang.backends.cpu.control import Control
 from tilelang.backends.cpu.debug import Lines
-from tilelang.backends.cpu.dots import of_groups
 from tilelang.backends.cpu.numbers import (
     F32,
     I1,
@@ -281,14 +280,7 @@ class _Generator(Arithmetic, Control):
             return x
         if isinstance(x.type, ir.VectorType):
             x = self.b.extract_element(x, I32(0))
-        return self._splat(x, t.count)
-
-    def _splat(self, x: ir.Value, lanes: int) -> ir.Value:
-        t = ir.VectorType(x.type, lanes)
-        if isinstance(x, ir.Constant):
-            return ir.Constant(t, [x.constant] * lanes)
-        first = self.b.insert_element(ir.Constant(t, ir.Undefined), x, I32(0))
-        return self.b.shuffle_vector(first, ir.Constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
+        return Access(self.b, self.target).splat(x, t.count)
 
     def op_extract(self, op: Op) -> ir.Value:
         return self.b.extract_element(self.args(op)[0], I32(op.attrs["lane"]))
@@ -307,7 +299,7 @@ class _Generator(Arithmetic, Control):
     def op_repeat(self, op: Op) -> ir.Value:
         (x,) = self.args(op)
         wide = self.b.bitcast(x, ir.IntType(x.type.count * x.type.element.width))
-        return self.b.bitcast(self._splat(wide, op.attrs["times"]), self.type_of(op.result.type))
+        return self.b.bitcast(Access(self.b, self.target).splat(wide, op.attrs["times"]), self.type_of(op.result.type))
 
     def op_interleave(self, op: Op) -> ir.Value:
         vectors = self.args(op)
@@ -393,23 +385,6 @@ class _Generator(Arithmetic, Control):
             return self.b.extract_element(Access(self.b, self.target).byte_entries(table, lane), I32(0))
         access = Access(self.b, self.target)
         return access.by_registers([words], lambda w: access.byte_entries(table, w))
-
-    def op_dot4(self, op: Op) -> ir.Value:
-        a, b, c = self.args(op)
-        return self.dot4(c, a, b, op.operands[0].dtype.kind == "int", op.operands[1].dtype.kind == "int")
-
-    def op_dot2(self, op: Op) -> ir.Value:
-        a, b, c = self.args(op)
-        row = of_groups("bf16", "bf16", self.target.features)
-        assert row is not None, "`decompose` leaves it to such a host"
-        access = Access(self.b, self.target)
-
-        def multiply(acc: ir.Value, *words: ir.Value) -> ir.Value:
-            x, y = (self.b.bitcast(w, ir.VectorType(ir.IntType(16), 2 * w.type.count)) for w in words)
-            return access.dot_groups(acc, x, y, row)
-        if op.result.shape:
-            return access.by_registers([c, a, b], multiply)
-        return self.b.extract_element(multiply(*(self._splat(v, 1) for v in (c, a, b))), I32(0))
 
     # -- memory -------------------------------------------------------------------------------------------------------
     def op_dim(self, op: Op) -> ir.Value:

@@ -67,7 +67,9 @@ class Reductions(Elements):
                     for o in self.region.ops)
         across = self.alone and self.axis not in (None, self.vector)
         sums = self.cpu.registers // 4 // len(self.reduces) if across else 0
-        return min(extent, (self.cpu.registers // 8 if heavy else max(sums, 4)) * self.vector_bytes // widest)
+        # Sums of several rows leave registers for what they are made of.
+        least = 4 if 4 * len(self.reduces) <= self.cpu.registers * 5 // 8 else 2
+        return min(extent, (self.cpu.registers // 8 if heavy else max(sums, least)) * self.vector_bytes // widest)
 
     def _chunks(self, at: At, body: Callable[[At], None]) -> None:
         """`body` for each vector along the vector dimension."""

@@ -6,7 +6,7 @@ from math import gcd, prod
 from typing import Any
 
 from tilelang.backends.simt.dma import copies_in_order, undone
-from tilelang.backends.simt.facts import Facts, possible_bits, run_of
+from tilelang.backends.simt.facts import Facts, run_of
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.window import open_window
@@ -15,6 +15,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import simt
 from tilelang.ir import thread as th
+from tilelang.ir.bits import possible_bits
 from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
