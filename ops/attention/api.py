@@ -4,7 +4,14 @@ from __future__ import annotations
 from typing import Any
 
 import tilelang as tile
-from tilelang.ops.attention.backward import dbias_kernel, delta_kernel, dkdv_kernel, dq_kernel, sinks_kernel
+from tilelang.ops.attention.backward import (
+    dbias_kernel,
+    delta_kernel,
+    dkdv_kernel,
+    dq_kernel,
+    dq_sum_kernel,
+    sinks_kernel,
+)
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.decode import few, run
 from tilelang.ops.attention.forward import forward_kernel
@@ -31,7 +38,8 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
               packing: dict[str, Any], longest: tuple[int, int] = (0, 0), bias: Any = None, needs_alibi: bool = False
               ) -> tuple[Any, ...]:
     """Runs the kernels of the backward pass; `longest` is the most queries and keys of packed sequences. Gradients of
-    the keys' bias, of the sinks, of `bias` and of ALiBi's slopes follow where there is one to give."""
+    the keys' bias, of the sinks, of `bias` and of ALiBi's slopes follow where there is one to give. On a CPU one
+    kernel gives dk, dv and parts of dq, as many as let all threads take part."""
     partly = [packing["cu_q"] is not None or packing["used_q"] is not None] + \
         [packing["cu_k"] is not None or packing["used_k"] is not None] * 2
     delta = made(q, tuple(q.shape[:3]), tile.dtype("f32"))
@@ -42,13 +50,21 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     given = {**opts.tensors, **packing, **opts.consts}
     key_bias = opts.tensors.get("key_bias")
     of_keys = None if key_bias is None else made(key_bias, tuple(key_bias.shape), dtype_of(key_bias))
-    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=of_keys, longest=longest[1],
-                **{**given, **blocks(q, k, v, queries, keys, "queries"), **opts.visited(q, True)})
-    on_rows = {**given, **blocks(q, k, v, queries, keys, "keys"), **opts.visited(q)}
-    parts = None
-    if needs_alibi:
-        parts = made(q, (-(-queries // on_rows["BM"]), *opts.tensors["alibi"].shape), tile.dtype("f32"))
-    dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, dslopes=parts, longest=longest[0], **on_rows)
+    on_columns = {**given, **blocks(q, k, v, queries, keys, "queries"), **opts.visited(q, True)}
+    dq_parts = parts = None
+    if not (tile.on_gpu(q, k, v) or packing["cu_q"] is not None or needs_alibi):
+        programs = -(-2 * tile.get_num_threads() // (k.shape[0] * k.shape[1]))
+        count = max(min(programs, -(-keys // on_columns["BN"])), 1)
+        dq_parts = made(q, (count, *q.shape[:2], q.shape[3], q.shape[2]), tile.dtype("f32"), 0)
+    dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=of_keys, dq=dq_parts, longest=longest[1],
+                **on_columns)
+    if dq_parts is not None:
+        dq_sum_kernel(dq_parts, dq, opts.scale, BM=sizes["BM"], BD=sizes["BD"])
+    else:
+        on_rows = {**given, **blocks(q, k, v, queries, keys, "keys"), **opts.visited(q)}
+        if needs_alibi:
+            parts = made(q, (-(-queries // on_rows["BM"]), *opts.tensors["alibi"].shape), tile.dtype("f32"))
+        dq_kernel(q, k, v, do, lse, delta, dq, opts.scale, dslopes=parts, longest=longest[0], **on_rows)
     more = [] if of_keys is None else [of_keys]
     if opts.sinks is not None:
         more.append(sinks_kernel(opts.sinks, lse, delta))
@@ -107,8 +123,9 @@ def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal
                        ) -> Any:
     """(dq, dk, dv), then dsinks where there are `sinks`, with `needs_bias` dbias, of the shape of the bias, and with
     `needs_alibi` the gradient f32 [B, H] of the slopes, of a call of `attention` with these options that gave `o` and
-    `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic. Raises ValueError, and
-    UnsupportedSyntax for a `score_mod` without a derivative."""
+    `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic, but the order in which dq is
+    summed depends on how many threads a CPU has where these are more than half as many as key heads. Raises
+    ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)

@@ -1,4 +1,4 @@
-"""Gradients of softmax attention: every element is one program's sum, so that results do not depend on timing.
+"""Gradients of softmax attention: programs add up in an order of their own, so that results do not depend on timing.
 
 With y the scores after all changes, p = exp(y - lse), delta = rowsum(do * o) - dlse (Dao, 2023, algorithm 2):
 dv = p^T do;  dy = p * (do v^T - delta);  dx = dy * dy/dx;  dq = scale dx k;  dk = scale dx^T q;  dbias = dy;
@@ -93,6 +93,7 @@ def dkdv_kernel(
     dv: tile.Out[tile.T, "C G L E"],
     scale: tile.f32,
     dkey_bias: tile.Out[tile.W, "C G L"] = None,
+    dq: tile.InOut[tile.f32, "P A H D S"] = None,
     alibi: tile.Tensor[tile.f32, "B H"] = None,
     bias: tile.Tensor[tile.U, "A H S L"] = None,
     key_bias: tile.Tensor[tile.W, "C G L"] = None,
@@ -116,59 +117,85 @@ def dkdv_kernel(
     ROUND: tile.Const = False,
 ):
     """One block of BN keys of one key head for each program, over all queries of its query heads. Scores stand
-    transposed, [BN, BM], so that they are left operands as they come."""
+    transposed, [BN, BM], so that they are left operands as they come.
+
+    With `dq`, which begins with zeros, program p of P for a key head takes blocks p, p + P, … of it and adds what they
+    give to the gradient of the queries, but for `scale`: five products then do what takes seven where dq_kernel makes
+    scores once more. `dq` is transposed because dx as it stands is a right operand."""
     H, G = q.shape[1], k.shape[1]
     ragged_q, ragged_k = used_q is not None or cu_q is not None, used_k is not None or cu_k is not None
     batches = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
-    bg, block = tile.grid(batches * G, tile.cdiv(k.shape[2] if cu_k is None else longest, BN))
+    count = tile.cdiv(k.shape[2] if cu_k is None else longest, BN)
+    bg, start = tile.grid(batches * G, count if dq is None else dq.shape[0])
     b, g = bg // G, bg % G
     first_q, S = span(b, q.shape[2], cu_q, used_q)
     first_k, L = span(b, k.shape[2], cu_k, used_k)
     at_q, at_k = (b if cu_q is None else 0), (b if cu_k is None else 0)
-    n, shift = block * BN, L - S
-    keys = key_block(k, at_k, g, n, first_k, L, None, BN, BD, ragged_k)
-    values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
-    j = n + tile.arange(BN)[:, None]
-    sum_k, sum_v = tile.zeros((BN, BD), tile.f32), tile.zeros((BN, BE), tile.f32)
-    sum_bias = tile.zeros((BN,), tile.f32)
-    for r in tile.range(0, H // G):
-        h = g * (H // G) + r
-        slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
-        if counts is None:
-            lo, hi = query_range(n, BN, S, shift, LEFT, RIGHT, BM)
-        else:
-            lo, hi = 0, tile.load(counts, (at_q, h, block), ()) * BM
-        if ragged_k:
-            hi = tile.where(n < L, hi, lo)
-        for at in tile.range(lo, hi, BM, stages=2):
-            m = at if counts is None else tile.load(blocks, (at_q, h, block, at // BM), ()) * BM
-            rows = key_block(q, at_q, h, m, first_q, S, None, BM, BD, ragged_q)
-            grads = key_block(do, at_q, h, m, first_q, S, None, BM, BE, ragged_q)
-            i = m + tile.arange(BM)[None, :]
-            seen = visible(b, h, i, j, S if ragged_q else None, L, shift, LEFT, RIGHT, MASK,
-                           per_key(until, at_k, g, n, j))
-            extra = None
-            if bias is not None:
-                extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen.T, bias, at_q, h, m, n)
-                extra, seen = extra.T, seen.T
-            extra = added(extra, per_key(key_bias, at_k, g, n, j))
-            y, dy = slopes(tile.dot(keys, rows.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)[:2]
-            top = tile.load(lse, (at_q, h, first_q + m), (BM,), fill=float("inf")) * LOG2E
-            p = tile.exp2(y - top[None, :])
-            sum_v = tile.dot(p.to(v.dtype) if ROUND else p, grads, sum_v)
-            part = tile.load(delta, (at_q, h, first_q + m), (BM,))
-            if ragged_q:  # whatever `do` holds there
-                part = tile.where(m + tile.arange(BM) < S, part, 0.0)
-            dx = p * (tile.dot(values, grads.T) - part[None, :])
-            if dkey_bias is not None:
-                sum_bias += dx.sum(1)
-            if dy is not None:
-                dx = dx * dy
-            sum_k = tile.dot(dx.to(k.dtype) if ROUND else dx, rows, sum_k)
-    put(dk, at_k, g, first_k, n, L, (sum_k * scale).to(dk.dtype), ragged_k)
-    put(dv, at_k, g, first_k, n, L, sum_v.to(dv.dtype), ragged_k)
-    if dkey_bias is not None:
-        tile.store(dkey_bias, (at_k, g, n), sum_bias.to(dkey_bias.dtype))
+    for block in (start,) if dq is None else tile.range(start, count, dq.shape[0]):
+        n, shift = block * BN, L - S
+        keys = key_block(k, at_k, g, n, first_k, L, None, BN, BD, ragged_k)
+        values = key_block(v, at_k, g, n, first_k, L, None, BN, BE, ragged_k)
+        j = n + tile.arange(BN)[:, None]
+        sum_k, sum_v = tile.zeros((BN, BD), tile.f32), tile.zeros((BN, BE), tile.f32)
+        sum_bias = tile.zeros((BN,), tile.f32)
+        for r in tile.range(0, H // G):
+            h = g * (H // G) + r
+            slope = tile.load(alibi, (b, h), ()) if alibi is not None else None
+            if counts is None:
+                lo, hi = query_range(n, BN, S, shift, LEFT, RIGHT, BM)
+            else:
+                lo, hi = 0, tile.load(counts, (at_q, h, block), ()) * BM
+            if ragged_k:
+                hi = tile.where(n < L, hi, lo)
+            for at in tile.range(lo, hi, BM, stages=2):
+                m = at if counts is None else tile.load(blocks, (at_q, h, block, at // BM), ()) * BM
+                rows = key_block(q, at_q, h, m, first_q, S, None, BM, BD, ragged_q)
+                grads = key_block(do, at_q, h, m, first_q, S, None, BM, BE, ragged_q)
+                i = m + tile.arange(BM)[None, :]
+                seen = visible(b, h, i, j, S if ragged_q else None, L, shift, LEFT, RIGHT, MASK,
+                               per_key(until, at_k, g, n, j))
+                extra = None
+                if bias is not None:
+                    extra, seen = biased(tile.zeros((BM, BN), tile.f32), seen.T, bias, at_q, h, m, n)
+                    extra, seen = extra.T, seen.T
+                extra = added(extra, per_key(key_bias, at_k, g, n, j))
+                y, dy = slopes(tile.dot(keys, rows.T), seen, b, h, i, j, shift, slope, extra, scale, CAP, MOD)[:2]
+                top = tile.load(lse, (at_q, h, first_q + m), (BM,), fill=float("inf")) * LOG2E
+                p = tile.exp2(y - top[None, :])
+                sum_v = tile.dot(p.to(v.dtype) if ROUND else p, grads, sum_v)
+                part = tile.load(delta, (at_q, h, first_q + m), (BM,))
+                if ragged_q:  # whatever `do` holds there
+                    part = tile.where(m + tile.arange(BM) < S, part, 0.0)
+                dx = p * (tile.dot(values, grads.T) - part[None, :])
+                if dkey_bias is not None:
+                    sum_bias += dx.sum(1)
+                if dy is not None:
+                    dx = dx * dy
+                dx = dx.to(k.dtype) if ROUND else dx
+                sum_k = tile.dot(dx, rows, sum_k)
+                if dq is not None:
+                    so_far = tile.load(dq, (start, at_q, h, 0, m), (BD, BM))
+                    tile.store(dq, (start, at_q, h, 0, m), so_far + tile.dot(keys.T, dx))
+        put(dk, at_k, g, first_k, n, L, (sum_k * scale).to(dk.dtype), ragged_k)
+        put(dv, at_k, g, first_k, n, L, sum_v.to(dv.dtype), ragged_k)
+        if dkey_bias is not None:
+            tile.store(dkey_bias, (at_k, g, n), sum_bias.to(dkey_bias.dtype))
+
+
+@tile.kernel
+def dq_sum_kernel(
+    parts: tile.Tensor[tile.f32, "P A H D S"],
+    dq: tile.Out[tile.T, "A H S D"],
+    scale: tile.f32,
+    BM: tile.Const = 64,
+    BD: tile.Const = 64,
+):
+    """dq = scale * the sum of `parts` as dkdv_kernel gives them."""
+    a, h, m = tile.grid(dq.shape[0], dq.shape[1], tile.cdiv(dq.shape[2], BM))
+    total = tile.zeros((BD, BM), tile.f32)
+    for p in tile.range(0, parts.shape[0]):
+        total += tile.load(parts, (p, a, h, 0, m * BM), (BD, BM))
+    tile.store(dq, (a, h, m * BM, 0), (total * scale).T.to(dq.dtype))
 
 
 @tile.kernel

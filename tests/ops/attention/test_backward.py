@@ -54,6 +54,24 @@ def test_options(name: str) -> None:
         check(q, k, v, OPTIONS[name](h, s, n))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_one_pass_equals_two(threads: int) -> None:
+    """Gradients of slopes take kernels of their own, so these are two ways to the other gradients. 3 threads share the
+    two key heads: the gradient of the queries is a sum of three parts, of which the last has one block of keys."""
+    torch.manual_seed(5)
+    q, k, v = torch.randn(1, 4, 70, 24), torch.randn(1, 2, 400, 24), torch.randn(1, 2, 400, 40)
+    alibi, before = torch.rand(4) * 0.2, tile.get_num_threads()
+    o, lse = ops.attention(q, k, v, True, alibi=alibi, return_lse=True)
+    call = partial(ops.attention_backward, torch.randn_like(o), q, k, v, o, lse, True, alibi=alibi)
+    tile.set_num_threads(threads)
+    try:
+        got, want = call(), call(needs_alibi=True)
+    finally:
+        tile.set_num_threads(before)
+    for a, b in zip(got, want, strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 1, 150), (1, 4, 50, 1)], ids=str)
 def test_learned_biases(shape: tuple[int, ...]) -> None:
     """Gradients of what is broadcast."""
