@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("layouts", "backends", "ops", "tilelang")
 FILES = [p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py")) if not any(q.is_symlink() for q in p.parents)]
+SOURCES = [p for f in ("backends", "tests") for p in sorted((ROOT / f).rglob("*")) if p.suffix in (".c", ".cpp", ".h")]
 ALLOWED = {  # package: what it may import of ours, besides itself
     "layouts": (),
     "tilelang.errors": (), "tilelang.version": (), "tilelang.locks": (), "tilelang.config": ("tilelang.errors",),
@@ -51,11 +52,12 @@ def test_imports_follow_the_arrows(path: Path) -> None:
                     assert not name.startswith("tilelang.backends"), f"{module} imports a backend"
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=_module)
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *SOURCES],
+                         ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_readable(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 500
-    assert max(map(len, lines), default=0) < 120
+    assert max(map(len, lines), default=0) <= 120
 
 
 def test_the_links_are_relative() -> None:

@@ -1,4 +1,5 @@
-// The threads of an exported kernel: `pool.py`'s loop, started when the library is first called. Plain C, but for `extern`.
+// The threads of an exported kernel: `pool.py`'s loop, started when the library is first called. Plain C, but for
+// `extern`.
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>

@@ -48,9 +48,9 @@ TL_FN void mbarrier_arrive(u64* b, int i, op) {
 }
 
 #ifdef TL_CLUSTER
-// The same at the barriers in that place of each block of the cluster whose bit of `ranks` is set: a lane for each. As
-// in CUTLASS (ClusterBarrier), its scope is the block: it comes after reads of this block's memory, and others then copy
-// to that. A release to the cluster would wait for what went to tensors, too, and empty the first cache each time.
+// The same at the barriers in that place of each block of the cluster whose bit of `ranks` is set, a lane for each. Its
+// scope is the block, as in CUTLASS (ClusterBarrier): it follows reads of this block's memory, to which others then
+// copy. A release to the cluster would also wait for stores to tensors, and empty the first-level cache each time.
 TL_FN void mbarrier_arrive_at(u64* b, int i, u32 ranks, op) {
   __syncwarp();
   const u32 lane = threadIdx.x % 32;

@@ -66,8 +66,8 @@ TL_FN void arrived(vec<i32, N>& v, op) {
 #define TL_S96(C, i) TL_S64(C, i), TL_S32(C, i + 64)
 #define TL_S128(C, i) TL_S64(C, i), TL_S64(C, i + 64)
 
-// What follows the descriptors, whether A is in memory (2) or not (1): signs, and where rows run along another dimension
-// than k; X and Y are the numbers of the last operands.
+// What follows the descriptors, whether A is in memory (2) or not (1): signs, and whether rows run along another
+// dimension than k; X and Y are the numbers of the last operands.
 #define TL_HALF2(X, Y) ", 1, 1, %" X ", %" Y
 #define TL_HALF1(X) ", 1, 1, %" X
 #define TL_FLOAT2(X, Y) ", 1, 1"
@@ -76,11 +76,11 @@ TL_FN void arrived(vec<i32, N>& v, op) {
 #define TL_INT1(X) ""
 
 #define TL_WGMMA_OF(N, COUNT, O1, O2, O3, O4, O5, O6, TYPES, C, TAIL)                                                \
-  if constexpr (COLUMNS == N && IN_MEMORY)                                                                              \
+  if constexpr (COLUMNS == N && IN_MEMORY)                                                                           \
     asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N TYPES " {"               \
                  TL_D##COUNT "}, %" O1 ", %" O2 ", p" TL_##TAIL##2(O3, O4) ";}"                                      \
                  : TL_S##COUNT(C, i) : "l"(from(a, j)), "l"(from(b, k)), "n"(ta), "n"(int(TB)) : "memory");          \
-  if constexpr (COLUMNS == N && !IN_MEMORY)                                                                             \
+  if constexpr (COLUMNS == N && !IN_MEMORY)                                                                          \
     asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N TYPES " {"               \
                  TL_D##COUNT "}, {%" O1 ", %" O2 ", %" O3 ", %" O4 "}, %" O5 ", p" TL_##TAIL##1(O6) ";}"             \
                  : TL_S##COUNT(C, i) : "r"(reg(a, j)), "r"(reg(a, j + e)), "r"(reg(a, j + 2 * e)),                   \

@@ -30,8 +30,8 @@ TL_FN float exp2(float x) {
 // By the compiler's own name, as there is no builtin: 0 times anything is 0.
 __attribute__((device)) float mul_legacy(float, float) __asm("llvm.amdgcn.fmul.legacy");
 
-// 2**t for t = x log2(e), and what rounding, and keeping t below 128, took from the exponent: x - t log(2), which only a
-// result of 0 takes no notice of: for -inf it is no number. NaN becomes the largest t, and stays in what was taken.
+// 2**t for t = x log2(e), and what rounding, and keeping t below 128, took from the exponent: x - t log(2). Only a
+// result of 0 ignores that, which for -inf is NaN. NaN becomes the largest t, and stays in what was taken.
 TL_FN float exp(float x) {
   const float t = __builtin_fminf(x * 0x1.715476p+0f, 0x1.fffffep+6f), power = exp2(t);
   const float rest = __builtin_fmaf(t, 0x1.05c610p-29f, __builtin_fmaf(-t, 0x1.62e430p-1f, x));
@@ -77,7 +77,9 @@ TL_FN u16 f32_to_f16(float x) { return bits<u16>(_Float16(x)); }
 using half2 = _Float16 __attribute__((ext_vector_type(2)));
 // By the name of the compiler's own function: the builtin came later than to compilers still in use.
 __attribute__((device)) half2 fma_v2f16(half2, half2, half2) __asm("llvm.fma.v2f16");
-TL_FN u32 fma_halves(u32 a, u32 b, u32 c) { return bits<u32>(fma_v2f16(bits<half2>(a), bits<half2>(b), bits<half2>(c))); }
+TL_FN u32 fma_halves(u32 a, u32 b, u32 c) {
+  return bits<u32>(fma_v2f16(bits<half2>(a), bits<half2>(b), bits<half2>(c)));
+}
 // Opaque to the compiler, which would take a shift and a mask for each use of the bytes; 12 selects zeros.
 TL_FN u32 odd_bytes(u32 x) { return __builtin_amdgcn_perm(0, x, 0x0c030c01); }
 template <class H> using two_halves = H __attribute__((ext_vector_type(2)));

@@ -86,7 +86,8 @@ static int check(const char* symbol, int code) {
 
 static int find_driver() {
   static int found = 0;
-  for (const char* const* path = libraries; !found && path != libraries + sizeof libraries / sizeof *libraries; path++) {
+  const char* const* const end = libraries + sizeof libraries / sizeof *libraries;
+  for (const char* const* path = libraries; !found && path != end; path++) {
     void* library = dlopen(*path, RTLD_NOW);
     if (!library) continue;
     found = 1;

@@ -68,7 +68,9 @@ static int launch(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, u
 
 #ifndef HIP
 int cuInit(unsigned flags) { now.other++; FAIL(cuInit); return flags; }
-int cuDeviceGet(int *device, int ordinal) { now.other++; if (ordinal >= now.devices) return 101; *device = ordinal; return 0; }
+int cuDeviceGet(int *device, int ordinal) {
+  now.other++; if (ordinal >= now.devices) return 101; *device = ordinal; return 0;
+}
 int cuDeviceGetAttribute(int *value, int attribute, int device) { now.other++;
   *value = attribute == 75 ? now.major : attribute == 76 ? now.minor : attribute == 16 ? now.multiprocessors : -1;
   return 0;
@@ -93,10 +95,16 @@ int cuFuncSetAttribute(void *function, int attribute, int value) { now.other++;
   if (attribute == 8) shared_limit[(intptr_t)function - 1] = value;
   return 0;
 }
-int cuMemAlloc_v2(void **memory, size_t size) { now.other++; FAIL(cuMemAlloc_v2); return depth ? allocate(memory, size) : 201; }
+int cuMemAlloc_v2(void **memory, size_t size) {
+  now.other++; FAIL(cuMemAlloc_v2); return depth ? allocate(memory, size) : 201;
+}
 int cuMemFree_v2(void *memory) { now.other++; return release(memory); }
-int cuMemcpyHtoD_v2(void *to, const void *from, size_t n) { now.other++; FAIL(cuMemcpyHtoD_v2); return copy(to, from, n); }
-int cuMemcpyDtoH_v2(void *to, const void *from, size_t n) { now.other++; FAIL(cuMemcpyDtoH_v2); return copy(to, from, n); }
+int cuMemcpyHtoD_v2(void *to, const void *from, size_t n) {
+  now.other++; FAIL(cuMemcpyHtoD_v2); return copy(to, from, n);
+}
+int cuMemcpyDtoH_v2(void *to, const void *from, size_t n) {
+  now.other++; FAIL(cuMemcpyDtoH_v2); return copy(to, from, n);
+}
 int cuLaunchKernel(LAUNCH) {
   FAIL(cuLaunchKernel);
   return depth ? launch(f, gx, gy, gz, bx, by, bz, shared, stream, params, extra) : 201;
@@ -148,7 +156,9 @@ int cuGetErrorString(int code, const char **text) { now.other++; *text = "what t
 // The thread's device is 0 until another is set.
 int hipInit(unsigned flags) { now.other++; FAIL(hipInit); return flags; }
 int hipGetDevice(int *device) { FAIL(hipGetDevice); *device = depth ? fake_current() : 0; return 0; }
-int hipSetDevice(int device) { now.other++; if (device >= now.devices) return 101; stack[depth ? depth - 1 : depth++] = &contexts[device]; return 0; }
+int hipSetDevice(int device) {
+  now.other++; if (device >= now.devices) return 101; stack[depth ? depth - 1 : depth++] = &contexts[device]; return 0;
+}
 int hipGetDevicePropertiesR0600(char *properties, int device) { now.other++;
   FAIL(hipGetDevicePropertiesR0600);
   if (device >= now.devices) return 101;
@@ -160,7 +170,9 @@ int hipDeviceGetAttribute(int *value, int attribute, int device) { now.other++;
   *value = attribute == 63 ? now.multiprocessors : -1;
   return 0;
 }
-int hipModuleLoadData(void **module, const char *image) { now.other++; FAIL(hipModuleLoadData); return load(module, image); }
+int hipModuleLoadData(void **module, const char *image) {
+  now.other++; FAIL(hipModuleLoadData); return load(module, image);
+}
 int hipModuleGetFunction(void **function, void *module, const char *name) { now.other++;
   FAIL(hipModuleGetFunction);
   return find(function, module, name);
