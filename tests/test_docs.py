@@ -1,10 +1,11 @@
 """What the documentation shows works: of every page the programs and commands run, and print what it says they print.
 
 A page is one program. Its ```python blocks run in order in one namespace, each from a file of its own: the one its
-`title` names, else one of the test's. Every line of an ```sh block is a `python -m tilelang …` command, which runs in
-the same directory. A ```text block is what the block above it prints, or ends with (the error that it raises), where
-`…` stands for anything. Blocks without a language are not looked at. A ```diff block is a change to the file that is
-its title: with such changes a page runs in a copy of the package.
+`title` names, else one of the test's; a ```cpp block is the file of its title. Every line of an ```sh block is a
+command, which runs in the same directory, most of them `python -m tilelang …`. A ```text block is what the block above
+it prints, or ends with (the error that it raises), where `…` stands for anything. Blocks without a language are not
+looked at. A ```diff block is a change to the file that is its title: with such changes a page runs in a copy of the
+package.
 """
 from __future__ import annotations
 
@@ -53,8 +54,8 @@ def blocks(page: str) -> Iterator[tuple[Block, str | None]]:
         if block.language == "text":
             assert i and found[i - 1].language in ("python", "sh"), "a text block stands below what prints it"
         else:
-            assert block.language in ("python", "sh", "diff", "")
-            if block.language in ("python", "sh"):
+            assert block.language in ("python", "sh", "cpp", "diff", "")
+            if block.language in ("python", "sh", "cpp"):
                 yield block, after.text if after and after.language == "text" else None
 
 
@@ -64,6 +65,8 @@ def missing(command: str) -> str:
         return "ziglang"
     if "cuda:" in command and "--emit report" in command and nvrtc.find() is None:
         return "nvidia-cuda-nvrtc"
+    if command.startswith("c++ ") and shutil.which("c++") is None:
+        return "a C++ compiler"
     if "--emit assembly" in command and None in (nvrtc.find(), products.nvdisasm()):
         return "nvidia-cuda-nvrtc, nvidia-cuda-nvdisasm"
     return ""
@@ -85,8 +88,11 @@ def run_python(code: str, file: Path, namespace: dict[str, object], raises: bool
 
 def run_command(line: str, shown: str | None) -> str:
     """What a command prints; its exit status is 0 unless what it prints is shown."""
-    python, flag, module, *argv = shlex.split(line)
-    assert (python, flag, module) == ("python", "-m", "tilelang")
+    if not line.startswith("python -m tilelang "):
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(["bash", "-c", line], check=True, timeout=120, env={**os.environ, "PATH": path},
+                              stdout=subprocess.PIPE, text=True).stdout
+    argv = shlex.split(line)[3:]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         status = main(argv)
@@ -112,10 +118,13 @@ def run_page(path: Path, directory: Path) -> list[str]:
         if block.language == "python":
             file = directory / (block.title or f"{path.stem}_{i}.py")
             printed = run_python(block.text, file, vars(module), raises=shown is not None)
+        elif block.language == "cpp":
+            (directory / block.title).write_text(block.text, encoding="utf-8")
         else:
             lines = block.text.replace("\\\n", " ").splitlines()
             left_out += [missing(line) for line in lines if missing(line)]
-            printed = "".join(run_command(line, shown) for line in lines if not missing(line))
+            printed = "" if "a C++ compiler" in left_out else \
+                "".join(run_command(line, shown) for line in lines if not missing(line))
         if shown is not None and not left_out:
             assert same(printed, shown), f"{path.name} shows\n{shown}\nbut this was printed\n{printed}"
     return sorted(set(left_out))
