@@ -200,7 +200,7 @@ TARGETS = "cpu", "cuda:sm_75", "cuda:sm_80", "cuda:sm_90a", "hip:gfx90a", "hip:g
 INTRODUCTION = '''\
 # The language
 
-This page is written by `docs/generate.py` from the functions themselves; do not edit it.
+<!-- Written by docs/generate.py from the functions themselves. -->
 
 A kernel is a Python function marked `@tile.kernel`. It is called with arrays or tensors; its body computes with
 *tiles*, whose shapes are known when it is compiled.

@@ -62,7 +62,7 @@ def page() -> str:
 TEXT = """\
 # Numbers
 
-This page is written by `docs/generate_numbers.py` from the types themselves; do not edit it.
+<!-- Written by docs/generate_numbers.py from the types themselves. -->
 
 A dtype is a number of bits and a rule that says what each of their patterns means. There are {count} with a name, and
 any number more by `tile.codebook(bits, values)`. All may be types of tensors and of tiles. Arithmetic is defined on
