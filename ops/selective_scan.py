@@ -281,10 +281,10 @@ def _forward(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any = None, z: Any =
 def selective_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any = None, z: Any = None, delta_bias: Any = None,
                    delta_softplus: bool = False, return_last_state: bool = False, *, initial_state: Any = None) -> Any:
     """The selective scan of u, delta, z [batch, D, S] with A f32 [D, N], B and C [batch, G, N, S] (or [batch, N, S]),
-    G a divisor of D, and D, delta_bias f32 [D]; as mamba_ssm's `selective_scan_fn`. Gives y [batch, D, S] in the dtype
-    of u, and with `return_last_state` also the state f32 [batch, D, N] behind the last step; `initial_state` is that
-    before the first, 0 unless given. u, delta, B, C and z have one dtype; computed in f32. Gradients for all of them,
-    deterministic. Raises ValueError for what does not fit together."""
+    G a divisor of D, and D, delta_bias f32 [D]; as mamba_ssm's `selective_scan_fn`. Returns y [batch, D, S] in the
+    dtype of u, and with `return_last_state` also the state f32 [batch, D, N] behind the last step; `initial_state` is
+    that before the first, 0 unless given. u, delta, B, C and z have one dtype; computed in f32. Gradients for all of
+    them, deterministic. Raises ValueError for what does not fit together."""
     B, C = (x[:, None] if len(x.shape) == 3 else x for x in (B, C))
     y, last, _ = _forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
     return (y, last) if return_last_state else y

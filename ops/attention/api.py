@@ -85,23 +85,25 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
               softcap: float | None = None, alibi: Any = None, sinks: Any = None, bias: Any = None,
               score_mod: Any = None, mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
               seqused_k: Any = None, return_lse: bool = False, out: Any = None) -> Any:
-    """softmax(scale q k^T) v of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E] with H a multiple of G.
+    """softmax(scale q k^T) v for q [B, H, S, D], k [B, G, L, D] and v [B, G, L, E], where H is a multiple of G.
 
-    f32, f16 or bf16, any strides; computed in f32, but for probabilities, which a GPU multiplies in v's dtype. Gives
-    the result [B, H, S, E], written into `out` where one is given; with `return_lse` also log(sum(exp(scores))) f32
-    [B, H, S], which is +inf for queries that see nothing; their results are 0. `scale` is 1 / sqrt(D) unless given. Up
-    to 4 queries, or 16 where heads share keys, take the kernels of `attention_decode`.
+    q, k and v are f32, f16 or bf16, with any strides. Everything is computed in f32, except that a GPU multiplies
+    probabilities in v's dtype. Returns the result [B, H, S, E], written into `out` where one is given; with
+    `return_lse` also log(sum(exp(scores))) f32 [B, H, S]. A query that sees no key has the result 0 and an LSE of
+    +inf. `scale` defaults to 1 / sqrt(D). Calls with up to 4 queries, or up to 16 where heads share keys, run the
+    kernels of `attention_decode`.
 
-    What a query sees, its own place being i + L - S (bottom-right aligned): with `causal` no keys behind it; with
-    `window` (left, right) so many before and behind, -1 for all; what `mask_mod(b, h, i, j)`, a `@tile.function`,
-    allows; where a boolean `bias` is true. A `block_mask` is a `mask_mod` whose empty blocks are not visited.
-    `seqused_q`, `seqused_k` i32 [B]: how much of each sequence is valid: what memory holds beyond has no effect, and
-    results there are 0 (in `out` what they were).
+    Which keys a query i sees, its own place being i + L - S (bottom-right aligned): with `causal`, none behind its
+    place; with `window` (left, right), at most so many before and behind it, -1 for all; those that
+    `mask_mod(b, h, i, j)`, a `@tile.function`, allows; and those where a boolean `bias` is true. A `block_mask` is a
+    `mask_mod` whose empty blocks are skipped. `seqused_q` and `seqused_k`, i32 [B], say how much of each sequence is
+    valid: memory beyond that has no effect, and results there are 0 (unchanged in `out`).
 
-    What happens to scores, in this order: `softcap` c makes them c tanh(s / c); `alibi` slopes f32 [H] or [B, H] take
-    off slope * |i + L - S - j| (Press et al., 2022); `score_mod(s, b, h, i, j)`, a `@tile.function` of elementwise
-    operations; `bias`, broadcast to [B, H, S, L]. `sinks` f32 [H] are scores without a value in each softmax; they are
-    part of the LSE. Raises ValueError for what does not fit together."""
+    Scores are modified in this order: `softcap` c replaces s by c tanh(s / c); `alibi` slopes f32 [H] or [B, H]
+    subtract slope * |i + L - S - j| (Press et al., 2022); `score_mod(s, b, h, i, j)`, a `@tile.function` of
+    elementwise operations, replaces s; `bias`, broadcast to [B, H, S, L], is added. `sinks` f32 [H] are scores
+    without a value that take part in each softmax and in the LSE. Raises ValueError for arguments that do not fit
+    together."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
@@ -121,10 +123,9 @@ def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal
                        mask_mod: Any = None, block_mask: BlockMask | None = None, seqused_q: Any = None,
                        seqused_k: Any = None, dlse: Any = None, needs_bias: bool = False, needs_alibi: bool = False
                        ) -> Any:
-    """(dq, dk, dv), then dsinks where there are `sinks`, with `needs_bias` dbias, of the shape of the bias, and with
-    `needs_alibi` the gradient f32 [B, H] of the slopes, of a call of `attention` with these options that gave `o` and
-    `lse`, for the gradients `do` of its result and `dlse` of its LSE. Deterministic, but the order in which dq is
-    summed depends on how many threads a CPU has where these are more than half as many as key heads. Raises
+    """The gradients of a call of `attention` with these options that returned `o` and `lse`, for the gradients `do` of
+    its result and `dlse` of its LSE: (dq, dk, dv), then dsinks where there are `sinks`, then with `needs_bias` the
+    gradient of the bias, in its shape, then with `needs_alibi` that of the slopes, f32 [B, H]. Deterministic. Raises
     ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],

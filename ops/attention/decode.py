@@ -164,18 +164,18 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
                      k_scale: Any = None, k_zero: Any = None, v_scale: Any = None, v_zero: Any = None,
                      k_bits: Any = None, v_bits: Any = None, splits: int | None = None, return_lse: bool = False
                      ) -> Any:
-    """`attention` of a few queries q [B, H, S, D] to a cache k [B, G, L, D], v [B, G, L, E], of which the first
-    seqused_k[b] (i32 [B]) rows are valid; with `block_table` i32 [B, P] k is [pages, G, page, D] and v [pages, G,
-    page, E], and key n of sequence b row n % page of page block_table[b, n // page]. Gives [B, H, S, E] in q's dtype,
-    and with `return_lse` the LSE f32 [B, H, S].
+    """`attention` of a few queries q [B, H, S, D] to a cache k [B, G, L, D] and v [B, G, L, E], of which the first
+    seqused_k[b] (i32 [B]) rows are valid. With `block_table`, i32 [B, P], the cache lies in pages: k [pages, G, page,
+    D] and v [pages, G, page, E], and key n of sequence b is row n % page of page block_table[b, n // page]. Returns
+    [B, H, S, E] in q's dtype, and with `return_lse` the LSE f32 [B, H, S], too.
 
-    k and v may have another dtype than q, `tilelang.Packed` of fewer bits than 8 too. Their values are then codes: a
-    key is k_scale (code - k_zero), with parameters f32 [B, G, D] for each channel, a value v_scale (code - v_zero),
-    with parameters f32 [B, G, L] ([pages, G, page]) for each token; see `quantize_kv`. With bitmaps `k_bits` and
-    `v_bits` their rows are packed; see `compress_kv`.
+    k and v may have another dtype than q, or be `tilelang.Packed` of fewer than 8 bits. Their elements are then codes:
+    a key is k_scale (code - k_zero), with parameters f32 [B, G, D] for each channel; a value is v_scale (code -
+    v_zero), with parameters f32 [B, G, L] ([pages, G, page]) for each token; see `quantize_kv`. With the bitmaps
+    `k_bits` and `v_bits` their rows are packed; see `compress_kv`.
 
-    `splits`: how many programs share the keys of a head; by default enough to occupy the machine. The result does not
-    depend on timing, but in its last bits on `splits`. Raises ValueError."""
+    `splits` programs share the keys of a head, by default enough of them to occupy the machine. The last bits of the
+    result depend on `splits`, but not on timing. Raises ValueError."""
     check_heads(q, k, v)
     if block_table is not None and seqused_k is None:
         raise ValueError("with a block_table, seqused_k must give the lengths")
@@ -255,13 +255,13 @@ def _mla(q: Any, cache: Any, seqused: Any = None, block_table: Any = None, colum
 def mla_decode(q: Any, cache: Any, causal: bool = True, scale: float | None = None, *, columns: int = 512,
                seqused: Any = None, block_table: Any = None, splits: int | None = None, return_lse: bool = False
                ) -> Any:
-    """Latent attention (DeepSeek-V2, arXiv 2405.04434) of a few queries with absorbed projections: q [B, H, S, D] to
-    one cache [B, L, D] that all heads share, whose first `columns` columns are the values too (512 of 576: the last 64
-    are the keys' rotary part). Cache rows are read once. Gives [B, H, S, columns] in q's dtype, and with `return_lse`
-    the LSE f32 [B, H, S].
+    """Latent attention (DeepSeek-V2, arXiv 2405.04434) of a few queries with absorbed projections: q [B, H, S, D]
+    attends to one cache [B, L, D] that all heads share and whose first `columns` columns are also the values (512 of
+    576: the last 64 are the rotary part of the keys). Cache rows are read once. Returns [B, H, S, columns] in q's
+    dtype, and with `return_lse` the LSE f32 [B, H, S], too.
 
     As in `attention_decode`: `seqused` i32 [B], `block_table` i32 [B, P] of pages [pages, page, D], `splits`; `causal`
-    is bottom-right aligned; `scale` is 1 / sqrt(D) unless given, which is not that of the heads before absorption.
+    is bottom-right aligned. `scale` defaults to 1 / sqrt(D), which is not the scale of the heads before absorption.
     Raises ValueError."""
     o, lse = _mla(q, cache, seqused, block_table, columns, causal, 1.0 / math.sqrt(q.shape[3]) if scale is None else
                   scale, splits)

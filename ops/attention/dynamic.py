@@ -136,15 +136,15 @@ def _forward(q: Any, k: Any, v: Any, bias: Any, keep: int, causal: bool, scale: 
 
 def dynamic_mask_attention(q: Any, k: Any, v: Any, bias: Any, keep: int, causal: bool = True,
                            scale: float | None = None, *, return_lse: bool = False) -> Any:
-    """softmax(scale q k^T + bias | mask) v of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E] with H a multiple of G:
-    bias [B, G, L] is added to the scores of each key, and each query sees of the keys up to its own place i + L - S
-    (of all without `causal`) the `keep` whose biases are largest, of equal ones the earlier. The paper computes the
-    bias from the values, A softplus(delta v). Blocks of keys that no query of a block sees are not read; the forward
-    pass on a CPU reads no keys but those that one of 96 queries sees.
+    """softmax(scale q k^T + bias | mask) v for q [B, H, S, D], k [B, G, L, D] and v [B, G, L, E], where H is a
+    multiple of G. bias [B, G, L] is added to the scores of each key, and of the keys up to its own place i + L - S (of
+    all without `causal`) each query sees the `keep` with the largest biases, the earlier among equal ones. The paper
+    computes the bias from the values, A softplus(delta v). Blocks of keys that no query of a block sees are not read;
+    the forward pass on a CPU reads only keys that at least one of 96 queries sees.
 
-    Gives [B, H, S, E] in the dtype of q, and with `return_lse` the LSE f32 [B, H, S], +inf for a query that sees
-    nothing, whose result is 0. Gradients for q, k, v and bias, deterministic; the choice of keys is a constant for it.
-    Raises ValueError for what does not fit together."""
+    Returns [B, H, S, E] in the dtype of q, and with `return_lse` the LSE f32 [B, H, S], too; a query that sees no key
+    has the result 0 and an LSE of +inf. Gradients for q, k, v and bias, deterministic; they take the choice of keys as
+    constant. Raises ValueError for arguments that do not fit together."""
     o, lse, _ = _forward(q, k, v, bias, keep, causal, 1.0 / math.sqrt(q.shape[3]) if scale is None else scale)
     return (o, lse) if return_lse else o
 

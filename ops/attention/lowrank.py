@@ -91,7 +91,7 @@ def lowrank_attention(q: Any, up_q: Any, k: Any, up_k: Any, v: Any, up_v: Any, c
     """`attention` of queries q @ up_q[h] (+ bias_q[h]), keys k @ up_k[g] and values v @ up_v[g] (+ bias_v[g]) that are
     never computed: q [B, S, Q], k [B, L, K], v [B, L, V] are shared by the heads, whose factors are up_q [H, Q, D],
     up_k [G, K, D], up_v [G, V, E], with H a multiple of G; bias_q [H, D], bias_v [G, E]. A bias of keys would add
-    the same to all scores of a query and change nothing. Gives [B, H, S, E].
+    the same to all scores of a query and change nothing. Returns [B, H, S, E].
 
     f32, f16 or bf16, one dtype for all; `causal`, `window` and `scale` (1 / sqrt(D) unless given) as in `attention`.
     Costs 2 (K + V) operations for each pair and head where full heads cost 2 (D + E). No gradient. Raises

@@ -98,21 +98,23 @@ def per_query(lam: Any, q: Any, shape: tuple[int, ...]) -> Any:
 
 def lla(q: Any, k: Any, v: Any, lam: Any = 1.0, causal: bool = False, scale: float | None = None, *,
         ridge: str = "rel", window: Any = None, iterations: int | None = None, tolerance: float | None = None) -> Any:
-    """Local Linear Attention (arXiv 2510.01450) of q [B, H, S, D], k [B, G, L, D], v [B, G, L, E], H a multiple of G.
+    """Local Linear Attention (arXiv 2510.01450) of q [B, H, S, D], k [B, G, L, D] and v [B, G, L, E], where H is a
+    multiple of G.
 
-    For each query an affine function is fitted to the pairs (key, value), weighted by exp(scale q.k), with a ridge on
-    its slope; the result [B, H, S, E] is its value at the query. `lam` > 0, a number or an array that broadcasts to
-    [B, H, S], times the sum of the weights is the ridge ("rel", does not depend on a shift of the scores), or lam
-    itself ("abs"). lam to infinity is softmax attention. `scale` is 1 / sqrt(D) unless given.
+    For each query an affine function is fitted to the pairs (key, value), weighted by exp(scale q.k), with a ridge
+    penalty on its slope; the result [B, H, S, E] is its value at the query. The ridge is `lam` > 0, a number or an
+    array that broadcasts to [B, H, S], times the sum of the weights ("rel": independent of a shift of the scores), or
+    lam itself ("abs"). As lam grows to infinity, the result becomes that of softmax attention. `scale` defaults to
+    1 / sqrt(D).
 
-    What a query sees, its own place being i + L - S: with `causal` no keys behind it, with `window` (left, right) so
-    many before and behind, -1 for all. Queries that see nothing give 0.
+    Which keys a query i sees, its own place being i + L - S: with `causal`, none behind its place; with `window`
+    (left, right), at most so many before and behind it, -1 for all. Queries that see no key give 0.
 
-    f32, f16 or bf16; fits are f32. They are solved by conjugate gradients, in `iterations` steps at most (enough for
-    f32 unless given: in exact arithmetic D steps would be), which end as soon as the residual of each query of a block
-    has fallen to `tolerance` (a quarter of the dtype's step at 1 unless given). Normalised queries and keys and lam
-    from 0.1 take few steps; lam below wants f32. Gradients for q, k, v and lam. Raises ValueError for what does not
-    fit together."""
+    Inputs are f32, f16 or bf16; the fits are computed in f32, by conjugate gradients of at most `iterations` steps (by
+    default enough for f32; in exact arithmetic D steps would be). They end as soon as the residuals of all queries of
+    a block have fallen to `tolerance` (by default a quarter of the distance from 1 to the dtype's next number).
+    Normalised queries and keys with lam from 0.1 on take few steps; for smaller lam use f32. Gradients for q, k, v and
+    lam. Raises ValueError for arguments that do not fit together."""
     return _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
                     iterations, tolerance)[0]
 
@@ -121,7 +123,7 @@ def lla_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max
                lam: Any = 1.0, causal: bool = False, scale: float | None = None, *, ridge: str = "rel",
                window: Any = None, iterations: int | None = None, tolerance: float | None = None) -> Any:
     """`lla` of packed sequences: q [T, H, D], k [U, G, D], v [U, G, E]; `cu_seqlens_q`, `cu_seqlens_k` i32 [N + 1] say
-    where each of N sequences begins, and where the last ends; `lam` broadcasts to [1, H, T]. Gives [T, H, E]."""
+    where each of N sequences begins, and where the last ends; `lam` broadcasts to [1, H, T]. Returns [T, H, E]."""
     q, k, v = (x.swapaxes(0, 1)[None] for x in (q, k, v))
     out = _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
                    iterations, tolerance, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)[0]

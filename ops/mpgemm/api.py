@@ -44,20 +44,23 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
            decomposition: str | None = None) -> Any:
     """act(x [..., K] @ w [N, K].T + bias [N]) + residual [..., N].
 
-    `x` (f32, f16 or bf16) takes part as it is, in f32; with `x_dtype` ("i2" to "i8", bipolar "s1" to "s7", floats of 3
-    to 8 bits such as "f8e4m3") it is quantised on the way in: q = x / s rounded, s = max |x| / (the largest q) of each
-    token, or of each group of the weight's columns where `x_group` is "group"; of "s1" the mean of |x|. Sums of whole
-    q times whole-numbered codes are then exact within a group; corrections of `w` still multiply x as it is.
-    `activation` is None, "gelu", "relu" or "silu". The result has `out_dtype`, or that of x.
-    `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. On a GPU weights become f16 in registers
-    (entries of codebooks are rounded to it), x is f16 and a scale for each row, two f16 if it is f32; decompositions
-    are those of `tilelang.ops.mpgemm.gpu_plan`, of which "bitplane_popc" (cheap on sm_80 to sm_90a) multiplies planes
-    of bits of whole numbers, exactly, and is the one for bipolar x, and, by its name only, "f8_mma": x and W of the
-    same f8 are multiplied as they are (sm_89, sm_90a, gfx950), a group's sum with as few bits as such instructions
-    have, groups in f32.
-    "dequant_dot", everywhere and the only one for vectors of a codebook and codes of more than 8 bits, multiplies in
-    f32, on a GPU in f16 or bf16 where x is of that type. The first product with a weight repacks it, but for
-    "dequant_dot"; that is kept as long as `w` lives.
+    `x` is f32, f16 or bf16. Without `x_dtype` its values are multiplied in f32. With `x_dtype` ("i2" to "i8", bipolar
+    "s1" to "s7", floats of 3 to 8 bits such as "f8e4m3") it is quantised on the way in: q = x / s rounded, with
+    s = max |x| / (the largest q) of each token, or of each group of the weight's columns where `x_group` is "group";
+    "s1" takes the mean of |x| instead. Sums of integer q times integer codes are then exact within a group;
+    corrections of `w` still multiply x itself. `activation` is None, "gelu", "relu" or "silu". The result has
+    `out_dtype`, by default that of x.
+
+    `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. The first product with a weight repacks
+    it, except for "dequant_dot"; the repacked weight is kept as long as `w` lives. "dequant_dot" runs everywhere and
+    is the only one for vectors of a codebook and for codes of more than 8 bits; it multiplies in f32, or on a GPU in
+    f16 or bf16 where x has that type.
+
+    On a GPU the decompositions are those of `tilelang.ops.mpgemm.gpu_plan`: weights become f16 in registers (entries
+    of codebooks are rounded to it), and x becomes f16 with a scale for each row (f32 x becomes two f16).
+    "bitplane_popc" multiplies bit planes of integers, exactly; it is chosen for bipolar x, and where it is cheap
+    (sm_80 to sm_90a). "f8_mma", which must be named, multiplies x and W of the same f8 type as they are (sm_89,
+    sm_90a, gfx950): the sum of a group has as few bits as these instructions keep, sums of groups are f32.
 
     Under autograd x, bias and residual have gradients: dx = dz @ w in the same blocks as "dequant_dot", where
     quantised x counts as x itself. The weight has none.
