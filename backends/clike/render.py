@@ -272,7 +272,10 @@ class _Renderer(Bulk, Matrix, Programs):
             self.line(f"tl::arrived({self.name(v)}, {number});")
 
     def _fence(self, op: Op) -> None:
-        self.line(f"tl::fence_{op.attrs['kind']}({self.number(op)});")
+        for v, result in zip(op.operands, op.results, strict=True):
+            self.line(f"{self.type(result)} {self.name(result)} = {self.vector(v)};")
+        registers = "".join(f", {self.name(v)}" for v in op.results)
+        self.line(f"tl::fence_{op.attrs['kind']}({self.number(op)}{registers});")
 
     def _barrier(self, op: Op) -> None:
         self.line(f"tl::{op.name}({self.number(op)});")

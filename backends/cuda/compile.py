@@ -40,14 +40,15 @@ class Lowered(simt.Lowered):
 
     @property
     def report(self) -> dict[str, int | float | str]:
-        """What a block uses (registers of a thread, bytes spilled by a thread, shared memory), how many blocks a
-        multiprocessor holds at once, which share of its warps that is, what keeps more out, by which instructions
-        matrices are multiplied and blocks copied, and by which warps."""
+        """What a block uses (registers of a thread, bytes spilled by a thread, shared memory), whether its products
+        wait for one another, how many blocks a multiprocessor holds at once, which share of its warps that is, what
+        keeps more out, by which instructions matrices are multiplied and blocks copied, and by which warps."""
         uses, threads = self.product.uses, self.rendered.threads
         shared = uses["shared_bytes"] + self.dynamic_shared
         blocks, limit = resident_blocks(self.target.arch, threads, uses["registers"], shared)
         return {"registers": uses["registers"], "spills": uses["spill_bytes"], "stack_bytes": uses["stack_bytes"],
-                "shared_bytes": shared, "threads": threads, "resident_blocks": blocks,
-                "occupancy": occupancy(self.target.arch, threads, blocks), "limited_by": limit,
+                "serialized": uses["serialized"], "shared_bytes": shared, "threads": threads,
+                "resident_blocks": blocks, "occupancy": occupancy(self.target.arch, threads, blocks),
+                "limited_by": limit,
                 **({"products": self.products} if self.products else {}),
                 **({"copies": self.copies} if self.copies else {}), **({"roles": self.roles} if self.roles else {})}

@@ -15,7 +15,8 @@ INCLUDE = Path(__file__).resolve().parent / "include"
 
 
 class Compiled(NamedTuple):
-    """Machine code, what the compiler said, and by kernel: registers, spill_bytes, stack_bytes, shared_bytes."""
+    """Machine code, what the compiler said, and by kernel: registers, spill_bytes, stack_bytes, shared_bytes, and 1
+    for serialized where products of four warps wait for one another."""
 
     cubin: bytes
     log: str
@@ -70,16 +71,18 @@ def _blob(program: ctypes.c_void_p, what: str) -> bytes:
 
 def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`. The assembler may spill a few bytes so that more blocks
-    fit onto a multiprocessor: where it did, the text is compiled once more, for one block at least."""
+    fit onto a multiprocessor, or because sums wait in registers for operands: where it did, the text is compiled
+    again, for one block at least, and with only operands computed before products (`fence_registers`)."""
     def made(*more: str) -> Compiled:
         flags = f"-I{INCLUDE}", "--ptxas-options=-v", "-lineinfo", *options, *more
         cubin, log = _compile(text, arch, flags, "CUBIN")
         return Compiled(cubin, log, _report(log))
 
-    def spilled(compiled: Compiled) -> int:
-        return sum(uses["spill_bytes"] for uses in compiled.report.values())
+    def lost(compiled: Compiled) -> tuple[int, int]:
+        uses = compiled.report.values()
+        return sum(u["spill_bytes"] for u in uses), sum(u["serialized"] for u in uses)
     first = made()
-    return min(first, made("-DTL_ALONE"), key=spilled) if spilled(first) else first
+    return min(first, made("-DTL_ALONE"), made("-DTL_LATE_SUMS"), key=lost) if lost(first)[0] else first
 
 
 def ptx(text: str, arch: str, options: tuple[str, ...] = (), include: Path = INCLUDE) -> str:
@@ -121,10 +124,12 @@ def _report(log: str) -> dict[str, dict[str, int]]:
     """What each kernel uses, from the assembler's notes. It also lists helper functions, which are left out."""
     out: dict[str, dict[str, int]] = {}
     kernel, about = "", ""
+    serialized = re.findall(r"wgmma\S* instructions are serialized .* in the function '(\w+)'", log)  # said first
     for line in log.splitlines():
         if found := re.search(r"Compiling entry function '(\w+)'", line):
             kernel = about = found[1]
-            out[kernel] = {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
+            out[kernel] = {"registers": 0, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0,
+                           "serialized": int(kernel in serialized)}
         elif found := re.search(r"Function properties for (\w+)", line):
             about = found[1]
         elif kernel:

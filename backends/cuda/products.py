@@ -15,7 +15,8 @@ from tilelang.errors import TargetError
 
 
 class Product(NamedTuple):
-    """Machine code of one kernel, and what it uses: registers, spill_bytes, stack_bytes, shared_bytes (static)."""
+    """Machine code of one kernel, and what it uses: registers, spill_bytes, stack_bytes, shared_bytes (static),
+    serialized (0 or 1)."""
 
     cubin: bytes
     uses: Uses

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tilelang.backends.clike.rendered import TENSOR
 from tilelang.backends.simt.shared_memory import root, shared_allocs, span_of, touched
 from tilelang.ir.cluster import BARRIERS
-from tilelang.ir.core import Function, Op, Region, Value
+from tilelang.ir.core import Function, Op, Region, TileType, Value
 from tilelang.ir.memory import Commit, Wait
 from tilelang.ir.simt import Fence
 
@@ -49,7 +49,8 @@ def continuing(fn: Function) -> frozenset[Op]:
     found: list[Op] = []
 
     def visit(region: Region) -> None:
-        made = {*region.args, *(v for op in region.ops if op.name in ("group_mma", "for") for v in op.results)}
+        made = {*region.args, *(v for op in region.ops if op.name in ("group_mma", "for", "fence")
+                for v in op.results)}
         for op in region.ops:
             if op.name == "group_mma" and op.operands[0] in made and uses[op.operands[0]] == 1:
                 found.append(op)
@@ -99,7 +100,7 @@ class _Order:
             out += self.wait(state, count, op)
             state = state._replace(groups=state.groups[count:])
             if op.name == "group_mma":
-                out += [Fence([], {"kind": "registers"}, loc=op.loc), op, Commit([], {"products": True}, loc=op.loc)]
+                out += [self.fence(op, ops, write), op, Commit([], {"products": True}, loc=op.loc)]
                 before = tuple(None if v is op.operands[0] else v for v in state.groups)
                 state = state._replace(groups=(*before, op.result))
                 started += 1
@@ -110,6 +111,17 @@ class _Order:
                 state = state._replace(written=True)
             out.append(op)
         return out, state
+
+    def fence(self, op: Op, region: Sequence[Op], write: bool) -> Fence:
+        """The fence before a product, behind which it, and what follows it in its region, use the registers that were
+        computed there: its sum, unless that goes on, and its left operand. Those from before the region are."""
+        values = [v for i, v in enumerate(op.operands) if isinstance(v.type, TileType)
+                  and (v.owner in region if i else op not in self.continuing)]
+        fence = Fence(values, {"kind": "registers"}, loc=op.loc)
+        fenced = dict(zip(values, fence.results, strict=True))
+        for user in Region([], region[region.index(op):]).walk() if write else ():
+            user.operands = [fenced.get(v, v) for v in user.operands]
+        return fence
 
     def writes(self, op: Op) -> bool:
         """Whether this thread writes to what a product, or a copy of a block, then uses."""

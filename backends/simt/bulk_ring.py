@@ -80,11 +80,10 @@ class BulkRing:
             return why
         if way == "producer":
             return ""
-        if any(op.name == "for" for op in loop.path):
-            return "another loop is around it"
-        if not roles.worth(loop.op, loop.others + loop.stages * loop.block, loop.threads, loop.target):
+        held = loop.others + loop.stages * loop.block + roles.moved_around(loop.op, loop.path)
+        if not roles.worth(loop.op, held, loop.threads, loop.target):
             return "a multiprocessor holds several blocks"
-        return "" if self._room() else "shared memory has no room for its blocks beside what comes before the loop"
+        return "" if self._room() else "shared memory has no room for its blocks beside the rest"
 
     def _room(self) -> bool:
         """Whether blocks may be copied before the program comes to the loop."""
@@ -101,7 +100,7 @@ class BulkRing:
                 or self.unproduced and any(op.name == "for" for op in loop.path):
             why = "another loop is around it"
         elif not self._room():
-            why = "shared memory has no room for blocks of others beside what comes before the loop"
+            why = "shared memory has no room for blocks of others beside the rest"
         else:
             return found
         return dict.fromkeys(found, why)

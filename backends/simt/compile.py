@@ -41,11 +41,12 @@ from tilelang.passes.dce import dce
 from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.pipeline import TILE_PASSES
+from tilelang.passes.sink import sink
 
 PLACED_PASSES: tuple[Pass, ...] = (along_memory, separate, place, pipeline, through_registers, store_blocks,
                                    set_aside)
-THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, allocate_shared,
-                                   insert_barriers, count_waits, interleave, order_products, overlap,
+THREAD_PASSES: tuple[Pass, ...] = (lower, expand_casts, reduce_strength, split_loops, dce, sink,
+                                   allocate_shared, insert_barriers, count_waits, interleave, order_products, overlap,
                                    split_roles)
 
 

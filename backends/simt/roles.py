@@ -115,14 +115,32 @@ def worth(loop: Op, shared: int, threads: int, target: SimtTarget) -> bool:
 
 
 def room(loop: Op, copies: Sequence[Op], path: Sequence[Op], top: Region, stages: int, target: SimtTarget) -> bool:
-    """Whether the blocks of a loop fit beside all that a program may hold before it comes to the loop: buffers, blocks
-    of other loops, and tiles on their way between threads, for which twice the largest is taken."""
+    """Whether the blocks of a loop fit beside all that a program may hold before it comes to the loop, or to the next
+    iteration of one around: buffers, blocks of other loops, and tiles on their way between threads, for which twice
+    the largest is taken before it."""
     own = {op.operands[-1] for op in copies}
     held = sum(size_of(op) * (stages if op.result in own else 1) for op in top.ops if op.name == "alloc")
-    before = top.ops[:top.ops.index(next(iter(path), loop))]
-    tiles = [v.tile.size * v.dtype.storage.itemsize for op in Region([], before).walk()
-             if op.name in (*MOVING, *DOTS) for v in op.operands if isinstance(v.type, TileType) and v.shape]
-    return held + 2 * max(tiles, default=0) <= target.shared_bytes
+    before = Region([], top.ops[:top.ops.index(next(iter(path), loop))]).walk()
+    tiles = max((_size(v) for op in before if op.name in (*MOVING, *DOTS) for v in op.operands), default=0)
+    return held + max(2 * tiles, moved_around(loop, path)) <= target.shared_bytes
+
+
+def moved_around(loop: Op, path: Sequence[Op]) -> int:
+    """Bytes of the largest tile on its way between threads in the loops around a loop: its memory cannot be that of
+    the blocks, which are copied for the next iteration meanwhile. Twice those of one that does not go to a tensor."""
+    outermost = next((op for op in path if op.name == "for"), None)
+    if outermost is None:
+        return 0
+    inside = set(Region([], [loop]).walk())
+    ops = [op for region in outermost.regions for op in region.walk() if op not in inside]
+    stored = {op.operands[-1] for op in ops if op.name == "store" and isinstance(op.operands[0].type, TensorType)}
+    return max((_size(v) * (1 if stored.issuperset(op.results) else 2) for op in ops if op.name in (*MOVING, *DOTS)
+                for v in op.operands), default=0)
+
+
+def _size(v: Value) -> int:
+    """Bytes of a tile; 0 for anything else."""
+    return v.tile.size * v.dtype.storage.itemsize if isinstance(v.type, TileType) and v.shape else 0
 
 
 def budgets(groups: int) -> tuple[int, ...]:

@@ -96,13 +96,14 @@ def objections(fn: Function, target: SimtTarget) -> dict[Op, str]:
 
 def _regions(region: Region, loops: int, around: tuple[Region, Op] | None = None) -> \
         Iterator[tuple[Region, int, tuple[Region, Op] | None]]:
-    """Every region that operations run in, with the number of loops around it and, of the body of a `for`, that and
-    the region that it stands in."""
+    """Every region that operations run in, with the number of loops around it and, of the body of a `for`, or a branch
+    in it, that and the region that it stands in."""
     yield region, loops, around
     for op in region.ops:
         if op.name in ("for", "while", "if"):
             for inner in op.regions:
-                yield from _regions(inner, loops + (op.name != "if"), (region, op) if op.name == "for" else None)
+                outer = (region, op) if op.name == "for" else around if op.name == "if" else None
+                yield from _regions(inner, loops + (op.name != "if"), outer)
 
 
 class Stores:

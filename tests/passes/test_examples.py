@@ -12,8 +12,10 @@ from tilelang.passes.driver import Pass, run_passes
 from tilelang.passes.expand_casts import expand_casts
 from tilelang.passes.fold import fold
 from tilelang.passes.licm import licm
+from tilelang.passes.sink import sink
 
-PASSES: dict[str, Pass] = {"fold": fold, "cse": cse, "dce": dce, "licm": licm, "expand_casts": expand_casts}
+PASSES: dict[str, Pass] = {"fold": fold, "cse": cse, "dce": dce, "licm": licm, "sink": sink,
+                           "expand_casts": expand_casts}
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -30,6 +32,6 @@ def test_passes_keep_every_operation(key: str) -> None:
     fn = example(key)
     pipeline = (fold, cse, licm, dce) if fn.level == "tile" else (cse, dce)
     if fn.level == "thread":
-        pipeline = (*pipeline, expand_casts)
+        pipeline = (*pipeline, sink, expand_casts)
     run_passes(fn, None, pipeline, check=2, dump="")
     assert print_function(fn) == print_function(example(key))  # the pipeline works on a copy

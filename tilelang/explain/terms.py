@@ -52,7 +52,7 @@ def chips(facts: Facts) -> Iterator[tuple[str, str, str]]:
     """(name, value, "good", "bad" or "") of the report's entries."""
     for key, value in facts.report.items():
         text = f"{value:.0%}" if key == "occupancy" else f"{value:,}" if isinstance(value, int) else str(value)
-        state = ("bad" if value else "good") if key in ("spills", "stack_bytes") else ""
+        state = ("bad" if value else "good") if key in ("spills", "stack_bytes", "serialized") else ""
         yield key.replace("_", " "), text, state
 
 

@@ -302,8 +302,9 @@ class GroupMma(Op):
 
 class Fence(Op):
     """Orders what a thread did before what instructions of groups of warps do later: `kind` "registers", with its
-    registers; "memory", in shared memory (PTX `wgmma.fence`, `fence.proxy.async`)."""
+    registers, of which the operands are computed before it, and the results are the same; "memory", in shared memory
+    (PTX `wgmma.fence`, `fence.proxy.async`)."""
     name, levels, effects, attributes = "fence", THREAD, "control", {"kind": ...}
 
     def infer(self) -> Sequence[Type]:
-        return []
+        return [v.type for v in self.operands]

@@ -21,7 +21,26 @@ TL_FN u64 from(matrix<T, TRANSPOSED> m, int off) {
   return u64(m.high) << 32 | (m.low + (u32(off) * u32(sizeof(T)) >> 4));
 }
 
-TL_FN void fence_registers(op) { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// What a vector holds is computed before this: statements stay in order only by what they name. The assembler asks for
+// it, or fences again, and in branches that threads may not take alike lets each product wait for the one before.
+template <class T, int N>
+TL_FN void computed(vec<T, N>& v) {
+#ifdef TL_LATE_SUMS
+  if constexpr (same<T, float>::value) return;
+#endif
+  TL_UNROLL for (int i = 0; i < N; i += 4 / int(sizeof(T))) {
+    u32 r = reg(v, i);
+    asm volatile("" : "+r"(r)::"memory");
+    set_reg(v, i, r);
+  }
+}
+
+template <class... V>
+TL_FN void fence_registers(op, V&... registers) {
+  (computed(registers), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
 TL_FN void group_commit(op) { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 template <int PENDING>

@@ -418,7 +418,7 @@ EMU_WGMMA(m64k256_b1, i32, B1, B1)
 TL_FN void group_commit(op o) { emu_group_commit(o.id); }
 template <int PENDING> TL_FN void group_wait(op o) { emu_group_wait(PENDING, o.id); }
 template <class T, int N> TL_FN void arrived(vec<T, N>& v, op o) { emu_arrived(&v, sizeof v, o.id); }
-TL_FN void fence_registers(op o) { emu_fence_registers(o.id); }
+template <class... V> TL_FN void fence_registers(op o, V&...) { emu_fence_registers(o.id); }
 TL_FN void fence_memory(op o) { emu_fence_memory(o.id); }
 
 }  // namespace tl

@@ -223,7 +223,7 @@ def fake_gpu(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Fak
     fake = FakeDriver(folder, kind)
     _exchange().fake_kind(cuda_driver.EXPORTED.kind if kind == "cuda" else hip_driver.EXPORTED.kind)
     patch.setattr(cuda_driver, "LIBRARY", fake.path)
-    uses = {"registers": REGISTERS, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0}
+    uses = {"registers": REGISTERS, "spill_bytes": 0, "stack_bytes": 0, "shared_bytes": 0, "serialized": 0}
     patch.setattr(cuda_compile, "product", lambda text, name, arch: Product(text.encode() + b"\0", uses))
     patch.setattr(libraries, "candidates", lambda name: [fake.path] if name == "libamdhip64.so" else [])
     disk = Cache(folder / "cache", 1 << 30)
