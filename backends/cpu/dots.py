@@ -1,7 +1,8 @@
 """How `dot` runs on a CPU: one row per multiply-accumulate instruction, and the register blocking it uses."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tilelang.ir.codec import holds
@@ -73,11 +74,18 @@ def few_rows(op: Op, target: Any) -> bool:
 
 @dataclass(frozen=True)
 class Blocking:
-    """Register block of `rows` x (`vectors` x `lanes`) accumulators."""
+    """Register block of `rows` x (`vectors` x `lanes`) accumulators. An iteration of its loop does `steps` of k (or
+    groups), fewer where that does not divide; `fetches` says whether it asks for what the next block reads."""
 
     rows: int
     vectors: int
     lanes: int
+    steps: int = 1
+    fetches: bool = False
+
+    def within(self, depth: int) -> Blocking:
+        """The same for so many k (or groups)."""
+        return replace(self, steps=math.gcd(self.steps, depth))
 
     @property
     def columns(self) -> int:
@@ -85,9 +93,11 @@ class Blocking:
 
 
 def blocking(row: DotRow, target: Any) -> Blocking:
-    """Fills the register file: rows * vectors accumulators, one row of `b`, and room for `a`."""
+    """Fills the register file: rows * vectors accumulators, one row of `b`, and room for `a`. With 16 registers a step
+    is as short as six cycles: several share what the loop itself takes, and so little is under way at a time that a
+    block would wait for its first loads."""
     lanes = target.vector_bytes // dtype(row.acc).storage.itemsize
-    return Blocking(12, 2, lanes) if target.registers >= 32 else Blocking(6, 2, lanes)
+    return Blocking(12, 2, lanes) if target.registers >= 32 else Blocking(6, 2, lanes, 4, True)
 
 
 def a_layout(shape: tuple[int, ...], size: int) -> SharedLayout:
@@ -99,11 +109,12 @@ def a_layout(shape: tuple[int, ...], size: int) -> SharedLayout:
 
 
 def b_layout(shape: tuple[int, ...], columns: int, group: int) -> SharedLayout:
-    """Panels of `columns` columns, each stored k after k (in groups)."""
+    """Panels of `columns` columns, each stored k after k (in groups). One more k between them keeps the lines that a
+    row of `b` is packed into, one in each panel, out of a few cache sets."""
     k, n = shape[-2:]
-    panels = -(-n // columns)
+    panels, size = -(-n // columns), (k + group) * columns
     rows = ((k // group, columns * group), (group, 1)) if group > 1 else ((k, columns),)
-    return _batched(shape, (rows, ((panels, k * columns), (columns, group))), panels * k * columns)
+    return _batched(shape, (rows, ((panels, size), (columns, group))), panels * size)
 
 
 def _batched(shape: tuple[int, ...], matrix: tuple[Any, ...], size: int) -> SharedLayout:

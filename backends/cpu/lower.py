@@ -212,7 +212,8 @@ class _Lowering:
         add = self.later.get(op, len(op.operands) == 3)
         self._take(op, [])
         taken, take = self.ends.get(op, (None, None))
-        Dot(b, row, dots.blocking(row, self.target), a, p, target, add, self._depth(op, row.group), taken, take).emit()
+        block = dots.blocking(row, self.target).within(a.shape[-1] // row.group)
+        Dot(b, row, block, a, p, target, add, self._depth(op, row.group * block.steps), taken, take).emit()
         self.stored[op.result] = target
 
     def _take(self, op: Op, runs: Sequence[Value]) -> None:
@@ -227,7 +228,7 @@ class _Lowering:
             self.ends[dot] = taken, partial(lowering.take, tile)
 
     def _depth(self, op: Op, group: int) -> Index:
-        """How far k must run: both operands are zero beyond their tensors' edges."""
+        """How far k must run, a multiple of `group`: both operands are zero beyond their tensors' edges."""
         b, limits = self.b, []
         for v, dim in ((op.operands[0], -1), (op.operands[1], -2)):
             limit = _zero_beyond(v, len(v.shape) + dim, self.nest_of)

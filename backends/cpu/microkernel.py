@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from tilelang.backends.cpu.buffers import Buffer, Ix
 from tilelang.backends.cpu.dots import Blocking, DotRow
+from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import Value
 from tilelang.ir.dtypes import dtype
 
+NEAR = 32 << 10
+"""Bytes of a first-level cache."""
 Vectors = Mapping[tuple[Ix, ...], Value]
 """Accumulators of a register block by their positions in the result."""
 
@@ -99,35 +102,60 @@ class Dot:
         floor, b.floor = b.floor, len(b.levels) - 1
         cells = [(*batch, Ix(b.add(first, i)), Ix(b.add(column, start), lanes))
                  for i in range(rows) for start, lanes in widths]
-        with b.loop(0, self.depth, row.group, self._initial(cells)) as k:
-            vectors = self._row_vectors(batch, k.i, column, columns)
-            out: list[Value] = []
-            for i in range(rows):
-                offset, _ = self.a.address(b, (*batch, Ix(b.add(first, i)), Ix(k.i)))
-                for y, (_, lanes) in zip(vectors, widths, strict=True):
-                    if row.group == 1:
-                        x = b.splat(b.load(self.a.memory, offset, None), lanes)
-                    else:
-                        x = b.pure(th.Repeat, b.load(self.a.memory, offset, row.group), times=lanes)
-                    out.append(self._step(k.carried[len(out)], x, y))
-            k.yield_(out)
-        results = [b.pure(ew.Sub, v, bias[i % len(widths)]) for i, v in enumerate(k.results)] if bias else k.results
-        self._put(dict(zip(cells, results, strict=True)))
+        self._fetch_cells(cells, rows)
+        zeros = [b.full(0, dtype(row.acc), at[-1].lanes) for at in cells]
+        with b.loop(0, self.depth, row.group * self.block.steps, zeros) as loop:
+            out = list(loop.carried)
+            self._fetch_rows(batch, b.add(first, rows), rows, loop.i, row.group * self.block.steps)
+            for k in (b.add(loop.i, row.group * step) for step in range(self.block.steps)):
+                vectors = self._row_vectors(batch, k, column, columns)
+                for i in range(rows):
+                    offset, _ = self.a.address(b, (*batch, Ix(b.add(first, i)), Ix(k)))
+                    for j, (y, (_, lanes)) in enumerate(zip(vectors, widths, strict=True), i * len(widths)):
+                        if row.group == 1:
+                            x = b.splat(b.load(self.a.memory, offset, None), lanes)
+                        else:
+                            x = b.pure(th.Repeat, b.load(self.a.memory, offset, row.group), times=lanes)
+                        out[j] = self._step(out[j], x, y)
+            loop.yield_(out)
+        results = [b.pure(ew.Sub, v, bias[i % len(widths)]) for i, v in enumerate(loop.results)] if bias else \
+            loop.results
+        self._put(dict(zip(cells, self._added(cells, results), strict=True)))
         b.floor = floor
 
-    def _initial(self, cells: list[tuple[Ix, ...]]) -> list[Value]:
-        """The accumulators to begin with."""
+    def _added(self, cells: list[tuple[Ix, ...]], results: list[Value]) -> list[Value]:
+        """The sums of a block and of what c held before."""
         b = self.b
-        zeros = [b.full(0, dtype(self.row.acc), at[-1].lanes) for at in cells]
-        if isinstance(self.add, bool):
-            return [self.c.load(b, at) for at in cells] if self.add else zeros
+        if self.add is False:
+            return results
+
+        def sums() -> list[Value]:
+            return [b.pure(ew.Add, self.c.load(b, at), v) for at, v in zip(cells, results, strict=True)]
+        if self.add is True:
+            return sums()
         with b.branch(self.add) as branch:
             b.floor += 1
-            branch.yield_([self.c.load(b, at) for at in cells])
+            branch.yield_(sums())
             b.floor -= 1
             branch.otherwise()
-            branch.yield_(zeros)
+            branch.yield_(results)
         return branch.results
+
+    def _fetch_cells(self, cells: list[tuple[Ix, ...]], rows: int) -> None:
+        """Asks for what the sums are added to."""
+        if self.block.fetches and self.add is not False:
+            for at in cells[::len(cells) // rows]:
+                self.b.hint(th.Prefetch, self.c.memory, self.b.index(self.c.address(self.b, at)[0]), near=True)
+
+    def _fetch_rows(self, batch: tuple[Ix, ...], first: Index, rows: int, k: Index, depth: int) -> None:
+        """Asks for the part of the next block's rows, which follow each other in memory, that k has come to."""
+        b, size = self.b, self.a.dtype.storage.itemsize
+        if not self.block.fetches or self.a.layout.size * size <= NEAR:
+            return
+        start, _ = self.a.address(b, (*batch, Ix(first), Ix(0)))
+        for line in range(0, rows * depth * size, LINE):
+            at = b.add(b.add(start, b.mul(k, rows)), line // size)
+            b.hint(th.Prefetch, self.a.memory, b.index(at), near=True)
 
     def _put(self, vectors: Vectors) -> None:
         b = self.b
