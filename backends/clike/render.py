@@ -131,6 +131,9 @@ class _Renderer(Bulk, Matrix, Programs):
         v = op.operands[0]
         self.define(op.result, f"tl::recast<{c_type(op.result.dtype)}>({self.vector(v)})")
 
+    def _piece(self, op: Op) -> None:
+        self.define(op.result, f"tl::piece_{op.result.dtype.name}({self.vector(op.operands[0])})")
+
     def _fma_halves(self, op: Op) -> None:
         args = ", ".join(self.lane(v, "i") for v in op.operands)
         self.each(op.result.shape[0], f"{self.declare(op.result)}[i] = tl::fma_halves({args});")

@@ -96,4 +96,5 @@ GROUP_ROWS = (
     _group("wgmma_m64k32_u8s8", "u8", "i8", "i32", 4),
     _group("wgmma_m64k8_tf32", "tf32", "tf32", "f32", 1),
     _group("wgmma_m64k256_b1", "u1", "u1", "i32", 32),
+    replace(_group("wgmma_m64k16_f32_bf16", "f32", "bf16", "f32", 2, True), pieces=3, of="wgmma_m64k16_bf16"),
 )

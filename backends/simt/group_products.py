@@ -65,7 +65,9 @@ def group_plans(row: GroupRow, m: int, n: int, k: int, warps: int,
     """The ways to do a product with `warps` warps, and where there are none the reason. `inner` says of each operand
     along which of its dimensions it is contiguous in shared memory, None where it is in registers; `common`, whether
     other products read it there, too."""
-    size = dtype(row.a).storage.itemsize
+    size = dtype(row.b).storage.itemsize
+    if row.pieces and inner[0] is not None:
+        return [], f"its left operand, of {row.a}, is cut into pieces in registers"
     if inner[1] is None:
         return [], "its right operand does not come straight from a tensor"
     if not row.transposes and (inner[0] == 0 or inner[1] == 1):

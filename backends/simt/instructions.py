@@ -61,7 +61,8 @@ class GroupRow:
 
     `name` calls it in the prelude; `a`, `b`, `acc`, `a_atom` and `fraction` are as in `MmaRow`; `acc_atom` is that of
     the fewest columns, of which an instruction has one of `columns`. Operands in shared memory have runs of 128, 64 or
-    32 bytes along k or, where it `transposes`, along the other dimension.
+    32 bytes along k or, where it `transposes`, along the other dimension. Where it has `pieces`, it is that many
+    instructions of `of`, one for each of the numbers, of the type of `b`, whose sum is a number of `a`.
     """
 
     name: str
@@ -75,6 +76,8 @@ class GroupRow:
     warps: int
     archs: tuple[int, int]
     fraction: int | None = None
+    pieces: int = 0
+    of: str = ""
 
     @property
     def m(self) -> int:

@@ -110,6 +110,7 @@ class _Lowering:
         else:
             results = self.b.pure_op(type(op), *operands, **op.attrs).results
         self.of.update(zip(op.results, results, strict=True))
+    _lower_piece = _plain
 
     # -- making tiles -------------------------------------------------------------------------------------------------
     def _lower_arange(self, op: Op) -> None:

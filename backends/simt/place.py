@@ -25,6 +25,7 @@ from tilelang.ir import shape as sh
 from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.reduction import DOTS
+from tilelang.ir.simt import Piece
 from tilelang.ir.thread import ConvertLayout
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked
 
@@ -115,6 +116,7 @@ class _Placer:
         self.staged = inference.staged
         self.silent = {step.result for s in self.staged.values() for step in s.permutes}
         self.buffers: dict[Value, Value] = {}  # a staged tile -> its buffer
+        self.cut: dict[tuple[Value, GroupRow], list[Value]] = {}  # what was cut for instructions into pieces
         self.pending = False  # whether copies are under way that nothing has waited for
         self.loops = 0  # how many loops are around
         self.looping: list[bool] = []  # for each open region: whether it runs again and has not met its first barrier
@@ -333,7 +335,12 @@ class _Placer:
         sides = zip(op.operands[:2], (plan.row.a, plan.row.b), (plan.a, plan.b), strict=True)
         a, b = (self.operand(v, dtype(name), layout, op) for v, name, layout in sides)
         fallback = "" if isinstance(plan.row, GroupRow) else site.objection
-        self.finish(op, [a, b, *operands[2:]], {**op.attrs, "instruction": plan.row.name, "fallback": fallback})
+        lefts, name, sums = [a], plan.row.name, operands[2:]
+        if isinstance(plan.row, GroupRow) and plan.row.pieces:
+            lefts, name = self.pieces(a, plan.row, op), plan.row.of
+        attrs = {**op.attrs, "instruction": name, "fallback": fallback}
+        for left in lefts:
+            sums = [self.finish(op, [left, b, *sums], attrs).result]
 
     _place_dot_bits = _place_dot
 
@@ -351,6 +358,21 @@ class _Placer:
         if dt.storage.itemsize < v.dtype.storage.itemsize:
             return self.convert(self.cast(v, dt, like), layout, like)
         return self.cast(self.convert(v, layout, like), dt, like)
+
+    def pieces(self, v: Value, row: GroupRow, like: Op) -> list[Value]:
+        """The numbers whose sum `v` is, the smallest first, made where `v` is: not anew in each iteration of a loop
+        that it goes into. All but the last are finite: an infinity is there once."""
+        inner, dt = self.regions, dtype(row.b)
+        if (v, row) not in self.cut:
+            home = next(i for i in reversed(range(len(inner))) if v in inner[i].args or v.owner in inner[i].ops)
+            self.regions, rest, found = inner[:home + 1], v, list[Value]()
+            for _ in range(row.pieces - 1):
+                found.insert(0, self.emit(Piece, [rest], {"dtype": dt}, like, v.tile.layout).result)
+                taken = self.cast(found[0], v.dtype, like)
+                rest = self.emit(ew.Sub, [rest, taken], {}, like, v.tile.layout).result
+            self.cut[v, row] = [self.cast(rest, dt, like), *found]
+            self.regions = inner
+        return self.cut[v, row]
 
     def cast(self, v: Value, dt: DType, like: Op) -> Value:
         if v.dtype is dt:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelang.errors import VerifyError
+from tilelang.ir import codec
 from tilelang.ir.core import Op, TileType, Type
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.memory import memory_type
@@ -37,6 +38,19 @@ class Block(Op):
 
     def infer(self) -> Sequence[Type]:
         return [memory_type(self, self.operands[0])]
+
+
+class Piece(Op):
+    """The nearest number of `dtype` to each, the largest to what is beyond: what a first piece of numbers leaves then
+    tells where they are infinite."""
+    name, levels, attributes = "piece", SCHEDULED, {"dtype": ...}
+
+    def infer(self) -> Sequence[Type]:
+        return [TileType(self.operands[0].shape, self.attrs["dtype"])]
+
+    def eval(self, frame: Any, *args: Any) -> Any:
+        src, dt = self.operands[0].dtype, self.attrs["dtype"]
+        return codec.cast(np.clip(args[0], args[0].dtype.type(dt.min), args[0].dtype.type(dt.max)), src, dt)
 
 
 class Window(Op):

@@ -177,6 +177,19 @@ TL_FN u16 f32_to_bf16_soft(float x) {
   return u16(rounded >> 16);
 }
 
+// Two in a word, the largest where it is beyond.
+TL_FN u32 finite_bf16_soft(float low, float high) {
+  constexpr u32 largest = 0x7f7f0000u;
+  const float x[2] = {low, high};
+  u32 out = 0;
+  for (int i = 0; i < 2; i++) {
+    const u32 b = bits<u32>(x[i]), beyond = b & 0x7fffffffu;
+    const u32 near = beyond > largest && beyond <= 0x7f800000u ? (b & 0x80000000u) | largest : b;
+    out |= u32(f32_to_bf16_soft(bits<float>(near))) << 16 * i;
+  }
+  return out;
+}
+
 }  // namespace tl
 
 #include "tl_values.h"

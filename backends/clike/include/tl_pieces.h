@@ -17,9 +17,11 @@ TL_FN float rounded(float x, int bits) {
 struct cut_tf32 {
   static constexpr int count = 2;
   template <class V>
-  static TL_FN void to(float x, V* pieces, int at) {
+  static TL_FN void to(float x, float y, V* pieces, int at, int next) {
     pieces[0][at] = rounded(x, 13);
+    pieces[0][next] = rounded(y, 13);
     pieces[1][at] = x - pieces[0][at];
+    pieces[1][next] = y - pieces[0][next];
   }
 };
 
@@ -27,18 +29,23 @@ struct cut_tf32 {
 struct f16_as_tf32 {
   static constexpr int count = 1;
   template <class V>
-  static TL_FN void to(u16 x, V* pieces, int at) { pieces[0][at] = f16_to_f32(x); }
+  static TL_FN void to(u16 x, u16 y, V* pieces, int at, int next) {
+    pieces[0][at] = f16_to_f32(x);
+    pieces[0][next] = f16_to_f32(y);
+  }
 };
 
 // Three bf16 whose sum is x, for |x| from 2^-110; the second is below 2^-8 |x|, the third below 2^-17 |x|.
 struct cut_bf16 {
   static constexpr int count = 3;
   template <class V>
-  static TL_FN void to(float x, V* pieces, int at) {
+  static TL_FN void to(float x, float y, V* pieces, int at, int next) {
     TL_UNROLL for (int p = 0; p < count; p++) {
-      const float high = p < 2 ? rounded(x, 16) : x;
-      pieces[p][at] = u16(bits<u32>(high) >> 16);
-      x = x - high;
+      const u32 near = p < 2 ? finite_bf16(x, y) : bits<u32>(x) >> 16 | (bits<u32>(y) & 0xffff0000u);
+      pieces[p][at] = u16(near);
+      pieces[p][next] = u16(near >> 16);
+      x = x - bits<float>(near << 16);
+      y = y - bits<float>(near & 0xffff0000u);
     }
   }
 };
@@ -46,8 +53,22 @@ struct cut_bf16 {
 struct as_bf16 {
   static constexpr int count = 1;
   template <class V>
-  static TL_FN void to(u16 x, V* pieces, int at) { pieces[0][at] = x; }
+  static TL_FN void to(u16 x, u16 y, V* pieces, int at, int next) {
+    pieces[0][at] = x;
+    pieces[0][next] = y;
+  }
 };
+
+template <int N>
+TL_FN vec<u16, N> piece_bf16(const vec<float, N>& x) {
+  vec<u16, N> out;
+  TL_UNROLL for (int i = 0; i < N; i += 2) {
+    const u32 near = finite_bf16(x[i], i + 1 < N ? x[i + 1] : 0.0f);
+    out[i] = u16(near);
+    if (i + 1 < N) out[i + 1] = u16(near >> 16);
+  }
+  return out;
+}
 
 // A fragment of N elements in pieces that instructions take, of type T.
 template <class Cut, class T, int N>
@@ -60,10 +81,13 @@ struct fragment {
 template <class Cut, class T, int N, class Order, class A, int NA>
 TL_FN fragment<Cut, T, N> cut(const vec<A, NA>& a, int at, Order order) {
   fragment<Cut, T, N> f;
-  TL_UNROLL for (int e = 0; e < N; e++) {
-    A x = a[at + e];
-    if constexpr (Cut::count > 1) TL_HERE(x);
-    Cut::to(x, f.pieces, order(e));
+  TL_UNROLL for (int e = 0; e < N; e += 2) {
+    A x = a[at + e], y = a[at + e + 1];
+    if constexpr (Cut::count > 1) {
+      TL_HERE(x);
+      TL_HERE(y);
+    }
+    Cut::to(x, y, f.pieces, order(e), order(e + 1));
   }
   return f;
 }

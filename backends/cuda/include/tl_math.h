@@ -104,6 +104,16 @@ TL_FN u16 f32_to_bf16(float x) {
 #endif
 }
 
+TL_FN u32 finite_bf16(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+  u32 r;
+  asm("cvt.rn.satfinite.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+#else
+  return finite_bf16_soft(low, high);
+#endif
+}
+
 TL_FN int popcount(u32 x) { return __popc(x); }
 TL_FN int popcount(u64 x) { return __popcll(x); }
 

@@ -40,6 +40,7 @@ template <class T> TL_FN T min(T a, plain<T> b) { return smaller(a, b); }
 TL_FN float f16_to_f32(u16 h) { return f16_to_f32_soft(h); }
 TL_FN u16 f32_to_f16(float x) { return f32_to_f16_soft(x); }
 TL_FN u16 f32_to_bf16(float x) { return f32_to_bf16_soft(x); }
+TL_FN u32 finite_bf16(float low, float high) { return finite_bf16_soft(low, high); }
 
 // The sum in f64 decides every tie as the exact one would. Where f32 lacks it, that is made odd: rounding to f16 is
 // then right.

@@ -242,6 +242,7 @@ _TABLE: tuple[tuple[str, str, Callable[[Mnemonic], Function], str], ...] = (
     ("setp", "pp=tt", _compare, " ".join((*COMPARISONS, *_JOIN)) + " ftz"),
     ("cvt", "d=t", lambda m: lambda x: n.convert(x, m.types[1], m.types[0], m.mods),
      "rn rz rm rp rna rni rzi rmi rpi ftz sat"),
+    ("cvt.bf16x2", "d=tt", lambda m: lambda a, b: n.pair(a, b, "bf16", "satfinite" in m.mods), "rn satfinite"),
     ("cvta", "t=t", _cvta, "to global shared local param"),
     ("rcp", "t=t", lambda m: (_approximate if "approx" in m.mods else _native)(lambda x: 1 / x)(m), "approx rn ftz"),
     ("sqrt", "t=t", lambda m: (_approximate if "approx" in m.mods else _native)(np.sqrt)(m), "approx rn ftz"),
@@ -257,7 +258,7 @@ FORMS = {name: Form(make, signature, frozenset(mods.split())) for name, signatur
 
 def find(m: Mnemonic) -> Form | None:
     """The form of an instruction; None where it is none of these. Raises PtxError for a modifier it lacks."""
-    marked = next((f"{m.name}.{mod}" for mod in ("cc", "wide") if mod in m.mods), m.name)
+    marked = next((f"{m.name}.{mod}" for mod in ("cc", "wide", "bf16x2") if mod in (*m.mods, *m.types)), m.name)
     form = FORMS.get(marked)
     if form is not None and (unknown := set(m.mods) - form.modifiers):
         raise PtxError(f"`{m.name}` with `.{sorted(unknown)[0]}` is not covered by the PTX interpreter")

@@ -14,10 +14,10 @@ from tilelang.ir.elementwise import odd_fma
 Array = np.ndarray[Any, Any]
 DTYPES: dict[str, type[np.generic]] = {
     "pred": np.bool_, "f16": np.float16, "bf16": np.uint16, "tf32": np.uint32, "f32": np.float32, "f64": np.float64,
-    "f16x2": np.uint32, "b8": np.uint8, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64,
+    "f16x2": np.uint32, "bf16x2": np.uint32, "b8": np.uint8, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64,
     "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64,
     "s8": np.int8, "s16": np.int16, "s32": np.int32, "s64": np.int64,
-}  # bf16, tf32 and f16x2 are kept as their bits
+}  # bf16, tf32 and pairs are kept as their bits
 FLOATS = ("f16", "bf16", "tf32", "f32", "f64")
 WIDE = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -120,6 +120,14 @@ def convert(x: Array, source: str, result: str, mods: Collection[str]) -> Array:
         own: Any = np.iinfo(x.dtype)
         x = np.clip(x, max(low, own.min), min(high, own.max))
     return x.astype(dtype)
+
+
+def pair(high: Array, low: Array, t: str, finite: bool) -> Array:
+    """`cvt.rn.bf16x2.f32`: two f32 as bf16 of one word, with `satfinite` the largest where they are beyond."""
+    def one(x: Array) -> Array:
+        most = decode(np.asarray(0x7F7F, np.uint16), t)
+        return encode(np.clip(x, -most, most) if finite else x, t).astype(np.uint32)
+    return one(high) << 16 | one(low)
 
 
 # -- integers ---------------------------------------------------------------------------------------------------------

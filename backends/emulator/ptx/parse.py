@@ -9,8 +9,8 @@ from functools import lru_cache
 from tilelang.errors import TargetError
 
 SIZES = {"8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
-TYPES = {"pred": 1, "f16": 2, "bf16": 2, "tf32": 4, "f16x2": 4, **{k + n: s for k in "bus" for n, s in SIZES.items()},
-         "f32": 4, "f64": 8}
+TYPES = {"pred": 1, "f16": 2, "bf16": 2, "tf32": 4, "f16x2": 4, "bf16x2": 4, "f32": 4, "f64": 8,
+         **{k + n: s for k in "bus" for n, s in SIZES.items()}}
 
 
 class PtxError(TargetError):

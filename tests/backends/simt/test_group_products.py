@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ from tilelang.passes.meaning import difference
 from tilelang.passes.pipeline import TILE_PASSES
 
 TARGET = "cuda:sm_90a"
-ROWS = [in_words(row) if row.a == "u1" else row for row in GROUP_ROWS]
+ROWS = [in_words(row) if row.a == "u1" else row for row in GROUP_ROWS if not row.pieces]
 PARAMS = "%x: tensor<in {a} align 1, {xs}>, %y: tensor<in {b} align 1, {ys}>, %z: tensor<out {acc} align 1, M, N:1>"
 TEXT = "func @product(" + PARAMS + """) tile {{
   %0 = const {{value=0, dtype=i32}} : i32
@@ -71,6 +72,37 @@ def test_product(case: tuple[GroupRow, tuple[int, int, int], str, str]) -> None:
     fn = product(row, m, n, k, left, right)
     assert f"tl::{row.name}<" in targets.lowered(fn, TARGET).source
     assert difference(fn, emulated(fn, TARGET), np.random.default_rng(0), trials=1) == ""
+
+
+@tile.kernel
+def pieces_of(a: tile.Tensor[tile.f32, "M K"], b: tile.Tensor[tile.bf16, "K N"], c: tile.Out[tile.f32, "M N"],
+              M: tile.Const, N: tile.Const, K: tile.Const, ROUNDS: tile.Const):
+    """c = 2 ROUNDS a @ b."""
+    left, total = 2.0 * tile.load(a, (0, 0), (M, K)), tile.zeros((M, N), tile.f32)
+    for k in tile.range(0, ROUNDS * K, K, stages=2):
+        total = tile.dot(left, tile.load(b, (k % K, 0), (K, N)), total)
+    tile.store(c, (0, 0), total)
+
+
+def test_numbers_in_registers_are_cut_into_pieces() -> None:
+    """Once, before the loop that they go into. Their products are as exact as those of f32: pieces add up to them."""
+    M, N, K = 64, 32, 16
+    a, b = kernels.normal(M, K), kernels.normal(K, N, dtype=ml_dtypes.bfloat16)
+    a[3, 2], a[5, 1], a[6] = np.inf, 1.699e38, np.nan
+    out = np.empty((M, N), np.float32)
+    code = pieces_of.lower(a, b, out, target=TARGET, M=M, N=N, K=K, ROUNDS=3)
+    loop = next(op for op in code.placed.walk() if op.name == "for")
+    assert code.products.count("wgmma_m64k16_bf16") == 3 and "mma_m16" not in code.products
+    assert sum(op.name == "piece" for op in code.placed.walk()) == 2
+    assert not any(op.name == "piece" for op in loop.regions[0].walk())
+    with tile.target("emulate:" + TARGET):
+        pieces_of(a, b, out, M=M, N=N, K=K, ROUNDS=3)
+    with np.errstate(all="ignore"):
+        exact, size = 6 * (a.astype(float) @ b.astype(float)), 6 * (abs(a.astype(float)) @ abs(b.astype(float)))
+    assert np.isnan(out[6]).all() and np.isinf(out[3]).all() and (np.sign(out[3]) == np.sign(exact[3])).all()
+    sure = [i for i in range(M) if i not in (3, 5, 6)]
+    # 48 numbers in three pieces: 144 sums, in f32
+    assert (abs(out[sure] - exact[sure]) <= 144 * 2.0 ** -24 * size[sure]).all()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)

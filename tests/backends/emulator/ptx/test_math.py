@@ -75,8 +75,10 @@ def test_sixteen_bits(rng: np.random.Generator) -> None:
     x = rng.integers(0, 1 << 32, 1024, np.uint32).view(np.float32)
     x[512:] = rng.standard_normal(512) * np.exp2(rng.integers(-30, 20, 512))
     x[:len(SPECIAL)] = SPECIAL
-    for to in ("f16", "bf16"):
-        got, want = rows(each("float", [f"tl::{to}_to_f32(tl::f32_to_{to}(x))"], "float"), x, 1, np.float32)
+    pair = "tl::bf16_to_f32(tl::finite_bf16(%s) >> 16)"
+    texts = [*(f"tl::{to}_to_f32(tl::f32_to_{to}(x))" for to in ("f16", "bf16")), pair % "1.0f, x", pair % "x, -x"]
+    for text in texts:
+        got, want = rows(each("float", [text], "float"), x, 1, np.float32)
         np.testing.assert_array_equal(got, want)  # NaN equals NaN
 
 
