@@ -23,6 +23,7 @@ from benchmarks.peak import fused_f32
 from benchmarks.timing import turns
 from tilelang import ops
 from tilelang.ops.activation import silu
+from tilelang.ops.attention.cache import rotate_kernel
 from tilelang.ops.attention.sparse import pruned
 from tilelang.ops.conv import _blocks as conv_blocks
 from tilelang.ops.conv import conv_kernel
@@ -212,7 +213,9 @@ def rowwise() -> Iterator[Row]:
     def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         one, two = x.chunk(2, -1)
         return torch.cat((one * cos - two * sin, two * cos + one * sin), -1)
-    yield Row(f"rotate (rotary) H16 S{n} D128", ops.rotate, turned, (x, angles.cos(), angles.sin()), 2 * size(x))
+    turn = torch.empty_like(x)
+    yield Row(f"rotate (rotary) H16 S{n} D128", lambda x, cos, sin: rotate_kernel(x, cos, sin, turn, HALF=64, BD=128),
+              turned, (x, angles.cos(), angles.sin()), 2 * size(x))
 
 
 def losses_and_experts() -> Iterator[Row]:

@@ -369,7 +369,7 @@ class Access:
         return self._intrinsic(name, ir.VectorType(ir.IntType(16), full // 2), [x, y])
 
     def table_entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
-        """The entry of a table, cut into registers (AVX-512) or of four numbers (AVX2), for each lane."""
+        """The entry of a table, cut into registers, or of four numbers on AVX2, for each lane."""
         return self.by_registers([index], lambda part: self._entry(rows, part))
 
     def _entry(self, rows: Sequence[ir.Value], index: ir.Value) -> ir.Value:
@@ -377,9 +377,12 @@ class Access:
         lanes, full, t = index.type.count, self.target.vector_bytes // 4, rows[0].type
         if lanes < full:
             return self._resize(self._entry(rows, self._resize(index, full)), lanes)
-        if full == 8:
+        if t.count < full:
             row = self._lanes(rows[0], range(full))
             return self._intrinsic("llvm.x86.avx.vpermilvar.ps.256", row.type, [row, index])
+        if full == 8:
+            each = [self._intrinsic("llvm.x86.avx2.permps", t, [row, index]) for row in rows]
+            return self._chosen(each, index, t.count)
         if len(rows) == 1:
             return self._intrinsic("llvm.x86.avx512.permvar.sf.512", t, [rows[0], index])
         found = [self._intrinsic("llvm.x86.avx512.vpermi2var.ps.512", t, [rows[i], index, rows[i + 1]])

@@ -206,16 +206,29 @@ class Elements:
         b, (*rows, column) = self.b, where
         if column.lanes is None:
             return self._expanded(op, rows, column.base, None)
-        lanes = math.gcd(WORD, column.lanes, b.multiple(column.base)) if column.step == 1 else 1
+        lanes = math.gcd(self._span, column.lanes, b.multiple(column.base)) if column.step == 1 else 1
         parts = [self._expanded(op, rows, b.add(column.base, i * column.step), lanes)
                  for i in range(0, column.lanes, lanes)]
         return b.pure(sh.Concat, *parts, axis=0) if len(parts) > 1 else parts[0]
+
+    @property
+    def _span(self) -> int:
+        """How many elements of a packed row are expanded at once, out of as many values: a word's, or on AVX2, where a
+        permutation takes one register, as many as that has lanes."""
+        return WORD if self.vector_bytes == 64 else self.vector_bytes // 4
 
     def _expanded(self, op: Op, rows: Sequence[Ix], column: Index, lanes: int | None) -> Value:
         """Some columns of a row that share a word, or one column, maybe of several rows."""
         b, dt, memory = self.b, op.result.dtype, self.memory(op)
         index, axis = (*rows, Ix(b.div(column, WORD))), op.attrs["axes"][-1]
         word, start = (self.at(v, index) for v in op.operands[-2:])
+        first: Index = b.to_index(start)
+        if lanes is not None and self._span < WORD:  # the lower bits of the word tell where the part's values begin
+            part = b.pure(ew.Cast, b.index(b.sub(b.mod(column, WORD), b.mod(column, self._span))), dtype=U32)
+            one = b.const(1, U32)
+            low = b.pure(ew.And, word, b.pure(ew.Sub, b.pure(ew.Shl, one, part), one))
+            first, word = b.add(first, b.to_index(b.pure(ew.Popcount, low))), b.pure(ew.Shr, word, part)
+            column = b.mod(column, self._span)
         bit = b.pure(ew.Cast, b.index(b.mod(column, WORD)), dtype=U32)
         if lanes is not None:
             bit = b.apply(ew.Add, [b.pure(ew.Cast, b.iota(lanes), dtype=U32), bit], {})
@@ -237,14 +250,15 @@ class Elements:
             else:
                 value = b.load(memory, b.add(offset, place), None, 1, there)
             return b.apply(ew.Where, [there, value, zero], {})
-        begin = b.pure(ew.Min, b.index(b.to_index(start)), room)
+        begin = b.pure(ew.Min, b.index(first), room)
         left = b.sub(room, begin)
         if inside is not None:
             left = b.pure(ew.Where, inside, b.index(left), b.index(0))
         left = b.pure(ew.Cast, b.index(left), dtype=U32)
-        held = b.pure(ew.Lt, b.pure(ew.Cast, b.iota(WORD), dtype=U32), b.splat(left, WORD)) if self.masked else None
+        held = b.pure(ew.Lt, b.pure(ew.Cast, b.iota(self._span), dtype=U32), b.splat(left, self._span)) \
+            if self.masked else None
         there = b.pure(ew.And, there, b.pure(ew.Lt, lower, b.splat(left, lanes)))
-        values = b.load(memory, b.add(offset, begin), WORD, 1, held)
+        values = b.load(memory, b.add(offset, begin), self._span, 1, held)
         if op in self.ahead and not self.masked:
             later = b.add(b.add(offset, begin), AHEAD // dt.storage.itemsize)
             b.hint(th.Prefetch, memory, b.index(later), near=True)

@@ -52,8 +52,8 @@ class CpuTarget:
 
     def performs(self, op: Op) -> bool:
         """Whether an operation that `decompose` would expand is done as it is: bytes are looked up in registers, pairs
-        of bf16 have an instruction, packed rows are expanded in registers where they are read from their beginning on,
-        and `dot` packs its operands, which a product of few rows is not worth."""
+        of bf16 have an instruction, packed rows are expanded by permutations of registers where they are read from
+        their beginning on, and `dot` packs its operands, which a product of few rows is not worth."""
         if op.name == "dot":
             return not dots.few_rows(op, self)
         if op.name == "expand_load":
@@ -61,7 +61,7 @@ class CpuTarget:
             first = op.operands[1 + axis].owner
             along = isinstance(memory, TensorType) and memory.unit[axis:axis + 1] == (True,) \
                 and memory.dtype.bits in (8, 16, 32)
-            return self.vector_bytes == 64 and along and isinstance(first, Const) and first.attrs["value"] >= 0
+            return "avx2" in self.features and along and isinstance(first, Const) and first.attrs["value"] >= 0
         return {"lookup4": "avx2", "dot2": "bf16"}.get(op.name) in self.features
 
     @property

@@ -7,6 +7,7 @@ from functools import partial
 from math import prod
 
 from tilelang.backends.cpu.buffers import Buffer, Ix
+from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.ir import elementwise as ew
@@ -25,7 +26,8 @@ def scan(b: ThreadBuilder, op: Op, sources: Sequence[Buffer], targets: Mapping[i
         if targets:
             _in_registers(b, op, sources[0], targets[0], vector_bytes // 4)
         return
-    lanes = min(shape[-1], vector_bytes // sources[0].dtype.storage.itemsize)
+    # Steps lie far apart: of each line of the caches all is read at once.
+    lanes = min(shape[-1], max(vector_bytes, LINE) // sources[0].dtype.storage.itemsize)
     _each_line(b, shape, [d for d in range(len(shape)) if d != axis], lanes, {},
                partial(_line, b, op, sources, targets, scalars))
 
