@@ -178,7 +178,7 @@ def expand_load(memory: Any, offsets: Any, bits: Tile, starts: Tile | None = Non
     is 0. `starts`, of the shape of `bits`, says how far behind the offset the elements of each word begin; by default
     as many as bits are set in the words before it. Raises DTypeMismatch and ShapeMismatch."""
     if bits.dtype not in (_I32, _U32):
-        raise DTypeMismatch("`expand_load` takes bits in words of 32", loc=here(), needs="bits of i32 or u32",
+        raise DTypeMismatch("`expand_load` takes words of 32 bits", loc=here(), needs="bits of i32 or u32",
                             got=str(bits.dtype), try_="store the bitmap as words: bitmap.view(numpy.int32)")
     words = bitcast(bits, _U32) if bits.dtype is _I32 else bits
     if starts is None:
