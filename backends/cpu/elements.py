@@ -12,7 +12,6 @@ from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
-from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.memory import U32, WORD
@@ -151,7 +150,7 @@ class Elements:
         if op in self.ahead and lanes is not None and isinstance(stride, int) and stride == 1 and not self.masked:
             self._fetch(op, offset, where)
             self.made[op.result, where] = value
-        return self._filled(op, value, mask, lanes)
+        return b.filled(value, mask, op.attrs["fill"], lanes)
 
     def _fetch(self, op: Op, offset: Index, where: Position) -> None:
         """Asks for what will be needed where this position reads the elements at `offset`: where the block is large
@@ -182,7 +181,7 @@ class Elements:
             value = b.load(self.memory(op), offsets, lanes, 1, mask)
         else:
             value = b.read(th.LdGather, self.memory(op), offsets, mask)
-        return self._filled(op, value, mask, lanes)
+        return b.filled(value, mask, op.attrs["fill"], lanes)
 
     def places(self, op: Op, where: Position) -> tuple[Value, Value]:
         """(offsets, mask) of a gather or scatter: one offset for each lane, or that of the first where all touch
@@ -287,12 +286,6 @@ class Elements:
         least = [(self._stride(memory, axis), 0) for axis in sorted(others)]
         return b.all_of([b.pure(ew.Ge, b.index(x), b.index(n)) for x, n in [*least, (after, WORD)]])
 
-    def _filled(self, op: Op, value: Value, mask: Value | None, lanes: int | None) -> Value:
-        fill = op.attrs["fill"]
-        if mask is None or fill == 0 and blank_is_zero(value.dtype):
-            return value
-        return self.b.pure(ew.Where, mask, value, self.b.full(fill, value.dtype, lanes))
-
     def _as_mask(self, mask: Value | None, lanes: int | None) -> Value | None:
         return None if mask is None else self.b.splat(mask, lanes)
 
@@ -303,11 +296,7 @@ class Elements:
             for e in t.shape[axis + 1:]:
                 step *= e
             return step
-        assert isinstance(t, TensorType)
-        bits = t.dtype.bits
-        if axis < len(t.unit) and t.unit[axis]:
-            return bits if t.dtype.packed else 1
-        return self.b.pure(th.StrideOf, memory, axis=axis)
+        return self.b.stride(memory, axis)
 
     def _window(self, op: Op, offsets: Sequence[Value], where: Position) -> tuple[Index, Index, Value | None]:
         """(offset, stride between lanes, mask or None) of a block access at a position."""

@@ -31,13 +31,6 @@ class Access:
         self.written, self.new_phase, self.windows = written, new_phase, windows
         self.managed: dict[Value, int] = {}  # buffers the compiler manages, and the phase of their accesses
 
-    def stride(self, memory: Value, axis: int) -> Index:
-        t = memory.type
-        assert isinstance(t, TensorType)
-        if axis < len(t.unit) and t.unit[axis]:
-            return t.dtype.bits if t.dtype.packed else 1
-        return self.b.pure(th.StrideOf, memory, axis=axis)
-
     def vector(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
                shape: Sequence[int]) -> int:
         """How many neighbouring registers one access may carry."""
@@ -61,6 +54,13 @@ class Access:
             width -= 1
         return width if not t.dtype.packed or width * t.dtype.bits % 8 == 0 else 1
 
+    def _writer(self, layout: RegisterLayout | None) -> list[Value]:
+        """The condition for this thread to write what several hold a copy of, if there is one."""
+        b = self.b
+        leader = self.threads.leader(layout) if layout is not None else \
+            b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
+        return [leader] if leader is not None else []
+
     def phase(self, memory: Value) -> int:
         """The phase of an access to a tensor; 0 for one that the kernel never writes."""
         return self.new_phase() if memory in self.written else self.managed.get(memory, 0)
@@ -75,16 +75,12 @@ class Access:
         rank = len(offsets)
         width = width or self.vector(op, memory, offsets, layout, shape)
         local = local_offsets(layout) if layout is not None else [()]
-        always: list[Value] = []
-        if store:  # one of the copies writes
-            leader = self.threads.leader(layout) if layout is not None else \
-                b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
-            always = [leader] if leader is not None else []
+        always = self._writer(layout) if store else []
         starts: list[Index] = []
         checked: list[Value | int] = []  # the same for comparison with the extents
         base: Index = 0
         buffer = memory.type if isinstance(memory.type, BufferType) else None
-        strides = [self.stride(memory, a) if buffer is None else 0 for a in range(rank)]
+        strides = [b.stride(memory, a) if buffer is None else 0 for a in range(rank)]
         window, ends = memory, None
         if memory in self.windows and layout is not None:
             at_block = [b.to_index(self.of.get(v, v)) for v in offsets]
@@ -170,13 +166,10 @@ class Access:
         parts, fill, phase = [], op.attrs["fill"], self.phase(memory)
         memory, groups = self._groups(op, memory, op.operands[1:], layout, op.attrs["shape"], False)
         for _, width, offset, mask in groups:
-            lanes = width if result.shape else None
-            value = b.effect(th.Ld, memory, b.index(offset), *([mask] if mask is not None else []),
-                             lanes=lanes if width > 1 else None, phase=phase).result
-            if mask is not None and not (fill == 0 and blank_is_zero(value.dtype)):
-                lanes = width if width > 1 else None
-                value = b.pure(ew.Where, b.splat(mask, lanes), value, b.full(fill, value.dtype, lanes))
-            parts.append(value)
+            lanes = width if width > 1 else None
+            value = b.effect(th.Ld, memory, b.index(offset), *([mask] if mask is not None else []), lanes=lanes,
+                             phase=phase).result
+            parts.append(b.filled(value, mask, fill, lanes))
         return join(b, parts) if result.shape else parts[0]
 
     def store(self, op: Op) -> None:
@@ -237,9 +230,7 @@ class Access:
                 continue
             masks = [mask] if mask is not None else []
             lanes = width if width > 1 else None
-            value = b.effect(th.Ld, memory, b.index(offset), *masks, lanes=lanes).result
-            if mask is not None and not blank:
-                value = b.pure(ew.Where, b.splat(mask, lanes), value, b.full(0, t.dtype, lanes))
+            value = b.filled(b.effect(th.Ld, memory, b.index(offset), *masks, lanes=lanes).result, mask, 0, lanes)
             b.effect(th.St, target, where, value, *([b.all_of(here)] if here else []), phase=phase)
 
     def _copy_in_order(self, op: Op, lead: Sequence[Index]) -> None:
@@ -253,7 +244,7 @@ class Access:
         place = SharedLayout(whole.dims[len(lead):], whole.swizzle)
         each = self.target.dma // t.dtype.storage.itemsize
         starts = [b.to_index(self.of.get(v, v)) for v in offsets]
-        strides = [self.stride(memory, a) for a in range(len(offsets))]
+        strides = [b.stride(memory, a) for a in range(len(offsets))]
         window, ends = open_window(b, self.facts, memory, offsets, starts, strides, axes, shape, True)
         warp = b.to_index(b.pure(simt.Warp, count=self.threads.count, warp=self.target.warp))
         own = b.mul(b.to_index(self.threads.thread), each)
@@ -282,11 +273,7 @@ class Access:
         tile = indices[0].tile
         layout = tile.layout if tile.shape else None
         assert layout is None or isinstance(layout, RegisterLayout)
-        always: list[Value] = []
-        if op.name != "gather":
-            leader = self.threads.leader(layout) if layout is not None else \
-                b.pure(ew.Eq, self.threads.thread, b.const(0, self.threads.thread.dtype))
-            always = [leader] if leader is not None else []
+        always = self._writer(layout) if op.name != "gather" else []
         phase = self.phase(target)
         inside = self.threads.inside(layout, tile.shape) if layout is not None else None
         out = []
@@ -310,14 +297,11 @@ class Access:
                 offset = address(b, memory.layout or shared(memory.shape), places)
             else:
                 for a, place in enumerate(places):
-                    offset = b.add(offset, b.mul(place, self.stride(target, a)))
+                    offset = b.add(offset, b.mul(place, b.stride(target, a)))
             mask, where = b.all_of(conditions), b.index(offset)
             if op.name == "gather":
                 value = b.effect(th.Ld, target, where, mask, lanes=None, phase=phase).result
-                fill = op.attrs["fill"]
-                if not (fill == 0 and blank_is_zero(value.dtype)):
-                    value = b.pure(ew.Where, mask, value, b.full(fill, value.dtype, None))
-                out.append(value)
+                out.append(b.filled(value, mask, op.attrs["fill"]))
             elif op.name == "scatter":
                 b.effect(th.St, target, where, lane(others[0]), mask, phase=phase)
             else:

@@ -10,6 +10,7 @@ from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
+from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.control import For, If, Yield
 from tilelang.ir.core import BufferType, Op, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
@@ -121,6 +122,14 @@ class ThreadBuilder:
         size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
         return size if isinstance(size, int) else self.to_index(self.pure(mem.DimSize, memory, axis=axis))
 
+    def stride(self, memory: Value, axis: int) -> Index:
+        """Elements (bits of a packed tensor) from one index of a dimension of a tensor to the next."""
+        t = memory.type
+        assert isinstance(t, TensorType)
+        if axis < len(t.unit) and t.unit[axis]:
+            return t.dtype.bits if t.dtype.packed else 1
+        return self.pure(th.StrideOf, memory, axis=axis)
+
     def _fold(self, cls: type[Op], a: Index, b: Index) -> Index:
         if isinstance(a, int) and isinstance(b, int):
             return {ew.Add: a + b, ew.Sub: a - b, ew.Mul: a * b}[cls]  # type: ignore[index]
@@ -192,6 +201,12 @@ class ThreadBuilder:
 
     def full(self, value: Any, dt: DType, lanes: int | None) -> Value:
         return self.splat(self.const(value, dt), lanes)
+
+    def filled(self, value: Value, mask: Value | None, fill: Any, lanes: int | None = None) -> Value:
+        """What was loaded under a mask, with `fill` where that does not hold: a masked load leaves zero bits there."""
+        if mask is None or fill == 0 and blank_is_zero(value.dtype):
+            return value
+        return self.pure(ew.Where, self.splat(mask, lanes), value, self.full(fill, value.dtype, lanes))
 
     def iota(self, lanes: int) -> Value:
         return self.pure(sh.Arange, start=0, size=lanes)
