@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +62,14 @@ def test_a_directory_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "c", 1 << 20)
     cache.put(key("x"), b"body")
     assert cache.get(key("x")) is None and not list(cache.entries())
+
+
+def test_a_directory_that_somebody_removes_is_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 1 << 20)
+    cache.put(key("x"), b"body")
+    shutil.rmtree(tmp_path / "c")
+    assert cache.made(key("x"), lambda: b"again") == b"again" == cache.get(key("x"))
+    assert (tmp_path / "c").stat().st_mode & 0o077 == 0
 
 
 def test_an_unusable_place_only_slows_down(tmp_path: Path) -> None:
@@ -179,6 +188,28 @@ def test_places_stay_where_they_are_when_the_process_moves(tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     got = read({"TILELANG_CACHE_DIR": "cache", "TILELANG_TUNING_FILE": "~/tuning", "TILELANG_DUMP": ""})
     assert (got.cache_dir, got.tuning_file, got.dump) == (f"{tmp_path}/cache", f"{tmp_path}/home/tuning", "")
+
+
+def test_what_ended_processes_left_goes_with_the_oldest_entries(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    cache.put(key("x"), b"body")
+    part = next(cache.entries()).path.with_name(".part")
+    for path in tmp_path / f".{key('y')}.lock", part, part.with_name(".new"):
+        path.write_bytes(b"")
+        if path.name != ".new":
+            os.utime(path, (0, 0))
+    assert cache.prune(0) == 1
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".new"]
+
+
+def test_nothing_is_left_of_an_entry_whose_writing_is_interrupted(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Cache(tmp_path, 1 << 20).put(key("x"), b"body")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import tilelang as tile
-from tilelang import errors
+from tilelang import errors, native
 
 
 @tile.kernel
@@ -213,6 +214,26 @@ def test_every_level_is_text() -> None:
     lowered = scale.lower(torch.randn(3, 4), by=1.0)
     assert "func @scale" in str(lowered.tile) and "nest" in str(lowered.placed) and "ld " in str(lowered.thread)
     assert "define i32" in lowered.source and "tl_entry" in lowered.assembly and lowered.report["code_bytes"] > 0
+
+
+def test_a_value_that_changes_while_another_thread_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that thread compiles is of the old value, and was once kept as if it were of the new one."""
+    shift, change = shifting(10.0)
+    x, load, started = np.zeros(8, np.float32), native.load, threading.Event()
+
+    def slow(tile: Any) -> Any:
+        started.set()
+        time.sleep(0.2)
+        return load(tile)
+    monkeypatch.setattr(native, "load", slow)
+    thread = threading.Thread(target=shift, args=(x,))
+    thread.start()
+    started.wait()
+    offset = shift.reference(x)[0] - 10
+    change(20.0)
+    assert shift(x)[0] == offset + 20
+    thread.join()
+    assert shift(x)[0] == offset + 20
 
 
 @tile.kernel

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tilelang.version import __version__
 _MAGIC = b"tilelang1"
 _PATIENCE = 60.0
 """Seconds for which a process waits for what another one makes."""
+_DAY = 86400.0
 _log = logging.getLogger("tilelang.cache")
 
 
@@ -102,6 +104,8 @@ class Cache:
 
     def put(self, name: str, body: bytes) -> None:
         """Stores bytes: written aside, then renamed, so that no reader sees half of them."""
+        if self._usable and not self.directory.exists():  # somebody has removed it
+            self._usable = None
         if not self.usable():
             return
         path = self._path(name)
@@ -140,15 +144,10 @@ class Cache:
         if not self.usable():
             yield
             return
-        path = self.directory / f".{name}.lock"
-        with locks.alone(path, _PATIENCE) as why:
+        with locks.alone(self.directory / f".{name}.lock", _PATIENCE) as why:
             if why:
                 _log.info("nobody is waited for: %s", why)
-            try:
-                yield
-            finally:
-                if not why:
-                    _remove(path)
+            yield
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, in no order."""
@@ -161,8 +160,17 @@ class Cache:
                 continue
             yield Entry(path, info.st_size, info.st_mtime)
 
+    def _leftovers(self) -> Iterator[Path]:
+        """Files beside the entries that nobody has touched for a day: locks, and entries written in part."""
+        for pattern in ".*.lock", "[0-9a-f][0-9a-f]/.*":
+            for path in self.directory.glob(pattern):
+                with suppress(OSError):
+                    if path.stat().st_mtime < time.time() - _DAY:
+                        yield path
+
     def prune(self, max_bytes: int) -> int:
-        """Drops the entries used longest ago until the rest fits; gives how many were dropped."""
+        """Drops the entries used longest ago until the rest fits, and what processes that were ended have left; gives
+        how many entries were dropped."""
         entries = sorted(self.entries(), key=lambda e: e.used)
         total, dropped = sum(e.size for e in entries), 0
         if total <= max_bytes:
@@ -176,6 +184,8 @@ class Cache:
                     break
                 _remove(entry.path)
                 total, dropped = total - entry.size, dropped + 1
+            for path in self._leftovers():
+                _remove(path)
         return dropped
 
     def verify(self) -> list[Path]:

@@ -171,9 +171,9 @@ class Kernel(ByName, KernelDef):
             watched = hooks.begin(self, _target.get(), args, kwargs)
         try:
             if self.captured and any_changed(self.captured.values()):
-                self._prepare()
-            target, pattern = _target.get(), self._pattern(args, kwargs)
-            plans = self._plans.get(pattern, [])
+                self._renew()
+            known, target, pattern = self._plans, _target.get(), self._pattern(args, kwargs)
+            plans = known.get(pattern, [])
             for plan in plans:
                 if plan.target == target:  # the common case: native code checks arguments
                     try:
@@ -186,7 +186,7 @@ class Kernel(ByName, KernelDef):
                     except (Mismatch, AttributeError, IndexError, TypeError, ValueError, BufferError, RuntimeError):
                         continue  # an argument that cannot be exported: nothing has run, `_call` finds out why
                     if plan is not plans[0]:
-                        self._plans[pattern] = [plan, *(p for p in plans if p is not plan)]
+                        known[pattern] = [plan, *(p for p in plans if p is not plan)]
                     outs = plan.outs
                     return values[outs[0]] if len(outs) == 1 else tuple(values[i] for i in outs) if outs else None
             if watched is None and hooks.look():
@@ -214,6 +214,7 @@ class Kernel(ByName, KernelDef):
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if current_target() == targets.SHAPES:
             return Bound(self, args, kwargs, shapes=True).outputs()
+        known = self._plans  # other ones once a captured value has changed: this call's is not for those
         bound = Bound(self, args, kwargs)
         check_gradient(bound.tensors.values(), self.name, self.source.loc)
         if bound.device == "meta":
@@ -245,26 +246,34 @@ class Kernel(ByName, KernelDef):
                 and all(is_constant(x) for name, x in kwargs.items() if name in self._consts)):
             plan = Plan(fn, self.params, len(args), bound, _target.get(), failure)
             pattern = self._pattern(args, kwargs)
-            others = [p for p in self._plans.get(pattern, ()) if p.key != plan.key]
-            self._plans[pattern] = [plan, *others[:MAX_PLANS - 1]]
+            others = [p for p in known.get(pattern, ()) if p.key != plan.key]
+            known[pattern] = [plan, *others[:MAX_PLANS - 1]]
         return bound.outputs()
+
+    def _renew(self) -> None:
+        """Forgets what was compiled where a captured value is another one today."""
+        with locks.compiling:  # what a thread has been compiling is forgotten, too
+            if self.captured and any_changed(self.captured.values()):
+                self._prepare()
 
     def _launch(self, bound: Bound, name: str) -> Any:
         """The launch for these types, constants and device."""
         types = bound.types(aligned=True)
         key = (name, bound.device, tuple(types.values()), tuple(map(identity, bound.consts.values())))
         with locks.compiling:
+            self._renew()
             if key not in self._compiled:
                 self._compiled[key] = device.load(bound, name)
-        return self._compiled[key]
+            return self._compiled[key]
 
     def _specialise(self, bound: Bound) -> tuple[Any, Function]:
         """The native function for these types and constants."""
         types = bound.types()
         key = (tuple(types.values()), tuple(map(identity, bound.consts.values())))
         found = self._compiled.get(key)
-        if found is None:
+        if found is None or self.captured and any_changed(self.captured.values()):
             with locks.compiling:
+                self._renew()
                 found = self._compiled.get(key)
                 if found is None:
                     tile = self.trace(types, bound.consts)
@@ -306,9 +315,12 @@ class Kernel(ByName, KernelDef):
     def _emulate(self, bound: Bound, machine: str) -> None:
         types = bound.types(aligned=True)
         key = (machine, tuple(types.values()), tuple(map(identity, bound.consts.values())))
-        if key not in self._compiled:
-            self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
-        targets.emulate(self._compiled[key], *bound.memory())
+        with locks.compiling:
+            self._renew()
+            if key not in self._compiled:
+                self._compiled[key] = targets.lowered(self.trace(types, bound.consts), machine)
+            code = self._compiled[key]
+        targets.emulate(code, *bound.memory())
 
     def _interpret(self, bound: Bound) -> None:
         arrays: list[Any] = []

@@ -9,7 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 compiling = threading.RLock()
@@ -38,37 +39,37 @@ os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_afte
 
 @contextmanager
 def alone(path: Path, seconds: float) -> Iterator[str]:
-    """Nobody else is in here for the same file: no thread, and no process of this machine. Where that cannot be had
-    within some seconds, or the disk has no locks, others are: gives why, else ""."""
-    handle, why = -1, ""
+    """Nobody else is in here for the same file, which is there only meanwhile: no thread, and no process of this
+    machine. Where that cannot be had within some seconds, or the disk has no locks, others are: gives why, else ""."""
+    file, why = None, ""
     try:
-        handle = _locked(path, seconds)
+        file = _locked(path, seconds)
     except OSError as error:
         why = str(error)
     try:
         yield why
     finally:
-        if not why:
+        if file is not None:
             import fcntl
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child may have the file open, too
-            os.close(handle)
+            with suppress(OSError):
+                path.unlink()
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may have the file open, too
+            file.close()
 
 
-def _locked(path: Path, seconds: float) -> int:
+def _locked(path: Path, seconds: float) -> FileIO:
+    """An object and not a number: wherever Ctrl-C comes, what nobody has any more is closed."""
     import fcntl
     end = time.monotonic() + seconds
     while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        file = FileIO(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink:  # nobody has removed it since it was opened
-                held, handle = handle, -1
-                return held
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink:  # nobody has removed it since it was opened
+                return file
         except BlockingIOError:
             pass
-        finally:
-            if handle >= 0:
-                os.close(handle)
+        file.close()
         if time.monotonic() > end:
             raise TimeoutError(f"{path} has been locked for {seconds:g} s")
         time.sleep(_POLL)

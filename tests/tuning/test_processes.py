@@ -15,6 +15,7 @@ def test_jobs_give_results_and_errors() -> None:
         squares = [pool.submit(pow, i, 2) for i in range(6)]
         assert sorted(f.result() for f in as_completed(squares)) == [0, 1, 4, 9, 16, 25]
         assert pool.submit(os.getpid).result() != os.getpid()
+        assert pool.submit(os.getpgrp).result() != os.getpgrp()  # which Ctrl-C goes to
         pool.submit(print, "not an answer", flush=True).result()
         with pytest.raises(RuntimeError, match="ZeroDivisionError: "):
             pool.submit(divmod, 1, 0).result()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +54,13 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(search.Search, "run", lambda self, kept: (seen.append(len(self.candidates)),
                                                                   run(self, kept))[1])
     return seen
+
+
+def test_threads_wait_for_the_first_ones_search(searches: list[int]) -> None:
+    fast, x = marked(), torch.randn(33, 100)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(torch.equal(y, x * 2) for y in threads.map(lambda i: fast(x), range(4)))
+    assert searches == [4]
 
 
 def test_the_first_call_searches_and_the_others_do_not(searches: list[int], results: store.Store) -> None:

@@ -57,7 +57,8 @@ class Processes(Executor):
     def _start(self) -> subprocess.Popen[bytes]:
         paths = os.pathsep.join(p for p in sys.path if p)
         process = subprocess.Popen([sys.executable, "-m", "tilelang.tuning.worker"], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
+                                   stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths},
+                                   process_group=0)  # Ctrl-C is this process's, which ends the others
         self._started.append(process)
         return process
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tilelang import jit, targets
+from tilelang import jit, locks, targets
 from tilelang.bound import Bound
 from tilelang.config import config
 from tilelang.errors import TileError, TuningError
@@ -140,7 +140,12 @@ class Tuned(ByName):
             choice = self._model(problem)
             _log.info("`%s` is not tuned (%s): it runs with %s", self.kernel.name, why, choice.config)
             return choice
-        best, _ = self._search(problem)
+        store = stores.default()
+        with locks.alone(store.path.with_name(f".{problem.key.hash}.lock"), 2 * self.budget):
+            stored = self._stored(problem)  # by another thread or process, which searched meanwhile
+            if stored is not None:
+                return stored
+            best, _ = self._search(problem)
         return Choice(best.config, "tuned", best.ms) if best is not None else self._model(problem)
 
     def _stored(self, problem: Problem) -> Choice | None:
