@@ -24,6 +24,7 @@ from tilelang.backends.emulator.ptx.parse import (
     Special,
     Symbol,
     Vector,
+    uncovered,
 )
 
 SHARED, GLOBAL, ARGUMENTS = 1024, 1 << 32, 1 << 48
@@ -175,7 +176,7 @@ class Builder:
                 elif m.name in rules:
                     step = rules[m.name](self, i, m, at)
                 else:
-                    raise PtxError(f"`{i.name}` is not covered by the PTX interpreter")
+                    raise uncovered(f"`{i.name}`")
             except PtxError as e:
                 e.why = e.why or f"in `{i.text}`"
                 raise

@@ -9,7 +9,7 @@ from tilelang.backends.emulator.ptx.build import Builder, Rule
 from tilelang.backends.emulator.ptx.forms import Mnemonic
 from tilelang.backends.emulator.ptx.machine import BulkStore, Machine, MBarrier, Step, TensorMap
 from tilelang.backends.emulator.ptx.numbers import Array
-from tilelang.backends.emulator.ptx.parse import Instruction, PtxError, Vector
+from tilelang.backends.emulator.ptx.parse import Instruction, PtxError, Vector, uncovered
 
 
 def _barrier(m: Machine, address: int) -> MBarrier:
@@ -29,7 +29,7 @@ def _mbarrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     if kind == "try_wait" and m.mods[:2] == ("try_wait", "parity"):
         return _try_wait(c, i, at)
     if kind not in ("init", "inval", "arrive"):
-        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.text}`")
     operands = i.operands[1:] if kind == "arrive" else i.operands
     where = c.address(operands[0])
     count = c.read(operands[1], "u32") if len(operands) > 1 else None
@@ -91,7 +91,7 @@ def copy(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     stores, adds = "bulk_group" in m.mods, "reduce" in m.mods and "add" in m.mods
     place, there, *barrier = i.operands if stores else (i.operands[1], i.operands[0], *i.operands[2:])
     if "tensor" not in m.mods or "tile" not in m.mods or not isinstance(place, Vector) or len(place.items) != 2:
-        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.text}`")
     source, coordinates = place.items
     assert isinstance(coordinates, Vector)
     inside, origin = c.address(there), c.read(source, "u64")
@@ -182,7 +182,7 @@ def _land(m: Machine, b: MBarrier) -> None:
 def _peer(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     """`mapa`: a place in the shared memory of another block of the cluster."""
     if m.mods != ("shared::cluster",):
-        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.text}`")
     put, where, rank = c.write(i.operands[0], "u32"), c.read(i.operands[1], "u32"), c.read(i.operands[2], "u32")
 
     def step(m: Machine) -> None:

@@ -14,7 +14,7 @@ from tilelang.backends.emulator.ptx.forms import WINDOWS, Mnemonic
 from tilelang.backends.emulator.ptx.machine import LANES, Machine, Step
 from tilelang.backends.emulator.ptx.memory import located
 from tilelang.backends.emulator.ptx.numbers import Array
-from tilelang.backends.emulator.ptx.parse import Constant, Instruction, Operand, PtxError, Vector
+from tilelang.backends.emulator.ptx.parse import Constant, Instruction, Operand, PtxError, Vector, uncovered
 from tilelang.ir.roles import GROUP, LEAST, UNIT
 
 Body = Callable[[Machine], None]
@@ -57,7 +57,7 @@ def _barrier(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
         return _meet(at, (), True) if "wait" in m.mods else _nothing(c, i, m, at)
     if set(m.mods) != {"sync"} or not 1 <= len(i.operands) <= 2 or \
             not all(isinstance(o, Constant) for o in i.operands):
-        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.text}`")
     number, *some = (o.bits for o in i.operands if isinstance(o, Constant))
     if number >= BARRIERS or any(not n or n % LANES for n in some):
         raise PtxError("a barrier that the hardware does not have", got=f"`{i.text}`",
@@ -208,7 +208,7 @@ def _rows(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     count = int(m.one_of("x1", "x2", "x4")[1:])
     address, vector = i.operands[::-1] if load else i.operands
     if not {"m8n8", "shared", "sync", "aligned"} <= set(m.mods) or m.type != "b16" or len(_vector(vector)) != count:
-        raise PtxError(f"`{i.text}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.text}`")
     where, words = c.address(address), np.arange(8)
     takes = [] if load else [c.read(o, "b32") for o in _vector(vector)]
     puts = [c.write(o, "b32") for o in _vector(vector)] if load else []
@@ -233,7 +233,7 @@ def _rows(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
 def _mma(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
     product = mma.find(i.name)
     if product is None:
-        raise PtxError(f"`{i.name}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.name}`")
     d_type, a_type, b_type, c_type = product.registers
     puts = [c.write(o, d_type) for o in _vector(i.operands[0])]
     parts = [[c.read(o, t) for o in _vector(v)] for v, t in zip(i.operands[1:], (a_type, b_type, c_type), strict=True)]
@@ -250,7 +250,7 @@ def _wgmma(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
         return _collective(c, at, None, lambda m: None)
     product = wgmma.find(i.name)
     if product is None:
-        raise PtxError(f"`{i.name}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{i.name}`")
     sums, a, b, run, *rest = i.operands
     puts = [c.write(o, product.result) for o in _vector(sums)]
     takes = [c.read(o, product.result) for o in _vector(sums)]
@@ -308,7 +308,7 @@ def _print(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
             text, found = _string(m, int(form)), []
             for n, kind in enumerate(re.findall(r"%(ll[dux]|g|s)?", text)):
                 if not kind:
-                    raise PtxError(f"the format {text!r} is not covered by the PTX interpreter")
+                    raise uncovered(f"the format {text!r}")
                 start = int(values) - WINDOWS["local"] + int(thread) * c.local + 8 * n
                 raw = m.spaces["local"].data[start:start + 8].tobytes()
                 found.append(_string(m, int.from_bytes(raw, "little")) if kind == "s" else

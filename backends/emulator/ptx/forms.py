@@ -13,7 +13,7 @@ import numpy as np
 
 from tilelang.backends.emulator.ptx import numbers as n
 from tilelang.backends.emulator.ptx.numbers import Array
-from tilelang.backends.emulator.ptx.parse import TYPES, PtxError
+from tilelang.backends.emulator.ptx.parse import TYPES, uncovered
 from tilelang.ir.elementwise import odd_fma
 
 Function = Callable[..., Any]
@@ -261,7 +261,7 @@ def find(m: Mnemonic) -> Form | None:
     marked = next((f"{m.name}.{mod}" for mod in ("cc", "wide", "bf16x2") if mod in (*m.mods, *m.types)), m.name)
     form = FORMS.get(marked)
     if form is not None and (unknown := set(m.mods) - form.modifiers):
-        raise PtxError(f"`{m.name}` with `.{sorted(unknown)[0]}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{m.name}` with `.{sorted(unknown)[0]}`")
     return form
 
 
@@ -270,7 +270,7 @@ def function(form: Form, m: Mnemonic) -> Function:
     try:
         f = form.make(m)
     except NotImplementedError as e:
-        raise PtxError(f"{e} is not covered by the PTX interpreter") from None
+        raise uncovered(str(e)) from None
     if not {"ftz", "sat"} & set(m.mods) or m.types[0] not in ("f32", "f64"):
         return f
     flush, clamp = "ftz" in m.mods and m.name != "setp", "sat" in m.mods

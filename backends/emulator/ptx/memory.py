@@ -11,7 +11,16 @@ from tilelang.backends.emulator.ptx.build import Builder, Rule
 from tilelang.backends.emulator.ptx.forms import WINDOWS, Mnemonic
 from tilelang.backends.emulator.ptx.machine import Machine, Space, Step
 from tilelang.backends.emulator.ptx.numbers import DTYPES, Array
-from tilelang.backends.emulator.ptx.parse import TYPES, Address, Instruction, Operand, PtxError, Symbol, Vector
+from tilelang.backends.emulator.ptx.parse import (
+    TYPES,
+    Address,
+    Instruction,
+    Operand,
+    PtxError,
+    Symbol,
+    Vector,
+    uncovered,
+)
 
 SPACES = ("global", "shared", "local", "param", "const")
 _CACHING = {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "volatile", "weak", "relaxed", "acquire", "release",
@@ -21,7 +30,7 @@ _CACHING = {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "volatile", "weak", 
 def _checked(m: Mnemonic, *known: str) -> None:
     unknown = set(m.mods) - _CACHING - set(known) - set(SPACES)
     if unknown := {u for u in unknown if not u.startswith(("L1::", "L2::"))}:
-        raise PtxError(f"`{m.name}` with `.{sorted(unknown)[0]}` is not covered by the PTX interpreter")
+        raise uncovered(f"`{m.name}` with `.{sorted(unknown)[0]}`")
 
 
 def _space(m: Mnemonic, address: Operand) -> str:
@@ -122,7 +131,7 @@ def _async(c: Builder, i: Instruction, m: Mnemonic, at: int) -> Step:
         """Reads now and writes at the wait: late, as the hardware may. Bytes that are not wanted are zeros."""
         memory, count = m.spaces["global"], wanted(m)[m.index].astype(np.int64)
         if not np.isin(count, (0, size)).all():
-            raise PtxError(f"an async copy of other than 0 or {size} bytes is not covered by the PTX interpreter")
+            raise uncovered(f"an async copy of other than 0 or {size} bytes")
         _, places = target(m)
         read = count > 0
         offsets = memory.check(origin(m)[read], size)

@@ -17,6 +17,11 @@ class PtxError(TargetError):
     """PTX that the interpreter does not cover, or a mistake that it met while running."""
 
 
+def uncovered(what: str, statement: str = "") -> PtxError:
+    """The error for a part of PTX that the interpreter does not have."""
+    return PtxError(f"{what} is not covered by the PTX interpreter", got=statement)
+
+
 @dataclass(frozen=True)
 class Register:
     """A register of one thread; `size` bytes, or a predicate (0)."""
@@ -235,7 +240,7 @@ class _Parser:
                 if found := _VARIABLE.search(text):
                     self.declare(scope, found)
                 elif not text.startswith(".pragma"):
-                    raise PtxError(f"`{text.split()[0]}` is not covered by the PTX interpreter", got=text)
+                    raise uncovered(f"`{text.split()[0]}`", text)
             else:
                 self.instruction(scope, text, suffix, end)
         k.labels[end] = len(k.code)
@@ -274,7 +279,7 @@ class _Parser:
         """Inlines a function: its parameters are the caller's variables."""
         found = re.match(r"(?:\(([^)]*)\)\s*,)?\s*([\w$]+)\s*(?:,\s*\(([^)]*)\))?$", rest.strip(), re.S)
         if found is None:
-            raise PtxError("an indirect call is not covered by the PTX interpreter", got=text)
+            raise uncovered("an indirect call", text)
         result, name, given = found.groups(default="")
         values = [scope.find(n.strip()) for n in given.split(",") if n.strip()]
         if name not in self.bodies:
@@ -311,7 +316,7 @@ class _Parser:
             return Special(text)
         known = scope.find(text)
         if known is None:
-            raise PtxError(f"`{text}` is not covered by the PTX interpreter", got=statement)
+            raise uncovered(f"`{text}`", statement)
         return known
 
 
