@@ -176,32 +176,39 @@ def describe(name: str, x: Any, loc: Loc | None) -> Argument:
             return _whole_bytes(name, x, where, loc)
         return Argument(name, x, x.dtype, x.shape, x.strides, "packed", where)
     if is_torch(x):
-        where = _torch_device(name, x, loc)
-        found, instead = "", ""
-        if x.is_nested:
-            found, instead = "a nested tensor", f"{name}.values() and {name}.offsets() as two arguments"
-        elif x.layout is not sys.modules["torch"].strided:
-            found, instead = str(x.layout), f"{name}.to_dense(), or its indices and values as arguments"
-        elif x.is_conj() or x.is_neg():
-            found = "a view that conjugates or negates what memory holds"
-            instead = f"{name}.resolve_conj().resolve_neg()"
-        if found:
-            raise ArgumentLayout(f"parameter `{name}` is not a plain strided tensor", loc=loc,
-                                 needs="dense strided memory", got=found, try_=instead)
-        return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch",
-                        where)
-    if not isinstance(x, np.ndarray):
-        if hasattr(x, "__cuda_array_interface__"):
-            return _cuda_array(name, x, loc)
-        if not hasattr(x, "__dlpack__"):
-            raise ArgumentDType(f"parameter `{name}` is not a tensor", loc=loc,
-                                needs="a torch tensor, a NumPy array or an object with __dlpack__",
-                                got=type(x).__name__, try_="np.asarray(...)")
-        if x.__dlpack_device__()[0] != 1:
-            raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="memory on the CPU",
-                                 got=f"DLPack device {x.__dlpack_device__()}",
-                                 try_="copy it to the CPU, or torch.from_dlpack() an array on a GPU")
-        x = np.from_dlpack(x)
+        return _torch_tensor(name, x, loc)
+    if isinstance(x, np.ndarray):
+        return _numpy_array(name, x, loc)
+    if hasattr(x, "__cuda_array_interface__"):
+        return _cuda_array(name, x, loc)
+    if not hasattr(x, "__dlpack__"):
+        raise ArgumentDType(f"parameter `{name}` is not a tensor", loc=loc,
+                            needs="a torch tensor, a NumPy array or an object with __dlpack__",
+                            got=type(x).__name__, try_="np.asarray(...)")
+    if x.__dlpack_device__()[0] != 1:
+        raise ArgumentDevice(f"parameter `{name}` is on the wrong device", loc=loc, needs="memory on the CPU",
+                             got=f"DLPack device {x.__dlpack_device__()}",
+                             try_="copy it to the CPU, or torch.from_dlpack() an array on a GPU")
+    return _numpy_array(name, np.from_dlpack(x), loc)
+
+
+def _torch_tensor(name: str, x: Any, loc: Loc | None) -> Argument:
+    where = _torch_device(name, x, loc)
+    found, instead = "", ""
+    if x.is_nested:
+        found, instead = "a nested tensor", f"{name}.values() and {name}.offsets() as two arguments"
+    elif x.layout is not sys.modules["torch"].strided:
+        found, instead = str(x.layout), f"{name}.to_dense(), or its indices and values as arguments"
+    elif x.is_conj() or x.is_neg():
+        found = "a view that conjugates or negates what memory holds"
+        instead = f"{name}.resolve_conj().resolve_neg()"
+    if found:
+        raise ArgumentLayout(f"parameter `{name}` is not a plain strided tensor", loc=loc,
+                             needs="dense strided memory", got=found, try_=instead)
+    return Argument(name, x, _dtype(name, x.dtype, loc), tuple(x.shape), tuple(x.stride()), "torch", where)
+
+
+def _numpy_array(name: str, x: Any, loc: Loc | None) -> Argument:
     masked = masked_arrays()
     if masked is not None and isinstance(x, masked):
         raise ArgumentLayout(f"parameter `{name}` is a masked array", loc=loc, needs="an array without a mask",

@@ -4,7 +4,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from types import FunctionType
 from typing import Any
@@ -89,8 +89,8 @@ def _statement(text: str) -> ast.AST:
         return ast.increment_lineno(node.body[0], -1)
 
 
-def assigned_names(nodes: list[ast.stmt]) -> list[str]:
-    """Names that the statements bind, in order of appearance."""
+def assigned_names(nodes: Sequence[ast.AST]) -> list[str]:
+    """Names that statements, or targets of assignments, bind, in order of appearance."""
     names: dict[str, None] = {}
     for node in nodes:
         for inner in ast.walk(node):

@@ -249,9 +249,14 @@ class Statements(Expressions):
                 out = self.block(node.body)
                 if out is not None:
                     return out
-            return None
-        bounds = self.apply(node.iter, _bounds, iterable)
-        carried = self.carry(node, assigned_names([ast.Assign([node.target], ast.Constant(0))]))
+        else:
+            self.loop(node, iterable)
+        return None
+
+    def loop(self, node: ast.For, iterable: memory.Loop) -> None:
+        """A `for` that runs in the kernel."""
+        bounds, targets = self.apply(node.iter, _bounds, iterable), assigned_names([node.target])
+        carried = self.carry(node, targets)
         inits = [t.value for like in carried.values() for t in self.apply(node, _parts, like) or []]
         before = dict(self.env)
         index = Value(bounds[0].type)
@@ -262,7 +267,7 @@ class Statements(Expressions):
             self.bind(node.target, self.apply(node.iter, _unravel, position, iterable.unravel)
                       if len(iterable.unravel) > 1 else position)
             self.block(node.body)
-            for name in assigned_names([ast.Assign([node.target], ast.Constant(0))]):
+            for name in targets:
                 if name not in before:
                     del self.env[name]
                 else:
@@ -271,9 +276,8 @@ class Statements(Expressions):
         op = self.apply(node, emit, control.For, *bounds, *inits, regions=[region], stages=iterable.stages,
                         schedule=iterable.schedule)
         self.finish(node, carried, before, list(op.results))
-        for name in assigned_names([ast.Assign([node.target], ast.Constant(0))]):
+        for name in targets:
             self.env[name] = Undefined(f"a value only inside the loop in line {node.lineno}")
-        return None
 
     def run_While(self, node: ast.While) -> None:
         if node.orelse:
