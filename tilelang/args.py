@@ -215,19 +215,23 @@ def _numpy_array(name: str, x: Any, loc: Loc | None) -> Argument:
                              got=type(x).__name__, why="a kernel reads the elements under the mask, too",
                              try_=f"{name}.filled(0), or {name}.data and the mask as an argument of its own")
     if not x.dtype.isnative or any(s % x.dtype.itemsize for s in x.strides):
-        raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc,
-                             needs="native byte order and strides of whole elements",
-                             got=f"{x.dtype.str}, strides {x.strides} bytes",
-                             try_=f"np.array({name}, {name}.dtype.newbyteorder('='))")
+        raise _unusable(name, loc, "native byte order and strides of whole elements",
+                        f"{x.dtype.str}, strides {x.strides} bytes",
+                        f"np.array({name}, {name}.dtype.newbyteorder('='))")
     return Argument(name, x, _dtype(name, x.dtype, loc), x.shape, tuple(s // x.dtype.itemsize for s in x.strides),
                     "numpy")
+
+
+def _unusable(name: str, loc: Loc | None, needs: str, got: str, try_: str) -> ArgumentLayout:
+    return ArgumentLayout(f"parameter `{name}` has memory that kernels cannot use", loc=loc, needs=needs, got=got,
+                          try_=try_)
 
 
 def _whole_bytes(name: str, x: Packed, device: str, loc: Loc | None) -> Argument:
     """A packed tensor whose elements are bytes is a plain one over the same memory."""
     if x.row_bits % x.dtype.bits:
-        raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc, needs="rows of whole elements",
-                             got=f"rows of {x.row_bits} bits", try_=f"tile.Packed.from_codes({name}.codes(), dtype)")
+        raise _unusable(name, loc, "rows of whole elements", f"rows of {x.row_bits} bits",
+                        f"tile.Packed.from_codes({name}.codes(), dtype)")
     rows, columns = math.prod(x.shape[:-1]), x.row_bits // x.dtype.bits
     strides = tuple(s // x.dtype.bits for s in x.strides)
     data, kind = x.buffer, "torch" if is_torch(x.buffer) else "numpy"
@@ -253,8 +257,7 @@ def _cuda_array(name: str, x: Any, loc: Loc | None) -> Argument:
     dt, shape = np.dtype(info["typestr"]), tuple(info["shape"])
     strides = info.get("strides") or [dt.itemsize * math.prod(shape[i + 1:]) for i in range(len(shape))]
     if info.get("mask") is not None or any(s % dt.itemsize for s in strides):
-        raise ArgumentLayout(f"parameter `{name}` has unusable memory", loc=loc, needs="strides of whole elements",
-                             got=f"strides {strides} bytes", try_="copy it")
+        raise _unusable(name, loc, "strides of whole elements", f"strides {strides} bytes", "copy it")
     number = x.__dlpack_device__()[1] if hasattr(x, "__dlpack_device__") else 0
     return Argument(name, x, _dtype(name, dt, loc), shape, tuple(s // dt.itemsize for s in strides), "cuda",
                     f"cuda:{number}")

@@ -292,10 +292,7 @@ class Elements:
     def _stride(self, memory: Value, axis: int) -> Index:
         t = memory.type
         if isinstance(t, BufferType):
-            step = 1
-            for e in t.shape[axis + 1:]:
-                step *= e
-            return step
+            return math.prod(t.shape[axis + 1:])
         return self.b.stride(memory, axis)
 
     def _window(self, op: Op, offsets: Sequence[Value], where: Position) -> tuple[Index, Index, Value | None]:
