@@ -52,8 +52,10 @@ def grouped_dw_kernel(x: tile.Tensor[tile.T, "M K"], dy: tile.Tensor[tile.T, "M 
 
 
 def _product(x: Any, w: Any, offsets: Any) -> Any:
-    bm, bn, bk = blocks(-(-x.shape[0] // max(1, w.shape[0])), w.shape[2], x.shape[1], packed_size(dtype_of(x)),
-                        tile.on_gpu(x, w))
+    gpu, rows = tile.on_gpu(x, w), -(-x.shape[0] // max(1, w.shape[0]))
+    if not gpu:  # half of each group's last block is empty: the fewer rows, the less; packing w for them takes longer
+        rows = min(rows, max(64, rows // 4))
+    bm, bn, bk = blocks(rows, w.shape[2], x.shape[1], packed_size(dtype_of(x)), gpu)
     y = empty_like(x, (x.shape[0], w.shape[2]), dtype_of(x))
     y[...] = 0  # rows of no group
     return grouped_kernel(x, w, offsets, y, BM=bm, BN=bn, BK=bk)
