@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tilelang as tile
 from tests.ir.op_examples import tiles
 from tests.passes.helpers import names
 from tilelang.errors import ConfigError, Loc, VerifyError
@@ -346,3 +347,23 @@ def test_the_whole_pipeline_on_a_loop() -> None:
 }""")
     out = run_passes(fn, None, [fold, cse, licm, cse, dce], check=2, dump="")
     assert names(out).count("mul") == 1 and names(out)[-7:] == ["for", "load", "load", "dot", "yield", "cast", "store"]
+
+
+@tile.kernel
+def taps(x: tile.Tensor[tile.f32, "H W"], w: tile.Tensor[tile.f32, "R S"], table: tile.Tensor[tile.f32, "T"],
+         y: tile.Out[tile.f32, "H W"]):
+    """R and S are walked one by one, T by a tile of indices."""
+    h = tile.grid(x.shape[0])
+    acc = tile.gather(table, tile.arange(64))
+    for r in tile.range(w.shape[0]):
+        for s in tile.range(w.shape[1]):
+            acc += tile.load(x, (h + r, s), (64,)) * tile.load(w, (r, s), ())
+    tile.store(y, (h, 0), acc)
+
+
+def test_what_is_walked_one_by_one_is_short() -> None:
+    x = np.zeros((4, 64), np.float32)
+    fn = taps.lower(x, x, x[0], x).tile
+    drawn = [random_inputs(fn, np.random.default_rng(seed), full=True) for seed in range(20)]
+    assert max(n for _, w, _, _ in drawn for n in w.shape) == 8
+    assert max(x.shape[0] for x, *_ in drawn) == 8 and min(table.shape[0] for _, _, table, _ in drawn) >= 64

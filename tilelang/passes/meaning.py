@@ -64,16 +64,23 @@ def _promised(fn: Function) -> Callable[[Dim, int], int]:
 
 
 def _blocks(fn: Function) -> dict[Dim, list[int]]:
-    """The extents of the blocks that walk each dimension; under "" those of all tiles."""
+    """The extents of the blocks that walk each dimension; under "" those of all tiles. Dimensions in which
+    all accesses name one index are short: an interpreted program or iteration for each takes time."""
     tiles = {e for op in fn.walk() for r in op.results if isinstance(r.type, TileType) for e in r.type.shape}
     found: dict[Dim, set[int]] = {"": {e for e in tiles if 1 < e <= 256} or {4}}
+    indexed, others = set[Dim](), set[Dim]()
     for op in fn.walk():
+        memories = [o.type for o in op.operands if isinstance(o.type, TensorType)]
+        if "axes" not in op.attrs and op.name not in ("dim", "stride"):
+            others.update(d for t in memories for d in t.dims)
         if "axes" in op.attrs and isinstance(op.operands[0].type, TensorType):
             block = (op.results[0] if op.results else op.operands[getattr(op, "buffer", -1)]).type
             assert not isinstance(block, TensorType)
             axes = op.attrs["axes"]  # of a copy the last dimensions of its buffer
             for axis, extent in zip(axes, block.shape[len(block.shape) - len(axes):], strict=True):
                 found.setdefault(op.operands[0].type.dims[axis], set()).add(extent)
+            indexed.update(d for axis, d in enumerate(op.operands[0].type.dims) if axis not in axes)
+    found |= {d: {4} for d in indexed - others - found.keys()}
     return {d: sorted(extents) for d, extents in found.items()}
 
 
