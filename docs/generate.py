@@ -218,9 +218,9 @@ A kernel is a Python function marked `@tile.kernel`. It is called with arrays or
 `tile.static_range` and tuples of constants (unrolled), `while`, `if`, `assert`, `return` in functions, and calls. An
 `if` on constants is decided when the kernel is compiled, one on a scalar when it runs; tiles have `tile.where`
 instead. What is assigned in a loop or a branch keeps its shape and dtype. Functions marked `@tile.function` are
-inlined where they are called. Names from outside the kernel are constants, on which functions of Python, of NumPy and
-your own may be called. Comprehensions, lambdas and unpacking work as in Python. Anything else is refused, with the
-line and what to write instead.
+inlined where they are called. Names from outside the kernel are constants, on which functions of Python, ufuncs of
+NumPy and functions of your own may be called. Comprehensions, lambdas and unpacking work as in Python. Anything else
+is refused, with the line and what to write instead.
 
 **Operators** are Python's: `+ - * / // % ** & | ^ ~ << >>`, comparisons, `and or not`. Shapes broadcast as in NumPy.
 Powers are `x ** n`, where n is a constant integer from -8 to 8 but not 0, or 0.5 or -0.5, and `2 ** x`.

@@ -53,7 +53,8 @@ def full_like(x: Tile, value: Any) -> Tile:
 
 
 def constant(values: Sequence[float], dtype: DType) -> Tile:
-    """A rank-1 tile of constants, for instance a look-up table."""
+    """A rank-1 tile of constants, for instance a look-up table: numbers of a list or NumPy array that is made outside
+    of the kernel, or by a function of your own that the kernel calls."""
     items = [v.item() if isinstance(v, np.generic) else v for v in values]
     return Tile(emit(sh.ConstTile, values=tuple(items), dtype=dtype).result)
 
