@@ -1,32 +1,35 @@
 """Matrix product."""
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.jit import architecture
+from tilelang.jit import architecture, current_target
 from tilelang.ops.common import block, dtype_of
-from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS, finish_kernel, part, share, slot
+from tilelang.ops.streamk import BANDWIDTH, CACHE, LAUNCH, OF_ONE, PROCESSORS, finish_kernel, part, share, slot
+from tilelang.targets import SHAPES
 
 FLOPS = 5000.0
 """Of f16, of one processor in a nanosecond."""
 LEAST = 8
-"""Steps of a program that shares blocks with others."""
+"""Steps of a program that shares blocks, or their copies, with others."""
 
 
 @tile.kernel
 def matmul_kernel(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], c: tile.Out[tile.U, "M N"],
                   BM: tile.Const, BN: tile.Const, BK: tile.Const, ACC: tile.Const,
-                  parts: tile.Out[tile.f32, "P H W"] = None):
-    """c = a @ b, one block of c for each program; with `parts` the programs share the steps of all blocks evenly
-    (`ops.streamk`)."""
+                  CLUSTER: tile.Const = (1, 1), parts: tile.Out[tile.f32, "P H W"] = None):
+    """c = a @ b, one block of c for each program, of which those of a CLUSTER copy for each other; with `parts` the
+    programs share the steps of all blocks evenly (`ops.streamk`)."""
     (M, K), N = a.shape, b.shape[1]
     wide, high, deep = tile.cdiv(M, BM), tile.cdiv(N, BN), tile.cdiv(K, BK)
     if parts is None:
-        m, n = tile.grid(wide, high, group=8)
+        m, n = tile.grid(wide, high, group=8, cluster=CLUSTER)
         tile.store(c, (m * BM, n * BN), of_steps(a, b, m, n, 0, deep, BM, BN, BK, ACC).to(c.dtype))
     else:
         p = tile.grid(parts.shape[0])
@@ -69,13 +72,60 @@ def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[in
     return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
 
 
-def group_blocks(m: int, n: int, k: int) -> tuple[int, int, int]:
-    """(BM, BN, BK) of products of 16-bit floats by groups of four warps (sm_90a). 128 x 256 sums are registers of two
-    groups, and three stages of blocks 147 of 227 KB: such a block is alone on its multiprocessor, so other warps copy
-    for it, and its loop has a sixth of the instructions for a product that blocks of 128 x 128 x 32 take (0.4 of
-    2.6). Where not every processor has one, blocks of 128 x 128, two to a processor."""
-    wide = n >= 256 and -(-m // 128) * -(-n // 256) >= PROCESSORS
-    return block(m, 128, 16), block(n, 256 if wide else 128, 16), block(k, 64, 16)
+class Plan(NamedTuple):
+    """How a product is divided on a GPU: blocks, programs of a cluster along m and n, and how many programs share the
+    steps of all blocks (0: each block is one program's)."""
+
+    BM: int
+    BN: int
+    BK: int
+    CLUSTER: tuple[int, int] = (1, 1)
+    programs: int = 0
+
+
+def plans(m: int, n: int, k: int, blocks: Sequence[tuple[int, int, int]], pairs: bool = False) -> list[Plan]:
+    """The ways to divide a product into some of these blocks, the simplest first. `pairs`: programs of a cluster may
+    copy for each other (sm_90a); two of them, for processors come in pairs, where they divide the grid."""
+    out = []
+    for bm, bn, bk in blocks:
+        wide, high, deep = -(-m // bm), -(-n // bn), -(-k // bk)
+        out.append(Plan(bm, bn, bk))
+        if pairs and deep >= LEAST:
+            out += [Plan(bm, bn, bk, c) for c in ((2, 1), (1, 2)) if not (wide % c[0] or high % c[1])]
+        if (programs := min(PROCESSORS, wide * high * deep // LEAST)) > 1:
+            out.append(Plan(bm, bn, bk, programs=programs))
+    return out
+
+
+def nanoseconds(p: Plan, m: int, n: int, k: int, size: int = 0) -> float:
+    """What a model expects of a plan: processors do blocks in turns, and sharing steps asks for another kernel and for
+    memory. Numbers of `size` bytes come from the second-level cache, a block that programs of a cluster have in common
+    once for all of them; 0: that is not counted. A plan that is not simple has to gain a tenth."""
+    tiles, deep = -(-m // p.BM) * -(-n // p.BN), -(-k // p.BK)
+    count = p.programs or tiles
+    read = size * p.BK * (p.BM / p.CLUSTER[1] + p.BN / p.CLUSTER[0])
+    step = max(2 * p.BM * p.BN * p.BK / FLOPS, read / min(OF_ONE, CACHE / min(max(count, 1), PROCESSORS)))
+    if not p.programs:
+        time = -(-tiles // PROCESSORS) * deep * step
+    else:
+        parts = 2 * min(2 * count, count + tiles) * p.BM * p.BN * 4 / BANDWIDTH
+        time = -(-tiles * deep // count) * step + parts + LAUNCH
+    return time if not p.programs and p.CLUSTER == (1, 1) else time / 0.9
+
+
+@lru_cache(maxsize=4096)
+def plan(m: int, n: int, k: int, blocks: tuple[tuple[int, int, int], ...], size: int = 0) -> Plan:
+    """The plan that the model takes to be fastest; with a `size`, for sm_90a."""
+    return min(plans(m, n, k, blocks, size > 0), key=lambda p: nanoseconds(p, m, n, k, size))
+
+
+def group_blocks(m: int, n: int, k: int) -> tuple[tuple[int, int, int], ...]:
+    """(BM, BN, BK) of products of 16-bit floats by groups of four warps (sm_90a), two ways. 128 x 256 sums are
+    registers of two groups, and three stages of blocks 147 of 227 KB: such a block is alone on its multiprocessor, so
+    other warps copy for it, its loop has a sixth of the instructions for a product that blocks of 128 x 128 x 32 take
+    (0.4 of 2.6), and it reads three quarters of what 128 x 128 read for a product, of which there are more."""
+    widths = (256, 128) if m >= 128 and n >= 256 else (128,)
+    return tuple((block(m, 128, 16), block(n, width, 16), block(k, 64, 16)) for width in widths)
 
 
 def packed_size(dt: tile.DType) -> int:
@@ -101,30 +151,28 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
         result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
     else:
         result = out
-    gpu, sizes = tile.on_gpu(a, b), (a.shape[0], b.shape[1], a.shape[1])
+    gpu = tile.on_gpu(a, b) and current_target() != SHAPES  # there kernels only allocate, and extents may be symbols
+    sizes = a.shape[0], b.shape[1], a.shape[1]
     by_groups = gpu and dt.name in ("f16", "bf16") and architecture(a, b) == "cuda:sm_90a"
-    bm, bn, bk = group_blocks(*sizes) if by_groups else blocks(*sizes, packed_size(dt), gpu)
-    programs = 0
-    if gpu and acc is tile.f32:
-        programs = shared_by(*sizes, bm, bn, bk)
-    if not programs:
-        return matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc)
-    parts = empty_like(a, (programs, 2 * bm, bn), tile.f32)
-    matmul_kernel(a, b, result, BM=bm, BN=bn, BK=bk, ACC=acc, parts=parts)
-    finish_kernel(parts, result, -(-a.shape[1] // bk), BM=bm, BN=bn)
+    if by_groups:
+        how = plan(*sizes, group_blocks(*sizes), 2)
+    elif gpu and acc is tile.f32:
+        how = plan(*sizes, (blocks(*sizes, packed_size(dt), gpu),))
+    else:
+        how = Plan(*blocks(*sizes, packed_size(dt), gpu))
+    product(a, b, result, how, acc)
     return result
 
 
-def shared_by(m: int, n: int, k: int, bm: int, bn: int, bk: int) -> int:
-    """How many programs are to share the steps of a product on a GPU, 0 where that gains less than a tenth by a model
-    of time: the processors do blocks in turns, and sharing asks for another kernel and for memory."""
-    tiles, deep, step = -(-m // bm) * -(-n // bn), -(-k // bk), 2 * bm * bn * bk / FLOPS
-    programs = min(PROCESSORS, tiles * deep // LEAST)
-    if programs < 2 or not tiles:
-        return 0
-    alone = -(-tiles // PROCESSORS) * deep * step
-    parts = 2 * min(2 * programs, programs + tiles) * bm * bn * 4 / BANDWIDTH
-    return programs if -(-tiles * deep // programs) * step + parts + LAUNCH < 0.9 * alone else 0
+def product(a: Any, b: Any, c: Any, how: Plan, acc: tile.DType = tile.f32) -> None:
+    """a @ b into c, accumulated in `acc`, in this way."""
+    sizes = {"BM": how.BM, "BN": how.BN}
+    if not how.programs:
+        matmul_kernel(a, b, c, **sizes, BK=how.BK, ACC=acc, CLUSTER=how.CLUSTER)
+        return
+    parts = empty_like(a, (how.programs, 2 * how.BM, how.BN), tile.f32)
+    matmul_kernel(a, b, c, **sizes, BK=how.BK, ACC=acc, parts=parts)
+    finish_kernel(parts, c, -(-a.shape[1] // how.BK), **sizes)
 
 
 def reference(a: Any, b: Any) -> Any:

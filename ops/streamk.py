@@ -14,6 +14,10 @@ PROCESSORS = 132
 """Multiprocessors of an H100 or H200; an MI300X has 304 of half the throughput."""
 BANDWIDTH = 4000.0
 """Bytes a nanosecond that they read from memory."""
+CACHE = 5500.0
+"""Bytes a nanosecond that they read from the second-level cache."""
+OF_ONE = 60.0
+"""Bytes a nanosecond that one processor can ask for."""
 LAUNCH = 2000.0
 """Nanoseconds between a kernel and one that needs its results."""
 

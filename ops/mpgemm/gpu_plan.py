@@ -18,12 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tilelang.errors import TargetError
-from tilelang.ops.streamk import BANDWIDTH, LAUNCH, PROCESSORS
+from tilelang.ops.streamk import BANDWIDTH, CACHE, LAUNCH, OF_ONE, PROCESSORS
 
-CACHE = 5500.0
-"""Bytes a nanosecond that they read from the second-level cache."""
-OF_ONE = 60.0
-"""Bytes a nanosecond that one processor can ask for."""
 ISSUE = 6.5
 """Instructions of warps that it starts in one."""
 BLOCK, COLUMNS = 200.0, 32.0

@@ -14,8 +14,8 @@ from tests.backends.simt.test_group_products import findings
 from tilelang import ops
 from tilelang.backends.cuda import nvrtc
 from tilelang.backends.simt.compile import Lowered
-from tilelang.ops.matmul import matmul_kernel, shared_by
-from tilelang.ops.streamk import PROCESSORS, finish_kernel
+from tilelang.ops.matmul import FLOPS, Plan, group_blocks, matmul_kernel, nanoseconds, plan, product
+from tilelang.ops.streamk import CACHE, PROCESSORS, finish_kernel
 
 
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90a", "hip:gfx942"])
@@ -46,37 +46,52 @@ def test_the_order_of_additions_is_fixed() -> None:
 
 def test_blocks_are_shared_where_that_is_quicker() -> None:
     """Few deep blocks, or a few more than processors; not short products, nor many blocks."""
-    assert shared_by(128, 128, 1 << 16, 128, 128, 32) == PROCESSORS
-    assert shared_by(128 * 7, 128 * 20, 4096, 128, 128, 32) == PROCESSORS
-    assert not shared_by(128, 128, 512, 128, 128, 32)
-    assert not shared_by(8192, 8192, 4096, 128, 128, 32)
-    assert not shared_by(0, 128, 4096, 128, 128, 32)
+    shapes = (128, 128, 1 << 16), (128 * 7, 128 * 20, 4096), (128, 128, 512), (8192, 8192, 4096), (0, 128, 4096)
+    assert [plan(*s, ((128, 128, 32),)).programs for s in shapes] == [PROCESSORS, PROCESSORS, 0, 0, 0]
 
 
-def test_matmul_shares_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_of_programs_copy_for_each_other_where_the_cache_would_hold_products_up() -> None:
+    """By the bytes that they read of it: a block of the wider operand is read once for two. Not where the grid is not
+    made of pairs, steps are few, or sharing steps gains more."""
+    def of(*shape: int) -> Plan:
+        return plan(*shape, group_blocks(*shape), 2)
+    assert of(4096, 4096, 4096) == (128, 256, 64, (2, 1), 0)
+    assert of(128 * 17, 256 * 15, 4096).CLUSTER == (1, 1)
+    assert of(4096, 4096, 256).CLUSTER == (1, 1)
+    assert of(1024, 1024, 8192)[3:] == ((1, 1), PROCESSORS)
+    each = [nanoseconds(Plan(128, 256, 64, c), 4096, 4096, 4096, 2) * (0.9 if c != (1, 1) else 1)
+            for c in ((1, 1), (1, 2), (2, 1))]
+    read = [128 + 256, 64 + 256, 2 * 128 * 256 / FLOPS / (2 * PROCESSORS / CACHE)]  # not 128 + 128
+    np.testing.assert_allclose(np.array(each) / each[0], np.array(read) / read[0])
+
+
+@pytest.mark.parametrize("how", [Plan(16, 16, 32, programs=5), Plan(16, 32, 32)], ids=str)
+def test_matmul_goes_by_the_plan(how: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, asked = np.random.default_rng(0), []
 
-    def five(*of: Any) -> int:
+    def planned(*of: Any) -> Plan:
         asked.append(of)
-        return 5
-    monkeypatch.setattr(importlib.import_module("tilelang.ops.matmul"), "shared_by", five)
+        return how
+    monkeypatch.setattr(importlib.import_module("tilelang.ops.matmul"), "plan", planned)
     a, b = (rng.integers(-8, 8, shape).astype(np.float16) for shape in ((20, 100), (100, 20)))
     with tile.target("emulate:cuda:sm_80"):
         np.testing.assert_array_equal(ops.matmul(a, b), (a.astype(np.float64) @ b).astype(np.float16))
     assert asked
 
 
-@pytest.mark.parametrize("m", [200, 128])
-def test_products_by_groups_of_warps(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every processor has such a block, those that other warps copy for; integers in floats are exact."""
-    module = importlib.import_module("tilelang.ops.matmul")
-    assert module.group_blocks(128 * 12, 256 * 11, 4096) == (128, 256, 64)
-    assert module.group_blocks(128 * 12, 256 * 10, 4096) == (128, 128, 64)
-    monkeypatch.setattr(module, "PROCESSORS", 1)
+@pytest.mark.parametrize(("m", "how"), [(200, Plan(128, 256, 64)), (128, Plan(128, 256, 64)),
+                                        (250, Plan(64, 64, 64, (2, 1))), (184, Plan(64, 128, 64, (1, 2)))], ids=str)
+def test_products_by_groups_of_warps(m: int, how: Plan) -> None:
+    """Blocks that other warps copy, or other programs; integers in floats are exact."""
     rng = np.random.default_rng(0)
-    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, 200), (200, 264)))
+    a, b = (rng.integers(-3, 4, shape).astype(np.float16) for shape in ((m, 200), (200, 232)))
+    c = np.full((m, 232), np.nan, np.float16)
+    code = matmul_kernel.lower(a, b, c, target="cuda:sm_90a", **dict(zip(("BM", "BN", "BK", "CLUSTER"), how[:4],
+                                                                         strict=True)), ACC=tile.f32)
+    assert ("TMA multicast to 2 programs" in code.copies) == (how.CLUSTER != (1, 1)) != bool(code.roles)
     with tile.target("emulate:cuda:sm_90a"):
-        np.testing.assert_array_equal(ops.matmul(a, b), (a.astype(np.float64) @ b).astype(np.float16))
+        product(a, b, c, how)
+    np.testing.assert_array_equal(c, (a.astype(np.float64) @ b).astype(np.float16))
 
 
 # -- warps that only copy ---------------------------------------------------------------------------------------------
