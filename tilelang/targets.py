@@ -104,6 +104,12 @@ def cpu_features() -> frozenset[str]:
     return host().features
 
 
+def cpu_vector_bytes() -> int:
+    """Bytes of a vector register of this processor: 64 with AVX-512, 32 with AVX2."""
+    from tilelang.backends.cpu.machine import host
+    return host().vector_bytes
+
+
 def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
                     n: int = 0) -> tuple[RegisterLayout, RegisterLayout]:
     """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in `acc`, by default with the n of

@@ -18,6 +18,7 @@ far that reaches.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -26,16 +27,55 @@ from tilelang.ir import codec
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ops.mpgemm.pack import FIELDS, Panels, panels, repackable
 from tilelang.quant import QuantTensor, VectorCodes
-from tilelang.targets import cpu_features
+from tilelang.targets import cpu_features, cpu_vector_bytes
 
-BANDWIDTH = 32.0
-"""Bytes a nanosecond that one core reads from memory (Zen 5; see benchmarks/README.md)."""
-RATE = 12.0
-"""Vector operations of 64 bytes that it starts in a nanosecond."""
 PRODUCT = 1.4
 """What a fused product counts: fewer of them start at once."""
 QUANTISED = tuple(f"i{b}" for b in range(2, 9)) + tuple(f"s{b}" for b in range(1, 8))
 """Activations in whole numbers that fit into bytes: of integers the least is never taken."""
+
+
+@dataclass(frozen=True)
+class Core:
+    """What one core does, as measured (benchmarks/README.md)."""
+
+    bandwidth: float
+    """Bytes a nanosecond from memory."""
+    rate: float
+    """Vector operations of 64 bytes that it starts in a nanosecond. The others are counted in such operations."""
+    fours: float
+    """`dot4` with bytes of up to 7 bits."""
+    eights: float
+    """The same with bytes of 8 bits."""
+    halves: float
+    """What a row and the words add to products of pairs of bf16 where they are taken apart."""
+    bits_in_common: float
+    """What bits that two words have in common take, of a row and a plane of either operand, for 8 columns."""
+    sums: float
+    """A bit's look-ups in a table of 16 f32."""
+    bytes: float
+    """The same of bytes."""
+    registers: bool
+    """Whether tables of f32 lie in registers: values of up to 4 bits are then looked up as they are."""
+    blocks: tuple[float, float]
+    """Nanoseconds to make an element of a block, and to multiply it by a row."""
+
+    def shuffles(self, bits: int) -> float:
+        """What a table of so many bits takes beyond a look-up in one register of bytes."""
+        return (2 if bits > 6 else 0) if self.registers else 2.5 * (max((1 << bits) // 16, 1) - 1)
+
+
+ZEN5 = Core(32.0, 12.0, 2.4, 2.4, 2.0, 5.6, 5.0, 1.4, True, (0.6, 0.01))
+ZEN3 = Core(20.0, 4.2, 3.6, 8.0, 3.0, 14.0, 45.0, 4.0, False, (0.45, 0.0215))
+
+
+@cache
+def core() -> Core:
+    """One like the host's: with AVX-512, or without."""
+    made, features = ZEN5 if cpu_vector_bytes() == 64 else ZEN3, cpu_features()
+    if "vnni" not in features:
+        made = replace(made, fours=ZEN3.fours, eights=ZEN3.eights)
+    return replace(made, halves=0.0) if "bf16" in features else made
 
 
 @dataclass(frozen=True)
@@ -70,17 +110,21 @@ def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None
     packed = panels(w)
     key = x, m, decomposition
     if key not in packed.plans:
-        packed.plans[key] = _cheapest(x, packed, m, decomposition)
+        found = _cheapest(x, packed, m, decomposition)
+        if decomposition is None and m >= 8:  # blocks of W pay for many rows
+            found = min(found, _in_blocks(w, m, None), key=lambda p: p.nanoseconds)
+        packed.plans[key] = found
     return packed.plans[key]
 
 
 def _in_blocks(w: QuantTensor, m: int, wanted: str | None) -> Plan:
-    """The plan for what is read as it is stored, element by element: the only one for vectors and for long codes."""
+    """The plan for blocks of what is read as it is stored: the only one for vectors and for long codes."""
     if wanted not in (None, BLOCKS):
         raise TargetError(f"{wanted} cannot compute this product", needs="one code of at most 8 bits for each weight",
                           got=str(w.codes), try_=f'use decomposition="{BLOCKS}"')
     looked_up = len(w.codes.stages) if isinstance(w.codes, VectorCodes) else 0
-    time = w.shape[0] * w.shape[1] * (0.6 + 3.0 * looked_up + m / 64 * 0.65)
+    made, multiplied = core().blocks
+    time = w.shape[0] * w.shape[1] * (made + 3.0 * looked_up + m * multiplied)
     return Plan(BLOCKS, dtype("f32"), w.shape[1], 0, 0, max(m, 1), time)
 
 
@@ -97,15 +141,19 @@ def _cheapest(x: DType, w: Panels, m: int, wanted: str | None) -> Plan:
 
 
 def by_bytes(w: Panels) -> bool:
-    """Whether the values of `w` as f32 are looked up by bytes of bf16: those of more than a register of f32."""
-    return w.dtype is not None and w.bits > 4 and codec.holds(dtype("bf16"), w.dtype)
+    """Whether the values of `w` as f32 are looked up by bytes of bf16: those of more than a register of f32. Without
+    such registers all are, but for the fields of longer floats."""
+    if w.dtype is None or not codec.holds(dtype("bf16"), w.dtype):
+        return False
+    return w.bits > 4 if core().registers else w.bits <= 6 or w.dtype.kind != "float"
 
 
 def _dequant_fma(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
-    rows = _rows(m, 4 if by_bytes(w) else 5)
+    tables = by_bytes(w)
+    rows = _rows(m, 4 if tables else 5)
     each = (2 if w.dtype is None else 3) + (len(FIELDS[w.bits]) - 1) / 2  # mask, convert
-    if by_bytes(w):
-        each += 2 if w.bits > 6 else 0
+    if tables:
+        each += core().shuffles(w.bits)
     elif w.dtype is not None and w.bits > 4:
         each += 10 if w.bits > 6 else 3 * (w.bits - 4)  # fields of a float, or several registers of a table
     each += PRODUCT * rows  # of 16 lanes
@@ -120,8 +168,9 @@ def _bf16_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
         return "values that bf16 holds", str(w.dtype), 'use decomposition="dequant_fma"'
     each = (2 if w.dtype is None and w.bits < 8 else 3.5 if w.bits <= 6 else 6 if w.dtype is None else 10) + \
         2 * (fields - 1) + PRODUCT * rows
-    if "bf16" not in cpu_features():
-        each += 2 * (1 + rows)  # halves apart, two products
+    each += core().halves * (1 + rows)  # halves apart, two products
+    if w.dtype is not None and not core().registers:
+        each += core().shuffles(w.bits)
     return _estimate("bf16_dot", "f32", w, m, rows, 2 * each, 0, 0)
 
 
@@ -146,7 +195,7 @@ def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     whole, rows = _whole(x, w), _rows(m)
     if len(whole) == 3:
         return whole
-    each = 2 * len(FIELDS[w.bits]) + 2.4 * rows
+    each = 2 * len(FIELDS[w.bits]) + (core().fours if w.bits < 8 else core().eights) * rows
     return _estimate("int_dot", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 
@@ -154,7 +203,7 @@ def _bitplane_popc(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     whole, rows = _whole(x, w, 2 if x.kind == "bipolar" else 1), _rows(m)
     if len(whole) == 3:
         return whole
-    each = 5.6 * w.bits * x.bits * rows / 8  # and, count, multiply, add: 32 columns of 16 rows
+    each = core().bits_in_common * w.bits * x.bits * rows / 8  # and, count, multiply, add: 32 columns of 16 rows
     return _estimate("bitplane_popc", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 
@@ -168,9 +217,9 @@ def _lut_act(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     if wrong := _even(w):
         return wrong
     tables = 512 * w.words.shape[1] * m  # bytes: they are made first, and every panel reads them all
-    each = 5 * w.bits + (1.5 if tables > 1 << 20 else 0)  # shift, look up, add, load tables, maybe not from L2
+    each = core().sums * w.bits + (1.5 if tables > 1 << 20 else 0)  # shift, look up, add; tables may come from L3
     found = _estimate("lut_act", "f32", w, m, 1, each, 0, 0)
-    return replace(found, nanoseconds=found.nanoseconds + tables / BANDWIDTH)
+    return replace(found, nanoseconds=found.nanoseconds + tables / core().bandwidth)
 
 
 def _lut_act_i8(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
@@ -184,7 +233,7 @@ def _lut_act_i8(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     if w.depth > limit:
         return f"groups of at most {limit} columns: i32 holds no larger sum", f"groups of {w.group}", \
             "quantise with smaller groups"
-    return _estimate("lut_act_i8", "i32", w, m, rows, 1 + 1.4 * w.bits * rows, w.depth // 4 * most, limit)
+    return _estimate("lut_act_i8", "i32", w, m, rows, 1 + core().bytes * w.bits * rows, w.depth // 4 * most, limit)
 
 
 def _lut_weight(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
@@ -218,7 +267,7 @@ def _estimate(name: str, accumulator: str, w: Panels, m: int, rows: int, each: f
               limit: int) -> Plan:
     """`each` is the vector operations for 64 codes and `rows` rows."""
     turns = -(-m // max(rows, 1))
-    parts = w.nbytes / BANDWIDTH, turns * w.words.size * 32 / w.bits / 64 * each / RATE
+    parts = w.nbytes / core().bandwidth, turns * w.words.size * 32 / w.bits / 64 * each / core().rate
     time = max(parts) + min(parts) / 4  # of the shorter part most goes on beside the longer
     return Plan(name, dtype(accumulator), w.group, bound, limit, max(rows, 1), time)
 

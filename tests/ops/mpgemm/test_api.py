@@ -1,6 +1,7 @@
 """Products with quantised weights against the f64 meaning of the weight, and whole numbers to the bit."""
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -16,9 +17,8 @@ from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ops.mpgemm.blocks import source
 from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
-from tilelang.ops.mpgemm.plan import plan
+from tilelang.ops.mpgemm.plan import ZEN3, ZEN5, Core, plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
-from tilelang.targets import cpu_features
 
 activation = import_module("tilelang.ops.activation")
 
@@ -308,16 +308,20 @@ def test_what_follows_the_product(dt: torch.dtype) -> None:
     assert ops.mpgemm(x, w, out_dtype=tile.f32).dtype == torch.float32
 
 
-def test_a_plan_is_the_cheapest_that_can() -> None:
+@pytest.mark.parametrize("like", [ZEN5, replace(ZEN5, halves=0.0), ZEN3], ids=["AVX-512", "with bf16", "AVX2"])
+def test_a_plan_is_the_cheapest_that_can(like: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("tilelang.ops.mpgemm.plan"), "core", lambda: like)
     rng = np.random.default_rng(4)
     one, three, four, table = (weight(rng, name, 512, 512, 128) for name in ("u1", "u3", "u4", "f4e2m1"))
-    assert plan(tile.f32, one, 64).decomposition == "lut_act"
-    assert plan(tile.f32, three, 64).decomposition == "dequant_fma"
+    assert plan(tile.f32, one, 64).decomposition == ("lut_act" if like.registers else "dequant_fma")
+    assert plan(tile.f32, three, 48).decomposition == "dequant_fma"
     assert plan(tile.f32, four, 1).decomposition == plan(tile.f32, table, 1).decomposition == "dequant_fma"
-    pairs = "bf16_dot" if "bf16" in cpu_features() else "dequant_fma"
-    assert plan("bf16", four, 64).decomposition == plan("i8", table, 1).decomposition == pairs
-    assert plan("i8", four, 1).decomposition == "int_dot"
+    pairs = "dequant_fma" if like.halves else "bf16_dot"
+    assert plan("bf16", four, 48).decomposition == plan("i8", table, 1).decomposition == pairs
+    assert plan("i8", four, 1).decomposition == plan("i8", four, 256).decomposition == "int_dot"
     assert plan("i8", four, 1).bound == 128 * 127 * 15
+    if not like.registers:  # blocks of W are worth their while
+        assert plan(tile.f32, four, 256).decomposition == "dequant_dot"
 
 
 def test_mistakes() -> None:
