@@ -12,6 +12,7 @@ keep what else their masks had: those they started with, or other ones that some
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from functools import lru_cache
@@ -19,6 +20,8 @@ from functools import lru_cache
 from tilelang import cache, locks
 from tilelang.backends.cpu import machine
 from tilelang.config import MAX_THREADS, config
+
+_log = logging.getLogger("tilelang")
 
 # State of the pool: the job, a ticket counter, helpers still busy, the first error, and scratch memory of each worker.
 _IR = """
@@ -395,13 +398,18 @@ class Pool:
         self.resize(wanted)
 
     def resize(self, workers: int) -> None:
-        """Lets `workers` threads (the caller's included) take part in parallel loops."""
+        """Lets `workers` threads (the caller's included) take part in parallel loops; fewer where the system has no more."""
         if not 1 <= workers <= MAX_THREADS:
             raise ValueError(f"the number of threads must be 1 to {MAX_THREADS}, got {workers}")
         with locks.compiling:  # two that start the same helper would give it the same memory
             while self._started < workers - 1:
-                threading.Thread(target=self._worker, args=(self._started + 1,), daemon=True,
-                                 name=f"tilelang-{self._started + 1}").start()
+                try:
+                    threading.Thread(target=self._worker, args=(self._started + 1,), daemon=True,
+                                     name=f"tilelang-{self._started + 1}").start()
+                except RuntimeError as error:  # a limit of the system's, or of a container
+                    _log.warning("kernels run on %d threads instead of %d: %s", self._started + 1, workers, error)
+                    workers = self._started + 1
+                    break
                 self._started += 1
             self.workers = workers
             self._size(workers - 1)

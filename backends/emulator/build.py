@@ -43,10 +43,9 @@ def _headers() -> str:
     return h.hexdigest()
 
 
-@lru_cache(maxsize=4)
-def _directory(cache_dir: Path) -> Path:
+def _directory() -> Path:
     """A folder for libraries that no other user may write: in the cache, else one of this process."""
-    directory = cache_dir / "emulator"
+    directory = cache.default().directory / "emulator"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = directory.stat()
@@ -54,6 +53,11 @@ def _directory(cache_dir: Path) -> Path:
             return directory
     except OSError:
         pass
+    return _own()
+
+
+@lru_cache(maxsize=1)
+def _own() -> Path:
     return Path(tempfile.mkdtemp(prefix="tilelang-emulator-"))
 
 
@@ -61,7 +65,7 @@ def _library(kind: str, source: Path | str, flags: tuple[str, ...], *more: str) 
     """The shared library of a source file or text. Processes that build one at once each rename a whole file."""
     text = source if isinstance(source, str) else source.read_text(encoding="utf-8")
     h = hashlib.sha256("\0".join((_identity(), _headers(), *flags, text, *more)).encode())
-    directory = _directory(cache.default().directory)
+    directory = _directory()
     path = directory / f"{kind}-{h.hexdigest()[:32]}.so"
     if path.exists():
         try:
@@ -100,7 +104,7 @@ def _prune(directory: Path, limit: int) -> None:
 def runtime() -> Path:
     """The runtime library. It takes seconds to build: of several processes one does, and others wait."""
     parts = [p.read_text(encoding="utf-8") for p in sorted((HERE / "runtime").iterdir()) if p.suffix in (".cpp", ".h")]
-    with locks.alone(_directory(cache.default().directory) / "runtime.lock", 600):
+    with locks.alone(_directory() / "runtime.lock", 600):
         return _library("runtime", HERE / "runtime" / "runtime.cpp", RUNTIME_FLAGS, *parts)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from tilelang.backends.cpu import machine
+from tilelang.backends.cpu.pool import Pool
 
 PROGRAM = """
 import numpy as np
@@ -107,6 +111,22 @@ def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path.write_text(program)
     return subprocess.run([sys.executable, str(path)], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+
+
+def test_as_many_threads_as_there_are(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(machine, "define", lambda name, address: None)  # kernels keep the pool they have
+    pool, started, start = Pool(), [], threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    pool.resize(5)
+    assert pool.workers == 3 and "on 3 threads instead of 5: can't start new thread" in caplog.text
+    pool.resize(2)
+    assert pool.workers == 2 and len(caplog.records) == 1
 
 
 def test_fewer_threads_after_more(tmp_path: Path) -> None:

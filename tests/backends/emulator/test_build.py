@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_a_second_build_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest
     assert build.kernel(COPY) == first and first.stat().st_ino == stamp
     assert build.kernel(COPY + "\n") != first
     assert build.kernel("// k for another target\n" + COPY) == first
+    shutil.rmtree(first.parent)  # by somebody, while the process runs
+    assert build.kernel(COPY) == first and first.exists()
     assert not list(first.parent.glob(".build-*"))
 
 
