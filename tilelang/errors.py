@@ -61,6 +61,13 @@ class TileError(Exception):
         return "\n".join(lines)
 
 
+def too_deep(name: str, loc: Loc | None) -> TileError:
+    """What becomes of a RecursionError."""
+    return TileError(f"`{name}` nests too deeply to compile", loc=loc,
+                     needs="fewer nested expressions, branches or unrolled loops", got="Python's recursion limit",
+                     try_="tile.range instead of tile.static_range, a look-up instead of many branches")
+
+
 class UnsupportedSyntax(TileError):
     """Python that has no meaning in a kernel."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilelang import cache
-from tilelang.errors import CheckError, TileError, VerifyError
+from tilelang.errors import CheckError, TileError, VerifyError, too_deep
 from tilelang.ir.core import Function, Op, Region, TensorType, TileType, Value
 from tilelang.ir.parser import parse
 from tilelang.ir.shape import Broadcast, Const
@@ -102,6 +102,8 @@ def reproducible(tile: Function, target: str, args: Sequence[Any] = ()) -> Itera
     Other mistakes of the user's are left alone, and so is what the machine lacks. `args` are those of `packed`."""
     try:
         yield
+    except RecursionError:
+        raise too_deep(tile.name, tile.loc) from None
     except Exception as error:
         ours = not isinstance(error, TileError) or isinstance(error, VerifyError)
         if ours or isinstance(error, CheckError):

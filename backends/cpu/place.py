@@ -23,6 +23,9 @@ COSTLY = 8
 """Inline cost (operations per element) from which a value needed by several nests is stored rather than recomputed."""
 OFTEN = 16
 """How many times what is read may be read again rather than stored."""
+LONG = 128
+"""Operations one after the other in a nest, of which the last is stored: code is made from the end of such a chain, by
+functions that call themselves for what comes before it."""
 TURN = 7
 """Cost of an element read the other way round than memory holds it."""
 _COST = {"exp": 10, "exp2": 8, "log": 12, "log2": 12, "sin": 20, "cos": 20, "tanh": 14, "erf": 16, "sigmoid": 14,
@@ -137,6 +140,7 @@ class _Placer:
         self.depth: dict[Value, int] = {p: 0 for p in fn.params}
         self.users: dict[Value, list[tuple[Op, int]]] = {}
         self.order: dict[Op, int] = {}  # of the program
+        self.links: dict[Value, int] = {p: 0 for p in fn.params}  # operations from a stored value on
         self.together: dict[Op, Op] = {}  # reductions that follow one another, by the first, whose nest they join
         self._survey(fn.body, 0)
         self.mapping: dict[Value, Value] = {p: p for p in fn.params}
@@ -149,6 +153,7 @@ class _Placer:
     def _survey(self, region: Region, depth: int) -> None:
         for arg in region.args:
             self.depth[arg] = depth
+            self.links[arg] = 0
         last: Op | None = None
         for op in region.ops:
             self.order[op] = len(self.order)
@@ -161,6 +166,8 @@ class _Placer:
                 self.users.setdefault(v, []).append((op, depth))
             for r in op.results:
                 self.depth[r] = depth
+                self.links[r] = 1 + max((self.links[o] % LONG for o in op.operands), default=0) \
+                    if self.inline(op) else 0
             for inner in op.regions:
                 if op.name not in ("reduce", "scan"):
                     self._survey(inner, depth + 1)
@@ -246,7 +253,9 @@ class _Placer:
         return self.kept_memo[v]
 
     def must_store(self, v: Value) -> bool:
-        """Whether some use needs the tile in memory."""
+        """Whether some use needs the tile in memory, or it ends a long chain."""
+        if self.links[v] == LONG:
+            return True
         for user, _ in self.users.get(v, []):
             if user.name in ("yield", "for", "while", "if", "print") or (
                 user.name in LOOKUPS and user.operands[0] is v
@@ -372,7 +381,7 @@ class _Placer:
             self.nest.reduced |= set(op.results)
         elif value is not None:
             self.nest.stored.add(value)
-        if not shape:  # a scalar taken out of a tile
+        if not shape or value is not None and self.links[value] == LONG:  # a scalar taken out of a tile, or enough
             self.close()
 
     def close(self) -> None:

@@ -398,7 +398,7 @@ class Pool:
         self.resize(wanted)
 
     def resize(self, workers: int) -> None:
-        """Lets `workers` threads (the caller's included) take part in parallel loops; fewer where the system has no more."""
+        """Lets `workers` threads (the caller's included) take part in parallel loops, or all that there are."""
         if not 1 <= workers <= MAX_THREADS:
             raise ValueError(f"the number of threads must be 1 to {MAX_THREADS}, got {workers}")
         with locks.compiling:  # two that start the same helper would give it the same memory

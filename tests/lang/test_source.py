@@ -81,3 +81,11 @@ def test_carets_stand_under_what_they_mean(tmp_path: Path, name: str, space: str
     line, under = (text.partition("| ")[2] for text in str(caught.value).splitlines()[2:4])
     before = line.partition("NOTHING")[0]
     assert under == " " * wider + "".join("\t" if c == "\t" else " " for c in before) + "^" * len("NOTHING")
+
+
+def test_what_nests_too_deeply_is_the_users_mistake(tmp_path: Path) -> None:
+    """Each `elif` stands in the `else` of the one before."""
+    branches = "".join(f"    {'el' * (i > 0)}if at == {16 * i}:\n        größe = größe + {i}.0\n" for i in range(400))
+    with pytest.raises(errors.TileError, match=r"(?s)`add` nests too deeply to compile.*file.py:1") as caught:
+        defined(tmp_path / "file.py", KERNEL.replace("    tile.store", branches + "    tile.store").encode())(X)
+    assert not hasattr(caught.value, "__notes__")  # no reproducer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tilelang.errors import TileError, UnsupportedSyntax
+from tilelang.errors import UnsupportedSyntax, too_deep
 from tilelang.ir.core import Dim, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.core import Function as IRFunction
 from tilelang.ir.dtypes import DType, dtype
@@ -123,9 +123,7 @@ class KernelDef:
             with emitter.active():
                 Statements(self.source, emitter, env, None, ()).block(self.source.tree.body)
         except RecursionError:
-            raise TileError(f"`{self.name}` nests too deeply to compile", loc=self.source.loc,
-                            needs="fewer nested expressions or unrolled loops", got="Python's recursion limit",
-                            try_="use tile.range instead of tile.static_range") from None
+            raise too_deep(self.name, self.source.loc) from None
         fn = IRFunction(self.name, values, body, "tile", self.source.loc)
         for op in [op for op in fn.walk() if op.name == "grid"][1:]:
             raise UnsupportedSyntax("a second grid", loc=op.loc, needs="one tile.grid or tile.persistent in a kernel",

@@ -21,3 +21,16 @@ def test_a_chain_of_values_that_are_used_four_times_each() -> None:
     assert chain.lower(x, TIMES=60).source.count("fmul") < 1000
     y, _ = chain(x, TIMES=20)
     np.testing.assert_array_equal(y, chain.reference(x, TIMES=20)[0])
+
+
+@tile.kernel
+def line(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], TIMES: tile.Const):
+    a = tile.load(x, 0, 64)
+    for i in tile.static_range(TIMES):
+        a = tile.minimum(a * 1.5 + i, 7.0)
+    tile.store(y, 0, a)
+
+
+def test_a_chain_longer_than_pythons_stack() -> None:
+    x = np.linspace(0, 1, 64, dtype=np.float32)
+    np.testing.assert_array_equal(line(x, TIMES=500), line.reference(x, TIMES=500))
