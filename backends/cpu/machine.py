@@ -158,7 +158,8 @@ class Loaded:
         with locks.compiling:
             builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
             for name, address in _defined.items():
-                builder.import_symbol(name, address)
+                if name not in functions:  # the pool's own, when Ctrl-C has kept its first start from its end
+                    builder.import_symbol(name, address)
             for name in functions:
                 builder.export_symbol(name)
             self._linked = builder.link(_linker(), f"tilelang-{next(self._count)}")
