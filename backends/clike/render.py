@@ -102,7 +102,8 @@ class _Renderer(Bulk, Matrix, Programs):
             return
         name = self.declare(op.result)
         value = unary_or_infix(op, [self.lane(v, "i") for v in op.operands])
-        self.each(op.result.shape[0], f"{name}[i] = {value};")
+        each = self.each_too if self.target.registers else self.each
+        each(op.result.shape[0], f"{name}[i] = {value};")
 
     # -- values -------------------------------------------------------------------------------------------------------
     def _const(self, op: Op) -> None:

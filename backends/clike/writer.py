@@ -1,6 +1,7 @@
 """What all parts of the renderer write with: names of values, lines, numbers of operations."""
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 
 from tilelang.backends.clike.expressions import RESERVED, c_type, literal
@@ -10,6 +11,8 @@ from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import Loc
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
+
+_DECLARATION = re.compile(r"\s*(//.*|[\w:<>, ]+;)$")
 
 
 class Writer(ABC):
@@ -23,6 +26,7 @@ class Writer(ABC):
         self.taken: set[str] = set()
         self.ops: list[Op] = []
         self.loc: Loc | None = None
+        self.last: tuple[int, int, list[str]] = -1, 0, []  # the last loop over lanes: where, of how many, what it does
         self.continuing = continuing(fn)
         self.maps = tensor_maps(fn)
 
@@ -85,7 +89,19 @@ class Writer(ABC):
         return name
 
     def each(self, n: int, body: str) -> None:
+        """Does something with each lane."""
         self.line(f"TL_UNROLL for (int i = 0; i < {n}; ++i) {body}")
+
+    def each_too(self, n: int, body: str) -> None:
+        """The same, in one loop with what was done so just before, if only declarations stand between: compilers keep
+        to the order of the text, and no vector of intermediate values is then in registers at once."""
+        at, lanes, bodies = self.last
+        if lanes != n or not all(_DECLARATION.match(line) for line in self.lines[at + 1:]):
+            bodies = []
+        if bodies:
+            del self.lines[at]
+        self.last = len(self.lines), n, [*bodies, body]
+        self.each(n, f"{{ {' '.join(self.last[2])} }}" if bodies else body)
 
     def address(self, memory: Value, offset: Value) -> str:
         at = self.scalar(offset)

@@ -3,7 +3,7 @@
 requires: PLACED, with pipelined loops
 ensures: where the tiles alive in an innermost loop with products take more registers than a thread has, some that the
 loop does not use are written to shared memory where they are made, and read back where they are used: by each thread
-what it wrote itself, so without a barrier, and without bank conflicts
+what it wrote itself, so without a barrier, and without bank conflicts; what an outer loop carries is carried there
 example: of the solver's loop in Local Linear Attention, the solution and the residual, which change between its sums
 """
 from __future__ import annotations
@@ -35,12 +35,12 @@ def set_aside(fn: Function, target: SimtTarget) -> Function:
     if not target.registers:
         return fn
     room = target.shared_bytes - sum(size_of(op) for op in fn.walk() if op.name == "alloc")
-    made = [v for op in fn.walk() for v in (*(a for r in op.regions for a in r.args), *op.results)]
     for path in list(_innermost(fn.body, ())):
         loop = path[-1][1]
         across, inside = _across(path), _used([loop])
         missing = sum(map(_registers, across)) + _peak(loop.regions[0]) + OTHERS - target.registers
         around = Counter(v for _, op in path[:-1] for o in Region([], [op]).walk() for v in o.operands)
+        made = (v for op in fn.walk() for v in (*(a for r in op.regions for a in r.args), *op.results))
         unused = [v for v in made if v in across - inside and _registers(v) >= LEAST]
         for v in sorted(unused, key=lambda v: (around[v], -_registers(v))):  # first what is read back least often
             place = _own_place(v.tile)
@@ -144,17 +144,39 @@ def _own_place(t: TileType) -> SharedLayout | None:
 
 
 class _Aside:
-    """Everything that is done with one tile."""
+    """Everything that is done with one tile. Where an outer loop carries it, that carries the memory, if what is to be
+    there next is made after the last use of what was."""
 
     def __init__(self, fn: Function, v: Value, place: SharedLayout) -> None:
-        self.fn, self.v = fn, v
+        self.fn, self.v, self.names = fn, v, {v}
+        self.uses = Counter(x for op in fn.walk() for x in op.operands)
         attrs = {"dtype": v.dtype, "shape": v.shape, "layout": place, "managed": True}
         self.alloc = mem.Alloc([], attrs, loc=v.owner.loc if v.owner else None)
         self.alloc.result.name = f"{v.name or 'tile'}_aside"
 
     def run(self) -> None:
+        for around in [self.fn.body, *(r for op in self.fn.walk() for r in op.regions)]:
+            for op in around.ops:
+                if op.name in LOOPS and self.v in op.regions[-1].args:
+                    self.carry(op, around)
         self.fn.body.ops.insert(0, self.alloc)
         self.visit(self.fn.body, None)
+
+    def carry(self, loop: Op, around: Region) -> None:
+        body, v = loop.regions[-1], self.v
+        k = body.args.index(v) - len(body.args)
+        later = body.yields[k]
+        if later.owner not in body.ops or later.type != v.type or any(
+                v in _used([op]) for op in body.ops[body.ops.index(later.owner) + 1:]) or any(
+                r.args[k] in _used(r.ops) for r in loop.regions[:-1]):
+            return
+        at = around.ops.index(loop)
+        around.ops[at:at] = self.access(loop, mem.Store, loop.operands.pop(k))
+        self.names.add(loop.results.pop(k))
+        body.yields.pop(k)
+        for r in loop.regions:
+            r.args.pop(k)
+        self.v = later
 
     def access(self, like: Op | None, cls: type[Op], *tile: Value, **attrs: object) -> list[Op]:
         loc = like.loc if like is not None else None
@@ -162,25 +184,32 @@ class _Aside:
         axes = tuple(range(len(self.v.shape)))
         return [zero, cls([self.alloc.result, *[zero.result] * len(axes), *tile], {"axes": axes, **attrs}, loc=loc)]
 
-    def visit(self, region: Region, held: Value | None) -> Value | None:
-        """Rewrites a region that begins with the tile in registers as `held`, or not; what holds it at the end."""
+    def visit(self, region: Region, held: Value | None) -> None:
+        """Rewrites a region that begins with the tile in registers as `held`, or not."""
         ops, region.ops = region.ops, []
         if self.v in region.args:
             held = self.v
             region.ops += self.access(None, mem.Store, held)
         for op in ops:
-            if self.v in op.operands and held is None:
-                region.ops += self.access(op, mem.Load, shape=self.v.shape)
-                held = region.ops[-1].result
+            if held is None and self.names & set(op.operands):
+                at = self.before(region.ops, op)
+                region.ops[at:at] = self.access(op, mem.Load, shape=self.v.shape)
+                held = region.ops[at + 1].result
                 held.type = self.v.type
-            op.operands = [held if x is self.v and held is not None else x for x in op.operands]
+            op.operands = [held if x in self.names and held is not None else x for x in op.operands]
             for inner in op.regions:
                 if op.name not in ("reduce", "scan"):
                     self.visit(inner, None if op.name in LOOPS else held)
-            if op.name in LOOPS:
-                held = None
+            held = None if op.name in LOOPS else held
             region.ops.append(op)
             if self.v in op.results:
                 held = self.v
                 region.ops += self.access(op, mem.Store, held)
-        return held
+
+    def before(self, ops: Sequence[Op], user: Op) -> int:
+        """Where before its user: also before what that alone combines it with, of which then no whole tile waits."""
+        at = len(ops)
+        while at and isinstance(ops[at - 1], ew.Elementwise) and ops[at - 1].result in user.operands and \
+                self.uses[ops[at - 1].result] == 1:
+            at -= 1
+        return at

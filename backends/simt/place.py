@@ -100,7 +100,7 @@ def _infer(fn: Function, target: SimtTarget) -> Inference:
         warps //= 2
         other = Inference(fn, target, target.warp * warps, staged)
         found = other.solve()
-        if found >= cost or other.registers() > REGISTERS:
+        if found >= cost or other.registers() > max(REGISTERS, best.registers()):
             break
         best, cost = other, found
     return best

@@ -12,6 +12,7 @@ from tilelang.backends.simt.exchange import wavefronts
 from tilelang.ir.core import TileType
 from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout, local, replicated, spatial
+from tilelang.ops.lla.forward import forward_kernel
 
 ACC = local(2, 1) * spatial(8, 4) * local(1, 2)
 
@@ -43,6 +44,8 @@ def test_what_is_set_aside_comes_back(arch: str, monkeypatch: pytest.MonkeyPatch
         code = rounds.lower(x, y, z, target=f"cuda:{arch}", B=32, ROUNDS=2)
         found.append((str(code.placed).count("_aside = alloc"), code.source.count("tl::barrier(")))
     assert found[0][0] == 0 and found[1][0] == 2 and found[0][1] == found[1][1]
+    loop = next(op for op in code.placed.walk() if op.name == "while")
+    assert not any(v.shape for v in loop.results)  # memory carries the total
     with tile.target(f"emulate:cuda:{arch}"):
         rounds(x, y, z, B=32, ROUNDS=2)
     first = np.zeros((40, 30))
@@ -51,6 +54,27 @@ def test_what_is_set_aside_comes_back(arch: str, monkeypatch: pytest.MonkeyPatch
     # 70 products and 3 more terms, in f32, twice over
     size = abs(x.astype(float)) @ abs(y.astype(float)) + abs(first)
     assert (abs(z - 1.5 * once) <= 2 * 73 * 2.0 ** -23 * size).all()
+
+
+def test_wide_heads_have_no_idle_warps() -> None:
+    """Eight warps would hold as much each as four, of 64 rows padded to 128: and padded tiles have no place."""
+    q, lam = np.zeros((1, 1, 64, 128), np.float16), np.zeros((1, 1, 64), np.float32)
+    code = forward_kernel.lower(q, q, q, lam, q.copy(), 1.0, 0.0, target="cuda:sm_80", BM=64, BN=16, BD=128, BE=128)
+    assert code.rendered.threads == 128
+    assert str(code.placed).count("_aside = alloc") == 3  # the solution, the residual and the queries in f32
+
+
+@tile.kernel
+def chain(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+    """y = 3 x (x + 1)"""
+    a = tile.load(x, (0,), (256,))
+    tile.store(y, (0,), (a + 1.0) * (3.0 * a))
+
+
+def test_nothing_whole_waits_between_steps() -> None:
+    """NVIDIA's compilers keep to the order of the text: it goes through all steps lane by lane."""
+    x = np.zeros(256, np.float32)
+    assert chain.lower(x, x.copy(), target="cuda:sm_80").source.count("TL_UNROLL for") == 1
 
 
 @pytest.mark.parametrize("dt", ["f32", "f16", "f64"])
