@@ -11,6 +11,7 @@ from tilelang.backends.cpu.place import COSTLY, weight
 from tilelang.ir import elementwise as ew
 from tilelang.ir import thread as th
 from tilelang.ir.core import Function, Op, Region, TileType, Value, used_values
+from tilelang.layouts import SharedLayout
 
 
 def is_tile(v: Value) -> bool:
@@ -23,13 +24,17 @@ class InPlace:
     adopted: initial values that nothing else reads; the loop goes on in their buffer.
     begun: a dot -> the loop it accumulates over from zero. Its first iteration does not read the accumulator, and
     `unwritten` holds the nests that would have cleared it: they run only where the loop does not.
-    finishes: a dot, or a loop -> the nest right behind that takes its last accumulators out of registers."""
+    finishes: a dot, or a loop -> the nest right behind that takes its last accumulators out of registers.
+    packed: a tile -> the layout that a dot wants it in, where all who read the tile can do with that one.
+    copies: nests that would only copy such a tile to what they give."""
 
     home: dict[Value, Value] = field(default_factory=dict)
     adopted: set[Value] = field(default_factory=set)
     begun: dict[Op, Op] = field(default_factory=dict)
     unwritten: set[Op] = field(default_factory=set)
     finishes: dict[Op, Finish] = field(default_factory=dict)
+    packed: dict[Value, SharedLayout] = field(default_factory=dict)
+    copies: set[Op] = field(default_factory=set)
 
 
 class Finish(NamedTuple):
@@ -69,7 +74,34 @@ def plan(fn: Function) -> InPlace:
                 if finish is not None:
                     out.finishes[op] = finish
     visit(fn.body)
+    _pack(out, fn)
     return out
+
+
+def _pack(out: InPlace, fn: Function) -> None:
+    """Tiles that are left operands, whose layout is rows, and that besides nests read and nothing writes again."""
+    readers: dict[Value, list[Op]] = {}
+    copying: list[th.Nest] = []
+
+    def visit(region: Region) -> None:
+        for op in region.ops:
+            inside = isinstance(op, th.Nest)
+            for v in _reads(op) if inside else op.operands:
+                readers.setdefault(v, []).append(op)
+            for inner in () if inside else op.regions:
+                visit(inner)
+            if isinstance(op, th.Nest) and [o.name for o in op.regions[0].ops] == ["convert_layout", "yield"]:
+                copying.append(op)
+    visit(fn.body)
+    for op in copying:
+        (v,), layout = op.regions[0].ops[0].operands, op.result.tile.layout
+        if not isinstance(layout, SharedLayout):
+            continue
+        rows = all(len(digits) == 1 for digits in layout.dims) and layout.dims[-1][0][1] == 1
+        made = v.owner is not None and v.owner.name in ("nest", "dot") and v not in out.home and v not in out.adopted
+        if rows and made and all(isinstance(o, th.Nest) for o in readers[v]) and \
+                out.packed.setdefault(v, layout) == layout:
+            out.copies.add(op)
 
 
 def _accumulates(body: Region, arg: Value) -> Op | None:

@@ -55,7 +55,9 @@ class _Lowering:
 
     # -- regions ------------------------------------------------------------------------------------------------------
     def wanted(self, v: Value) -> Buffer | None:
-        arg = self.inplace.home.get(v)
+        arg, layout = self.inplace.home.get(v), self.inplace.packed.get(v)
+        if layout is not None:
+            return new_buffer(self.b, v.shape, v.dtype, layout)
         return self.stored[arg] if arg is not None else None
 
     def region(self, region: Region) -> None:
@@ -64,7 +66,9 @@ class _Lowering:
             self.b.floor = len(self.b.levels) - 1
             self.b.epoch += 1
             if isinstance(op, th.Nest):
-                if op in self.inplace.unwritten:
+                if op in self.inplace.copies:
+                    self.stored[op.result] = self.stored[op.regions[0].ops[0].operands[0]]
+                elif op in self.inplace.unwritten:
                     self.clear[op.result] = self._nest(op)
                 elif op in self.takes:
                     nest, taken = self.takes[op]

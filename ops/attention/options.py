@@ -132,7 +132,8 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
     widths and every processor a block. At a width of 128 their loop has 1.9 instructions for a product, of 64 x 64
     2.9; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
     "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512) or of "keys" (one). `wgmma` has 64 rows
-    to a group of four warps, so that eight warps take 128 keys."""
+    to a group of four warps, so that eight warps take 128 keys.
+    On a CPU the fewest rows beyond the last query count: 114 suits powers of two."""
     d, e = q.shape[3], v.shape[3]
     if tile.on_gpu(q, k, v):
         side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
@@ -148,6 +149,7 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
             n = max(side // 2, 16)
         bm, bn, deep = block(queries, m, 16), block(keys, n, 16), 16
     else:
-        bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
+        m = min((96, 114), key=lambda rows: -(-queries // rows) * rows) if kernel == "forward" else 96
+        bm, bn, deep = block(queries, m, 12), block(keys, 128, 32), 8
     return {"BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep),
             "ROUND": tile.on_gpu(q, k, v) or dtype_of(q) is tile.bf16}
