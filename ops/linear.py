@@ -8,8 +8,12 @@ import numpy as np
 import tilelang as tile
 from tilelang.ops.activation import gelu_exact
 from tilelang.ops.common import dtype_of, rows
-from tilelang.ops.matmul import blocks, matmul, packed_size
+from tilelang.ops.matmul import blocks, even, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
+from tilelang.targets import cpu_registers
+
+FEW = 12
+"""Rows up to which blocks have as many as x, on CPUs with 16 registers."""
 
 
 @tile.function
@@ -45,8 +49,15 @@ def linear_gelu_backward_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[ti
 
 
 def _blocks(x: Any, w: Any) -> dict[str, int]:
-    return dict(zip(("BM", "BN", "BK"), blocks(x.shape[0], w.shape[0], x.shape[1], packed_size(dtype_of(x)),
-                                               tile.on_gpu(x, w)), strict=True))
+    (m, k), n, gpu = x.shape, w.shape[0], tile.on_gpu(x, w)
+    return dict(zip(("BM", "BN", "BK"), few_rows(max(m, 1), k) if m <= FEW and not gpu and cpu_registers() == 16 else
+                    blocks(m, n, k, packed_size(dtype_of(x), gpu), gpu), strict=True))
+
+
+def few_rows(m: int, k: int) -> tuple[int, int, int]:
+    """(BM, BN, BK) of a product of few rows with 16 registers: few rows of w at a time, where they are pages long, for
+    memory to read along them; else so many that x stays in the first level of the caches with them."""
+    return (m, 8, even(k, 4096, 8)) if m <= 2 and k >= 1024 else (m, 64, even(k, 384, 8))
 
 
 def linear_backward(x: Any, w: Any, dy: Any, bias: Any = None, activation: str | None = None) -> tuple[Any, Any, Any]:

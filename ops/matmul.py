@@ -12,7 +12,7 @@ from tilelang.args import empty_like
 from tilelang.jit import architecture, current_target
 from tilelang.ops.common import block, dtype_of
 from tilelang.ops.streamk import BANDWIDTH, CACHE, LAUNCH, OF_ONE, PROCESSORS, finish_kernel, part, share, slot
-from tilelang.targets import SHAPES
+from tilelang.targets import SHAPES, cpu_features, cpu_registers
 
 FLOPS = 5000.0
 """Of f16, of one processor in a nanosecond."""
@@ -53,22 +53,26 @@ def of_steps(a, b, m, n, first, last, BM, BN, BK, ACC):
     return acc
 
 
+def even(extent: int, largest: int, multiple: int) -> int:
+    """The block extent that covers a dimension by as few equal blocks as can be, of at most `largest`."""
+    count = max(-(-extent // largest), 1)
+    return block(-(-extent // count), largest, multiple)
+
+
 def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[int, int, int]:
     """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, blocks are of
     one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands of `size`
     2 bytes leave room for blocks of twice the depth, those of 1 byte for twice the height and depth, so that packing
     them takes a smaller share of the time, or even four times the depth where the sums then never leave registers
-    before they are complete. On a `gpu` blocks fill registers and shared memory."""
+    before they are complete. With 16 registers a block asks for what it reads next, from whatever cache: blocks are
+    twice as high and wide for half the packing. On a `gpu` blocks fill registers and shared memory."""
     if gpu:
         return block(m, 128, 16), block(n, 128, 16), block(k, 64 if size == 1 else 32, 16)
-
-    def even(extent: int, largest: int, multiple: int) -> int:
-        count = -(-extent // largest)
-        return block(-(-extent // count), largest, multiple)
-    rows, columns = 512 if size == 1 else 256, even(n, 256, 32)
+    largest = 512 if cpu_registers() == 16 else 256
+    rows, columns = 512 if size == 1 else largest, even(n, largest, 32)
     while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
         rows //= 2
-    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2)
+    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2 if largest == 256 else 4)
     return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
 
 
@@ -128,9 +132,12 @@ def group_blocks(m: int, n: int, k: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((block(m, 128, 16), block(n, width, 16), block(k, 64, 16)) for width in widths)
 
 
-def packed_size(dt: tile.DType) -> int:
-    """Bytes of a number as a product on a CPU takes it, where that has instructions for small ones."""
-    return 1 if dt.is_integer and dt.max <= 127 else 2 if dt is tile.bf16 else 4
+def packed_size(dt: tile.DType, gpu: bool = False) -> int:
+    """Bytes of a number as a product takes it, on this CPU where that has instructions for small ones."""
+    features = cpu_features()
+    if dt.is_integer and dt.max <= 127:
+        return 1 if gpu or "vnni" in features else 2 if "avx2" in features else 4
+    return 2 if dt is tile.bf16 and "bf16" in features else 4
 
 
 def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:
@@ -157,9 +164,9 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
     if by_groups:
         how = plan(*sizes, group_blocks(*sizes), 2)
     elif gpu and acc is tile.f32:
-        how = plan(*sizes, (blocks(*sizes, packed_size(dt), gpu),))
+        how = plan(*sizes, (blocks(*sizes, packed_size(dt, gpu), gpu),))
     else:
-        how = Plan(*blocks(*sizes, packed_size(dt), gpu))
+        how = Plan(*blocks(*sizes, packed_size(dt, gpu), gpu))
     product(a, b, result, how, acc)
     return result
 

@@ -110,6 +110,12 @@ def cpu_vector_bytes() -> int:
     return host().vector_bytes
 
 
+def cpu_registers() -> int:
+    """How many vector registers this processor has."""
+    from tilelang.backends.cpu.machine import host
+    return host().registers
+
+
 def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
                     n: int = 0) -> tuple[RegisterLayout, RegisterLayout]:
     """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in `acc`, by default with the n of

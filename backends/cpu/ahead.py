@@ -8,6 +8,9 @@ from typing import Any
 from tilelang.ir import thread as th
 from tilelang.ir.core import Function, Op, Region, TensorType, Value
 
+PAGE = 4096
+"""Bytes of memory that a processor reads ahead in."""
+
 
 @dataclass(frozen=True)
 class Ahead:
@@ -21,7 +24,8 @@ class Ahead:
 
 
 def read_ahead(fn: Function) -> dict[Op, Ahead]:
-    """Loads of blocks that a loop of several stages uses at once, instead of packing them."""
+    """Loads of blocks that a loop of several stages uses at once, instead of packing them. Along rows of pages the
+    processor itself reads ahead."""
     out = {}
     for loop in fn.walk():
         for nest in loop.regions[0].ops if loop.name == "for" and loop.attrs["stages"] > 1 else []:
@@ -30,6 +34,8 @@ def read_ahead(fn: Function) -> dict[Op, Ahead]:
                     continue
                 body, blocks = loop.regions[0], loop.attrs["stages"] - 1
                 axis = next((axis for axis, v in enumerate(op.operands[1:]) if _steps(v, body.args[0])), None)
+                if axis == op.attrs["axes"][-1] and op.attrs["shape"][-1] * op.result.dtype.storage.itemsize >= PAGE:
+                    continue
                 known = [_known(v, body) for v in op.operands[1:]]
                 if axis is not None:
                     out[op] = Ahead(blocks, axis)

@@ -17,6 +17,9 @@ from tilelang.ir import thread as th
 from tilelang.ir.core import Op, TileType, Value
 from tilelang.ir.reduction import Reduce, identity
 
+STREAMS = 4
+"""Rows that are read at once where each has one sum, of short vectors if need be: memory gives one row after the other
+more slowly."""
 At = dict[int, Ix]
 """A position along some dimensions of the nest."""
 
@@ -131,8 +134,9 @@ class Reductions(Elements):
 
     def _at_once(self, outer: Sequence[int]) -> dict[int, int]:
         """How many positions along dimensions of `outer` are reduced at once: more than one where they share vectors
-        loaded from tensors, as many as leave half of the registers to other things than their sums. Sums along the
-        vectors are also made as many at once as a vector has lanes, in which they end."""
+        loaded from tensors, as many as leave half of the registers to other things than their sums, and so many that
+        memory is read in several places. Sums along the vectors are also made as many at once as a vector has lanes,
+        in which they end."""
         shared = self._shared_dim(outer)
         if shared is None or self.vector is None or sum(map(weight, self.region.ops[:-1])) > COSTLY:
             return {}  # the code is repeated for each
@@ -147,7 +151,8 @@ class Reductions(Elements):
                 return {shared: lanes}
         size = max(op.operands[0].dtype.storage.itemsize for op in self.reduces)
         registers = -(-self._lanes(self.shape[self.vector]) * size // self.vector_bytes) * len(self.reduces)
-        count = min(self.shape[shared], self.cpu.registers // 2 // registers)
+        least = STREAMS if self.axis == self.vector and len(self.reduces) == 1 else 1
+        count = min(self.shape[shared], max(self.cpu.registers // 2 // registers, least))
         return {shared: count} if count > 1 else {}
 
     def _shared_dim(self, outer: Sequence[int]) -> int | None:
