@@ -125,11 +125,3 @@ def test_a_missing_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TargetError, match="a C\\+\\+ compiler is needed"):
         host.compiler()
-
-
-@pytest.mark.parametrize("path", [p for d in (*build.INCLUDES, build.HERE / "runtime") for p in d.iterdir()],
-                         ids=lambda p: p.name)
-def test_cpp_files_stay_readable(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 500
-    assert max(map(len, lines)) < 120
