@@ -159,8 +159,8 @@ def documentation(step: Pass) -> dict[str, str]:
     return out
 
 
-def section(step: Pass, case: Case, difference: str) -> str:
-    """What the page says of a pass."""
+def section(step: Pass, seen: tuple[int, Case, str] | None) -> str:
+    """What the page says of a pass: its own example, or what was seen of it."""
     said = documentation(step)
     file = inspect.getsourcefile(step) or ""
     place = re.search(r"(tilelang/passes|backends/\w+)/\w+\.py$", file)
@@ -175,6 +175,8 @@ def section(step: Pass, case: Case, difference: str) -> str:
         before = print_function(parse(textwrap.dedent(example)))  # with the attributes that the docstring leaves out
         out.append(f"```diff\n{_whole(before, textwrap.dedent(code[1]))}\n```\n")
     else:
+        assert seen is not None, f"no kernel shows {step.__name__}"
+        _, case, difference = seen
         out.append(f"In `{case.fn.name}` for {case.target.name}:\n\n```diff\n{difference}\n```\n")
     return "\n".join(out)
 
@@ -199,7 +201,7 @@ def pages() -> dict[str, str]:
                           ("GPUs: THREAD", simt.THREAD_PASSES)):
         order = ", ".join(f"[{p.__name__}](#{_anchor(p)})" for p in passes)
         out.append(f"## {title}\n\n{order}.\n")
-        out += [section(p, *shown[p][1:]) for p in dict.fromkeys(passes) if p not in done]
+        out += [section(p, shown.get(p)) for p in dict.fromkeys(passes) if p not in done]
         done |= set(passes)
     return {"passes.md": "\n".join(out)}
 

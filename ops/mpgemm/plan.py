@@ -111,7 +111,7 @@ def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None
     key = x, m, decomposition
     if key not in packed.plans:
         found = _cheapest(x, packed, m, decomposition)
-        if decomposition is None and m >= 8:  # blocks of W pay for many rows
+        if decomposition is None and m >= 16:  # blocks of W pay for many rows
             found = min(found, _in_blocks(w, m, None), key=lambda p: p.nanoseconds)
         packed.plans[key] = found
     return packed.plans[key]

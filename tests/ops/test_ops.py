@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import tilelang as tile
 from tilelang import ops
 from tilelang.ops import norm
+from tilelang.targets import cpu_registers
 
 activation, linear, matmul, softmax = (import_module(f"tilelang.ops.{n}") for n in (
     "activation", "linear", "matmul", "softmax"))
@@ -91,7 +92,8 @@ def test_linear() -> None:
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([1, 2, 4]))
 def test_blocks_of_products(m: int, n: int, k: int, size: int) -> None:
     bm, bn, bk = matmul.blocks(m, n, k, size)
-    assert min(m, 4) <= bm <= (512 if size == 1 else 256) and 32 <= bn <= 256 and 8 <= bk <= 1024 // size
-    assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // 256))
+    widest = 512 if cpu_registers() == 16 else 256
+    assert min(m, 4) <= bm <= max(widest, 512 // size) and 32 <= bn <= widest and 8 <= bk <= 1024 // size
+    assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // widest))
     for extent, made, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
         assert made - step < extent and -(-extent // made) * made - extent < made

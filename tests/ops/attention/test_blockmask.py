@@ -56,7 +56,7 @@ def test_results(target: str) -> None:
 def test_mistakes() -> None:
     x = torch.zeros(1, 2, 64, 16)
     blocks = ops.block_mask(x, documents, 1, 2, 64, 64)
-    with pytest.raises(ValueError, match="the call's are"):
+    with pytest.raises(ValueError, match="those of the call are"):
         ops.attention(x[:, :, :32], x, x, block_mask=blocks)
     with pytest.raises(ValueError, match="its own mask_mod"):
         ops.attention(x, x, x, block_mask=blocks, mask_mod=documents)
