@@ -94,7 +94,8 @@ def _worker(rank: int, port: int) -> None:
                                         ).requires_grad_(t.requires_grad) for t, d in zip(leaves, cut, strict=True)]
             got = function(*shared)
             assert isinstance(got, DTensor) and (got.placements[0].is_shard() or cut[0] == 2), (name, cut)
-            assert torch.equal(got.full_tensor(), want), (name, cut)
+            # Products of few rows are summed up in an order that goes by how many there are.
+            torch.testing.assert_close(got.full_tensor(), want, rtol=2e-6, atol=2e-6, msg=str((name, cut)))
             cut_wrt = [x for x in shared if x.requires_grad and wrt]
             found = torch.autograd.grad(got.sum(), cut_wrt, allow_unused=True) if wrt else []
             for f, g in zip(found, grads, strict=True):  # sums over what is cut are of another order
