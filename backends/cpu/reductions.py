@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
@@ -38,7 +39,7 @@ class Reductions(Elements):
         self.axis: int | None = self.reduces[0].attrs["axis"] if self.reduces else None
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
         self.vector: int | None = None
-        self.alone = False  # whether one position is reduced at a time
+        self.together = 0  # positions that are reduced at once, but for those left over; 0: not known yet
         self.limit: Index | None = None  # of vectors below it no lane is masked, where others are
         self.targets: dict[Value, Buffer] = {}
 
@@ -68,7 +69,7 @@ class Reductions(Elements):
                       if o.results and isinstance(o.results[0].type, TileType)), default=4)
         heavy = any(o.name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "sigmoid")
                     for o in self.region.ops)
-        across = self.alone and self.axis not in (None, self.vector)
+        across = self.together == 1 and self.axis not in (None, self.vector)
         sums = self.cpu.registers // 4 // len(self.reduces) if across else 0
         # Sums of several rows leave registers for what they are made of.
         least = 4 if 4 * len(self.reduces) <= self.cpu.registers * 5 // 8 else 2
@@ -110,7 +111,7 @@ class Reductions(Elements):
             self._outer(outer, {}, lambda at: self._chunks(at, self._custom))
             return
         at_once = self._at_once(outer)
-        self.alone = not at_once
+        self.together = prod(at_once.values())
         shared = self._shared_dim(outer)  # what stays the same along it is then still in the first level of the caches
         order = sorted(outer, key=lambda d: (d in at_once, d == shared))  # single positions are the outer loops
 
@@ -216,9 +217,9 @@ class Reductions(Elements):
         assert d is not None
         extent = self.shape[d]
         lanes = self._lanes(extent)
-        if len(rows) > 1:  # sums of all rows in half of the registers
+        if self.together > 1:  # sums of all rows in half of the registers; those left over are added up as the others
             size = self.reduces[0].operands[0].dtype.storage.itemsize
-            lanes = min(lanes, max(self.cpu.registers // 2 // len(rows), 1) * self.vector_bytes // size)
+            lanes = min(lanes, max(self.cpu.registers // 2 // self.together, 1) * self.vector_bytes // size)
         full = extent // lanes * lanes
         parts: list[list[Value]] = []
 

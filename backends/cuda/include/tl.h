@@ -36,7 +36,7 @@ TL_FN u32 shared_address(const T* p, int off) {
   return u32(__cvta_generic_to_shared(p)) + u32(off) * u32(sizeof(T));
 }
 
-// An address in the shared window that stays in its register: the compiler neither takes it apart nor computes it anew.
+// An address in the shared window that stays in its register: the compiler neither splits it nor computes it again.
 template <class T>
 struct srow {
   u32 address;

@@ -19,8 +19,8 @@ TL_FN bool elected(op) {
 
 // The four warps give back registers of their threads, or wait until there are so many; all of the branch they are in
 // has them.
-template <int COUNT> TL_FN void drop_registers(op) { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
-template <int COUNT> TL_FN void take_registers(op) { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int N> TL_FN void drop_registers(op) { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> TL_FN void take_registers(op) { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 
 // A barrier of the first threads of the block.
 template <int THREADS> TL_FN void barrier_of(op) { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
@@ -48,9 +48,9 @@ TL_FN void mbarrier_arrive(u64* b, int i, op) {
 }
 
 #ifdef TL_CLUSTER
-// The same at the barriers in that place of each block of the cluster whose bit of `ranks` is set, a lane for each. Its
-// scope is the block, as in CUTLASS (ClusterBarrier): it follows reads of this block's memory, to which others then
-// copy. A release to the cluster would also wait for stores to tensors, and empty the first-level cache each time.
+// The same at the barriers in that place of each block of the cluster whose bit of `ranks` is set, a lane for each.
+// Its scope is the block, as in CUTLASS (ClusterBarrier): it follows reads of this block's memory, to which others
+// then copy. A release to the cluster would also wait for stores to tensors, and empty the first-level cache.
 TL_FN void mbarrier_arrive_at(u64* b, int i, u32 ranks, op) {
   __syncwarp();
   const u32 lane = threadIdx.x % 32;
@@ -114,7 +114,7 @@ TL_FN void tensor_multicast(T* s, int off, const tensor_map& map, vec<i32, N> at
 // The same to a tensor. The thread that starts copies closes groups of them, and waits for these.
 #define TL_TENSOR_STORE(RANK, START, HOW, PLACE, ...)                                                                 \
   if constexpr (N == RANK)                                                                                            \
-    asm volatile(START ".async.bulk.tensor." #RANK "d.global.shared::cta" HOW ".tile.bulk_group"                       \
+    asm volatile(START ".async.bulk.tensor." #RANK "d.global.shared::cta" HOW ".tile.bulk_group"                      \
                  " [%1, {" PLACE "}], [%0];" ::"r"(shared_address(s, off)), "l"(&map), __VA_ARGS__ : "memory");
 #define TL_TENSOR_STORES(NAME, START, HOW)                                                                            \
   template <int N, class T>                                                                                           \

@@ -160,8 +160,8 @@ static void land(const BulkCopy& c) {
   MBarrier& b = *c.barrier;
   if (b.phase != c.phase)
     report("transaction", c.op, b.expect_op,
-           "its bytes arrive in phase %u of the barrier at shared byte %u, but it was started in phase %u: the barrier "
-           "expected fewer bytes than came", b.phase, b.at, c.phase);
+           "its bytes arrive in phase %u of the barrier at shared byte %u, but it was started in phase %u: the "
+           "barrier expected fewer bytes than came", b.phase, b.at, c.phase);
   b.bytes -= size_of_box(c.map);
   end_phase(b);
 }

@@ -1,5 +1,5 @@
-// The GPU's half of an exported kernel: the driver, found at the first call; machine code, loaded once for each device;
-// errors in words. What launches is the code of `start.py`; `kernel.h` is what `export.py` writes of one kernel.
+// The GPU's half of an exported kernel: the driver, found at the first call; machine code, loaded once for each
+// device; errors in words. What launches is the code of `start.py`; `kernel.h` is what `export.py` writes of a kernel.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>

@@ -63,8 +63,8 @@ static int launch(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, u
   return 0;
 }
 
-#define LAUNCH void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, \
-               void *stream, void **params, void **extra
+#define LAUNCH void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, \
+               unsigned shared, void *stream, void **params, void **extra
 
 #ifndef HIP
 int cuInit(unsigned flags) { now.other++; FAIL(cuInit); return flags; }

@@ -1,5 +1,5 @@
-// What torch says of its tensors by DLPack's C interface, with a GPU in the place of the CPU; each kind of tensor is on
-// the device of its number. The stream of a device is 7000 and its number.
+// What torch says of its tensors by DLPack's C interface, with a GPU in the place of the CPU; each kind of tensor is
+// on the device of its number. The stream of a device is 7000 and its number.
 #include <dlpack/dlpack.h>
 #include <stddef.h>
 #include <stdint.h>
