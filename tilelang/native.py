@@ -87,7 +87,14 @@ def object_code(tile: Function) -> tuple[str, bytes]:
 
 def load(tile: Function) -> Any:
     """The machine code of a TILE function as a callable, which gives False for arguments it is not for."""
-    return function(object_code(tile)[1])[0]
+    return on_cpu(object_code(tile)[1])
+
+
+def on_cpu(code: bytes) -> Any:
+    """The callable `tl_entry` of machine code for the CPU, whose pool releases the interpreter's lock."""
+    found, _ = function(code)
+    found.release_gil = False
+    return found
 
 
 def function(code: bytes, *names: str) -> tuple[Any, Loaded]:

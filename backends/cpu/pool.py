@@ -361,16 +361,34 @@ define internal void @keep_off() { ret void }
 """
 
 
-def object_code(target: machine.CpuTarget) -> bytes:
-    """Machine code of the pool, without its threads, from the cache or the compiler."""
-    key = cache.key("pool", cache.compiler_key(), target.key)
-    return cache.default().made(key, lambda: machine.object_code(_text(target), target))
+# For callers that hold the interpreter's lock: others have it meanwhile. tvm-ffi does not release it instead, because
+# CPython before 3.14 ends a thread that asks for the lock of an interpreter that has ended by unwinding its stack, and
+# destructors of tvm-ffi on the way would end the process. A `nounwind` function has no data for that: the stack ends
+# there.
+_UNLOCKED = """
+define i32 @tl_unlocked_HOW(ptr %f, ptr %ctx, i64 %n, i64 %bytes) nounwind {
+  %thread = call ptr @PyEval_SaveThread()
+  %code = call i32 @tl_HOW(ptr %f, ptr %ctx, i64 %n, i64 %bytes)
+  call void @PyEval_RestoreThread(ptr %thread)
+  ret i32 %code
+}
+"""
 
 
-def _text(target: machine.CpuTarget) -> str:
+def object_code(target: machine.CpuTarget, python: bool = False) -> bytes:
+    """Machine code of the pool, without its threads, from the cache or the compiler; for `python`, with what releases
+    the interpreter's lock."""
+    key = cache.key("pool", cache.compiler_key(), target.key, str(python))
+    return cache.default().made(key, lambda: machine.object_code(_text(target, python), target))
+
+
+def _text(target: machine.CpuTarget, python: bool) -> str:
     x86 = "x86" in target.triple
     spin = "call void @llvm.x86.sse2.pause()" if x86 else "fence seq_cst"
     text = _IR + (_AFFINITY if "linux" in target.triple else _NO_AFFINITY)
+    if python:
+        text += "declare ptr @PyEval_SaveThread()\ndeclare void @PyEval_RestoreThread(ptr)\n" + "".join(
+            _UNLOCKED.replace("HOW", how) for how in ("parallel", "serial"))
     return text.replace("MAXW", str(MAX_THREADS)).replace("SPIN", spin) + (
         "declare void @llvm.x86.sse2.pause()\n" if x86 else "")
 
@@ -379,10 +397,13 @@ class Pool:
     """The process's worker threads."""
 
     def __init__(self) -> None:
-        self._code = machine.Loaded(object_code(machine.host()), "tl_parallel", "tl_serial", "tl_pool_workers",
-                                    "tl_pool_init", "tl_pool_size", "tl_pool_worker")
-        for name, own in ("tl_parallel",) * 2, ("tl_serial",) * 2, ("tl_workers", "tl_pool_workers"):
-            machine.define(name, self._code.address(own))
+        own = "tl_parallel", "tl_serial"  # of this name there may be those of a pool before it
+        self._code = machine.Loaded(object_code(machine.host(), python=True), *own, "tl_unlocked_parallel",
+                                    "tl_unlocked_serial", "tl_pool_workers", "tl_pool_init", "tl_pool_size",
+                                    "tl_pool_worker")
+        for name, here in (("tl_parallel", "tl_unlocked_parallel"), ("tl_serial", "tl_unlocked_serial"),
+                           ("tl_workers", "tl_pool_workers")):
+            machine.define(name, self._code.address(here))
         self._init = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_init"))
         self._size = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_size"))
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self._code.address("tl_pool_worker"))

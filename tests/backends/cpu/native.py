@@ -15,7 +15,7 @@ from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType
 from tilelang.ir.packed import Packed
 from tilelang.jit import Kernel
-from tilelang.native import function
+from tilelang.native import on_cpu
 
 HOST = machine.host()
 
@@ -25,7 +25,7 @@ def native(fn: Function) -> Callable[[list[Any]], None]:
     code does, all that its types allow, and raises ValueError for others."""
     lowered = Lowered(fn, machine.host())
     module = lowered.module("tl_entry", Failures(("ValueError", "these are not the types of the function")))
-    code, _ = function(machine.object_code(module, lowered.target))
+    code = on_cpu(machine.object_code(module, lowered.target))
 
     def call(args: list[Any]) -> None:
         flat: list[Any] = []

@@ -104,6 +104,39 @@ assert settled(one, [everywhere - {one}] * count), masks()
 print("apart")
 """
 
+EXIT = """
+import threading, time
+import numpy as np
+import tilelang as tile
+
+@tile.kernel
+def until(flag: tile.InOut[tile.i32, '1'], y: tile.Out[tile.i32, '1']):
+    n = tile.grid(1)
+    steps = 0
+    while tile.atomic_add(flag, 0, 0) == 0:
+        steps += 1
+    tile.store(y, (0,), tile.full((1,), steps, tile.i32))
+
+@tile.kernel
+def shown(x: tile.Tensor[tile.i32, '1']):
+    tile.print(tile.load(x, (0,), (1,)))
+
+flag = np.zeros(1, np.int32)
+waiting = threading.Thread(target=until, args=(flag,))
+waiting.start()  # a call that held the lock of the interpreter would never end
+time.sleep(0.1)
+flag[0] = 1
+waiting.join()
+
+def call(kernel):
+    while True:
+        kernel(flag)
+
+for kernel in until, until, shown:
+    threading.Thread(target=call, args=(kernel,), daemon=True).start()
+time.sleep(0.3)
+"""
+
 
 def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which memory that belongs to nobody would end."""
@@ -140,3 +173,9 @@ def test_helpers_keep_off_the_callers_processor(tmp_path: Path) -> None:
     """Whoever calls, in a forked child, with more threads than processors, and with masks that somebody else set."""
     done = run(MASKS, tmp_path)
     assert done.stdout == "apart\n", (done.returncode, done.stderr)
+
+
+def test_threads_in_kernels_end_with_the_interpreter(tmp_path: Path) -> None:
+    """It ends those that ask for its lock then, and not the process; until then they let others have it."""
+    done = run(EXIT, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
