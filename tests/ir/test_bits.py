@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tilelang.ir import codec
 from tilelang.ir import elementwise as ew
 from tilelang.ir.bits import fixed, possible_bits
 from tilelang.ir.core import TileType, Value
@@ -18,12 +19,13 @@ STEPS = st.lists(st.tuples(st.sampled_from([*BY_CONSTANTS, ew.Cast]), st.integer
                            st.sampled_from(["u8", "i8", "i32", "u32", "i64"])), max_size=6)
 
 
-@given(st.sampled_from(["u8", "u32", "i32"]), STEPS, st.integers(0, 2 ** 32))
+@given(st.sampled_from(["u8", "u32", "i32", "f16", "f8e4m3", "s2", "i1"]), STEPS, st.integers(0, 2 ** 32))
 def test_no_other_bits_are_set(name: str, steps: list[tuple[Any, int, str]], seed: int) -> None:
     """Chains of operations with constants, on numbers of which nothing is known."""
     value = Value(TileType((64,), dtype(name)))
-    numbers: Any = np.random.default_rng(seed).integers(0, 256, (64, 8), np.uint8).view(value.dtype.storage)[:, 0]
-    for cls, number, of in steps:
+    bits = np.random.default_rng(seed).integers(0, 1 << value.dtype.bits, 64, np.uint64)
+    numbers: Any = codec.from_bits(bits, value.dtype)
+    for cls, number, of in steps if value.dtype.kind in ("int", "uint") else [(ew.Cast, 0, "i32"), *steps]:
         if cls is ew.Cast:
             op = cls([value], {"dtype": dtype(of)})
             numbers = op.eval(None, numbers)
@@ -36,8 +38,8 @@ def test_no_other_bits_are_set(name: str, steps: list[tuple[Any, int, str]], see
             with np.errstate(all="ignore"):
                 numbers = op.eval(None, numbers, np.broadcast_to(constant.eval(None), (64,)))
         value = op.result
-    bits = possible_bits(value)
-    assert not (numbers.astype(np.int64) & ~bits).any()
+    possible = possible_bits(value)
+    assert not (numbers.astype(np.int64) & ~possible).any()
 
 
 def test_masks_and_shifts_are_followed() -> None:

@@ -9,9 +9,10 @@ def possible_bits(v: Value, known: dict[Value, int] | None = None) -> int:
     found before."""
     known = {} if known is None else known
     if v not in known:
-        bits, signed = _possible_bits(v, known), v.dtype.kind == "int"
-        largest = (1 << v.dtype.bits - signed) - 1
-        known[v] = bits & largest if not signed else bits if bits <= largest else -1  # it may wrap around
+        bits, kind = _possible_bits(v, known), v.dtype.kind
+        largest = (1 << v.dtype.bits - (kind == "int")) - 1
+        wrapped = bits & largest if kind in ("uint", "bool") else -1
+        known[v] = bits if kind == "int" and bits <= largest else wrapped
     return known[v]
 
 
