@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-PROFILE = "tilelang"
-settings.register_profile(PROFILE, deadline=None, derandomize=True)  # `make fuzz` draws new ones
-settings.load_profile(PROFILE)
+settings.register_profile("tilelang", deadline=None, derandomize=True)  # `make fuzz` draws new ones
+settings.load_profile("tilelang")
 os.environ.setdefault("TILELANG_CHECK", "1")
 for library in ("OMP", "OPENBLAS", "MKL"):  # workers have the processors; more threads only wait for each other
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -34,6 +33,14 @@ def same_random_numbers() -> None:
     """A failure must show again: torch draws the same numbers in every run."""
     import torch
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_profile() -> Iterator[None]:
+    """What a test, or a page of the documentation, sets of hypothesis is not for those after it."""
+    before = settings.get_current_profile_name()
+    yield
+    settings.load_profile(before)
 
 
 @pytest.fixture

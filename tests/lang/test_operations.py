@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 from hypothesis import settings
 
 import tilelang as tile
-from tests.conftest import PROFILE
 from tilelang.jit import Kernel
 from tilelang.lang.builtins import METHODS, PUBLIC
 from tilelang.testing import fuzz
@@ -188,11 +187,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernel]:
 
 
 @pytest.fixture
-def few() -> Iterator[None]:
+def few() -> None:
     settings.register_profile("few", max_examples=1, deadline=None, derandomize=True, database=None)
     settings.load_profile("few")
-    yield
-    settings.load_profile(PROFILE)
 
 
 @pytest.mark.usefixtures("few")
