@@ -53,7 +53,7 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     on_columns = {**given, **blocks(q, k, v, queries, keys, "queries"), **opts.visited(q, True)}
     dq_parts = parts = None
     if not (tile.on_gpu(q, k, v) or packing["cu_q"] is not None or needs_alibi):
-        programs = -(-2 * tile.get_num_threads() // (k.shape[0] * k.shape[1]))
+        programs = -(-2 * tile.get_num_threads() // max(k.shape[0] * k.shape[1], 1))
         count = max(min(programs, -(-keys // on_columns["BN"])), 1)
         dq_parts = made(q, (count, *q.shape[:2], q.shape[3], q.shape[2]), tile.dtype("f32"), 0)
     dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=of_keys, dq=dq_parts, longest=longest[1],

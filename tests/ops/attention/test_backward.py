@@ -54,6 +54,14 @@ def test_options(name: str) -> None:
         check(q, k, v, OPTIONS[name](h, s, n))
 
 
+@pytest.mark.parametrize(("batch", "queries", "keys"), [(0, 8, 8), (2, 0, 8), (2, 8, 0)])
+def test_nothing_to_do(batch: int, queries: int, keys: int) -> None:
+    q, k = torch.zeros(batch, 2, queries, 16), torch.zeros(batch, 2, keys, 16)
+    o, lse = ops.attention(q, k, k, return_lse=True)
+    for got, like in zip(ops.attention_backward(torch.ones_like(o), q, k, k, o, lse), (q, k, k), strict=True):
+        assert torch.equal(got, torch.zeros_like(like))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_one_pass_equals_two(threads: int) -> None:
     """Gradients of slopes take kernels of their own, so these are two ways to the other gradients. 3 threads share the
