@@ -47,8 +47,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     `x` is f32, f16 or bf16. Without `x_dtype` its values are multiplied in f32. With `x_dtype` ("i2" to "i8", bipolar
     "s1" to "s7", floats of 3 to 8 bits such as "f8e4m3") it is quantised on the way in: q = x / s rounded, with
     s = max |x| / (the largest q) of each token, or of each group of the weight's columns where `x_group` is "group";
-    "s1" takes the mean of |x| instead. Sums of integer q times integer codes are then exact within a group;
-    corrections of `w` still multiply x itself. `activation` is None, "gelu", "relu" or "silu". The result has
+    "s1" takes the mean of |x| instead. Decompositions of integers ("int_dot", "bitplane_popc", "lut_act_i8",
+    "lut_weight") sum integer q times codes exactly within a group; others, which the model may take to be faster, in
+    f32. Corrections of `w` still multiply x itself. `activation` is None, "gelu", "relu" or "silu". The result has
     `out_dtype`, by default that of x.
 
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. The first product with a weight repacks
