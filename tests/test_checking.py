@@ -82,6 +82,21 @@ def test_shapes_are_whole_ragged_and_small_and_can_be_fixed() -> None:
     assert set(done.cases) == {"N=300"} and not done.found
 
 
+@tile.kernel
+def recurrence(x: tile.Tensor[tile.f32, "H T D"], decay: tile.Tensor[tile.f32, "H T"],
+               y: tile.Out[tile.f32, "H T D"], B: tile.Const = 16):
+    """A program for each of H and block of D, a step for each of T."""
+    h, d = tile.grid(x.shape[0], tile.cdiv(x.shape[2], B))
+    state = tile.zeros(B)
+    for t in tile.range(x.shape[1]):
+        state = state * tile.load(decay, (h, t), ()) + tile.load(x, (h, t, d * B), (1, 1, B)).reshape(B)
+        tile.store(y, (h, t, d * B), state)
+
+
+def test_what_is_walked_one_by_one_is_short() -> None:
+    assert check(recurrence, "cuda:sm_80").cases == ["H=8, T=8, D=192", "H=5, T=5, D=101", "H=1, T=1, D=3"]
+
+
 def test_counters_say_what_a_matmul_does(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--set", "M=64", "--set", "N=64", "--set", "K=64"]
     assert main(["check", f"{MATMUL}:matmul_kernel", *CONSTS, *sizes]) == 0

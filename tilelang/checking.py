@@ -1,7 +1,7 @@
 """Checking a kernel without a device: its own GPU text in the emulator, on arguments drawn from its signature."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from tilelang import targets
 from tilelang.args import empty_like
 from tilelang.bound import Bound
 from tilelang.errors import Loc
-from tilelang.ir.core import Op
+from tilelang.ir.core import Dim, Op
 from tilelang.ir.dtypes import DType
 from tilelang.jit import Kernel
 from tilelang.lang.kernel import Param
+from tilelang.passes.meaning import walked
 from tilelang.reproduce import kept
 from tilelang.testing import numbers, tensors
 
@@ -59,20 +60,24 @@ class Checked:
     counters: dict[tuple[str, int], Any] = field(default_factory=dict)
 
 
-def sizes(kernel: Kernel, fixed: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def sizes(kernel: Kernel, fixed: Mapping[str, int], short: Collection[Dim] = ()) -> Iterator[dict[str, int]]:
     """Extents for every dimension name of tensors that are drawn: whole blocks, ragged, and nearly none; `fixed` ones
     stay.
 
-    A dimension is long where it is one of the last two of a tensor; those before are batches.
+    A dimension is long where it is one of the last two of a tensor; those before are batches. `short` ones are walked
+    one by one: they have more indices than a loop has stages, and few.
     """
     specs = [p.tensor.dims for p in kernel.params if p.kind == "tensor" and not _left_out(p)]
     names = list(dict.fromkeys(d for dims in specs for d in dims if isinstance(d, str)))
     long = {d for dims in specs for d in dims[-2:]}
     line = max(map(len, specs), default=0) <= 1
-    yield {d: (2048 if line else 192) if d in long else 2 for d in names} | dict(fixed)
-    yield {d: (1900 if line else 0) + RAGGED[i % len(RAGGED)] if d in long else 3 for i, d in enumerate(names)} \
-        | dict(fixed)
-    yield {d: 1 + i % 3 if d in long else 1 for i, d in enumerate(names)} | dict(fixed)
+
+    def extents(long_: Callable[[int], int], short_: int, batch: int) -> dict[str, int]:
+        return {d: batch if d not in long else short_ if d in short else long_(i) for i, d in enumerate(names)} \
+            | dict(fixed)
+    yield extents(lambda i: 2048 if line else 192, 8, 2)
+    yield extents(lambda i: (1900 if line else 0) + RAGGED[i % len(RAGGED)], 5, 3)
+    yield extents(lambda i: 1 + i % 3, 1, 1)
 
 
 def _left_out(p: Param) -> bool:
@@ -101,7 +106,11 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
     name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
     dtypes = dtypes or {}
     out, rng, known = Checked(), np.random.default_rng(0), dict[Any, Found]()
-    for number, shape in enumerate(sizes(kernel, {**kernel.sized(consts or {}), **(extents or {})})):
+    fixed = {**kernel.sized(consts or {}), **(extents or {})}
+    *_, least = sizes(kernel, fixed)
+    bound, _ = drawn(kernel, np.random.default_rng(0), least, dtypes, consts or {})
+    blocks = walked(bound.kernel.trace(bound.types(aligned=True), bound.consts))
+    for number, shape in enumerate(sizes(kernel, fixed, [d for d, found in blocks.items() if found == {1}])):
         bound, scalars = drawn(kernel, rng, shape, dtypes, consts or {}, gaps=number == 1)
         code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"

@@ -64,24 +64,32 @@ def _promised(fn: Function) -> Callable[[Dim, int], int]:
 
 
 def _blocks(fn: Function) -> dict[Dim, list[int]]:
-    """The extents of the blocks that walk each dimension; under "" those of all tiles. Dimensions in which
-    all accesses name one index are short: an interpreted program or iteration for each takes time."""
+    """The extents of the blocks that walk each dimension; under "" those of all tiles. Dimensions that are walked one
+    by one are short: an interpreted program or iteration for each takes time."""
     tiles = {e for op in fn.walk() for r in op.results if isinstance(r.type, TileType) for e in r.type.shape}
     found: dict[Dim, set[int]] = {"": {e for e in tiles if 1 < e <= 256} or {4}}
-    indexed, others = set[Dim](), set[Dim]()
-    for op in fn.walk():
-        memories = [o.type for o in op.operands if isinstance(o.type, TensorType)]
-        if "axes" not in op.attrs and op.name not in ("dim", "stride"):
-            others.update(d for t in memories for d in t.dims)
-        if "axes" in op.attrs and isinstance(op.operands[0].type, TensorType):
-            block = (op.results[0] if op.results else op.operands[getattr(op, "buffer", -1)]).type
-            assert not isinstance(block, TensorType)
-            axes = op.attrs["axes"]  # of a copy the last dimensions of its buffer
-            for axis, extent in zip(axes, block.shape[len(block.shape) - len(axes):], strict=True):
-                found.setdefault(op.operands[0].type.dims[axis], set()).add(extent)
-            indexed.update(d for axis, d in enumerate(op.operands[0].type.dims) if axis not in axes)
-    found |= {d: {4} for d in indexed - others - found.keys()}
+    for d, extents in walked(fn).items():
+        if max(extents) > 1 or 0 not in extents:
+            found[d] = {e for e in extents if e > 1} or {4}
     return {d: sorted(extents) for d, extents in found.items()}
+
+
+def walked(fn: Function) -> dict[Dim, set[int]]:
+    """The extents, along each dimension of tensors, of the blocks that are accessed: 1 where an index is named, 0
+    where any elements may be meant."""
+    found: dict[Dim, set[int]] = {}
+    for op in fn.walk():
+        for t in (o.type for o in op.operands if isinstance(o.type, TensorType)):
+            extents = [int("axes" in op.attrs)] * t.rank
+            if "axes" in op.attrs:
+                block = (op.results[0] if op.results else op.operands[getattr(op, "buffer", -1)]).type
+                assert not isinstance(block, TensorType)
+                axes = op.attrs["axes"]  # of a copy the last dimensions of its buffer
+                for axis, extent in zip(axes, block.shape[len(block.shape) - len(axes):], strict=True):
+                    extents[axis] = extent
+            for d, extent in zip(t.dims, extents, strict=True) if op.name not in ("dim", "stride") else ():
+                found.setdefault(d, set()).add(extent)
+    return found
 
 
 @dataclass(frozen=True)
