@@ -12,7 +12,7 @@ from tilelang.backends.emulator.ptx import bulk, control, machine, memory
 from tilelang.backends.emulator.ptx.build import ARGUMENTS, GLOBAL, POISON, Builder
 from tilelang.backends.emulator.ptx.machine import Machine, Space, Step
 from tilelang.backends.emulator.ptx.numbers import UNSIGNED, Array
-from tilelang.backends.emulator.ptx.parse import TYPES, PtxError, kernel
+from tilelang.backends.emulator.ptx.parse import TYPES, Kernel, PtxError, kernel
 from tilelang.backends.emulator.run import Buffer, TensorMap, extent, scalar
 
 RULES = {**memory.RULES, **control.RULES, **bulk.RULES}
@@ -47,24 +47,9 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
     contents = [_bytes(low, size) for low, size, _ in extents]
     for i, old in enumerate(contents):
         world.region(i + 1)[:] = old
-    starts = iter([world.starts[i + 1] + a.ctypes.data - low
-                   for i, (a, (low, _, _)) in enumerate(zip(buffers, extents, strict=True))])
-    addresses = {i: next(starts) for i, a in enumerate(args) if isinstance(a, Buffer)}
-    values, maps = b"", dict[int, machine.TensorMap]()
-    for i, (given, size) in enumerate(zip(args, k.params, strict=True)):
-        if isinstance(given, TensorMap):
-            values = values.ljust(-(-len(values) // 64) * 64, b"\0")
-            maps[ARGUMENTS + len(values)] = machine.TensorMap(
-                addresses[given.argument], args[given.argument].array.itemsize, given.extents, given.strides,
-                given.boxes, given.swizzle, args[given.argument].array.dtype.kind)
-            values += bytes(size)
-            continue
-        value = np.uint64(addresses[i]) if isinstance(given, Buffer) else scalar(given)
-        if value.nbytes != size:
-            raise PtxError(f"argument {i} of kernel `{name}` has the wrong size", needs=f"{size} bytes",
-                           got=f"{value.nbytes} bytes ({type(given).__name__})")
-        values = values.ljust(-(-len(values) // size) * size, b"\0") + value.tobytes()
-
+    starts = [world.starts[i + 1] + a.ctypes.data - low
+              for i, (a, (low, _, _)) in enumerate(zip(buffers, extents, strict=True))]
+    values, maps = _arguments(k, args, starts)
     registers = builder.registers.copy()
     for slot, (offset, t) in builder.arguments.items():
         bits = UNSIGNED[TYPES[t]]
@@ -85,6 +70,27 @@ def run(ptx: str, name: str, args: Sequence[Any], *, programs: int = 1, threads:
         new = world.region(i + 1)
         if not np.array_equal(old, new):
             old[:] = new
+
+
+def _arguments(k: Kernel, args: Sequence[Any], starts: Sequence[int]) -> tuple[bytes, dict[int, machine.TensorMap]]:
+    """The parameters in memory, and by address those that are maps of tensors; the buffers begin at `starts`."""
+    addresses = dict(zip((i for i, a in enumerate(args) if isinstance(a, Buffer)), starts, strict=True))
+    values, maps = b"", dict[int, machine.TensorMap]()
+    for i, (given, size) in enumerate(zip(args, k.params, strict=True)):
+        if isinstance(given, TensorMap):
+            values = values.ljust(-(-len(values) // 64) * 64, b"\0")
+            of = args[given.argument].array
+            maps[ARGUMENTS + len(values)] = machine.TensorMap(
+                addresses[given.argument], of.itemsize, given.extents, given.strides, given.boxes, given.swizzle,
+                of.dtype.kind)
+            values += bytes(size)
+            continue
+        value = np.uint64(addresses[i]) if isinstance(given, Buffer) else scalar(given)
+        if value.nbytes != size:
+            raise PtxError(f"argument {i} of kernel `{k.name}` has the wrong size", needs=f"{size} bytes",
+                           got=f"{value.nbytes} bytes ({type(given).__name__})")
+        values = values.ljust(-(-len(values) // size) * size, b"\0") + value.tobytes()
+    return values, maps
 
 
 def _bytes(low: int, size: int) -> Array:
