@@ -115,30 +115,7 @@ def _entry(p: Value) -> dict[str, Any]:
 
 
 def _header(name: str, params: Sequence[Value], where: str) -> str:
-    from tilelang.backends.clike.expressions import RESERVED
-    from tilelang.backends.clike.rendered import c_name
-    declared, filled, count = [], [], 0
-
-    def put(kind: str, field: str, value: str) -> None:
-        nonlocal count
-        filled.append(f"  tl_args[{count}].type_index = {kind};\n  tl_args[{count}].{field} = {value};")
-        count += 1
-    for p in params:
-        known = c_name(p.name)
-        known += "_" * (known in RESERVED or known.startswith("tl_"))
-        if isinstance(p.type, TileType):
-            real = p.type.dtype.kind == "float"
-            declared.append(f"{'double' if real else 'int64_t'} {known}")
-            put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", known)
-            continue
-        assert isinstance(p.type, TensorType)
-        declared.append(f"DLTensor* {known}")
-        put("kTVMFFIDLTensorPtr", "v_ptr", known)
-        if p.type.dtype.packed:
-            for what in ("shape", "strides"):
-                declared.append(f"const int64_t* {known}_{what}")
-                for axis in range(p.type.rank):
-                    put("kTVMFFIInt", "v_int64", f"{known}_{what}[{axis}]")
+    declared, filled = _arguments(params)
     about = "".join(f" *   {_wanted(p)}{_note(p)}\n" for p in params)
     return f"""/* {name}, made by tilelang {__version__}. Link with {name}.so and libtvm_ffi.so.
  *
@@ -156,17 +133,45 @@ extern "C" {{
 int __tvm_ffi_{name}(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
 
 static inline int {name}({', '.join(declared)}) {{
-  TVMFFIAny tl_args[{max(count, 1)}], tl_result;
+  TVMFFIAny tl_args[{max(len(filled), 1)}], tl_result;
   memset(tl_args, 0, sizeof tl_args);
   memset(&tl_result, 0, sizeof tl_result);
 {chr(10).join(filled)}
-  return __tvm_ffi_{name}(0, tl_args, {count}, &tl_result);
+  return __tvm_ffi_{name}(0, tl_args, {len(filled)}, &tl_result);
 }}
 #ifdef __cplusplus
 }}
 #endif
 #endif
 """
+
+
+def _arguments(params: Sequence[Value]) -> tuple[list[str], list[str]]:
+    """How the function for C declares its parameters, and the statements that make arguments of tvm-ffi's of them."""
+    from tilelang.backends.clike.expressions import RESERVED
+    from tilelang.backends.clike.rendered import c_name
+    declared, filled = list[str](), list[str]()
+
+    def put(kind: str, field: str, value: str) -> None:
+        at = f"tl_args[{len(filled)}]"
+        filled.append(f"  {at}.type_index = {kind};\n  {at}.{field} = {value};")
+    for p in params:
+        known = c_name(p.name)
+        known += "_" * (known in RESERVED or known.startswith("tl_"))
+        if isinstance(p.type, TileType):
+            real = p.type.dtype.kind == "float"
+            declared.append(f"{'double' if real else 'int64_t'} {known}")
+            put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", known)
+            continue
+        assert isinstance(p.type, TensorType)
+        declared.append(f"DLTensor* {known}")
+        put("kTVMFFIDLTensorPtr", "v_ptr", known)
+        if p.type.dtype.packed:
+            for what in ("shape", "strides"):
+                declared.append(f"const int64_t* {known}_{what}")
+                for axis in range(p.type.rank):
+                    put("kTVMFFIInt", "v_int64", f"{known}_{what}[{axis}]")
+    return declared, filled
 
 
 def _note(p: Value) -> str:
