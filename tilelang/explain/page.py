@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tilelang.explain.facts import Facts, Place
+from tilelang.explain.facts import Decision, Facts, Place
 from tilelang.explain.terms import PEAKS, chips, cost, floors, heat_source, heat_text, loop_text, place_text
 from tilelang.passes.work import Work
 
@@ -66,55 +66,87 @@ the other pane there.</p>"""
 
 
 def _sections(facts: Facts) -> Iterable[str]:
-    if facts.work is not None:
-        yield "<h2>What must be done, and what is done</h2>"
-        yield from _table(("", ""), floors(facts))
-        if facts.target in PEAKS and facts.work.products:
-            yield f'<div class="scroll">{_roofline(facts, facts.work)}</div>'
-    if facts.counters:
-        yield "<h2>What each line costs</h2>"
-        yield ('<p class="soft">Counted by the emulator for the shapes above: exact, but no times. Sectors have 32 '
-               "bytes; wavefronts beyond the fewest possible are bank conflicts.</p>")
-        costs = [(place_text(p), str(c.bytes), f"{c.sectors}/{c.ideal_sectors}",
-                  f"{c.wavefronts}/{c.ideal_wavefronts}", str(c.mma), str(sum(c.instructions.values())))
-                 for p, c in sorted(facts.counters.items())]
-        yield from _table(("line", "bytes", "sectors/ideal", "wavefronts/ideal", "MMA", "instructions"), costs, 1)
+    for section in (_work, _costs, _products, _conversions, _loops, _buffers, _banks, _accesses, _layouts):
+        yield from section(facts)
+    yield "</main>"
+
+
+def _work(facts: Facts) -> Iterable[str]:
+    if facts.work is None:
+        return
+    yield "<h2>What must be done, and what is done</h2>"
+    yield from _table(("", ""), floors(facts))
+    if facts.target in PEAKS and facts.work.products:
+        yield f'<div class="scroll">{_roofline(facts, facts.work)}</div>'
+
+
+def _costs(facts: Facts) -> Iterable[str]:
+    if not facts.counters:
+        return
+    yield "<h2>What each line costs</h2>"
+    yield ('<p class="soft">Counted by the emulator for the shapes above: exact, but no times. Sectors have 32 '
+           "bytes; wavefronts beyond the fewest possible are bank conflicts.</p>")
+    costs = [(place_text(p), str(c.bytes), f"{c.sectors}/{c.ideal_sectors}", f"{c.wavefronts}/{c.ideal_wavefronts}",
+              str(c.mma), str(sum(c.instructions.values()))) for p, c in sorted(facts.counters.items())]
+    yield from _table(("line", "bytes", "sectors/ideal", "wavefronts/ideal", "MMA", "instructions"), costs, 1)
+
+
+def _products(facts: Facts) -> Iterable[str]:
     if facts.decisions:
         yield "<h2>Products</h2>"
-        for d in facts.decisions:
-            yield (f"<details><summary>{escape(place_text(d.place))}: <code>{escape(d.chosen)}</code></summary><ul>" +
-                   "".join(f"<li><code>{escape(r)}</code></li>" for r in d.rejected) + "</ul></details>")
+    for d in facts.decisions:
+        yield from _choice(d, f"<code>{escape(d.chosen)}</code>")
+
+
+def _conversions(facts: Facts) -> Iterable[str]:
     if facts.conversions:
         yield "<h2>Changes of layout</h2>"
-        for d in facts.conversions:
-            yield (f"<details><summary>{escape(place_text(d.place))}: {escape(d.chosen)}</summary><ul>" +
-                   "".join(f"<li><code>{escape(r)}</code></li>" for r in d.rejected) + "</ul></details>")
+    for d in facts.conversions:
+        yield from _choice(d, escape(d.chosen))
+
+
+def _choice(d: Decision, chosen: str) -> Iterable[str]:
+    """What was chosen at a place; what was not is unfolded below."""
+    yield (f"<details><summary>{escape(place_text(d.place))}: {chosen}</summary><ul>" +
+           "".join(f"<li><code>{escape(r)}</code></li>" for r in d.rejected) + "</ul></details>")
+
+
+def _loops(facts: Facts) -> Iterable[str]:
     if facts.loops:
         yield "<h2>Copies that run ahead</h2>"
-        for loop in facts.loops:
-            yield (f"<p>{escape(place_text(loop.place))}: {loop_text(loop)}; each turn waits until all but "
-                   f"{loop.pending} of their groups have landed.</p>")
-            yield f'<div class="scroll">{_timeline(loop.ahead)}</div>'
-    if facts.buffers:
-        yield "<h2>Shared memory</h2>"
-        yield f'<div class="scroll">{_memory(facts)}</div>'
-        rows = [(b.name, f"{b.dtype}{list(b.shape)}", str(b.offset), str(b.size)) for b in facts.buffers]
-        yield from _table(("buffer", "type", "offset", "bytes"), rows, 2)
-    if facts.heat:
-        yield from _banks(facts)
-    if facts.accesses:
-        yield "<h2>Accesses of a thread</h2>"
-        rows = [(place_text(p), op, memory, str(size)) for p, op, memory, size in facts.accesses]
-        yield from _table(("line", "operation", "memory", "bytes at once"), rows, 3)
-    if facts.pictures:
-        yield "<h2>Layouts</h2>"
-        colour = "bank" if any(p.kind == "shared memory" for p in facts.pictures) else "line of the cache"
-        yield ('<p class="soft">Of the first rows and columns: <code>thread:register</code>, or for memory the '
-               f"element's place, coloured by its {colour}.</p>")
-        for i, p in enumerate(facts.pictures):
-            yield (f'<details data-picture="{i}"><summary>{list(p.shape)} in {p.kind}: <code>{escape(p.layout)}</code>'
-                   f'</summary><p class="soft">{escape(", ".join(p.values[:12]))}</p></details>')
-    yield "</main>"
+    for loop in facts.loops:
+        yield (f"<p>{escape(place_text(loop.place))}: {loop_text(loop)}; each turn waits until all but "
+               f"{loop.pending} of their groups have landed.</p>")
+        yield f'<div class="scroll">{_timeline(loop.ahead)}</div>'
+
+
+def _buffers(facts: Facts) -> Iterable[str]:
+    if not facts.buffers:
+        return
+    yield "<h2>Shared memory</h2>"
+    yield f'<div class="scroll">{_memory(facts)}</div>'
+    rows = [(b.name, f"{b.dtype}{list(b.shape)}", str(b.offset), str(b.size)) for b in facts.buffers]
+    yield from _table(("buffer", "type", "offset", "bytes"), rows, 2)
+
+
+def _accesses(facts: Facts) -> Iterable[str]:
+    if not facts.accesses:
+        return
+    yield "<h2>Accesses of a thread</h2>"
+    rows = [(place_text(p), op, memory, str(size)) for p, op, memory, size in facts.accesses]
+    yield from _table(("line", "operation", "memory", "bytes at once"), rows, 3)
+
+
+def _layouts(facts: Facts) -> Iterable[str]:
+    if not facts.pictures:
+        return
+    yield "<h2>Layouts</h2>"
+    colour = "bank" if any(p.kind == "shared memory" for p in facts.pictures) else "line of the cache"
+    yield ('<p class="soft">Of the first rows and columns: <code>thread:register</code>, or for memory the '
+           f"element's place, coloured by its {colour}.</p>")
+    for i, p in enumerate(facts.pictures):
+        yield (f'<details data-picture="{i}"><summary>{list(p.shape)} in {p.kind}: <code>{escape(p.layout)}</code>'
+               f'</summary><p class="soft">{escape(", ".join(p.values[:12]))}</p></details>')
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 99) -> Iterable[str]:
@@ -157,6 +189,8 @@ def _memory(facts: Facts) -> str:
 
 def _banks(facts: Facts) -> Iterable[str]:
     """A row of banks for each line's accesses to a buffer: the more words, the darker; on top what waited."""
+    if not facts.heat:
+        return
     yield (f'<h3>Banks</h3><p class="soft">Words of four bytes that each bank gives or takes, '
            f"{escape(heat_source(facts))}. Bank 0 is on the left; the darker, the more; from below, in the other "
            "colour, the part that waits for another word of the same bank. Not in it are copies of blocks by one "
