@@ -1,7 +1,7 @@
 """Block and element access to tensors and buffers by the threads of a program."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import gcd, prod
 from typing import Any
 
@@ -286,19 +286,8 @@ class Access:
                 conditions.append(b.pure(th.Extract, inside, lane=i))
             if extra is not None:
                 conditions.append(lane(extra))
-            offset: Index = 0
-            places: list[Index] = []
-            for a, v in enumerate(indices):
-                at = b.pure(ew.Cast, lane(v), dtype=I64) if v.dtype is not I64 else lane(v)
-                conditions.append(b.pure(ew.Ge, at, b.index(0)))
-                conditions.append(b.pure(ew.Lt, at, b.index(b.extent(target, a))))
-                places.append(at)
-            if isinstance(memory, BufferType):
-                offset = address(b, memory.layout or shared(memory.shape), places)
-            else:
-                for a, place in enumerate(places):
-                    offset = b.add(offset, b.mul(place, b.stride(target, a)))
-            mask, where = b.all_of(conditions), b.index(offset)
+            offset, known = self._element(memory, target, map(lane, indices))
+            mask, where = b.all_of([*conditions, *known]), b.index(offset)
             if op.name == "gather":
                 value = b.effect(th.Ld, target, where, mask, lanes=None, phase=phase).result
                 out.append(b.filled(value, mask, op.attrs["fill"]))
@@ -308,6 +297,21 @@ class Access:
                 out.append(b.effect(th.AtomicRmw, target, where, *map(lane, others), mask, kind=op.attrs["kind"],
                                     masked=True, phase=phase).result)
         return out
+
+    def _element(self, memory: TensorType | BufferType, target: Value, index: Iterable[Value]
+                 ) -> tuple[Index, list[Value]]:
+        """The offset of an element, and the conditions for it to be in memory."""
+        b, places, inside = self.b, list[Index](), list[Value]()
+        for axis, v in enumerate(index):
+            at = b.pure(ew.Cast, v, dtype=I64) if v.dtype is not I64 else v
+            inside += [b.pure(ew.Ge, at, b.index(0)), b.pure(ew.Lt, at, b.index(b.extent(target, axis)))]
+            places.append(at)
+        if isinstance(memory, BufferType):
+            return address(b, memory.layout or shared(memory.shape), places), inside
+        offset: Index = 0
+        for axis, place in enumerate(places):
+            offset = b.add(offset, b.mul(place, b.stride(target, axis)))
+        return offset, inside
 
 
 def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:

@@ -87,22 +87,15 @@ def _one_block(loop: Loop) -> None:
 
 def _ring(loop: Loop) -> None:
     """The loop carries the number of the oldest block."""
-    target, (lo, _, step) = loop.target, loop.op.operands[:3]
+    target = loop.target
     for copy in loop.copies:
         loop.make_ring(loop.managed[copy.operands[-1]])
-    before, at = list[Op](), lo
-    for stage in range(loop.stages - 1):
-        slot = loop.const(before, stage)
-        for copy in loop.copies:
-            loop.copy(before, copy, at, slot)
-        before.append(loop.made(mem.Commit))
-        at = loop.emit(before, ew.Add, at, step)
+    before = _first_blocks(loop)
     first = loop.const(before, 0)
     oldest = loop.oldest()
-    body, after = loop.rest(), list[Op]()
+    body, head, after = loop.rest(), list[Op](), list[Op]()
     way = schedule_of(loop.op, body, loop.copied, loop.stages, target, loop.threads)
     arrived = loop.made(mem.Wait, pending=loop.stages - 2), loop.made(mem.Barrier)
-    head: list[Op] = []
     if way == "pingpong":
         before += [*arrived, loop.made(simt.Meet, warps=target.turns, half=1)]
         after.append(loop.made(simt.Meet, warps=target.turns, half=0))
@@ -120,20 +113,35 @@ def _ring(loop: Loop) -> None:
     carried, _ = loop.further(head, oldest, 1)
     loop.start_beside(head, start, body)
     loop.read(body, oldest)
-    last = body.pop()
-    if way == "pingpong":
-        moving, multiplying = read_first(body, loop.copied)
-        body = [*moving, loop.made(mem.Wait, pending=loop.stages - 2), loop.made(simt.Meet, warps=target.turns),
-                loop.made(simt.Priority, level=1), *multiplying, loop.made(simt.Priority, level=0),
-                loop.made(simt.Meet, warps=target.turns)]
-    elif way == "interleave":
-        body.append(loop.made(simt.Spread))
+    *body, last = body
     inits, args, following = ([h[i] for h in held] for i in range(3))
     yields = Yield([*last.operands, *following, carried], loc=last.loc)
-    region = Region([*loop.body.args, *args, oldest], [*head, *body, yields])
+    region = Region([*loop.body.args, *args, oldest], [*head, *_scheduled(loop, way, body), yields])
     attrs = {"stages": 1, "schedule": way if target.turns else ""}
     loop.replace(before, For([*loop.op.operands, *inits, first], attrs, [region], loop.op.loc),
                  [*after, loop.made(mem.Wait, pending=0)])
+
+
+def _first_blocks(loop: Loop) -> list[Op]:
+    """Copies of all blocks but one before the loop, each a group."""
+    before, (at, _, step) = list[Op](), loop.op.operands[:3]
+    for stage in range(loop.stages - 1):
+        slot = loop.const(before, stage)
+        for copy in loop.copies:
+            loop.copy(before, copy, at, slot)
+        before.append(loop.made(mem.Commit))
+        at = loop.emit(before, ew.Add, at, step)
+    return before
+
+
+def _scheduled(loop: Loop, way: str, body: list[Op]) -> list[Op]:
+    """What an iteration does with its block, in the order, and with the meetings, of a schedule."""
+    if way == "pingpong":
+        moving, multiplying = read_first(body, loop.copied)
+        return [*moving, loop.made(mem.Wait, pending=loop.stages - 2), loop.made(simt.Meet, warps=loop.target.turns),
+                loop.made(simt.Priority, level=1), *multiplying, loop.made(simt.Priority, level=0),
+                loop.made(simt.Meet, warps=loop.target.turns)]
+    return [*body, loop.made(simt.Spread)] if way == "interleave" else body
 
 
 def _held(loop: Loop, before: list[Op], head: list[Op], newest: Value, at: Value) -> list[tuple[Value, Value, Value]]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tilelang.backends.simt.target import SimtTarget
@@ -243,13 +244,32 @@ class _Loop:
     def _split(self, conditions: Sequence[Value], windows: Sequence[Op], needs: Sequence[Need], step: int) -> None:
         lo, hi, by, *inits = self.op.operands
         before: list[Op] = []
+        middle = self._until(before, needs, step)
+        true = self._const(before, True, I1)
+        known = {v: self._emit(before, sh.Broadcast, true, shape=v.shape) if v.shape else true for v in conditions}
+        mapping: dict[Value, Value] = {}
+        body = clone_region(self.body, mapping)
+        _simplify(body, {mapping.get(v, v): t for v, t in known.items()})
+        if windows:
+            limit = self._const(before, LIMIT)
+            for op in windows:
+                window = mapping[op.result].owner
+                assert window is not None
+                window.operands[2] = limit
+        whole = For([lo, middle, by, *inits], self.op.attrs, [body], self.op.loc)
+        rest_of = For([middle, hi, by, *whole.results], self.op.attrs, [self.body], self.op.loc)
+        place = self.around.ops.index(self.op)
+        self.around.ops[place:place + 1] = [*before, whole, rest_of]
+        after = dict(zip(self.op.results, rest_of.results, strict=True))
+        for old, value in after.items():
+            value.name = old.name
+        for op in Region([], self.around.ops[place:]).walk():
+            op.operands = [after.get(v, v) for v in op.operands]
 
-        def emit(cls: type[Op], *operands: Value, **attrs: Any) -> Value:
-            before.append(cls(operands, attrs, loc=self.op.loc))
-            return before[-1].result
-
-        def const(value: Any, dt: DType = I64) -> Value:
-            return emit(sh.Const, value=value, dtype=dt)
+    def _until(self, before: list[Op], needs: Sequence[Need], step: int) -> Value:
+        """Where the first loop ends: so many whole iterations meet the needs."""
+        emit, const = partial(self._emit, before), partial(self._const, before)
+        lo, hi = self.op.operands[:2]
         met = {v: i for i, v in enumerate(self.sums)}  # sets have another order each time, and the text would, too
         needs = sorted(needs, key=lambda n: (n.index, n.constant, sorted((met[v], f) for v, f in n.terms)))
         terms = sorted({v for n in needs for v, _ in n.terms}, key=lambda v: met[v])
@@ -270,27 +290,14 @@ class _Loop:
         count = emit(ew.FloorDiv, emit(ew.Add, emit(ew.Sub, emit(ew.Max, end, first), first), const(step - 1)),
                      const(step))
         until = emit(ew.Add, first, emit(ew.Mul, count, const(step)))
-        middle = emit(ew.Cast, until, dtype=I32)
-        true = const(True, I1)
-        known = {v: emit(sh.Broadcast, true, shape=v.shape) if v.shape else true for v in conditions}
-        mapping: dict[Value, Value] = {}
-        body = clone_region(self.body, mapping)
-        _simplify(body, {mapping.get(v, v): t for v, t in known.items()})
-        if windows:
-            limit = const(LIMIT)
-            for op in windows:
-                window = mapping[op.result].owner
-                assert window is not None
-                window.operands[2] = limit
-        whole = For([lo, middle, by, *inits], self.op.attrs, [body], self.op.loc)
-        rest_of = For([middle, hi, by, *whole.results], self.op.attrs, [self.body], self.op.loc)
-        place = self.around.ops.index(self.op)
-        self.around.ops[place:place + 1] = [*before, whole, rest_of]
-        after = dict(zip(self.op.results, rest_of.results, strict=True))
-        for old, value in after.items():
-            value.name = old.name
-        for op in Region([], self.around.ops[place:]).walk():
-            op.operands = [after.get(v, v) for v in op.operands]
+        return emit(ew.Cast, until, dtype=I32)
+
+    def _emit(self, ops: list[Op], cls: type[Op], *operands: Value, **attrs: Any) -> Value:
+        ops.append(cls(operands, attrs, loc=self.op.loc))
+        return ops[-1].result
+
+    def _const(self, ops: list[Op], value: Any, dt: DType = I64) -> Value:
+        return self._emit(ops, sh.Const, value=value, dtype=dt)
 
 
 def _simplify(region: Region, replaced: dict[Value, Value]) -> None:
