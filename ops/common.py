@@ -1,6 +1,7 @@
 """What the wrappers of several kernels need."""
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import tilelang as tile
@@ -19,4 +20,10 @@ def rows(x: Any) -> Any:
 
 def dtype_of(x: Any) -> tile.DType:
     """The dtype of a torch or NumPy array."""
-    return tile.dtype(str(x.dtype).removeprefix("torch."))
+    return dtype(x.dtype)
+
+
+@lru_cache(maxsize=256)
+def dtype(external: Any) -> tile.DType:
+    """A dtype of torch or NumPy."""
+    return tile.dtype(str(external).removeprefix("torch."))

@@ -1,19 +1,21 @@
 """Linear layer: y = act(x @ w.T + bias)."""
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 import tilelang as tile
+from tilelang.jit import current_target
 from tilelang.ops.activation import gelu_exact
-from tilelang.ops.common import dtype_of, rows
+from tilelang.ops.common import dtype, rows
 from tilelang.ops.matmul import blocks, even, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
-from tilelang.targets import cpu_registers
+from tilelang.targets import SHAPES, cpu_registers
 
-FEW = 12
-"""Rows up to which blocks have as many as x, on CPUs with 16 registers."""
+FEW, ROWS = 48, 14
+"""Rows of x up to which the weight is better not packed, on CPUs with 16 registers, and most rows of a block then."""
 
 
 @tile.function
@@ -49,15 +51,26 @@ def linear_gelu_backward_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[ti
 
 
 def _blocks(x: Any, w: Any) -> dict[str, int]:
-    (m, k), n, gpu = x.shape, w.shape[0], tile.on_gpu(x, w)
-    return dict(zip(("BM", "BN", "BK"), few_rows(max(m, 1), k) if m <= FEW and not gpu and cpu_registers() == 16 else
-                    blocks(m, n, k, packed_size(dtype_of(x), gpu), gpu), strict=True))
+    if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
+        return {"BM": 1, "BN": 1, "BK": 1}
+    return _sizes(*x.shape, w.shape[0], x.dtype, tile.on_gpu(x, w), tile.get_num_threads())
+
+
+@lru_cache(maxsize=1024)
+def _sizes(m: int, k: int, n: int, dt: Any, gpu: bool, threads: int) -> dict[str, int]:
+    """Block extents for x [m, k] and w [n, k] of a torch or NumPy dtype."""
+    size = packed_size(dtype(dt), gpu)
+    few = m <= FEW and not gpu and cpu_registers() == 16
+    found = few_rows(max(m, 1), k) if few else blocks(m, n, k, size, gpu)
+    return dict(zip(("BM", "BN", "BK"), found, strict=True))
 
 
 def few_rows(m: int, k: int) -> tuple[int, int, int]:
     """(BM, BN, BK) of a product of few rows with 16 registers: few rows of w at a time, where they are pages long, for
     memory to read along them; else so many that x stays in the first level of the caches with them."""
-    return (m, 8, even(k, 4096, 8)) if m <= 2 and k >= 1024 else (m, 64, even(k, 384, 8))
+    if m <= 2 and k >= 1024:
+        return m, 8, even(k, 4096, 8)
+    return even(m, ROWS, 1), 64, next((deep for deep in range(384, 255, -8) if k % deep == 0), even(k, 384, 8))
 
 
 def linear_backward(x: Any, w: Any, dy: Any, bias: Any = None, activation: str | None = None) -> tuple[Any, Any, Any]:
@@ -77,7 +90,7 @@ def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> A
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     flat = rows(x)
     out = linear_kernel(flat, w, bias=bias, GELU=activation == "gelu", **_blocks(flat, w))
-    return out.reshape(*x.shape[:-1], w.shape[0])
+    return out if flat is x else out.reshape(*x.shape[:-1], w.shape[0])
 
 
 def reference(x: Any, w: Any, bias: Any) -> Any:

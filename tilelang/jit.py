@@ -60,7 +60,10 @@ def on_gpu(*tensors: Any) -> bool:
     name = current_target()
     if name and name != targets.SHAPES:
         return targets.on_device(name.removeprefix(targets.EMULATE))
-    return any(str(getattr(t, "device", "cpu")).startswith(targets.GPUS) for t in tensors)
+    for t in tensors:
+        if not getattr(t, "is_cpu", False) and str(getattr(t, "device", "cpu")).startswith(targets.GPUS):
+            return True
+    return False
 
 
 def architecture(*tensors: Any) -> str:
@@ -107,6 +110,9 @@ class Kernel(ByName, KernelDef):
 
     def _prepare(self) -> None:
         self._optional = {p.name: i for i, p in enumerate(self.params) if p.optional}
+        self._calls: dict[Any, tuple[list[int], list[str], dict[Any, Kernel]]] = {}
+        """For a number of positions and names of a call: optional tensors among them, and the kernel by which of
+        these are there."""
         self._compiled: dict[Any, Any] = {}
         self._runtime = [p for p in self.params if p.kind != "const"]
         self._consts = frozenset(p.name for p in self.params if p.kind == "const")
@@ -123,18 +129,29 @@ class Kernel(ByName, KernelDef):
                                 got=str(len(args)), try_="pass constants by name")
         if not self._optional:
             return self, args, kwargs
-        count = len(args)
-        absent = tuple([n for n, i in self._optional.items()
-                        if (i >= count or args[i] is None) and kwargs.get(n) is None])
+        call = len(args), *kwargs
+        if call not in self._calls:
+            self._calls[call] = ([i for i in self._optional.values() if i < len(args)],
+                                 [n for n in kwargs if n in self._optional], {})
+        places, names, variants = self._calls[call]
+        there = (*[args[i] is not None for i in places], *[kwargs[n] is not None for n in names])
+        if there not in variants:
+            variants[there] = self._without(tuple([
+                n for n, i in self._optional.items()
+                if (i >= len(args) or args[i] is None) and kwargs.get(n) is None]))
+        if not all(there):
+            args = tuple([x for i, x in enumerate(args) if x is not None or i not in places])
+            kwargs = {n: x for n, x in kwargs.items() if x is not None or n not in names}
+        return variants[there], args, kwargs
+
+    def _without(self, absent: tuple[str, ...]) -> Kernel:
+        """This kernel where these optional tensors are constants."""
         if absent not in self._variants:
             self._variants[absent] = self._with(
                 [*(p if p.name not in self._optional else replace(p, default=inspect.Parameter.empty)
                    for p in self.params if p.name not in absent),
                  *(Param(p.name, "const", None, None) for p in self.params if p.name in absent)])
-        if any([n in kwargs or self._optional[n] < count for n in absent]):
-            args = tuple(x for p, x in zip(self.params, args, strict=False) if p.name not in absent)
-            kwargs = {n: x for n, x in kwargs.items() if n not in absent}
-        return self._variants[absent], args, kwargs
+        return self._variants[absent]
 
     def _with(self, params: list[Param]) -> Kernel:
         variant = object.__new__(type(self))

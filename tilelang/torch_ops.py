@@ -128,23 +128,32 @@ def _ordinary() -> int:
     return int(keys.raw_repr())
 
 
+@cache
+def _looks(keys: int, excluded: int) -> bool:
+    """Whether a key of tensors or of the thread, but for those that the thread excludes, is no ordinary one. Sets of
+    keys come as their bits."""
+    from torch._C import DispatchKeySet
+    left = DispatchKeySet.from_raw_repr(keys) - DispatchKeySet.from_raw_repr(excluded)
+    return bool(left.raw_repr() & ~_ordinary())
+
+
 def nobody_looks(args: Iterable[Any]) -> bool:
     """Whether a call of an operator with these, of which no graph is being made, would do no more than call its
     function, so that the way through the dispatcher may be saved: ordinary tensors, no gradient, mode, transform,
     trace or profile."""
-    import torch
-    from torch.autograd import forward_ad
-    c, gradients = torch._C, torch.is_grad_enabled()
-    if forward_ad._current_level >= 0 or c._autograd._profiler_enabled() or c._len_torch_function_stack():
+    torch = sys.modules["torch"]
+    c, tensor, gradients = torch._C, torch.Tensor, torch.is_grad_enabled()
+    if torch.autograd.forward_ad._current_level >= 0 or c._autograd._profiler_enabled() or \
+            c._len_torch_function_stack():
         return False
-    keys = c._dispatch_tls_local_include_set()
+    keys = c._dispatch_tls_local_include_set().raw_repr()
     for x in args:
         for t in x if isinstance(x, list | tuple) else (x,):
-            if isinstance(t, torch.Tensor):
-                if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter or gradients and t.requires_grad:
+            if isinstance(t, tensor):
+                if type(t) is not tensor and type(t) is not torch.nn.Parameter or gradients and t.requires_grad:
                     return False
-                keys = keys | c._dispatch_keys(t)
-    return not (keys - c._dispatch_tls_local_exclude_set()).raw_repr() & ~_ordinary()
+                keys |= c._dispatch_keys(t).raw_repr()
+    return not _looks(keys, c._dispatch_tls_local_exclude_set().raw_repr())
 
 
 def _literal(default: Any) -> str:
@@ -203,7 +212,8 @@ class TorchOp:
         if not self._ready():
             return self.fn(*args, **kwargs)
         import torch
-        if not any(isinstance(x, torch.Tensor) for x in (*args, *kwargs.values())):
+        if not any([isinstance(x, torch.Tensor) for x in args]) and \
+                not any([isinstance(x, torch.Tensor) for x in kwargs.values()]):
             return self.fn(*args, **kwargs)
         if self._out is not None:  # results written where the caller says: no operator, no gradient
             if len(args) > self._out or kwargs.get("out") is not None:
@@ -214,7 +224,7 @@ class TorchOp:
         if kwargs or not len(own.required) <= len(args) <= len(own.params):
             self._check(args, kwargs)
         if not own.written and not torch.compiler.is_compiling():
-            given = {**dict(zip(own.params, args, strict=False)), **kwargs}
+            given = dict(zip(own.params, args, strict=False), **kwargs)
             tensors = [given.get(n) for n in own.tensors]
             if all([x is None or isinstance(x, torch.Tensor) for x in tensors]) and nobody_looks(given.values()):
                 return self.fn(**given)
@@ -250,6 +260,8 @@ class TorchOp:
         """Whether there is a torch, to which the operator is made known at the first use."""
         if "torch" not in sys.modules:
             return False
+        if self._op is not None and (self.dims is None or "torch.distributed.tensor" not in sys.modules):
+            return True
         with locks.registering:
             if self._op is None:
                 self._op = self._register()

@@ -62,14 +62,22 @@ def of_groups(a: str, b: str, features: frozenset[str]) -> DotRow | None:
     return next((row for row in ROWS if row.group > 1 and (row.a, row.b) == (a, b) and row.feature in features), None)
 
 
+FEW = 14
+"""Rows of a kilobyte and more that the first level of the caches holds beside those of the other operand."""
+
+
 def few_rows(op: Op, target: Any) -> bool:
     """Whether a `dot` of floats is better made of its operands as memory holds them: packing `b` takes about as long
-    as a multiplication by so many rows, fewer where an instruction multiplies groups."""
+    as a multiplication by so many rows, fewer where an instruction multiplies groups. With 16 registers it takes as
+    long as many more where `b` is packed by columns, which is transposing it; sums of long products along the columns
+    are as fast as those of packed operands."""
     a, b = op.operands[:2]
     group = choose(a.dtype, b.dtype, op.attrs["dtype"], a.shape[-1], target.features).group
-    along = a.shape[-1] if columns(b) is not None else b.shape[-1]
+    turned = columns(b) is not None
+    along = a.shape[-1] if turned else b.shape[-1]
     rows = a.shape[-2] * group
-    return op.attrs["dtype"].kind == "float" and rows <= 3 * target.registers // 8 and along >= 16
+    most = FEW if turned and target.registers == 16 and along >= 256 else 3 * target.registers // 8
+    return op.attrs["dtype"].kind == "float" and rows <= most and along >= 16
 
 
 @dataclass(frozen=True)

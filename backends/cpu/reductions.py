@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from tilelang.backends.cpu.ahead import Ahead
@@ -10,7 +11,7 @@ from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.elements import Elements, Position
 from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.place import COSTLY, weight
-from tilelang.backends.cpu.runs import walked
+from tilelang.backends.cpu.runs import Dims, walked
 from tilelang.backends.thread.builder import Index, ThreadBuilder
 from tilelang.backends.thread.combine import COMBINE, inline_region
 from tilelang.ir import elementwise as ew
@@ -21,8 +22,23 @@ from tilelang.ir.reduction import Reduce, identity
 STREAMS = 4
 """Rows that are read at once where each has one sum, of short vectors if need be: memory gives one row after the other
 more slowly."""
+PASSES = 4
+"""How many passes at least lie between asking for rows and reading them: a row of a kilobyte takes some 0.1 us."""
 At = dict[int, Ix]
 """A position along some dimensions of the nest."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What several passes read, each of `step` positions along dimension `over`: the same rows, along `row`, of some
+    loads. Each pass asks for `share` of those that come `on` rows later."""
+
+    loads: Sequence[tuple[Op, Dims]]
+    over: int
+    step: int
+    row: int
+    on: int
+    share: int
 
 
 class Reductions(Elements):
@@ -40,6 +56,7 @@ class Reductions(Elements):
         self.custom = any(o.attrs["kind"] == "custom" for o in self.reduces)
         self.vector: int | None = None
         self.together = 0  # positions that are reduced at once, but for those left over; 0: not known yet
+        self.passes: Passes | None = None
         self.limit: Index | None = None  # of vectors below it no lane is masked, where others are
         self.targets: dict[Value, Buffer] = {}
 
@@ -112,6 +129,7 @@ class Reductions(Elements):
             return
         at_once = self._at_once(outer)
         self.together = prod(at_once.values())
+        self.passes = self.passes or self._passes(at_once)
         shared = self._shared_dim(outer)  # what stays the same along it is then still in the first level of the caches
         order = sorted(outer, key=lambda d: (d in at_once, d == shared))  # single positions are the outer loops
 
@@ -156,25 +174,53 @@ class Reductions(Elements):
         count = min(self.shape[shared], max(self.cpu.registers // 2 // registers, least))
         return {shared: count} if count > 1 else {}
 
-    def _shared_dim(self, outer: Sequence[int]) -> int | None:
-        """The dimension of `outer` along which most vectors loaded from tensors stay the same, if any does."""
-        gain = dict.fromkeys(outer, 0)
-        seen: set[tuple[Value, tuple[int | None, ...]]] = set()
+    def _passes(self, at_once: dict[int, int]) -> Passes | None:
+        """The passes of sums that are made as a block of rows and columns, with 16 registers: a step is as short there
+        as its loads, so that it asks for one line, and the passes together for each line once."""
+        if len(at_once) != 2 or self.cpu.registers > 16:
+            return None
+        (over, step), (row, columns) = at_once.items()
+        loads = [(op, dims) for op, dims in self._loads() if over not in dims and
+                 (ahead := self.ahead.get(op)) is not None and ahead.axis is not None and
+                 {row, self.vector} <= {*dims}]
+        self.ahead = {op: ahead for op, ahead in self.ahead.items() if op not in [op for op, _ in loads]}
+        count = -(-self.shape[over] // step)
+        return Passes(loads, over, step, row, columns * -(-PASSES // count), -(-columns // count))
 
-        def walk(v: Value, dims: tuple[int | None, ...]) -> None:
+    def _ask(self, at: At, i: Index) -> None:
+        """The part of a pass that begins at `at` of what later ones read, at position i along its vectors."""
+        b, passes = self.b, self.passes
+        if passes is None or self.masked:
+            return
+        assert self.vector is not None
+        first = b.add(at[passes.row].base, b.mul(b.div(at[passes.over].base, passes.step), passes.share))
+        for op, dims in passes.loads:
+            for n in range(passes.share):
+                there = {**at, passes.row: Ix(b.add(first, passes.on + n)), self.vector: Ix(i)}
+                offset, *_ = self._window(op, op.operands[1:], tuple(ZERO if d is None else there[d] for d in dims))
+                b.hint(th.Prefetch, self.memory(op), b.index(offset), near=True)
+
+    def _loads(self) -> list[tuple[Op, Dims]]:
+        """The loads that reductions read, with the dimensions of the nest that walk them."""
+        out: dict[tuple[Value, Dims], Op] = {}
+
+        def walk(v: Value, dims: Dims) -> None:
             op = v.owner
-            if v not in self.local or op is None or (v, dims) in seen:
+            if v not in self.local or op is None or (v, dims) in out:
                 return
-            seen.add((v, dims))
-            if op.name in ("load", "expand_load") and self.vector in dims:
-                for d in outer:
-                    gain[d] += d not in dims
+            out[v, dims] = op
             for o in op.operands:
                 if isinstance(o.type, TileType) and o.shape:
                     walk(o, walked(op, dims, o))
         for op in self.reduces:
             for o in op.operands:
                 walk(o, tuple(range(len(self.shape))))
+        return [(op, dims) for (_, dims), op in out.items() if op.name in ("load", "expand_load")]
+
+    def _shared_dim(self, outer: Sequence[int]) -> int | None:
+        """The dimension of `outer` along which most vectors loaded from tensors stay the same, if any does."""
+        loads = [dims for _, dims in self._loads() if self.vector in dims]
+        gain = {d: sum(d not in dims for dims in loads) for d in outer}
         best = max(outer, key=lambda d: gain[d], default=None)
         return best if best is not None and gain[best] else None
 
@@ -230,6 +276,7 @@ class Reductions(Elements):
             sums = self._initial(rows, lanes)
             for start, end in self._runs(full, lanes):
                 with b.loop(start, end, lanes, sums) as loop:
+                    self._ask(rows[0], loop.i)
                     loop.yield_(self._step(loop.carried, at(Ix(loop.i, lanes))))
                 sums = loop.results
             parts.append(sums)

@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.jit import architecture
+from tilelang.jit import architecture, current_target
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, dtype_of
 from tilelang.ops.streamk import PROCESSORS
+from tilelang.targets import SHAPES
 
 WIDTHS = {64, 96, 128}
 """Of heads: columns that one `wgmma` has, of which 128 x 128 scores and sums fit into registers."""
@@ -135,21 +137,27 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
     to a group of four warps, so that eight warps take 128 keys.
     On a CPU the fewest rows beyond the last query count: 114 suits powers of two."""
     d, e = q.shape[3], v.shape[3]
-    if tile.on_gpu(q, k, v):
-        side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
-        m, n, name = side, side, architecture(q, k, v)
-        if kernel == "forward" and name == "cuda:sm_90a" and {d, e} <= WIDTHS and dtype_of(q).bits == 16 \
-                and min(queries, keys) >= 128 and q.shape[0] * q.shape[1] * -(-q.shape[2] // 128) >= PROCESSORS:
-            m, n = 128, 128
-        elif kernel == "queries" and name == "cuda:sm_90a" and 64 < max(d, e) <= 128:
-            m, n = 32, 128
-        elif kernel == "queries" and name.startswith("cuda") and max(d, e) > 64:
-            m = max(side // 4, 16)
-        elif kernel == "keys" and max(d, e) > 64:
-            n = max(side // 2, 16)
-        bm, bn, deep = block(queries, m, 16), block(keys, n, 16), 16
-    else:
-        m = min((96, 114), key=lambda rows: -(-queries // rows) * rows) if kernel == "forward" else 96
-        bm, bn, deep = block(queries, m, 12), block(keys, 128, 32), 8
-    return {"BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep), "BE": block(e, 1 << 12, deep),
-            "ROUND": tile.on_gpu(q, k, v) or dtype_of(q) is tile.bf16}
+    if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
+        return {"BM": 1, "BN": 1, "BD": 1, "BE": 1, "ROUND": False}
+    if not tile.on_gpu(q, k, v):
+        return {**_cpu_blocks(d, e, queries, keys, kernel), "ROUND": dtype_of(q) is tile.bf16}
+    side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
+    m, n, name = side, side, architecture(q, k, v)
+    if kernel == "forward" and name == "cuda:sm_90a" and {d, e} <= WIDTHS and dtype_of(q).bits == 16 \
+            and min(queries, keys) >= 128 and q.shape[0] * q.shape[1] * -(-q.shape[2] // 128) >= PROCESSORS:
+        m, n = 128, 128
+    elif kernel == "queries" and name == "cuda:sm_90a" and 64 < max(d, e) <= 128:
+        m, n = 32, 128
+    elif kernel == "queries" and name.startswith("cuda") and max(d, e) > 64:
+        m = max(side // 4, 16)
+    elif kernel == "keys" and max(d, e) > 64:
+        n = max(side // 2, 16)
+    return {"BM": block(queries, m, 16), "BN": block(keys, n, 16), "BD": block(d, 1 << 12, 16),
+            "BE": block(e, 1 << 12, 16), "ROUND": True}
+
+
+@lru_cache(maxsize=1024)
+def _cpu_blocks(d: int, e: int, queries: int, keys: int, kernel: str) -> dict[str, int]:
+    m = min((96, 114), key=lambda rows: -(-queries // rows) * rows) if kernel == "forward" else 96
+    return {"BM": block(queries, m, 12), "BN": block(keys, 128, 32), "BD": block(d, 1 << 12, 8),
+            "BE": block(e, 1 << 12, 8)}

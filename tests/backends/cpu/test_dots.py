@@ -69,17 +69,22 @@ def both_ways(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], v: t
 
 
 @pytest.mark.parametrize("dt", [torch.float16, torch.float32])
+@pytest.mark.parametrize("depth", [45, 261])
 @pytest.mark.usefixtures("target")
-def test_products_of_few_rows_take_operands_as_they_lie(dt: torch.dtype) -> None:
-    most = 3 * machine.host().registers // 8
-    for rows in (1, 5, most, most + 1):
-        x, w = torch.randn(rows, 45).to(dt), torch.randn(33, 45).to(dt)
+def test_products_of_few_rows_take_operands_as_they_lie(dt: torch.dtype, depth: int) -> None:
+    """Of more rows where sums are long, with 16 registers: those along the columns of `w`."""
+    registers = machine.host().registers
+    most = 3 * registers // 8
+    turned = dots.FEW if registers == 16 and depth > 256 else most
+    for rows in (turned, turned + 1) if turned > most else (1, 5, most, most + 1):
+        x, w = torch.randn(rows, depth).to(dt), torch.randn(33, depth).to(dt)
         y = torch.empty(2, rows, 33)
-        both_ways(x, w, w.T.contiguous(), y, BM=rows)
+        v, deep = w.T.contiguous(), -(-depth // 8) * 8
+        both_ways(x, w, v, y, BM=rows, BK=deep)
         terms = x.double().abs() @ w.double().abs().T + 1.0
-        assert ((y - (x.double() @ w.double().T + 1.0)).abs() <= (45 + 1) * 2.0 ** -24 * terms).all()
-        names = [op.name for op in both_ways.lower(x, w, w.T.contiguous(), y, BM=rows).placed.walk()]
-        assert names.count("dot") == (2 if rows > most else 0)
+        assert ((y - (x.double() @ w.double().T + 1.0)).abs() <= (depth + 1) * 2.0 ** -24 * terms).all()
+        names = [op.name for op in both_ways.lower(x, w, v, y, BM=rows, BK=deep).placed.walk()]
+        assert names.count("dot") == (rows > most) + (rows > turned)
 
 
 @pytest.mark.usefixtures("target")

@@ -9,6 +9,7 @@ import torch
 
 import tilelang as tile
 from tests.backends.cpu.native import HOST, compile_for
+from tilelang.backends.cpu import machine
 
 EPS = 2.0 ** -23
 
@@ -63,6 +64,19 @@ def test_what_is_made_of_it() -> None:
     assert "reduce_each" in thread and "fma" in thread and re.search("prefetch %k.*near=True", thread)
     shapes = re.findall(r"alloc .*shape=\(([\d, ]+)\)", thread)
     assert shapes and max(int(np.prod([int(n) for n in s.split(",") if n.strip()])) for s in shapes) <= 4 * 128
+
+
+@pytest.mark.usefixtures("target")
+def test_passes_ask_for_the_next_rows_together() -> None:
+    """With 16 registers, 2 x 4 sums at a time: of 10 rows each of five passes asks for one of the next four rows that
+    they all read, of 4 each of two passes for two."""
+    if machine.host().registers > 16:
+        pytest.skip("elsewhere each pass asks for all rows")
+    for rows, asked in ((10, 1), (4, 2)):
+        q, k = torch.zeros(rows, 128), torch.zeros(256, 128)
+        out = torch.zeros(rows, 256), torch.zeros(rows, 128), torch.zeros(rows, 256)
+        thread = str(products.lower(q, k, *out, R=rows, N=64, D=128).thread)
+        assert thread.count("prefetch %k") == 2 * asked + 2  # for scores, for the largest; two lines for the sums
 
 
 @tile.kernel
