@@ -21,6 +21,8 @@ from tilelang.ops.reduction import sum_rows
 
 SMALLEST = 2.0 ** -126
 """Of the normal numbers of f32: times it, -inf is -inf."""
+PARTS = 4
+"""Of the gradient of the queries at most, each as large as that in f32: who would need more takes another kernel."""
 
 
 def forward(q: Any, k: Any, v: Any, opts: Options, lse: Any, o: Any, queries: int, keys: int, table: Any = None,
@@ -39,7 +41,7 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
               ) -> tuple[Any, ...]:
     """Runs the kernels of the backward pass; `longest` is the most queries and keys of packed sequences. Gradients of
     the keys' bias, of the sinks, of `bias` and of ALiBi's slopes follow where there is one to give. On a CPU one
-    kernel gives dk, dv and parts of dq, as many as let all threads take part."""
+    kernel gives dk, dv and parts of dq, as many as let all threads take part, if these are few."""
     partly = [packing["cu_q"] is not None or packing["used_q"] is not None] + \
         [packing["cu_k"] is not None or packing["used_k"] is not None] * 2
     delta = made(q, tuple(q.shape[:3]), tile.dtype("f32"))
@@ -55,7 +57,8 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
     if not (tile.on_gpu(q, k, v) or packing["cu_q"] is not None or needs_alibi):
         programs = -(-2 * tile.get_num_threads() // max(k.shape[0] * k.shape[1], 1))
         count = max(min(programs, -(-keys // on_columns["BN"])), 1)
-        dq_parts = made(q, (count, *q.shape[:2], q.shape[3], q.shape[2]), tile.dtype("f32"), 0)
+        if count <= PARTS:
+            dq_parts = made(q, (count, *q.shape[:2], q.shape[3], q.shape[2]), tile.dtype("f32"), 0)
     dkdv_kernel(q, k, v, do, lse, delta, dk, dv, opts.scale, dkey_bias=of_keys, dq=dq_parts, longest=longest[1],
                 **on_columns)
     if dq_parts is not None:

@@ -12,6 +12,7 @@ from tests.ops.attention.oracle import attention, two_of_three
 from tests.ops.attention.test_forward import OPTIONS, SHAPES
 from tilelang import ops
 from tilelang.errors import UnsupportedSyntax
+from tilelang.ops.attention import api
 
 
 def gradients(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, do: torch.Tensor, dlse: torch.Tensor,
@@ -78,6 +79,22 @@ def test_one_pass_equals_two(threads: int) -> None:
         tile.set_num_threads(before)
     for a, b in zip(got, want, strict=False):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(2, 4), (4, 0)])
+def test_parts_are_few(threads: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key head, to which twice as many programs as there are threads would belong."""
+    made: list[tuple[int, ...]] = []
+    monkeypatch.setattr(api, "dq_sum_kernel", lambda given, *args, **kwargs: made.append(given.shape))
+    q, k = torch.randn(1, 2, 9, 16), torch.randn(1, 1, 700, 16)
+    o, lse = ops.attention(q, k, k, return_lse=True)
+    before = tile.get_num_threads()
+    tile.set_num_threads(threads)
+    try:
+        ops.attention_backward(torch.ones_like(o), q, k, k, o, lse)
+    finally:
+        tile.set_num_threads(before)
+    assert made == ([(parts, 1, 2, 16, 9)] if parts else [])
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 150), (1, 4, 50, 1)], ids=str)
