@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import tilelang as tile
 from benchmarks.peak import int8_dot
 from tilelang import ops
-from tilelang.ops.activation import gelu_kernel
+from tilelang.ops.activation import gelu_form, gelu_kernel
 from tilelang.ops.norm import layer_norm_kernel, rms_norm_kernel
 from tilelang.ops.softmax import softmax_kernel
 
@@ -90,7 +90,7 @@ def rowwise(n: int = 4096) -> Iterator[Case]:
                lambda: F.rms_norm(x, (n,), w, 1e-6), "byte", nbytes, 1.0, 1e-4)
     yield Case(
         f"gelu {m}x{n}",
-        lambda: gelu_kernel(flat, out),
+        lambda: gelu_kernel(flat, out, ACT=gelu_form(flat)),
         lambda: torch._C._nn.gelu(x, out=z),
         "byte",
         nbytes,

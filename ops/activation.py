@@ -7,12 +7,42 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
+from tilelang.targets import cpu_registers
+
+ERF = ((0.797884524, 0.0675155595, 0.00934206601, 0.000335574005, 1.26765963e-05, 4.55703386e-08),
+       (1.0, 0.251284301, 0.028590424, 0.00187868846, 7.32766057e-05, 1.19750473e-06))
+"""P and Q of erf(x / sqrt(2)) = x P(x**2) / Q(x**2), |x| <= 5.5: a minimax fit, off by 1.5e-8 before rounding, and 1
+at the end."""
 
 
 @tile.function
 def gelu_exact(x):
     """x * Phi(x), Phi the normal distribution (Hendrycks and Gimpel, 2016)."""
     return 0.5 * x * (1.0 + tile.erf(x * math.sqrt(0.5)))
+
+
+@tile.function
+def gelu_quotient(x):
+    """The same where tables of `erf` do not fit into registers: wrong by up to 3 * 2**-24 |x| for 1.7, in half the
+    instructions."""
+    v = tile.where(5.5 < x, 5.5, x)
+    v = tile.where(-5.5 > v, -5.5, v)
+    square = v * v
+    return tile.fma(0.5 * x, v * polynomial(square, ERF[0]) / polynomial(square, ERF[1]), 0.5 * x)
+
+
+@tile.function
+def polynomial(x, coefficients):
+    """The constant first, by Horner's rule."""
+    y = coefficients[-1]
+    for i in tile.static_range(len(coefficients) - 2, -1, -1):
+        y = tile.fma(x, y, coefficients[i])
+    return y
+
+
+def gelu_form(*tensors: Any) -> Any:
+    """The function of GELU that suits these tensors' processor."""
+    return gelu_quotient if cpu_registers() == 16 and not tile.on_gpu(*tensors) else gelu_exact
 
 
 @tile.function
@@ -49,10 +79,11 @@ def finished(acc, bias, residual, added, m, n, ACT, ROWS, COLUMNS):
 
 
 @tile.kernel
-def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], BN: tile.Const = 8192):
-    """Works in f32."""
+def gelu_kernel(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.T, "N"], ACT: tile.Const = gelu_exact,
+                BN: tile.Const = 8192):
+    """y = ACT(x), in f32."""
     n = tile.grid(tile.cdiv(x.shape[0], BN))
-    tile.store(y, (n * BN,), gelu_exact(tile.load(x, (n * BN,), (BN,)).to(tile.f32)).to(y.dtype))
+    tile.store(y, (n * BN,), ACT(tile.load(x, (n * BN,), (BN,)).to(tile.f32)).to(y.dtype))
 
 
 @tile.kernel
@@ -73,7 +104,7 @@ def gelu_backward(x: Any, dy: Any) -> Any:
 @tile.torch_op("tilelang::gelu", backward=gelu_backward, outputs="y", dims="... -> ...")
 def gelu(x: Any) -> Any:
     """GELU of every element, in the dtype of `x` (f32, f16 or bf16), computed in f32."""
-    return gelu_kernel(x.reshape(-1)).reshape(x.shape)
+    return gelu_kernel(x.reshape(-1), ACT=gelu_form(x)).reshape(x.shape)
 
 
 def reference(x: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.jit import current_target
-from tilelang.ops.activation import gelu_exact
+from tilelang.ops.activation import gelu_exact, gelu_form
 from tilelang.ops.common import dtype, rows
 from tilelang.ops.matmul import blocks, even, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
@@ -29,13 +29,13 @@ def linear_block(x, w, bias, m, n, BM, BN, BK):
 
 @tile.kernel
 def linear_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "N K"], y: tile.Out[tile.T, "M N"],
-                  BM: tile.Const, BN: tile.Const, BK: tile.Const, GELU: tile.Const,
+                  BM: tile.Const, BN: tile.Const, BK: tile.Const, ACT: tile.Const,
                   bias: tile.Tensor[tile.T, "N"] = None):
     """One block of y for each program; weights are stored by output feature, as torch stores them."""
     m, n = tile.grid(tile.cdiv(x.shape[0], BM), tile.cdiv(w.shape[0], BN), group=8)
     acc = linear_block(x, w, bias, m, n, BM, BN, BK)
-    if GELU:
-        acc = gelu_exact(acc)
+    if ACT is not None:
+        acc = ACT(acc)
     tile.store(y, (m * BM, n * BN), acc.to(y.dtype))
 
 
@@ -89,7 +89,8 @@ def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> A
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     flat = rows(x)
-    out = linear_kernel(flat, w, bias=bias, GELU=activation == "gelu", **_blocks(flat, w))
+    out = linear_kernel(flat, w, bias=bias, ACT=gelu_form(x, w) if activation == "gelu" else None,
+                        **_blocks(flat, w))
     return out if flat is x else out.reshape(*x.shape[:-1], w.shape[0])
 
 

@@ -65,14 +65,25 @@ def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[in
     2 bytes leave room for blocks of twice the depth, those of 1 byte for twice the height and depth, so that packing
     them takes a smaller share of the time, or even four times the depth where the sums then never leave registers
     before they are complete. With 16 registers a block asks for what it reads next, from whatever cache: blocks are
-    twice as high and wide for half the packing. On a `gpu` blocks fill registers and shared memory."""
+    twice as high and wide for half the packing, but where they are not small several threads have two each, of which a
+    faster one takes three. On a `gpu` blocks fill registers and shared memory."""
     if gpu:
         return block(m, 128, 16), block(n, 128, 16), block(k, 64 if size == 1 else 32, 16)
-    largest = 512 if cpu_registers() == 16 else 256
+    few, threads = cpu_registers() == 16, tile.get_num_threads()
+    largest = 512 if few else 256
     rows, columns = 512 if size == 1 else largest, even(n, largest, 32)
-    while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
-        rows //= 2
-    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2 if largest == 256 else 4)
+    if few:
+        rows = even(m, rows, 4)
+        while threads > 1 and max(rows, columns) > 64 and \
+                -(-m // rows) * -(-n // columns) < (2 if rows * columns > 1 << 14 else 1) * threads:
+            if rows > columns:
+                rows = even(m, rows - 4, 4)
+            else:
+                columns = even(n, columns - 32, 32)
+    else:
+        while rows > 64 and -(-m // rows) * -(-n // columns) < threads:
+            rows //= 2
+    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 4 if few else 2)
     return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
 
 

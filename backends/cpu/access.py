@@ -357,7 +357,13 @@ class Access:
             x, y = (self.b.bitcast(v, ir.VectorType(BF16, v.type.count)) for v in (x, y))
         if row.adds:
             return self._intrinsic(name, acc.type, [acc, x, y])
-        return self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
+        out = self.b.add(acc, self._intrinsic(name, acc.type, [x, y]))
+        return out if self.target.registers >= 32 else self._in_order(out)
+
+    def _in_order(self, x: ir.Value) -> ir.Value:
+        """`x`, made as it is written: LLVM shortens chains of integer sums, acc + (p + q) for (acc + p) + q, however
+        many registers the parts take. Nothing stands for this in machine code."""
+        return self.b.asm(ir.FunctionType(x.type, [x.type]), "", "=x,0", [x], False)
 
     def pairs_of_bytes(self, x: ir.Value, y: ir.Value) -> ir.Value:
         """The sums i16 of the products of two neighbours of bytes without and with signs, at most a register of them;

@@ -49,6 +49,13 @@ def test_integer_matmul_is_exact(dt: torch.dtype) -> None:
         np.testing.assert_array_equal(ops.matmul(a, b).numpy(), want.astype(np.int32))
 
 
+@pytest.mark.parametrize("form", [activation.gelu_exact, activation.gelu_quotient])
+def test_forms_of_gelu(form: Any) -> None:
+    x = torch.cat([torch.linspace(-9, 9, 100_001), torch.randn(1000) * 1e-3, torch.tensor([-100.0, 100, 1e30])])
+    close(activation.gelu_kernel(x, ACT=form), activation.reference(x), 3 * 2.0 ** -24 * abs(x.double().numpy()))
+    assert activation.gelu_kernel(torch.full((1,), float("nan")), ACT=form).isnan().all()
+
+
 @pytest.mark.parametrize("dt", FLOATS)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5, 100), (2, 1000), (1, 20000), (1, 20032)])
 def test_rowwise(dt: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """`dot` of small integers, and whole kernels for a processor with AVX2 only."""
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import ml_dtypes
@@ -119,6 +120,18 @@ def test_avx2_code_has_no_wider_registers(monkeypatch: pytest.MonkeyPatch) -> No
     c = torch.zeros(2, 12, 12, dtype=torch.int32)
     code = batched.lower(a, torch.zeros(2, 32, 12, dtype=torch.int8), c, BM=12, BN=32, BK=32).assembly
     assert "%ymm" in code and "%zmm" not in code and "vpmaddwd" in code
+
+
+def test_sums_of_bytes_stay_in_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve of sixteen registers are sums; LLVM likes to add products of several steps to each other first."""
+    if "avx2" not in HOST.features:
+        pytest.skip("needs a processor with AVX2")
+    monkeypatch.setattr(machine, "host", avx2)
+    a, b = (torch.zeros(shape, dtype=torch.int8) for shape in ((12, 64), (64, 32)))
+    code = matmul_kernel.lower(a, b, torch.zeros(12, 32, dtype=torch.int32), BM=12, BN=32, BK=64,
+                               ACC=tile.i32).assembly
+    loops = [block for block in re.split(r"\n\.L\w+:", code) if block.count("vpmaddwd") >= 48]
+    assert loops and not any(re.search(r"v\w+.*%rsp.*%ymm|%ymm\d+, .*%rsp", block) for block in loops)
 
 
 @pytest.mark.parametrize("key", [key for key in EXAMPLES if key.startswith(("lookup4", "dot2", "dot4"))])
