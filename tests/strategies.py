@@ -291,7 +291,7 @@ class Maker(Grower):
         """Prints a few integers: how floats are written, and how many lines they take, depends on their rounding."""
         v = self.ranked(self.pick("int", "uint"))
         few = self.emit("slice", v, starts=(0,) * len(v.shape), shape=(1,) * len(v.shape), steps=(1,) * len(v.shape))
-        self.b.add(control.Print, few, text=self.one_of(("", "x =")))
+        self.b.add(control.Print, few, text=self.one_of(("{}", "x = {}")))
         return ()
 
     def asserted(self) -> Sequence[Value]:

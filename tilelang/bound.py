@@ -95,7 +95,8 @@ class Bound:
                 loc=loc,
                 needs=f'{len(spec.dims)} dimensions "{" ".join(map(str, spec.dims))}"',
                 got=f"{len(a.shape)} of shape {list(a.shape)}",
-                try_="reshape or unsqueeze the argument",
+                try_="reshape or unsqueeze the argument" if spec.dims else
+                f'annotate it with dimensions: tile.Tensor[{spec.dtype}, "M N"]',
             )
         for dim, extent in zip(spec.dims, a.shape, strict=True):
             known, where = (dim, "the annotation") if isinstance(dim, int) else self.dims.setdefault(
@@ -117,8 +118,10 @@ class Bound:
         good = isinstance(value, float) == (dt.kind == "float") and isinstance(value, bool | int | float)
         if not good or (dt.kind != "float" and not dt.min <= value <= dt.max):
             raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` is not a valid {dt}",
-                                loc=self.kernel.source.loc, needs=str(dt),
-                                got=f"{type(value).__name__} {value!r}"[:80], try_="pass a number")
+                                loc=self.kernel.source.loc, needs=str(dt) if dt.kind == "float" else
+                                f"{dt}, {dt.min} to {dt.max}", got=f"{type(value).__name__} {value!r}"[:80],
+                                try_="annotate it with a wider type" if good else "a parameter of a float type, or "
+                                "int(...)" if isinstance(value, float) else "pass a number")
 
     def _allocate(self, p: Param) -> None:
         spec, shape = p.tensor, []

@@ -27,6 +27,7 @@ from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.cluster import cluster_of, uses
+from tilelang.ir.control import pieces
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
 
@@ -295,11 +296,12 @@ class _Renderer(Bulk, Matrix, Programs):
     _priority = _spread = _advice
 
     def _print_shared(self, op: Op) -> None:
-        parts = []
-        for v in op.operands:
+        first, *texts = map(c_string, pieces(op.attrs["text"]))
+        parts = [self.number(op), first]
+        for v, text in zip(op.operands, texts, strict=True):
             assert isinstance(v.type, BufferType)
-            parts.append(f"tl::show<'{print_form(v.dtype)}'>({self.name(v)}, {math.prod(v.type.shape)})")
-        self.line(f"tl::print({', '.join([self.number(op), c_string(op.attrs['text']), *parts])});")
+            parts += [f"tl::show<'{print_form(v.dtype)}'>({self.name(v)}, {math.prod(v.type.shape)})", text]
+        self.line(f"tl::print({', '.join(parts)});")
 
     # -- warps --------------------------------------------------------------------------------------------------------
     def _shuffle(self, op: Op) -> None:

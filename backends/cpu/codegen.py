@@ -167,16 +167,15 @@ class _Generator(Arithmetic, Control):
         self.b.ret(self.b.zext(self.b.icmp_signed("==", reduce(self.b.or_, left), I32(0)), I64))
 
     def _before_grid(self) -> Iterator[Op]:
-        """The operations that the extents of the grid may follow from, each once it is done, and then the grid."""
+        """The operations that the extents of the grid follow from, each once it is done, and then the grid."""
         self._load_context()
+        grid = next((op for op in self.fn.body.ops if isinstance(op, Grid)), None)
+        steps = grid.leading() if grid is not None else set()
         for op in self.fn.body.ops:
-            if op.name != "grid" and (op.effects or op.regions):
-                return
-            if op.name not in ("grid", "alloc"):
+            if op in steps:
                 self.op(op)
-            yield op
-            if op.name == "grid":
-                return
+            if op in steps or op is grid:
+                yield op
 
     def body(self) -> None:
         self._load_context()

@@ -22,8 +22,8 @@ from tilelang.backends.cpu.machine import CpuTarget
 from tilelang.backends.cpu.numbers import I1, I32, I64
 from tilelang.backends.simt.compile import Lowered
 from tilelang.ir.cluster import cluster_of
-from tilelang.ir.control import MAX_PROGRAMS
-from tilelang.ir.core import Function, Region, TensorType, Value
+from tilelang.ir.control import MAX_PROGRAMS, Grid
+from tilelang.ir.core import Function, Region, TensorType
 
 FIELDS = ("own", "multiprocessors", "ordinal", "current", "set", "launch", "encode")
 """What `current` gives where this device is the thread's, two numbers, and functions of the driver."""
@@ -55,28 +55,15 @@ def codes(lowered: Lowered) -> dict[str, Lowered]:
     return out
 
 
-def behind_grid(fn: Function) -> set[Value]:
-    """What the number of programs depends on."""
-    found: set[Value] = set()
-    pending = [v for op in fn.body.ops if op.name == "grid" for v in op.operands]
-    while pending:
-        v = pending.pop()
-        if v not in found:
-            found.add(v)
-            pending += v.owner.operands if v.owner is not None else []
-    return found
-
-
 def text(lowered: Lowered, entry: str, target: CpuTarget, failures: Failures, only: str | None = None) -> str:
     """LLVM IR of the tvm-ffi function `entry` for a kernel, and of `tl_start(ctx, device, stream)`, which gives 0 or
     says why not.
 
     Without `only` it chooses among all `codes`, on any device, which `tl_ready` gives by its number. With it there is
     one device, `tl_device`, and one code, which is the device's first."""
-    needed = behind_grid(lowered.tile)
-    grid = Function(lowered.tile.name, lowered.tile.params, Region([], [
-        op for op in lowered.tile.body.ops if op.name == "grid" or needed & set(op.results)]), "tile",
-        lowered.tile.loc)
+    needed = {op for grid in lowered.tile.body.ops if isinstance(grid, Grid) for op in (grid, *grid.leading())}
+    grid = Function(lowered.tile.name, lowered.tile.params,
+                    Region([], [op for op in lowered.tile.body.ops if op in needed]), "tile", lowered.tile.loc)
     module = counting(cpu.Lowered(grid, target).thread, target, cluster_of(lowered.thread, sharing=True))
     _Start(module, lowered, only).emit()
     _Launched(module, entry, lowered, target, failures, only is not None).emit()

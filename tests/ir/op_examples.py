@@ -323,7 +323,7 @@ func @wait_previous(%x: tensor<in f32, N:1>, %y: tensor<out f32, N:1>) tile {
 } () {
   yield %a
 }""", {"a": "f32[4, 8]", "n": "i32"}, {"r": "f32[4, 8]"}),
-    "print": tiles("print", "print %a, %zero {text='it\\'s \"a\"'}", {"a": "i32[4]"}, {}),
+    "print": tiles("print", "print %a, %zero {text='it\\'s \"a\": {}, {}'}", {"a": "i32[4]"}, {}),
     "assert": tiles("assert", "%ok = eq %a, %a : i1[4]\nassert %ok {message='a equals itself'}", {"a": "i32[4]"}, {}),
     # -- placed ------------------------------------------------------------------------------------------------------
     "nest": tiles("nest", """

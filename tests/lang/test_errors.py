@@ -148,7 +148,8 @@ a second grid
   105 | n = tile.grid(3)
       |     ^^^^^^^^^^^^
   needs: one tile.grid or tile.persistent in a kernel
-  got:   another one
+  got:   2
+  why:   the caller launches one grid
   try:   one grid of all extents: m, n = tile.grid(M, N)"""),
     "unknown_keyword": (errors.ArgumentCount, """\
 `range` has no argument `stage`

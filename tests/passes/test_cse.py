@@ -17,7 +17,7 @@ def count(text: str, name: str) -> int:
 
 @pytest.mark.parametrize("between, loads", [
     ("", 1),
-    ("print %a {text=''}\n", 1),
+    ("print %a {text='{}'}\n", 1),
     ("%s = alloc {dtype=f32, shape=(4,), space='shared', layout=None} : buffer<shared f32, 4>\n"
      "store %s, %n, %a {axes=(0,)}\n", 1),  # program memory is no tensor
     ("store %y, %n, %a {axes=(0,)}\n", 2),  # tensors may overlap
@@ -25,7 +25,7 @@ def count(text: str, name: str) -> int:
     ("wait {pending=0}\n", 2),
     ("%old = atomic %z, %n, %v {kind='add', masked=False} : f32\n", 2),
     ("%c = eq %n, %n : i1\nif %c () {\n  store %y, %n, %a {axes=(0,)}\n  yield\n} () {\n  yield\n}\n", 2),
-    ("%c = eq %n, %n : i1\nif %c () {\n  print %n {text=''}\n  yield\n} () {\n  yield\n}\n", 1),
+    ("%c = eq %n, %n : i1\nif %c () {\n  print %n {text='{}'}\n  yield\n} () {\n  yield\n}\n", 1),
 ])
 def test_reads(between: str, loads: int) -> None:
     text = "%v = const {value=1.0, dtype=f32} : f32\n%a = " + LOAD + between + "%b = " + LOAD + \
@@ -81,22 +81,22 @@ def test_regions_see_outwards_only() -> None:
   }
   %d = mul %m, %m : i32
   %e = add %r, %d : i32
-  print %e {text=''}
+  print %e {text='{}'}
 }""", cse)
     assert "\n".join(lines).count("neg") == 1 and "\n".join(lines).count("mul %m, %m") == 3
 
 
 def test_reads_of_a_region_end_with_it() -> None:
-    branch = ("%c = eq %n, %n : i1\nif %c () {\n  %a = " + LOAD + "  print %a {text=''}\n  yield\n} () {\n"
-              + "  %b = " + LOAD + "  print %b {text='b'}\n  yield\n}\n%d = " + LOAD + "print %d {text='d'}\n")
+    branch = ("%c = eq %n, %n : i1\nif %c () {\n  %a = " + LOAD + "  print %a {text='{}'}\n  yield\n} () {\n"
+              + "  %b = " + LOAD + "  print %b {text='b {}'}\n  yield\n}\n%d = " + LOAD + "print %d {text='d {}'}\n")
     assert count(branch, "load") == 3
-    assert count("%e = " + LOAD + "print %e {text='e'}\n" + branch, "load") == 1
+    assert count("%e = " + LOAD + "print %e {text='e {}'}\n" + branch, "load") == 1
 
 
 def test_chains_and_many_results() -> None:
     sort = "sort %a {axis=0, descending=False} : f32[4], i32[4]\n"
     text = ("%a = " + LOAD + "%p, %q = " + sort + "%r, %s = " + sort + "%t = add %q, %s : i32[4]\n"
-            "%u = add %s, %q : i32[4]\n%v = sub %t, %u : i32[4]\nprint %v {text=''}\n")
+            "%u = add %s, %q : i32[4]\n%v = sub %t, %u : i32[4]\nprint %v {text='{}'}\n")
     fn = apply(HEAD + text + "}", cse, dce)
     assert names(fn) == ["load", "sort", "add", "sub", "print"]
 

@@ -25,7 +25,7 @@ def test_pure_chains_and_reads_go() -> None:
 def test_effects_stay() -> None:
     lines = left("""
   %g = grid %one : i32
-  print %n {text='n'}
+  print %n {text='n {}'}
   barrier
   %ok = eq %n, %n : i1
   assert %ok {message=''}
@@ -43,7 +43,7 @@ def test_carried_values_that_only_feed_themselves() -> None:
     %g = sub %c, %one : i32
     yield %d, %e, %g
   }
-  print %s {text=''}
+  print %s {text='{}'}
 """)
     assert lines[2] == "%s = for %zero, %n, %one, %zero {stages=3, schedule=''} : i32 (%i: i32, %a: i32) {"
     assert lines[3:5] == ["%d = add %a, %i : i32", "yield %d"]
@@ -56,7 +56,7 @@ def test_carried_values_that_feed_others_stay() -> None:
     %e = mul %b, %b : i32
     yield %d, %e
   }
-  print %s {text=''}
+  print %s {text='{}'}
 """)
     assert "mul" in "\n".join(lines) and "yield %d, %e" in lines
 
@@ -66,7 +66,7 @@ def test_carried_values_used_by_an_effect_stay() -> None:
   %s, %t = for %zero, %n, %one, %zero, %one {stages=1, schedule=''} : i32, i32 (%i: i32, %a: i32, %b: i32) {
     %d = add %a, %one : i32
     %e = add %b, %one : i32
-    print %b {text=''}
+    print %b {text='{}'}
     yield %d, %e
   }
 """)
@@ -101,7 +101,7 @@ def test_while() -> None:
     %o = add %q, %b : i32
     yield %d, %m, %o
   }
-  print %t {text=''}
+  print %t {text='{}'}
 """)
     assert lines[2] == "%r, %t = while %n, %one : i32, i32 (%a: i32, %p: i32) {"  # %r because the condition needs it
     assert "} (%b: i32, %q: i32) {" in lines and "yield %d, %o" in lines
@@ -113,17 +113,17 @@ def test_branches() -> None:
   %r, %s = if %c : i32, i32 () {
     %a = add %n, %one : i32
     %d = mul %n, %n : i32
-    print %one {text='in'}
+    print %one {text='in {}'}
     yield %a, %d
   } () {
     yield %n, %zero
   }
 """
-    lines = left(text + "  print %s {text=''}\n")
+    lines = left(text + "  print %s {text='{}'}\n")
     assert "%s = if %c : i32 () {" in lines and "yield %d" in lines and "yield %zero" in lines
     assert not any("add" in line for line in lines)
     assert "if %c () {" in left(text) and left(text).count("yield") == 2
-    assert left(text.replace("    print %one {text='in'}\n", "")) == []
+    assert left(text.replace("    print %one {text='in {}'}\n", "")) == []
 
 
 def test_nests() -> None:

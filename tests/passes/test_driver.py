@@ -234,7 +234,7 @@ def test_a_comparison_of_rounded_values_may_move() -> None:
 
 
 def test_exceptions_and_printing_count() -> None:
-    text = tiles("p", "print %n {text='n ='}", {"n": "i32"}, {})
+    text = tiles("p", "print %n {text='n = {}'}", {"n": "i32"}, {})
     quiet = parse(text)
     quiet.body.ops = quiet.body.ops[:1]
     assert "it printed" in difference(parse(text), quiet, np.random.default_rng(0))

@@ -44,7 +44,7 @@ SHARED = "%t = load %s, %zero {shape=(4,), axes=(0,), fill=0} : f32[4]"
      ["mul", "cast", "broadcast"]),
     ("%t = exp %c : f32[4]", ["exp"]),
     (LOAD, []),
-    (LOAD + "\nprint %i {text=''}", ["print"]),
+    (LOAD + "\nprint %i {text='{}'}", ["print"]),
     (LOAD + "\nstore %y, %n, %t {axes=(0,)}", ["load", "store"]),  # %y may overlap %x
     (LOAD + "\nstore %s, %zero, %t {axes=(0,)}", ["store"]),  # program memory does not
     (LOAD + "\nbarrier", ["load", "barrier"]),
@@ -88,9 +88,9 @@ def test_while() -> None:
   } (%l: i32) {
     %three = sub %n, %one : i32
     %less = sub %l, %one : i32
-    print %three {text=''}
+    print %three {text='{}'}
     yield %less
   }
-  print %r {text=''}
+  print %r {text='{}'}
 }""", licm)
     assert inside(fn, "while") == ["gt", "sub", "print"]

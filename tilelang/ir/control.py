@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -51,20 +52,24 @@ class Grid(Op):
 
     def eval(self, frame: Any, *args: Any) -> Any:
         frame.cluster_extents = self.attrs["cluster"]
-        return tuple(np.asarray(i, np.int32) for i in frame.program_ids([int(a) for a in args]))
+        return tuple(np.asarray(i, np.int32) for i in frame.ids)
 
-    def wrapping(self) -> list[Op]:
-        """The operations on integers by which the extents are computed and that may wrap: a grid of a number that did
-        would leave out blocks, so whoever evaluates the extents refuses it."""
-        found: dict[Op, None] = {}
+    def leading(self) -> set[Op]:
+        """The operations that the extents follow from."""
+        found: set[Op] = set()
         pending = [v.owner for v in self.operands]
         while pending:
             op = pending.pop()
             if op is not None and op not in found:
-                found[op] = None
+                found.add(op)
                 pending += [v.owner for v in op.operands]
-        return [op for op in found if op.name in ("add", "sub", "mul", "neg", "cast")
-                and all(v.type.dtype.kind in ("int", "uint") for v in (*op.operands, *op.results))]
+        return found
+
+    def wrapping(self) -> set[Op]:
+        """The operations on integers by which the extents are computed and that may wrap: a grid of a number that did
+        would leave out blocks, so whoever evaluates the extents refuses it."""
+        return {op for op in self.leading() if op.name in ("add", "sub", "mul", "neg", "cast")
+                and all(v.type.dtype.kind in ("int", "uint") for v in (*op.operands, *op.results))}
 
 
 class NumWorkers(Op):
@@ -184,10 +189,13 @@ class If(Op):
 
 
 class Print(Op):
-    """Prints `text` and the operands' values, one line for each program."""
+    """Prints `text`, in which `{}` stand for the operands' values, one line for each program."""
     name, levels, effects, attributes = "print", ALL_LEVELS, "control", {"text": ""}
 
     def infer(self) -> Sequence[Type]:
+        if (places := len(pieces(self.attrs["text"])) - 1) != len(self.operands):
+            raise VerifyError("`print` needs a place for each value", op=self.name, loc=self.loc,
+                              needs=f"{len(self.operands)} times {{}}", got=f"{places} in {self.attrs['text']!r}")
         return []
 
     def eval(self, frame: Any, *args: Any) -> Any:
@@ -196,9 +204,20 @@ class Print(Op):
         return ()
 
 
+def pieces(text: str) -> list[str]:
+    """What `print` writes before the first, between and behind the values of a text with `{}` for each of them, and
+    with doubled braces for braces."""
+    out = [""]
+    for literal, field, *_ in Formatter().parse(text):
+        out[-1] += literal
+        if field is not None:
+            out.append("")
+    return out
+
+
 def printed(text: str, values: Sequence[tuple[Any, DType]]) -> str:
     """What `print` writes for values in storage form."""
-    return " ".join([*([text] if text else []), *(str(codec.decode(a, dt)) for a, dt in values)])
+    return text.format(*(str(codec.decode(a, dt)) for a, dt in values))
 
 
 class Assert(Op):

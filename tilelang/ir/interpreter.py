@@ -18,17 +18,10 @@ from tilelang.ir.dtypes import DType
 from tilelang.ir.elementwise import Elementwise
 
 
-class _GridFound(Exception):
-    """Unwinds the first run of a function once the extents of its grid are known."""
-
-    def __init__(self, extents: list[int], values: dict[Value, Any]) -> None:
-        self.extents, self.values = extents, values
-
-
 class Frame:
     """The state of one program: values, its ids, its memory, copies in flight."""
 
-    def __init__(self, ids: Sequence[int] | None, num_workers: int, output: Callable[[str], None]) -> None:
+    def __init__(self, ids: Sequence[int], num_workers: int, output: Callable[[str], None]) -> None:
         self.ids, self.num_workers, self.output = ids, num_workers, output
         self.values: dict[Value, Any] = {}
         self.written: dict[int, tuple[Any, Any]] = {}  # id of a buffer -> (the buffer, which elements are set)
@@ -47,11 +40,6 @@ class Frame:
             results = results if isinstance(results, tuple) else (results,)
             self.values.update(zip(op.results, results, strict=True))
         return []
-
-    def program_ids(self, extents: list[int]) -> Sequence[int]:
-        if self.ids is None:
-            raise _GridFound(extents, self.values)
-        return self.ids
 
     def cluster_rank(self) -> Any:
         """The number of this program in its cluster."""
@@ -107,54 +95,50 @@ def run(fn: Function, args: Sequence[Any], num_workers: int = 1, output: Callabl
     `args` holds one value for each parameter: for a tensor the NumPy array in `DType.storage` (written in place), for
     a scalar a NumPy scalar. Raises what the operations raise: `AssertFailed`, `CheckError`.
     """
-    def frame_of(ids: Sequence[int] | None) -> Frame:
+    def frame_of(ids: Sequence[int]) -> Frame:
         frame = Frame(ids, num_workers, output)
         frame.values.update(zip(fn.params, args, strict=True))
         return frame
 
-    def execute(ids: Sequence[int] | None) -> None:
-        frame_of(ids).run_region(fn.body, [])
-
     with np.errstate(all="ignore"):
-        try:
-            execute(None)
-        except _GridFound as found:
-            _refuse_wrapped(fn, found.values)
-            cluster = cluster_of(fn)
-            for linear in order(count_programs(fn, found.extents)):
-                ids = [int(i) for i in np.unravel_index(linear, found.extents)]
-                if not cluster:
-                    execute(ids)
-                elif not any(i % n for i, n in zip(ids, cluster, strict=True)):  # the first of its cluster
-                    Cluster([frame_of([i + j for i, j in zip(ids, rest, strict=True)])
-                             for rest in np.ndindex(*cluster)]).run(fn.body)
+        extents, cluster = _extents(fn, frame_of(())), cluster_of(fn)
+        for linear in order(count_programs(fn, extents)):
+            ids = [int(i) for i in np.unravel_index(linear, extents)]
+            if not cluster:
+                frame_of(ids).run_region(fn.body, [])
+            elif not any(i % n for i, n in zip(ids, cluster, strict=True)):  # the first of its cluster
+                Cluster([frame_of([i + j for i, j in zip(ids, rest, strict=True)])
+                         for rest in np.ndindex(*cluster)]).run(fn.body)
 
 
 def grid_extents(fn: Function, args: Sequence[Any], shapes: Sequence[Sequence[int]],
                  num_workers: int = 1) -> list[int]:
     """The extents of the grid of `fn` for these arguments; [1] where it has none. Only the shapes of tensors count.
     Raises TargetError where the arithmetic of an extent wraps."""
-    if not any(op.name == "grid" for op in fn.body.ops):
-        return [1]
-    frame = Frame(None, num_workers, print)
+    frame = Frame((), num_workers, print)
     for p, value, shape in zip(fn.params, args, shapes, strict=True):
         frame.values[p] = np.broadcast_to(np.zeros((), p.dtype.storage), shape) if isinstance(p.type, TensorType) \
             else np.asarray(value)
-    try:
-        for op in fn.body.ops:
-            if not op.regions and all(v in frame.values for v in op.operands) and op.effects != "read":
-                results = op.eval(frame, *(frame.values[v] for v in op.operands))
-                results = results if isinstance(results, tuple) else (results,)
-                frame.values.update(zip(op.results, results, strict=True))
-    except _GridFound as found:
-        _refuse_wrapped(fn, found.values)
-        return [max(n, 0) for n in found.extents]
-    raise AssertionError("the verifier makes sure that the extents can be evaluated")
+    return _extents(fn, frame)
 
 
-def _refuse_wrapped(fn: Function, values: Mapping[Value, Any]) -> None:
+def _extents(fn: Function, frame: Frame) -> list[int]:
+    """As `grid_extents`, in a frame that holds the parameters."""
+    grid = next((op for op in fn.body.ops if isinstance(op, Grid)), None)
+    if grid is None:
+        return [1]
+    steps = grid.leading()
+    for op in fn.body.ops:
+        if op in steps:
+            results = op.eval(frame, *(frame.values[v] for v in op.operands))
+            frame.values.update(zip(op.results, results if isinstance(results, tuple) else (results,), strict=True))
+    _refuse_wrapped(fn, grid, frame.values)
+    return [max(int(frame.values[v]), 0) for v in grid.operands]
+
+
+def _refuse_wrapped(fn: Function, grid: Grid, values: Mapping[Value, Any]) -> None:
     """Raises TargetError where an operation that leads to an extent of the grid has wrapped."""
-    checked = next(op for op in fn.body.ops if isinstance(op, Grid)).wrapping()
+    checked = grid.wrapping()
     for op in (op for op in fn.body.ops if op in checked):
         operands = [int(values[v]) for v in op.operands]
         exact = operands[0]

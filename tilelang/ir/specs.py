@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tilelang.errors import Loc, TileError, VerifyError
+from tilelang.errors import Loc, TileError, UnsupportedSyntax, VerifyError
+from tilelang.ir.control import Grid
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.text import format_attribute
@@ -87,7 +88,9 @@ class _Verifier:
         if fn.body.args or fn.body.yields:
             raise self.fail(None, f"the body of `{fn.name}` takes or yields values", "neither", "some", loc=fn.loc)
         self.region(fn.body, None, set(fn.params))
-        self.grid(fn)
+        if fault := grid_fault(fn):
+            op, error = fault
+            raise self.fail(op, error.message, error.needs, error.got, error.why) from error
 
     # -- values ------------------------------------------------------------------------------------------------------
     def define(self, value: Value, op: Op | None) -> None:
@@ -162,24 +165,33 @@ class _Verifier:
                 raise self.fail(op, f"its combination contains `{inner.name}`", "operations without effects",
                                 f"a {inner.effects} effect", "elements are combined in any order, any number of times")
 
-    # -- grid --------------------------------------------------------------------------------------------------------
-    def grid(self, fn: Function) -> None:
-        grids = [op for op in fn.walk() if op.name == "grid"]
-        if not grids:
-            return
-        grid = grids[-1]
-        if len(grids) > 1 or grid not in fn.body.ops:
-            raise self.fail(grid, "stands in a region, or more than once", "one grid at the top level",
-                            f"{len(grids)} grids", "the caller launches one grid")
-        before = Region([], fn.body.ops[:fn.body.ops.index(grid)])
-        for op in before.walk():
-            if op.effects == "write":
-                raise self.fail(op, "writes before `grid`", "writes after it", "a write before it",
-                                "what stands before `grid` is run by every program")
-        pending = list(grid.operands)
-        while pending:
-            owner = pending.pop().owner
-            if owner is not None and (owner.effects or owner.regions):
-                raise self.fail(grid, f"an extent depends on `{owner.name}`", "dimensions, scalar parameters and "
-                                "constants", f"`{owner.name}`", "the caller evaluates the extents")
-            pending += owner.operands if owner is not None else []
+
+def grid_fault(fn: Function) -> tuple[Op, UnsupportedSyntax] | None:
+    """The operation that keeps `grid` from standing once at the top level, before every write, with extents that the
+    caller can evaluate, and what to tell a user of it."""
+    grids = [op for op in fn.walk() if isinstance(op, Grid)]
+    if not grids:
+        return None
+    grid = grids[-1]
+    if len(grids) > 1:
+        return grid, UnsupportedSyntax(
+            "a second grid", loc=grid.loc, needs="one tile.grid or tile.persistent in a kernel", got=f"{len(grids)}",
+            why="the caller launches one grid", try_="one grid of all extents: m, n = tile.grid(M, N)")
+    if grid not in fn.body.ops:
+        return grid, UnsupportedSyntax(
+            "a grid in a loop or a branch", loc=grid.loc, needs="a place that every program reaches exactly once",
+            got="a nested one", why="the caller launches one grid",
+            try_="call it before the loop or branch, and use there what it gives")
+    for op in Region([], fn.body.ops[:fn.body.ops.index(grid)]).walk():
+        if op.effects == "write":
+            return op, UnsupportedSyntax(
+                "a write before the grid", loc=op.loc, needs="writes after it", got=f"`{op.name}`",
+                why="what stands before the grid is run by every program", try_="call tile.grid first")
+    for op in grid.leading():
+        if op.effects or op.regions:
+            return grid, UnsupportedSyntax(
+                "an extent of the grid depends on more than the caller knows", loc=grid.loc,
+                needs="dimensions, scalar parameters and constants", got=f"`{op.name}`",
+                why="the caller evaluates the extents before the kernel runs",
+                try_="pass the number as a parameter, n: tile.i32; tile.where instead of `if`")
+    return None

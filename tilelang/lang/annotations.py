@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tilelang.errors import UnsupportedSyntax
 from tilelang.ir.core import Dim
 from tilelang.ir.dtypes import DType
 
@@ -36,11 +37,14 @@ class ConstSpec:
 def _spec(mode: str, item: Any) -> TensorSpec:
     dtype, dims = item if isinstance(item, tuple) and len(item) == 2 else (item, "")
     if not isinstance(dtype, DType | str) or not isinstance(dims, str):
-        raise TypeError(f"a tensor annotation must be written as tile.Tensor[tile.f32, \"M N\"], got {item!r}")
+        raise UnsupportedSyntax("not the annotation of a tensor", needs="a dtype of tilelang, and dimensions",
+                                got=repr(item), try_='tile.Tensor[tile.f32, "M N"]')
     names: list[Dim] = []
     for name in dims.split():
         if not (name.isidentifier() or name.isdigit()):
-            raise TypeError(f"dimension {name!r} in {dims!r}: needs a name or a positive integer")
+            raise UnsupportedSyntax(f"`{name}` is no dimension of a tensor", needs="names and numbers, with blanks "
+                                    "between them", got=repr(dims), try_=repr(dims.replace(",", " ")) if "," in dims
+                                    else "a name of its own, and a constant `NAME: tile.Const` that is its extent")
         names.append(int(name) if name.isdigit() else name)
     return TensorSpec(dtype, tuple(names), mode)
 

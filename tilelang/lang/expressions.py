@@ -8,7 +8,7 @@ import inspect
 import math as pymath
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -36,8 +36,19 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: math.logical_not}
 _OPERATORS = {*_BINARY.values(), *_COMPARE.values(), *_UNARY.values()}
 _PYTHON = {builtins.print: memory.print, builtins.range: memory.range}
-_ON_TILES: dict[Any, Callable[..., Any]] = {builtins.abs: math.abs, builtins.min: shaping.min,
-                                            builtins.max: shaping.max, builtins.sum: shaping.sum,
+
+
+def _of_several(reduced: Callable[..., Any], pairwise: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Python's `max` and `min`, whose second argument is an operand: that of `tile.max` is an axis."""
+    def call(first: Any, *others: Any, **options: Any) -> Any:
+        return reduce(pairwise, others, first) if others else reduced(first, **options)
+    call.__name__ = reduced.__name__
+    return call
+
+
+_ON_TILES: dict[Any, Callable[..., Any]] = {builtins.abs: math.abs, builtins.sum: shaping.sum,
+                                            builtins.min: _of_several(shaping.min, math.minimum),
+                                            builtins.max: _of_several(shaping.max, math.maximum),
                                             builtins.any: shaping.any, builtins.all: shaping.all,
                                             builtins.round: math.round}
 _FOLDED = {len, min, max, abs, int, float, bool, round, sum, tuple, list, zip, enumerate, isinstance, reversed, sorted,
@@ -299,12 +310,22 @@ class Expressions:
                                 "mark it @tile.function if it works on tiles"))
 
     def eval_Lambda(self, node: ast.Lambda) -> Callable[..., Any]:
-        names = [a.arg for a in node.args.args]
+        given = node.args
+        names, none = [a.arg for a in (*given.posonlyargs, *given.args)], inspect.Parameter.empty
+        if given.vararg or given.kwarg or given.kwonlyargs:
+            raise self.unsupported(node, "a lambda with * or keyword-only parameters", "name each parameter")
+        defaults = [none] * (len(names) - len(given.defaults)) + [self.eval(d) for d in given.defaults]
+        signature = inspect.Signature([
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+            for name, default in zip(names, defaults, strict=True)])
 
-        def call(*args: Any) -> Any:
-            inner = type(self)(self.source, self.emitter, {**self.env, **dict(zip(names, args, strict=True))},
-                               self.caller, self.stack)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            inner = type(self)(self.source, self.emitter, {**self.env, **bound.arguments}, self.caller, self.stack)
             return inner.eval(node.body)
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__name__ = "<lambda>"
         return call
 
     def _comprehension(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
@@ -346,8 +367,12 @@ class Expressions:
             for t, v in zip(target.elts, items, strict=True):
                 self.bind(t.value if isinstance(t, ast.Starred) else t, v)
         else:
-            raise self.unsupported(target, "assignment to " + type(target).__name__,
-                                   "tile.store(tensor, offsets, tile) to write memory")
+            owner = self.eval(target.value) if isinstance(target, ast.Subscript | ast.Attribute) else None
+            raise UnsupportedSyntax("only names can be assigned", loc=self.at(target), needs="a name, or several",
+                                    got=ast.unparse(target), why="tiles and lists keep their elements",
+                                    try_="tile.where(tile.arange(n) == i, new, x)" if isinstance(owner, Tile) else
+                                    "a new list: [*x[:i], new, *x[i + 1:]]" if isinstance(owner, list) else
+                                    "tile.store(tensor, offsets, tile) to write memory")
 
 
 def _hashable(x: Any) -> bool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tilelang.errors import UnsupportedSyntax, too_deep
+from tilelang.ir.control import Grid
 from tilelang.ir.core import Dim, Op, Region, TensorType, TileType, Type, Value
 from tilelang.ir.core import Function as IRFunction
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.elementwise import Add
 from tilelang.ir.reduction import Dot
+from tilelang.ir.specs import grid_fault
 from tilelang.lang.annotations import ConstSpec, TensorSpec
 from tilelang.lang.emitter import Captured, Emitter
 from tilelang.lang.source import Source
@@ -125,9 +127,9 @@ class KernelDef:
         except RecursionError:
             raise too_deep(self.name, self.source.loc) from None
         fn = IRFunction(self.name, values, body, "tile", self.source.loc)
-        for op in [op for op in fn.walk() if op.name == "grid"][1:]:
-            raise UnsupportedSyntax("a second grid", loc=op.loc, needs="one tile.grid or tile.persistent in a kernel",
-                                    got="another one", try_="one grid of all extents: m, n = tile.grid(M, N)")
+        if fault := grid_fault(fn):
+            raise fault[1]
+        _grid_first(body)
         for op in fn.walk():
             if op.name == "wait_previous" and op not in fn.body.ops:
                 raise UnsupportedSyntax("tile.wait_previous() in a loop or a branch", loc=op.loc,
@@ -144,6 +146,15 @@ def _sized(t: Type, consts: Mapping[str, Any]) -> Type:
         return t
     return replace(t, dims=tuple(n if type(n := consts.get(d, d) if isinstance(d, str) else d) is int else d
                                  for d in t.dims))
+
+
+def _grid_first(body: Region) -> None:
+    """Moves the grid, and what its extents follow from, before all that has an effect: that is each program's own."""
+    for i, op in enumerate(body.ops):
+        if isinstance(op, Grid) and any(o.effects or o.regions for o in body.ops[:i]):
+            leading = op.leading() | {op}
+            body.ops.sort(key=lambda o: o not in leading)
+            return
 
 
 def _accumulate(fn: IRFunction) -> None:

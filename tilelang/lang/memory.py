@@ -74,6 +74,11 @@ def grid(*counts: Any, group: int = 1, cluster: tuple[int, ...] = ()) -> Any:
     and reach each other's shared memory: see `peer`. A grid that does not consist of whole clusters then raises
     TargetError. On sm_90a, blocks that the programs of a cluster have in common in pipelined loops are copied once for
     all of them (TMA multicast)."""
+    for c in counts:
+        if isinstance(c, tuple | list | float) or (isinstance(c, Tile) and c.dtype.kind == "float"):
+            raise DTypeMismatch("an extent of the grid must be an integer", loc=here(), needs="integers, one by one",
+                                got=str(c.value.type) if isinstance(c, Tile) else repr(c),
+                                try_="tile.cdiv(n, block), or n // block")
     ids = emit(control.Grid, *(offset(c) for c in counts), group=group, cluster=tuple(cluster)).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
@@ -117,6 +122,7 @@ def _memory(x: Any) -> Memory:
     if isinstance(x, Memory):
         return x
     instead = "a tile is in registers: tile.lookup(table, index), or x[1:3]" if isinstance(x, Tile) else \
+        "pass the tensor, or ask `if x is not None` in the kernel" if x is None else \
         "make it a parameter of the kernel: x: tile.Tensor[tile.f32, \"N\"]"
     raise UnsupportedSyntax("not a tensor", loc=here(), needs="a tensor argument or a buffer",
                             got=str(x.value.type) if isinstance(x, Tile) else type(x).__name__, try_=instead)
@@ -291,8 +297,18 @@ def cluster_barrier() -> None:
 # -- debugging --------------------------------------------------------------------------------------------------------
 def print(*values: Any) -> None:
     """Prints constants and tiles, one line for each program."""
-    text = " ".join(str(v) for v in values if not isinstance(v, Tile))
-    emit(control.Print, *(v.value for v in values if isinstance(v, Tile)), text=text)
+    tiles: list[Tile] = []
+
+    def place(value: Any) -> str:
+        if isinstance(value, Tile | Memory):
+            tiles.append(as_tile(value))
+            return "{}"
+        if type(value) in (tuple, list):
+            inner = ", ".join(map(place, value))
+            return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
+        return str(value).replace("{", "{{").replace("}", "}}")
+    text = " ".join(map(place, values))
+    emit(control.Print, *(t.value for t in tiles), text=text)
 
 
 def assert_(condition: Any, message: str = "") -> None:

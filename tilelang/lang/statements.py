@@ -52,7 +52,7 @@ def _parts(value: Any) -> list[Tile] | None:
         return [value]
     if isinstance(value, bool | int | float):
         return [as_tile(value)]
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         inner = [_parts(v) for v in value]
         return None if any(i is None for i in inner) else [t for i in inner if i is not None for t in i]
     return None
@@ -60,8 +60,9 @@ def _parts(value: Any) -> list[Tile] | None:
 
 def _rebuild(value: Any, parts: list[Value]) -> Any:
     """A value of the same structure made of new tiles (consumed from the front of `parts`)."""
-    if isinstance(value, tuple):
-        return tuple(_rebuild(v, parts) for v in value)
+    if isinstance(value, tuple | list):
+        rebuilt = [_rebuild(v, parts) for v in value]
+        return rebuilt if isinstance(value, list) else tuple(rebuilt)
     return Tile(parts.pop(0))
 
 
@@ -165,11 +166,15 @@ class Statements(Expressions):
                 continue
             if all(v is None for v in pair):
                 continue
+            if not name and any(v is None for v in pair):
+                raise UnsupportedSyntax("a value is returned on one path only", loc=self.at(node),
+                                        needs="a `return` of one kind on every path", got="a path without a value",
+                                        try_="return a value after the `if`, too")
             sides = []
             for region, value in zip(regions, pair, strict=True):
                 with self.emitter.open(region):
                     sides.append(self.apply(node, _parts, value))
-            self.same_types(node, name or "the returned value", *sides)
+            self.same_types(node, name, *sides)
             for side, out in zip(sides, yields, strict=True):
                 out += [t.value for t in side]
             carried[name] = pair[0]
@@ -182,16 +187,18 @@ class Statements(Expressions):
         return Returned(self.env.pop("", None)) if leaves else None
 
     def same_types(self, node: ast.AST, name: str, a: list[Tile] | None, b: list[Tile] | None) -> None:
+        """Raises for a variable, or without a name the returned value, that is not the same kind of tiles twice."""
+        what = f"`{name}`" if name else "the returned value"
         if a is None or b is None:
-            raise NonConstantExtent(f"`{name}` changes under a run-time condition but is not a tile",
+            raise NonConstantExtent(f"{what} changes under a run-time condition but is not a tile",
                                     loc=self.at(node), needs="tiles and numbers", got="a compile-time object",
                                     try_="make the condition a tile.Const")
         if [t.value.type for t in a] != [t.value.type for t in b]:
-            shown = [", ".join(str(t.value.type) for t in side) for side in (a, b)]
+            shown = [", ".join(str(t.value.type) for t in side) or "nothing" for side in (a, b)]
             error = ShapeMismatch if [t.shape for t in a] != [t.shape for t in b] else DTypeMismatch
-            raise error(f"`{name}` changes its type", loc=self.at(node), needs=shown[0], got=shown[1],
+            raise error(f"{what} changes its type", loc=self.at(node), needs=shown[0], got=shown[1],
                         why="a variable keeps its shape and dtype on every path and in every iteration of a loop",
-                        try_=f"start it as that type, or cast: {name}.to(...)")
+                        try_=f"start it as that type, or cast: {name}.to(...)" if name else "cast before: x.to(...)")
 
     def carry(self, node: ast.For | ast.While, skip: Sequence[str] = ()) -> dict[str, Any]:
         """Variables that exist before a loop and are assigned in it, with their structure."""
@@ -242,7 +249,7 @@ class Statements(Expressions):
     def run_For(self, node: ast.For) -> Returned | None:
         iterable = self.eval(node.iter)
         if node.orelse:
-            raise self.unsupported(node, "for … else", "drop the else")
+            raise self.unsupported(node.orelse[0], "for … else", "drop the else")
         if not isinstance(iterable, memory.Loop):
             for item in self.apply(node.iter, list, iterable):
                 self.bind(node.target, item)
@@ -281,7 +288,7 @@ class Statements(Expressions):
 
     def run_While(self, node: ast.While) -> None:
         if node.orelse:
-            raise self.unsupported(node, "while … else", "drop the else")
+            raise self.unsupported(node.orelse[0], "while … else", "drop the else")
         carried = self.carry(node)
         inits = [t.value for like in carried.values() for t in self.apply(node, _parts, like) or []]
         before, regions = dict(self.env), [Region(), Region()]
@@ -313,9 +320,11 @@ _INSTEAD = {"Break": "put the condition into `while`, or use tile.where", "Conti
 def _bounds(loop: memory.Loop) -> list[Value]:
     tiles = [as_tile(b) for b in (loop.lo, loop.hi, loop.step)]
     wide = max((t.dtype for t in tiles), key=lambda d: d.bits)
+    message = "the step of a loop must be positive"
     if isinstance(loop.step, int) and loop.step < 1:
-        raise TileError("the step of a loop must be positive", needs="at least 1", got=str(loop.step),
-                        try_="loop upwards and compute n - 1 - i")
+        raise TileError(message, needs="at least 1", got=str(loop.step), try_="loop upwards and compute n - 1 - i")
+    if isinstance(loop.step, Tile) and not isinstance(loop.step.value.owner, control.NumWorkers):
+        memory.assert_(loop.step > 0, message)  # or it would never end
     return [offset(t.to(wide)) for t in tiles]
 
 

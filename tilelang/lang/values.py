@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -213,6 +213,13 @@ class Tile:
 
     def __getitem__(self, index: Any) -> Tile:
         return getitem(self, index)
+
+    def __iter__(self) -> Iterator[Tile]:
+        """The parts along the first dimension: `a, b = x`."""
+        if not self.shape:
+            raise MissingAxis("a scalar has no parts", loc=here(), needs="a tile of rank 1 or more",
+                              got=str(self.value.type), try_="use it as it is")
+        return (self[i] for i in range(self.shape[0]))
 
     def __getattr__(self, name: str) -> Any:
         # x.exp(), x.sum(axis) …: every function of the language whose first argument is a tile is a method

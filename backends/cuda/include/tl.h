@@ -137,9 +137,11 @@ TL_FN void print_one(T x) {
   else printf("%llu", u64(x));
 }
 
+TL_FN void print_all(const char* text) { printf("%s", text); }
+
 template <char FORM, class T>
 TL_FN void print_all(const shown<FORM, T>& part) {
-  printf(part.count == 1 ? " " : " [");
+  if (part.count != 1) printf("[");
   for (int i = 0; i < part.count; ++i) {
     if (i) printf(" ");
     print_one<FORM>(part.from[i]);
@@ -148,9 +150,8 @@ TL_FN void print_all(const shown<FORM, T>& part) {
 }
 
 template <class... P>
-TL_FN void print(op, const char* text, const P&... parts) {
+TL_FN void print(op, const P&... parts) {
   if (thread()) return;
-  printf("%s", text);
   (print_all(parts), ...);
   printf("\n");
 }

@@ -264,10 +264,16 @@ struct shown {
 };
 template <char FORM, class T> TL_FN shown<T> show(sptr<T> from, i64 count) { return {from, count}; }
 
-template <class... T>
-TL_FN void print(op o, const char*, shown<T>... parts) {
+TL_FN void print_part(op, const char*) {}
+template <class T>
+TL_FN void print_part(op o, const shown<T>& part) {
+  emu_print_part(part.from.base, part.from.limit, part.count, sizeof(T), o.id);
+}
+
+template <class... P>
+TL_FN void print(op o, const P&... parts) {
   if (thread()) return;
-  (emu_print_part(parts.from.base, parts.from.limit, parts.count, sizeof(T), o.id), ...);
+  (print_part(o, parts), ...);
   emu_print(o.id);
 }
 

@@ -280,7 +280,7 @@ TL_FN shown show(const T*, int) {
   return {};
 }
 template <class... P>
-TL_FN void print(op, const char*, const P&...) {}
+TL_FN void print(op, const P&...) {}
 
 }  // namespace tl
 

@@ -93,7 +93,7 @@ def test_code_of_another_process_prints(tmp_path: Path) -> None:
 def test_a_difference_in_the_text_is_found() -> None:
     fn = example("print")
     other = fn.clone()
-    next(op for op in other.walk() if op.name == "print").attrs["text"] = "it's"
+    next(op for op in other.walk() if op.name == "print").attrs["text"] = "it's {} {}"
     for same in (native(fn), Lowered(fn, host()).thread):
         assert difference(fn, same, np.random.default_rng(0), exact=True) == ""
     assert difference(fn, native(other), np.random.default_rng(0), exact=True).startswith("it printed")

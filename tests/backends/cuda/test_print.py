@@ -101,4 +101,4 @@ def test_a_device_prints_numbers_in_order_and_codes_of_what_it_does_not_know(
     emulated(show.lower(x, 1 << 40).tile, runs=by_ptx)([x, np.int64(1 << 40)])
     assert capsys.readouterr().out == (
         '50% of "x"\n\u2713 [1.5 -2 0 0.333333] [1.5 -2 0 0.333252] [1.5 -2 0 0.333984] 1099511627776 [1 0 0 1]\n'
-        " [1 -2 0 0] [1 0 0 0] [#3c #c0 #0 #2b]\n")
+        "[1 -2 0 0] [1 0 0 0] [#3c #c0 #0 #2b]\n")
