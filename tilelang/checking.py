@@ -96,6 +96,17 @@ def drawn(kernel: Kernel, rng: np.random.Generator, shape: Mapping[str, int], dt
     return Bound(kernel, (), {**inputs, **outs, **scalars, **consts}), scalars
 
 
+def shapes_of(kernel: Kernel, consts: Mapping[str, Any], dtypes: Mapping[str, DType],
+              extents: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The `sizes` for these constants, of which dimensions that are walked one by one are short: a kernel of the
+    smallest tells which those are."""
+    fixed = {**kernel.sized(consts), **extents}
+    *_, least = sizes(kernel, fixed)
+    bound, _ = drawn(kernel, np.random.default_rng(0), least, dtypes, consts)
+    found = walked(bound.kernel.trace(bound.types(aligned=True), bound.consts))
+    yield from sizes(kernel, fixed, [d for d, blocks in found.items() if blocks == {1}])
+
+
 def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
           dtypes: Mapping[str, DType] | None = None, extents: Mapping[str, int] | None = None) -> Checked:
     """Runs the kernel's text for a target such as "cuda:sm_80" in the emulator, on random arguments of several
@@ -106,11 +117,7 @@ def check(kernel: Kernel, target: str, consts: Mapping[str, Any] | None = None,
     name = targets.check(target, runs=False).removeprefix(targets.EMULATE)
     dtypes = dtypes or {}
     out, rng, known = Checked(), np.random.default_rng(0), dict[Any, Found]()
-    fixed = {**kernel.sized(consts or {}), **(extents or {})}
-    *_, least = sizes(kernel, fixed)
-    bound, _ = drawn(kernel, np.random.default_rng(0), least, dtypes, consts or {})
-    blocks = walked(bound.kernel.trace(bound.types(aligned=True), bound.consts))
-    for number, shape in enumerate(sizes(kernel, fixed, [d for d, found in blocks.items() if found == {1}])):
+    for number, shape in enumerate(shapes_of(kernel, consts or {}, dtypes, extents or {})):
         bound, scalars = drawn(kernel, rng, shape, dtypes, consts or {}, gaps=number == 1)
         code = targets.lowered(bound.kernel.trace(bound.types(aligned=True), bound.consts), name)
         case = ", ".join(f"{k}={v}" for k, v in {**shape, **scalars}.items()) or "its arguments"

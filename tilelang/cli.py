@@ -106,12 +106,13 @@ def explain_command(options: argparse.Namespace) -> int:
     import numpy as np
 
     from tilelang import targets
-    from tilelang.checking import drawn, sizes
+    from tilelang.checking import drawn, shapes_of
     from tilelang.explain import Explanation
     from tilelang.explain.facts import gather
     kernel, consts, dtypes, extents = _given(options)
     name = targets.check(options.target, runs=False).removeprefix(targets.EMULATE)
-    bound, _ = drawn(kernel, np.random.default_rng(0), next(sizes(kernel, extents)), dtypes, consts)
+    shape = next(shapes_of(kernel, consts, dtypes, extents))
+    bound, _ = drawn(kernel, np.random.default_rng(0), shape, dtypes, consts)
     lowered = targets.lowered(bound.kernel.trace(bound.types(aligned=name != "cpu"), bound.consts), name)
     explanation = Explanation(gather(lowered, name, bound, options.count))
     if options.output is not None:
