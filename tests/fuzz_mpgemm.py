@@ -16,8 +16,8 @@ from tests.ops.mpgemm import test_blocks, test_gpu
 from tests.ops.mpgemm.test_api import EVERY, bound, exact, pairs_bound, quantised, table_bound, weight
 from tilelang import ops
 from tilelang.errors import TargetError
-from tilelang.ops.mpgemm import api, gpu_plan, gradient
-from tilelang.ops.mpgemm.api import WHOLE
+from tilelang.ops.mpgemm import checks, gpu_plan, gradient
+from tilelang.ops.mpgemm.on_cpu import WHOLE
 from tilelang.ops.mpgemm.plan import BLOCKS, DECOMPOSITIONS, QUANTISED, plan
 from tilelang.quant import QuantTensor
 
@@ -99,7 +99,7 @@ def check(case: Case) -> str | None:
         x = given.float().numpy()
     try:
         if case.how in DECOMPOSITIONS:
-            plan(case.x_dtype or api.dtype_named(given.dtype), w, case.m, case.how)
+            plan(case.x_dtype or checks.dtype_named(given.dtype), w, case.m, case.how)
         with tile.target(case.target):
             got = ops.mpgemm(given, w, out_dtype="f32", x_dtype=case.x_dtype, decomposition=case.how,
                              x_group="token" if case.token else "group")
@@ -108,7 +108,7 @@ def check(case: Case) -> str | None:
     if case.x_dtype in QUANTISED and case.how in WHOLE:
         return verdict(np.abs(got - exact(x, w, case.x_dtype, case.token)), np.float32(0))
     taken, times = x, 1
-    limit = test_gpu.bound if case.how in api.GPU else LIMITS.get(case.how, bound)
+    limit = test_gpu.bound if case.how in checks.GPU else LIMITS.get(case.how, bound)
     if case.x_dtype:
         q, scale = quantised(x.astype(np.float32), w, case.x_dtype, case.token)
         taken, times = (q * scale[..., None]).reshape(case.m, -1)[:, :case.k], 2

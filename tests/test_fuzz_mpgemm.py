@@ -5,7 +5,8 @@ import random
 from itertools import product
 
 from tests.fuzz_mpgemm import ACTIVATIONS, EMULATED, HOSTS, TYPES, decompositions, draw, types
-from tilelang.ops.mpgemm.api import GPU, WHOLE
+from tilelang.ops.mpgemm.checks import GPU
+from tilelang.ops.mpgemm.on_cpu import WHOLE
 from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED
 
 ALL = {(dtype, how, target) for target in (*HOSTS, *EMULATED) for how in decompositions(target)

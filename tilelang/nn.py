@@ -15,7 +15,7 @@ from tilelang import ops
 from tilelang.errors import QuantError
 from tilelang.ir.dtypes import DType
 from tilelang.ir.packed import Packed
-from tilelang.ops.mpgemm import api, operator
+from tilelang.ops.mpgemm import checks, operator
 from tilelang.quant import QuantTensor, quantize
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
@@ -90,12 +90,12 @@ class QuantLinear(nn.Module):
     def __init__(self, weight: QuantTensor, bias: Any = None, *, x_dtype: str | None = None, x_group: str = "token",
                  decomposition: str | None = None) -> None:
         super().__init__()
-        api.check_weight(None, weight)
+        checks.check_weight(None, weight)
         self.out_features, self.in_features = weight.shape
         if bias is not None and (not torch.is_tensor(bias) or bias.shape != (self.out_features,)):
             raise ValueError(f"bias must be a tensor [{self.out_features}], got "
                              f"{list(bias.shape) if torch.is_tensor(bias) else type(bias).__name__}")
-        self.x_dtype, self.x_group = api.check_options(x_dtype, x_group, decomposition), x_group
+        self.x_dtype, self.x_group = checks.check_options(x_dtype, x_group, decomposition), x_group
         self.decomposition = decomposition
         self.description, memory = flatten(weight.map(_tensor))
         self._names = ["weight_" + path.replace(".", "_") for path, _ in memory]
@@ -119,7 +119,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, input: Any) -> Any:
         if not operator.tracing():
-            api.check(input, (self.out_features, self.in_features), None, None, None)
+            checks.check(input, (self.out_features, self.in_features), None, None, None)
         return operator.product(input, self._memory(), self.description, self.out_features, self.bias,
                                 x_dtype=self.x_dtype, x_group=self.x_group, decomposition=self.decomposition)
 

@@ -9,7 +9,7 @@ from tilelang.args import empty_like, is_torch
 from tilelang.jit import current_target
 from tilelang.ops.common import dtype_of
 from tilelang.ops.common import rows as flattened
-from tilelang.ops.mpgemm import api, gradient
+from tilelang.ops.mpgemm import api, checks, gradient
 from tilelang.ops.reduction import sum_rows
 from tilelang.quant import QuantTensor
 from tilelang.quant.nodes import to_torch
@@ -52,7 +52,7 @@ def tracing() -> bool:
 
 
 def _fake(x: Any, memory: list[Any], description: str, rows: int, out_dtype: str | None = None, **others: Any) -> Any:
-    return empty_like(x, (*x.shape[:-1], rows), api.dtype_named(out_dtype or x.dtype))
+    return empty_like(x, (*x.shape[:-1], rows), checks.dtype_named(out_dtype or x.dtype))
 
 
 def product_backward(x: Any, memory: list[Any], description: str, rows: int, dy: Any, bias: Any = None,
@@ -94,12 +94,12 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     if not is_torch(x):
         return api.mpgemm(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
     if not tracing():  # else the operator says it when it runs
-        api.check_weight(x, w)
+        checks.check_weight(x, w)
         if nobody_looks((x, bias, residual)):
             return api.mpgemm(x, _weight(*operands(w)), bias, activation, residual, out_dtype, x_dtype, x_group,
                               decomposition)
-        api.check(x, w.shape, bias, residual, activation, out_dtype)
-        api.check_options(x_dtype, x_group, decomposition)
+        checks.check(x, w.shape, bias, residual, activation, out_dtype)
+        checks.check_options(x_dtype, x_group, decomposition)
     description, memory = operands(w)
     named, x_dtype = (None if dt is None else str(dt) for dt in (out_dtype, x_dtype))
 
