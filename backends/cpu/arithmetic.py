@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from tilelang.backends.cpu import math
 from tilelang.backends.cpu.access import Access
-from tilelang.backends.cpu.dots import of_groups
+from tilelang.backends.cpu.dots import DotRow, of_groups
 from tilelang.backends.cpu.numbers import I8, I16, I32, full_like, intrinsic
 from tilelang.errors import TargetError
 from tilelang.ir.bits import possible_bits
@@ -35,6 +35,8 @@ class Arithmetic:
     b: ir.IRBuilder
     target: Any
     values: dict[Value, ir.Value]
+    words: dict[Value, tuple[ir.Value, ir.Value, int]]
+    """Of sums by `dot4`: i32 and sums i16 of at most so much, of which two neighbours are still to be added to it."""
 
     def _float(self, op: Op, args: list[ir.Value]) -> ir.Value:
         b, name = self.b, op.name
@@ -192,21 +194,19 @@ class Arithmetic:
                                                      key=lambda operand: operand[1])
         acc, x, y = self.values[op.operands[2]], self.values[first], self.values[second]
         by_fours, by_pairs = of_groups("u8", "i8", features), of_groups("i16", "i16", features)
-        small = not possible_bits(first) & 0x80808080  # two products of seven bits and eight fit into i16
         if not isinstance(acc.type, ir.VectorType) or by_pairs is None:
             for shift in (24, 16, 8, 0):
                 u, v = ((b.ashr if with_sign else b.lshr)(b.shl(w, full_like(w, shift)), full_like(w, 24))
                         for w, with_sign in ((x, signed), (y, y_signed)))
                 acc = b.add(acc, b.mul(u, v))
             return acc
+        if signed != y_signed and by_fours is None and not possible_bits(first) & 0x80808080:
+            return self._by_words(op, first, (acc, x, y), by_pairs)
 
         def multiply(acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-            if signed != y_signed and (by_fours or small):
+            if signed != y_signed and by_fours:
                 u, v = (b.bitcast(w, ir.VectorType(I8, 4 * w.type.count)) for w in (x, y))
-                if by_fours:
-                    return access.dot_groups(acc, u, v, by_fours)
-                pairs = access.pairs_of_bytes(u, v)
-                return access.dot_groups(acc, pairs, full_like(pairs, 1), by_pairs)
+                return access.dot_groups(acc, u, v, by_fours)
             for left in (8, 0):  # the even bytes, then the odd ones
                 u, v = ((b.ashr if with_sign else b.lshr)(b.shl(w, full_like(w, left)), full_like(w, 8))
                         for w, with_sign in ((b.bitcast(w, ir.VectorType(I16, 2 * w.type.count)), with_sign)
@@ -214,6 +214,21 @@ class Arithmetic:
                 acc = access.dot_groups(acc, u, v, by_pairs)
             return acc
         return access.by_registers([acc, x, y], multiply)
+
+    def _by_words(self, op: Op, small: Value, args: Sequence[ir.Value], by_pairs: DotRow) -> ir.Value:
+        """`dot4` of bytes of at most seven bits, `small`, and eight with a sign: two products fit into i16. As many
+        such sums as do are added up before they are widened; those that another `dot4` goes on with are not used."""
+        acc, x, y = args
+        b, access = self.b, Access(self.b, self.target)
+        largest = 2 * 128 * max(possible_bits(small).to_bytes(4, "little"))
+        words = access.by_registers([x, y], lambda *both: access.pairs_of_bytes(
+            *(b.bitcast(w, ir.VectorType(I8, 4 * w.type.count)) for w in both)))
+        before = self.words.get(op.operands[2])
+        if before is not None and before[2] + largest < 1 << 15:
+            acc, words, largest = before[0], b.add(before[1], words), before[2] + largest
+        self.words[op.result] = acc, words, largest
+        return access.by_registers([acc, b.bitcast(words, acc.type)], lambda acc, sums: access.dot_groups(
+            acc, two := b.bitcast(sums, ir.VectorType(I16, 2 * sums.type.count)), full_like(two, 1), by_pairs))
 
     def op_dot2(self, op: Op) -> ir.Value:
         a, b, c = (self.values[v] for v in op.operands)

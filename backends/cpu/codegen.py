@@ -113,6 +113,7 @@ class _Generator(Arithmetic, Control):
         self.fn, self.b, self.function, self.target, self.lines = fn, builder, builder.function, target, lines
         self.slots = slots(fn.params)
         self.values: dict[Value, ir.Value] = {}
+        self.words: dict[Value, tuple[ir.Value, ir.Value, int]] = {}
         self.params = {v: i for i, v in enumerate(fn.params)}
         self.context: dict[Any, ir.Value] = {}
         self.linear: ir.Value | None = None

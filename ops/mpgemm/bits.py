@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tilelang as tile
 from tilelang.ops.mpgemm.cpu import store_rows, with_group
+from tilelang.ops.mpgemm.pack import LANES, PARAMETERS, WORDS
 
 
 @tile.kernel
@@ -36,15 +37,15 @@ def together(word, x, h, HALVES, BIPOLAR):
 def of_differences(found, n, total, BITS, XBITS):
     """The sum of x * code over n columns, where both as signs differ by `found` and x sums up to `total`."""
     every = n * ((1 << BITS) - 1) * ((1 << XBITS) - 1)
-    return ((every - 2 * found + (total * float((1 << BITS) - 1)).to(tile.i32)) >> 1).reshape(1, 64)
+    return ((every - 2 * found + (total * float((1 << BITS) - 1)).to(tile.i32)) >> 1).reshape(1, LANES)
 
 
 @tile.kernel
 def popcount_gemv_kernel(
     x: tile.Tensor[tile.u32, "M B X"], xscale: tile.Tensor[tile.f32, "M G"], sums: tile.Tensor[tile.f32, "M G"],
-    planes: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
+    planes: tile.Tensor[tile.u32, WORDS], scale: tile.Tensor[tile.S, PARAMETERS],
     y: tile.Out[tile.Y, "M N"],
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    zero: tile.Tensor[tile.Z, PARAMETERS] = None, minimum: tile.Tensor[tile.L, PARAMETERS] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, XBITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const,
@@ -56,12 +57,12 @@ def popcount_gemv_kernel(
     (APT-LLM, 2409.17870); GROUP columns to a group, K in all."""
     p, m = tile.grid(planes.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
-    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
+    acc = tuple([tile.zeros((LANES,), tile.f32) for _ in tile.static_range(ROWS)])
     for g in tile.range(0, scale.shape[1], HALVES):
-        words = tile.load(planes, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
+        words = tile.load(planes, (p, g // HALVES * B, 0, 0), (B, BITS, LANES))
         rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, XBITS)) for r in tile.static_range(ROWS)])
         for h in tile.static_range(HALVES):
-            part = tuple([tile.zeros((B, 64), tile.i32) for _ in tile.static_range(ROWS)])
+            part = tuple([tile.zeros((B, LANES), tile.i32) for _ in tile.static_range(ROWS)])
             for b in tile.static_range(BITS):
                 word = words[:, b, :] & 0x0F0F0F0F << 4 * h if HALVES == 2 else words[:, b, :]
                 for s in tile.static_range(XBITS):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import tilelang as tile
 from tilelang.ops.activation import finished
-from tilelang.ops.mpgemm.pack import FIELDS
+from tilelang.ops.mpgemm.pack import FIELDS, LANES, PARAMETERS, WORDS
 
 
 def _place(bits: int, i: int, j: int) -> int:
@@ -159,29 +159,29 @@ def half(words, high):
 
 @tile.function
 def folded(part, total, p, g, scale, zero, minimum, ZERO, EXTRA=0.0):
-    """What one group adds to a row: part [64] is the sum of x * (code + EXTRA), total [1] that of x."""
-    s = tile.load(scale, (p, g, 0), (64,)).to(tile.f32)
+    """What one group adds to a row: part [LANES] is the sum of x * (code + EXTRA), total [1] that of x."""
+    s = tile.load(scale, (p, g, 0), (LANES,)).to(tile.f32)
     if EXTRA:
         part = part - EXTRA * total
     if zero is not None:
-        part = part - tile.load(zero, (p, g, 0), (64,)).to(tile.f32) * total
+        part = part - tile.load(zero, (p, g, 0), (LANES,)).to(tile.f32) * total
     elif ZERO != 0:
         part = part - ZERO * total
     out = part * s
-    return out + tile.load(minimum, (p, g, 0), (64,)).to(tile.f32) * total if minimum is not None else out
+    return out + tile.load(minimum, (p, g, 0), (LANES,)).to(tile.f32) * total if minimum is not None else out
 
 
 @tile.function
 def store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS):
-    """Finishes rows m * ROWS and following of panel p: one accumulator [64] for each."""
+    """Finishes rows m * ROWS and following of panel p: one accumulator [LANES] for each."""
     for r in tile.static_range(ROWS):
-        out = finished(acc[r].reshape(1, 64), bias, residual, added, m * ROWS + r, p * 64, ACT, 1, 64)
-        tile.store(y, (m * ROWS + r, p * 64), out.to(y.dtype))
+        out = finished(acc[r].reshape(1, LANES), bias, residual, added, m * ROWS + r, p * LANES, ACT, 1, LANES)
+        tile.store(y, (m * ROWS + r, p * LANES), out.to(y.dtype))
 
 
 @tile.function
 def with_group(acc, parts, xscale, sums, m, p, g, scale, zero, minimum, ZERO, ROWS, EXTRA=0.0):
-    """`acc` and what group g adds to each row; `parts` [B, 64] are the sums of its blocks, in whole numbers where
+    """`acc` and what group g adds to each row; `parts` [B, LANES] are the sums of its blocks, in whole numbers where
     x is (times `xscale`) or not, of codes that count EXTRA too much."""
     total = tuple([parts[r].sum(0) for r in tile.static_range(ROWS)])  # of all rows, in one pass over the words
     out = tuple([folded(total[r].to(tile.f32), tile.load(sums, (m * ROWS + r, g), (1,)), p, g, scale, zero, minimum,
@@ -192,10 +192,10 @@ def with_group(acc, parts, xscale, sums, m, p, g, scale, zero, minimum, ZERO, RO
 
 
 @tile.function
-def stages_of(rows, nbytes):
-    """How many iterations that read so many rows of words are under way at once, so that `nbytes` are: what hides the
-    way to memory, more where a byte takes longer."""
-    return 1 + tile.cdiv(nbytes, rows * 256)
+def stages_of(rows, many):
+    """How many iterations that read so many rows of words are under way at once, so that `many` rows are: what hides
+    the way to memory, more where a byte takes longer."""
+    return 1 + tile.cdiv(many, rows)
 
 
 @tile.function
@@ -207,9 +207,9 @@ def joined(parts, ROWS):
 @tile.kernel
 def dot_gemv_kernel(
     x: tile.Tensor[tile.X, "M B x"], sums: tile.Tensor[tile.f32, "M G"],
-    words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
+    words: tile.Tensor[tile.u32, WORDS], scale: tile.Tensor[tile.S, PARAMETERS],
     y: tile.Out[tile.Y, "M N"], xscale: tile.Tensor[tile.f32, "M G"] = None,
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    zero: tile.Tensor[tile.Z, PARAMETERS] = None, minimum: tile.Tensor[tile.L, PARAMETERS] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, DTYPE: tile.Const, TABLES: tile.Const, ZERO: tile.Const,
@@ -225,13 +225,13 @@ def dot_gemv_kernel(
     B, HALVES, CHAINS = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1, 2 if ROWS == 1 and PER < 4 else 1
     tables = bf16_tables(BITS, DTYPE) if TABLES else None
     many = extra(BITS) if PER == 2 and not TABLES else 0.0
-    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
-    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 32768)):
-        block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
+    acc = tuple([tile.zeros((LANES,), tile.f32) for _ in tile.static_range(ROWS)])
+    for g in tile.range(0, scale.shape[1], HALVES, stages=stages_of(B * BITS, 128)):
+        block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, LANES))
         rows = tuple([tile.load(x, (m * ROWS + r, g // HALVES * B, 0), (B, 32 // PER))
                       for r in tile.static_range(ROWS)])
         for h in tile.static_range(HALVES):
-            part = tuple([tile.zeros((B, 64), tile.i32 if PER == 4 else tile.f32)
+            part = tuple([tile.zeros((B, LANES), tile.i32 if PER == 4 else tile.f32)
                           for _ in tile.static_range(ROWS * CHAINS)])
             for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
                 both = pairs_at(block, i, BITS, tables) if TABLES or PER == 2 else ()

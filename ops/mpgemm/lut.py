@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tilelang as tile
 from tilelang.ops.mpgemm.cpu import bytes_at, folded, stages_of, store_rows, with_group
+from tilelang.ops.mpgemm.pack import LANES, PARAMETERS, WORDS
 
 SUBSETS = tuple(tuple(float(entry >> c & 1) for entry in range(16)) for c in range(4))
 
@@ -27,9 +28,9 @@ def tables_kernel(x: tile.Tensor[tile.f32, "M B 32"], tables: tile.Out[tile.f32,
 @tile.kernel
 def lut_gemv_kernel(
     tables: tile.Tensor[tile.f32, "M B 8 16"], sums: tile.Tensor[tile.f32, "M G"],
-    planes: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"],
+    planes: tile.Tensor[tile.u32, WORDS], scale: tile.Tensor[tile.S, PARAMETERS],
     y: tile.Out[tile.Y, "M N"],
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    zero: tile.Tensor[tile.Z, PARAMETERS] = None, minimum: tile.Tensor[tile.L, PARAMETERS] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ZERO: tile.Const, ACT: tile.Const,
@@ -38,12 +39,12 @@ def lut_gemv_kernel(
     code counts 2**r. One row of y and one panel of columns for each program."""
     p, m = tile.grid(planes.shape[0], y.shape[0])
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
-    acc = tile.zeros((64,), tile.f32)
+    acc = tile.zeros((LANES,), tile.f32)
     for g in tile.range(0, scale.shape[1], HALVES):
-        part = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(HALVES)])
-        for b in tile.range(g // HALVES * B, g // HALVES * B + B, stages=stages_of(BITS, 8192)):
+        part = tuple([tile.zeros((LANES,), tile.f32) for _ in tile.static_range(HALVES)])
+        for b in tile.range(g // HALVES * B, g // HALVES * B + B, stages=stages_of(BITS, 32)):
             table = tile.load(tables, (m, b, 0, 0), (8, 16))
-            words = tile.load(planes, (p, b, 0, 0), (BITS, 64))
+            words = tile.load(planes, (p, b, 0, 0), (BITS, LANES))
             for t in tile.static_range(8):
                 entries, h = table[t, :], t % HALVES
                 for r in tile.static_range(BITS):
@@ -84,9 +85,9 @@ def byte_tables_kernel(x: tile.Tensor[tile.f32, "M B 32"], tables: tile.Out[tile
 @tile.kernel
 def lut_bytes_kernel(
     tables: tile.Tensor[tile.i8, "M B 2 64"], xscale: tile.Tensor[tile.f32, "M G"],
-    sums: tile.Tensor[tile.f32, "M G"], planes: tile.Tensor[tile.u32, "P B b 64"],
-    scale: tile.Tensor[tile.S, "P G 64"], y: tile.Out[tile.Y, "M N"],
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    sums: tile.Tensor[tile.f32, "M G"], planes: tile.Tensor[tile.u32, WORDS],
+    scale: tile.Tensor[tile.S, PARAMETERS], y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, PARAMETERS] = None, minimum: tile.Tensor[tile.L, PARAMETERS] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const, ACT: tile.Const, EXACT: tile.Const,
@@ -96,18 +97,18 @@ def lut_bytes_kernel(
     numbers x, and sums are those of `dot_gemv_kernel`; else it is the step of the tables."""
     p, m = tile.grid(planes.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
-    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
+    acc = tuple([tile.zeros((LANES,), tile.f32) for _ in tile.static_range(ROWS)])
     for g in tile.range(0, scale.shape[1], HALVES):
-        part = tuple([tile.zeros((64,), tile.i32) for _ in tile.static_range(HALVES * ROWS)])
-        for b in tile.range(g // HALVES * B, g // HALVES * B + B, stages=stages_of(BITS, 8192)):
-            words = tile.load(planes, (p, b, 0, 0), (BITS, 64))
+        part = tuple([tile.zeros((LANES,), tile.i32) for _ in tile.static_range(HALVES * ROWS)])
+        for b in tile.range(g // HALVES * B, g // HALVES * B + B, stages=stages_of(BITS, 32)):
+            words = tile.load(planes, (p, b, 0, 0), (BITS, LANES))
             for t in tile.static_range(2):
                 entries = tuple([tile.load(tables, (m * ROWS + i, b, t, 0), (1, 1, 1, 64)).reshape(64)
                                  for i in tile.static_range(ROWS)])
                 first = t % HALVES * ROWS
                 for r in tile.static_range(BITS):
                     index = ((words[r, :] >> 4 * t if t else words[r, :]) & 0x0F0F0F0F) | 0x30201000
-                    part = tuple([tile.dot4(tile.full((64,), 0x01010101 << r, tile.u32),
+                    part = tuple([tile.dot4(tile.full((LANES,), 0x01010101 << r, tile.u32),
                                             tile.lookup4(entries[i - first], index), part[i])
                                   if first <= i < first + ROWS else part[i]
                                   for i in tile.static_range(HALVES * ROWS)])
@@ -116,12 +117,12 @@ def lut_bytes_kernel(
             total = tuple([tile.load(sums, (m * ROWS + i, g + h), (1,)) * float((1 << BITS) - 1)
                            for i in tile.static_range(ROWS)])
             if EXACT:
-                whole = tuple([((doubled[i] + total[i].to(tile.i32)) >> 1).reshape(1, 64)
+                whole = tuple([((doubled[i] + total[i].to(tile.i32)) >> 1).reshape(1, LANES)
                                for i in tile.static_range(ROWS)])
                 acc = with_group(acc, whole, xscale, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
             else:
                 real = tuple([((doubled[i].to(tile.f32) * tile.load(xscale, (m * ROWS + i, g + h), (1,)) + total[i])
-                               * 0.5).reshape(1, 64) for i in tile.static_range(ROWS)])
+                               * 0.5).reshape(1, LANES) for i in tile.static_range(ROWS)])
                 acc = with_group(acc, real, None, sums, m, p, g + h, scale, zero, minimum, ZERO, ROWS)
     store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)
 
@@ -140,17 +141,17 @@ def nibbles_kernel(q: tile.Tensor[tile.i8, "M B 32"], nibbles: tile.Out[tile.i32
 
 @tile.function
 def chosen_sum(tables, nibbles, p, m, row, b, i, s):
-    """The entry [64] that bit s of four activations chooses."""
+    """The entry [LANES] that bit s of four activations chooses."""
     at = tile.load(nibbles, (row, b, i, s), (1, 1, 1, 1)).reshape(1).sum(0)
-    return tile.load(tables, (p, m, at, 0), (1, 1, 1, 64)).reshape(64)
+    return tile.load(tables, (p, m, at, 0), (1, 1, 1, LANES)).reshape(LANES)
 
 
 @tile.kernel
 def lut_weight_kernel(
     nibbles: tile.Tensor[tile.i32, "M B 8 X"], xscale: tile.Tensor[tile.f32, "M G"],
-    sums: tile.Tensor[tile.f32, "M G"], tables: tile.InOut[tile.i32, "P m 16 64"],
-    words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"], y: tile.Out[tile.Y, "M N"],
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    sums: tile.Tensor[tile.f32, "M G"], tables: tile.InOut[tile.i32, f"P m 16 {LANES}"],
+    words: tile.Tensor[tile.u32, WORDS], scale: tile.Tensor[tile.S, PARAMETERS], y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, PARAMETERS] = None, minimum: tile.Tensor[tile.L, PARAMETERS] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, XBITS: tile.Const, DEPTH: tile.Const, ROWS: tile.Const, ZERO: tile.Const, ACT: tile.Const,
@@ -161,15 +162,15 @@ def lut_weight_kernel(
     `dot_gemv_kernel`. Bipolar activations are twice their bits less 2**XBITS - 1, times all four codes."""
     p, m = tile.grid(words.shape[0], tile.cdiv(y.shape[0], ROWS))
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
-    acc = tuple([tile.zeros((64,), tile.f32) for _ in tile.static_range(ROWS)])
+    acc = tuple([tile.zeros((LANES,), tile.f32) for _ in tile.static_range(ROWS)])
     for g in tile.range(0, scale.shape[1]):
-        part = tuple([tile.zeros((64,), tile.i32) for _ in tile.static_range(ROWS)])
+        part = tuple([tile.zeros((LANES,), tile.i32) for _ in tile.static_range(ROWS)])
         for b in tile.range(g // HALVES * B, g // HALVES * B + B):
-            block = tile.load(words, (p, b, 0, 0), (1, BITS, 64))
+            block = tile.load(words, (p, b, 0, 0), (1, BITS, LANES))
             for i in tile.static_range(8):
                 if HALVES == 1 or g % 2 == i // 4:
-                    four = bytes_at(block, i, BITS).reshape(1, 64)
-                    table = tile.zeros((16, 64), tile.i32)
+                    four = bytes_at(block, i, BITS).reshape(1, LANES)
+                    table = tile.zeros((16, LANES), tile.i32)
                     for c in tile.static_range(4):
                         code = ((four >> 8 * c) & 255).bitcast(tile.i32)
                         chosen = ((tile.arange(16) >> c) & 1).reshape(16, 1)
@@ -179,21 +180,21 @@ def lut_weight_kernel(
                         part = tuple([part[r] + (chosen_sum(tables, nibbles, p, m, m * ROWS + r, b, i, s)
                                                  << s + BIPOLAR) for r in tile.static_range(ROWS)])
                     if BIPOLAR:
-                        every = tile.load(tables, (p, m, 15, 0), (1, 1, 1, 64)).reshape(64) * ((1 << XBITS) - 1)
+                        every = tile.load(tables, (p, m, 15, 0), (1, 1, 1, LANES)).reshape(LANES) * ((1 << XBITS) - 1)
                         part = tuple([part[r] - every for r in tile.static_range(ROWS)])
                     else:
                         part = tuple([part[r] - (chosen_sum(tables, nibbles, p, m, m * ROWS + r, b, i, XBITS - 1)
                                                  << XBITS - 1) for r in tile.static_range(ROWS)])
-        acc = with_group(acc, tuple([part[r].reshape(1, 64) for r in tile.static_range(ROWS)]), xscale, sums, m, p, g,
-                         scale, zero, minimum, ZERO, ROWS)
+        part = tuple([part[r].reshape(1, LANES) for r in tile.static_range(ROWS)])
+        acc = with_group(acc, part, xscale, sums, m, p, g, scale, zero, minimum, ZERO, ROWS)
     store_rows(y, acc, bias, residual, added, m, p, ACT, ROWS)
 
 
 @tile.kernel
 def bucket_kernel(
     x: tile.Tensor[tile.f32, "M B 32"], sums: tile.Tensor[tile.f32, "M G"], values: tile.Tensor[tile.f32, "V"],
-    words: tile.Tensor[tile.u32, "P B b 64"], scale: tile.Tensor[tile.S, "P G 64"], y: tile.Out[tile.Y, "M N"],
-    zero: tile.Tensor[tile.Z, "P G 64"] = None, minimum: tile.Tensor[tile.L, "P G 64"] = None,
+    words: tile.Tensor[tile.u32, WORDS], scale: tile.Tensor[tile.S, PARAMETERS], y: tile.Out[tile.Y, "M N"],
+    zero: tile.Tensor[tile.Z, PARAMETERS] = None, minimum: tile.Tensor[tile.L, PARAMETERS] = None,
     bias: tile.Tensor[tile.C, "N"] = None, residual: tile.Tensor[tile.R, "M N"] = None,
     added: tile.Tensor[tile.f32, "M N"] = None, *,
     BITS: tile.Const, DEPTH: tile.Const, ZERO: tile.Const, ACT: tile.Const,
@@ -202,19 +203,19 @@ def bucket_kernel(
     codebook and group. One row of y and one panel of columns for each program."""
     p, m = tile.grid(words.shape[0], y.shape[0])
     B, HALVES = tile.cdiv(DEPTH, 32), 2 if DEPTH == 16 else 1
-    acc = (tile.zeros((64,), tile.f32),)
+    acc = (tile.zeros((LANES,), tile.f32),)
     for g in tile.range(0, scale.shape[1], HALVES):
         for h in tile.static_range(HALVES):
-            part = tile.zeros((64,), tile.f32)
+            part = tile.zeros((LANES,), tile.f32)
             for code in tile.range(0, values.shape[0]):
-                block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, 64))
+                block = tile.load(words, (p, g // HALVES * B, 0, 0), (B, BITS, LANES))
                 row = tile.load(x, (m, g // HALVES * B, 0), (B, 32))
-                bucket = tile.zeros((B, 64), tile.f32)
+                bucket = tile.zeros((B, LANES), tile.f32)
                 for i in tile.static_range(h * 4, h * 4 + 8 // HALVES):
                     four = bytes_at(block, i, BITS)
                     for j in tile.static_range(4):
                         meets = ((four >> 8 * j) & 255).bitcast(tile.i32) == code
                         bucket = bucket + tile.where(meets, row[:, 4 * i + j:4 * i + j + 1], 0.0)
                 part = tile.fma(bucket.sum(0), tile.load(values, (code,), (1,)), part)
-            acc = with_group(acc, (part.reshape(1, 64),), None, sums, m, p, g + h, scale, zero, minimum, ZERO, 1)
+            acc = with_group(acc, (part.reshape(1, LANES),), None, sums, m, p, g + h, scale, zero, minimum, ZERO, 1)
     store_rows(y, acc, bias, residual, added, m, p, ACT, 1)

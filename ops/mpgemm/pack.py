@@ -25,9 +25,13 @@ from tilelang.ir import codec
 from tilelang.ir.dtypes import DType
 from tilelang.ir.packed import Packed
 from tilelang.quant import Parameter, QuantTensor
+from tilelang.targets import cpu_vector_bytes
 
-LANES = 64
+LANES = cpu_vector_bytes()
+"""Rows of a panel: four registers of words, as many as the sums of a row take, so that memory is read in order."""
 BLOCK = 32
+WORDS, PARAMETERS = f"P B b {LANES}", f"P G {LANES}"
+"""Shapes of `Panels.words` and of what groups have."""
 FIELDS = {1: ((1, 0),), 2: ((2, 0),), 3: ((2, 0), (1, 2)), 4: ((4, 0),), 5: ((4, 0), (1, 4)), 6: ((4, 0), (2, 4)),
           7: ((4, 0), (2, 4), (1, 6)), 8: ((8, 0),)}
 """By bits of a code: (bits, first bit) of its fields. Their first words are numbered by their first bits."""

@@ -45,6 +45,8 @@ class Core:
     """Vector operations of 64 bytes that it starts in a nanosecond. The others are counted in such operations."""
     fours: float
     """`dot4` with bytes of up to 7 bits."""
+    widened: float
+    """What it takes besides where sums i16 must become i32."""
     eights: float
     """The same with bytes of 8 bits."""
     halves: float
@@ -60,13 +62,17 @@ class Core:
     blocks: tuple[float, float]
     """Nanoseconds to make an element of a block, and to multiply it by a row."""
 
+    def dot4(self, bits: int) -> float:
+        """`dot4` with codes of so many bits: sums i16 of two products by bytes are added up as long as they fit."""
+        return self.fours + self.widened / ((1 << 15) // ((1 << bits) * 256) or 1) if bits < 8 else self.eights
+
     def shuffles(self, bits: int) -> float:
         """What a table of so many bits takes beyond a look-up in one register of bytes."""
         return (2 if bits > 6 else 0) if self.registers else 2.5 * (max((1 << bits) // 16, 1) - 1)
 
 
-ZEN5 = Core(32.0, 12.0, 2.4, 2.4, 2.0, 5.6, 5.0, 1.4, True, (0.6, 0.01))
-ZEN3 = Core(20.0, 4.2, 3.6, 8.0, 3.0, 14.0, 45.0, 4.0, False, (0.45, 0.0215))
+ZEN5 = Core(32.0, 12.0, 2.4, 0.0, 2.4, 2.0, 5.6, 5.0, 1.4, True, (0.6, 0.01))
+ZEN3 = Core(20.0, 4.2, 2.2, 1.4, 8.0, 3.0, 14.0, 45.0, 4.0, False, (0.45, 0.0215))
 
 
 @cache
@@ -74,7 +80,7 @@ def core() -> Core:
     """One like the host's: with AVX-512, or without."""
     made, features = ZEN5 if cpu_vector_bytes() == 64 else ZEN3, cpu_features()
     if "vnni" not in features:
-        made = replace(made, fours=ZEN3.fours, eights=ZEN3.eights)
+        made = replace(made, fours=ZEN3.fours, widened=ZEN3.widened, eights=ZEN3.eights)
     return replace(made, halves=0.0) if "bf16" in features else made
 
 
@@ -195,7 +201,7 @@ def _int_dot(x: DType, w: Panels, m: int) -> Plan | tuple[str, str, str]:
     whole, rows = _whole(x, w), _rows(m)
     if len(whole) == 3:
         return whole
-    each = 2 * len(FIELDS[w.bits]) + (core().fours if w.bits < 8 else core().eights) * rows
+    each = 2 * len(FIELDS[w.bits]) + core().dot4(w.bits) * rows
     return _estimate("int_dot", "i32", w, m, rows, each, w.group * whole[0], whole[1])
 
 

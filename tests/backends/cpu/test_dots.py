@@ -168,6 +168,34 @@ def test_products_of_seven_bits_fit_into_words(processor: str, monkeypatch: pyte
         assert "vpmaddubsw" in sevens.lower(*words, z).assembly
 
 
+@tile.kernel
+def chained(x: tile.Tensor[tile.u32, "S N"], y: tile.Tensor[tile.i32, "S N"], z: tile.InOut[tile.i32, "N"],
+            BITS: tile.Const, STEPS: tile.Const):
+    total = tile.load(z, (0,), (40,))
+    for s in tile.static_range(STEPS):
+        codes = tile.load(x, (s, 0), (1, 40)).reshape(40) & ((1 << BITS) - 1) * 0x01010101
+        total = tile.dot4(codes, tile.load(y, (s, 0), (1, 40)).reshape(40), total)
+    tile.store(z, (0,), total)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 7])
+def test_sums_of_products_stay_narrow_as_long_as_they_fit(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the ends of the range, where one more would wrap; u4 is widened once for eight products, u7 each time."""
+    compile_for("avx2", monkeypatch, chained)
+    steps = 128 // (1 << bits) + 2
+    rng = np.random.default_rng(bits)
+    x, y = rng.integers(0, 256, (steps, 40, 4), np.uint8), rng.integers(-128, 128, (steps, 40, 4), np.int8)
+    x[:, :8], y[:, :4], y[:, 4:8] = 255, -128, 127
+    z = rng.integers(-9, 9, 40, np.int32)
+    want = z + ((x & (1 << bits) - 1).astype(int) * y).sum((0, 2))
+    words = x.view(np.uint32)[:, :, 0], y.view(np.int32)[:, :, 0]
+    chained(*words, z, BITS=bits, STEPS=steps)
+    np.testing.assert_array_equal(z, want)
+    code = chained.lower(*words, z, BITS=bits, STEPS=steps).assembly
+    each = ((1 << 15) - 1) // (2 * 128 * ((1 << bits) - 1))
+    assert code.count("vpmaddwd") * steps == code.count("vpmaddubsw") * -(-steps // each) > 0
+
+
 def test_words_of_look_ups_go_through_one_instruction() -> None:
     """Look-ups in a table of 64 bytes: a byte shuffle for 64 bytes, nothing from memory one by one."""
     if not {"vbmi", "vnni"} <= HOST.features:
