@@ -1,8 +1,10 @@
 """Runs a lowered kernel's text in the emulator on the arguments of a call."""
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -58,7 +60,12 @@ def observe(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Seq
             before=[t for launch in earlier for t in launch] if rendered.overlaps else None,
         ) if programs else Result([], {}, True)
         _before = [*earlier, result.touched][-OVERLAPPING:]
-        yield result
+        yield replace(result, findings=[replace(f, message=_named(f.message, fn, rendered)) for f in result.findings])
+
+
+def _named(message: str, fn: Function, rendered: Rendered) -> str:
+    """What the emulator says, with the names of tensors for the numbers of the text's arguments."""
+    return re.sub(r"\bargument (\d+)", lambda m: f"`{fn.params[rendered.parameters[int(m[1])].index].name}`", message)
 
 
 def execute(fn: Function, rendered: Rendered, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],

@@ -87,3 +87,15 @@ def test_a_loop_without_a_step_is_no_endless_loop(target: str) -> None:
         assert y.tolist() == [1, 0, 0, 1, 0, 0, 1]
         with pytest.raises(errors.AssertFailed, match="the step of a loop must be positive"):
             every(y.copy(), 0, y)
+
+
+def test_races_between_programs_name_the_tensor() -> None:
+    @tile.kernel
+    def sums(x: X, part: tile.InOut[tile.i32, "N"], y: Y):
+        n = tile.grid(x.shape[0])
+        tile.store(part, n, tile.load(x, n, ()))
+        tile.store(y, n, tile.load(part, 0, 4).sum())
+
+    x = np.arange(4, dtype=np.int32)
+    with tile.target("emulate:cuda:sm_80"), pytest.raises(errors.CheckError, match="race-global.*byte 0 of `part`"):
+        sums(x, x.copy())
