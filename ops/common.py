@@ -13,6 +13,12 @@ def block(extent: int, largest: int, multiple: int = 16) -> int:
     return max(min(-(-extent // multiple) * multiple, largest), 1)
 
 
+def even(extent: int, largest: int, multiple: int) -> int:
+    """The block extent that covers a dimension by as few equal blocks as can be, of at most `largest`."""
+    count = max(-(-extent // largest), 1)
+    return block(-(-extent // count), largest, multiple)
+
+
 def rows(x: Any) -> Any:
     """[..., N] as [M, N]; a view where the memory allows it."""
     return x if len(x.shape) == 2 else x.reshape(-1, x.shape[-1])

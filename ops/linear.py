@@ -9,8 +9,8 @@ import numpy as np
 import tilelang as tile
 from tilelang.jit import current_target
 from tilelang.ops.activation import gelu_exact, gelu_form
-from tilelang.ops.common import dtype, rows
-from tilelang.ops.matmul import blocks, even, matmul, packed_size
+from tilelang.ops.common import dtype, even, rows
+from tilelang.ops.matmul import blocks, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
 from tilelang.targets import SHAPES, cpu_registers
 

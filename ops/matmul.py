@@ -10,12 +10,14 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.jit import architecture, current_target
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, even
 from tilelang.ops.streamk import BANDWIDTH, CACHE, LAUNCH, OF_ONE, PROCESSORS, finish_kernel, part, share, slot
 from tilelang.targets import SHAPES, cpu_features, cpu_registers
 
 FLOPS = 5000.0
 """Of f16, of one processor in a nanosecond."""
+PACKED = 100 << 10
+"""Numbers of a packed block that a second level of 512 KiB holds beside what streams through it."""
 LEAST = 8
 """Steps of a program that shares blocks, or their copies, with others."""
 
@@ -53,12 +55,6 @@ def of_steps(a, b, m, n, first, last, BM, BN, BK, ACC):
     return acc
 
 
-def even(extent: int, largest: int, multiple: int) -> int:
-    """The block extent that covers a dimension by as few equal blocks as can be, of at most `largest`."""
-    count = max(-(-extent // largest), 1)
-    return block(-(-extent // count), largest, multiple)
-
-
 def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[int, int, int]:
     """(BM, BN, BK). On a CPU the accumulator and both operand blocks stay in a 1 MiB second-level cache, blocks are of
     one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands of `size`
@@ -66,7 +62,10 @@ def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[in
     them takes a smaller share of the time, or even four times the depth where the sums then never leave registers
     before they are complete. With 16 registers a block asks for what it reads next, from whatever cache: blocks are
     twice as high and wide for half the packing, but where they are not small several threads have two each, of which a
-    faster one takes three. On a `gpu` blocks fill registers and shared memory."""
+    faster one takes three, and equally many of few; low ones are deeper. On a `gpu` blocks fill registers and shared
+    memory."""
+    if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
+        return 1, 1, 1
     if gpu:
         return block(m, 128, 16), block(n, 128, 16), block(k, 64 if size == 1 else 32, 16)
     few, threads = cpu_registers() == 16, tile.get_num_threads()
@@ -74,8 +73,11 @@ def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[in
     rows, columns = 512 if size == 1 else largest, even(n, largest, 32)
     if few:
         rows = even(m, rows, 4)
-        while threads > 1 and max(rows, columns) > 64 and \
-                -(-m // rows) * -(-n // columns) < (2 if rows * columns > 1 << 14 else 1) * threads:
+        while threads > 1 and max(rows, columns) > 64:
+            count = -(-m // rows) * -(-n // columns)
+            if count >= 8 * threads or count % threads == 0 and \
+                    count >= (2 if rows * columns > 1 << 14 else 1) * threads:
+                break
             if rows > columns:
                 rows = even(m, rows - 4, 4)
             else:
@@ -83,8 +85,12 @@ def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[in
     else:
         while rows > 64 and -(-m // rows) * -(-n // columns) < threads:
             rows //= 2
-    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 4 if few else 2)
-    return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
+    high = even(m, rows, 4 if m > 4 else 1)
+    if few:
+        deepest = min(max(PACKED // high, 256), 512)
+    else:
+        deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2)
+    return high, columns, even(k, deepest, 8)
 
 
 class Plan(NamedTuple):
@@ -169,7 +175,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
         result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
     else:
         result = out
-    gpu = tile.on_gpu(a, b) and current_target() != SHAPES  # there kernels only allocate, and extents may be symbols
+    gpu = tile.on_gpu(a, b) and current_target() != SHAPES
     sizes = a.shape[0], b.shape[1], a.shape[1]
     by_groups = gpu and dt.name in ("f16", "bf16") and architecture(a, b) == "cuda:sm_90a"
     if by_groups:

@@ -13,7 +13,7 @@ from tilelang.args import empty_like
 from tilelang.jit import architecture, current_target
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, even
 from tilelang.ops.streamk import PROCESSORS
 from tilelang.targets import SHAPES
 
@@ -135,7 +135,8 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
     2.9; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
     "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512) or of "keys" (one). `wgmma` has 64 rows
     to a group of four warps, so that eight warps take 128 keys.
-    On a CPU the fewest rows beyond the last query count: 114 suits powers of two."""
+    On a CPU the fewest rows beyond the last query count: 114 suits powers of two. Blocks of keys are alike, so that
+    few columns lie beyond the last key."""
     d, e = q.shape[3], v.shape[3]
     if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
         return {"BM": 1, "BN": 1, "BD": 1, "BE": 1, "ROUND": False}
@@ -159,5 +160,5 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
 @lru_cache(maxsize=1024)
 def _cpu_blocks(d: int, e: int, queries: int, keys: int, kernel: str) -> dict[str, int]:
     m = min((96, 114), key=lambda rows: -(-queries // rows) * rows) if kernel == "forward" else 96
-    return {"BM": block(queries, m, 12), "BN": block(keys, 128, 32), "BD": block(d, 1 << 12, 8),
+    return {"BM": block(queries, m, 12), "BN": even(keys, 128, 32), "BD": block(d, 1 << 12, 8),
             "BE": block(e, 1 << 12, 8)}

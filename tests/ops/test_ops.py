@@ -100,7 +100,7 @@ def test_linear() -> None:
 def test_blocks_of_products(m: int, n: int, k: int, size: int) -> None:
     bm, bn, bk = matmul.blocks(m, n, k, size)
     widest = 512 if cpu_registers() == 16 else 256
-    assert min(m, 4) <= bm <= max(widest, 512 // size) and 32 <= bn <= widest and 8 <= bk <= 1024 // size
+    assert min(m, 4) <= bm <= max(widest, 512 // size) and 32 <= bn <= widest and 8 <= bk <= max(1024 // size, widest)
     assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // widest))
     for extent, made, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
         assert made - step < extent and -(-extent // made) * made - extent < made
