@@ -1,6 +1,7 @@
 """Every test verifies the IR after each pass, and compiles into a cache of its own run, which workers share."""
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ settings.load_profile("tilelang")
 os.environ.setdefault("TILELANG_CHECK", "1")
 for library in ("OMP", "OPENBLAS", "MKL"):  # workers have the processors; more threads only wait for each other
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+gc.set_threshold(50_000, 20, 20)  # a tenth of the time of compiling is looking for garbage in what modules hold
 _worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 if not _worker:  # who starts workers hands its cache on to them, and removes it
     _run = tempfile.TemporaryDirectory(prefix="tilelang-test-")
