@@ -14,21 +14,19 @@ from tilelang import nn, ops
 from tilelang.sharding import Dims
 
 
-def _integers(*shape: int) -> torch.Tensor:
-    return torch.randint(-3, 4, shape).float()
-
-
 def _cases() -> dict[str, Any]:
     """Operator, and its tensors; sums over what is cut are of small integers, so that any order gives the same."""
-    return {"matmul": (ops.matmul, (_integers(8, 16), _integers(16, 6))),
-            "linear": (ops.linear, (_integers(2, 4, 16), _integers(6, 16), _integers(6))),
+    def integers(*shape: int) -> torch.Tensor:
+        return torch.randint(-3, 4, shape).float()
+    return {"matmul": (ops.matmul, (integers(8, 16), integers(16, 6))),
+            "linear": (ops.linear, (integers(2, 4, 16), integers(6, 16), integers(6))),
             "softmax": (ops.softmax, (torch.randn(4, 6, 10),)), "gelu": (ops.gelu, (torch.randn(4, 6),))}
 
 
 def _cut_by_dims() -> dict[str, tuple[Any, Sequence[torch.Tensor], list[tuple[int | None, ...]]]]:
     """A function, its tensors, and for each of them the dimension that is cut, in several ways. The rules of backwards
-    follow from these, so that some of those that take long to compile are left out. A product of few rows is summed up
-    in an order that goes by how many there are, so that one whose rows are cut is of small integers."""
+    follow from these, so that some of those that take long to compile are left out. Products of few rows, as many as
+    go by the processor, are summed up in another order, so that one whose rows are cut has many in each part."""
     forward = torch.no_grad()
     q, k, x = torch.randn(2, 4, 33, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 6, 40)
     packed, ends = torch.randn(40, 4, 16), torch.tensor([0, 13, 40], dtype=torch.int32)
@@ -56,7 +54,7 @@ def _cut_by_dims() -> dict[str, tuple[Any, Sequence[torch.Tensor], list[tuple[in
                            [(1, 1, None, None)]),
         "cross_entropy": (lambda *a: ops.cross_entropy(*a, reduction="none"), (x[0], torch.arange(6)), [(0, 0)]),
         "linear_cross_entropy": (lambda *a: ops.linear_cross_entropy(*a, reduction="none"),
-                                 (_integers(6, 40), _integers(50, 40), torch.arange(6)), [(0, None, 0)]),
+                                 (torch.randn(32, 40), torch.randn(50, 40), torch.arange(32)), [(0, None, 0)]),
         "grouped_matmul": (ops.grouped_matmul, (packed[:, 0], torch.randn(2, 16, 6), ends), [(None, 2, None)])}
 
 
