@@ -96,7 +96,14 @@ def scalar_parts(x: X, y: Y):
     a, = tile.grid(1)
 
 
+@tile.kernel
+def both_meanings(x: X, y: Y):
+    row = tile.load(x, (0, 0), (4,))
+    tile.store(y, 0, max(row, 1, axis=0))
+
+
 @pytest.mark.parametrize(("kernel", "error", "message"), [
+    (both_meanings, errors.UnsupportedSyntax, "unexpected keyword argument 'axis'"),
     (element, errors.UnsupportedSyntax, r"row\[0\]\n.*\n  try:   tile.where"),
     (tensor, errors.UnsupportedSyntax, r"y\[0\]\n.*\n  try:   tile.store"),
     (sometimes, errors.UnsupportedSyntax, "a value is returned on one path only"),

@@ -41,7 +41,7 @@ _PYTHON = {builtins.print: memory.print, builtins.range: memory.range}
 def _of_several(reduced: Callable[..., Any], pairwise: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     """Python's `max` and `min`, whose second argument is an operand: that of `tile.max` is an axis."""
     def call(first: Any, *others: Any, **options: Any) -> Any:
-        return reduce(pairwise, others, first) if others else reduced(first, **options)
+        return reduce(partial(pairwise, **options), others, first) if others else reduced(first, **options)
     call.__name__ = reduced.__name__
     return call
 
