@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.jit import current_target
+from tilelang.jit import only_allocates
 from tilelang.ops.activation import gelu_exact, gelu_form
 from tilelang.ops.common import dtype, even, rows
 from tilelang.ops.matmul import blocks, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
-from tilelang.targets import SHAPES, cpu_registers
+from tilelang.targets import cpu_registers
 
 FEW, ROWS = 48, 14
 """Rows of x up to which the weight is better not packed, on CPUs with 16 registers, and most rows of a block then."""
@@ -51,14 +51,14 @@ def linear_gelu_backward_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[ti
 
 
 def _blocks(x: Any, w: Any) -> dict[str, int]:
-    if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
+    if only_allocates():
         return {"BM": 1, "BN": 1, "BK": 1}
     return _sizes(*x.shape, w.shape[0], x.dtype, tile.on_gpu(x, w), tile.get_num_threads())
 
 
 @lru_cache(maxsize=1024)
 def _sizes(m: int, k: int, n: int, dt: Any, gpu: bool, threads: int) -> dict[str, int]:
-    """Block extents for x [m, k] and w [n, k] of a torch or NumPy dtype."""
+    """Block extents for x [m, k] and w [n, k] of a torch or NumPy dtype; those of `blocks` go by the threads, too."""
     size = packed_size(dtype(dt), gpu)
     few = m <= FEW and not gpu and cpu_registers() == 16
     found = few_rows(max(m, 1), k) if few else blocks(m, n, k, size, gpu)

@@ -9,10 +9,10 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.jit import architecture, current_target
+from tilelang.jit import architecture, only_allocates
 from tilelang.ops.common import block, dtype_of, even
 from tilelang.ops.streamk import BANDWIDTH, CACHE, LAUNCH, OF_ONE, PROCESSORS, finish_kernel, part, share, slot
-from tilelang.targets import SHAPES, cpu_features, cpu_registers
+from tilelang.targets import cpu_features, cpu_registers
 
 FLOPS = 5000.0
 """Of f16, of one processor in a nanosecond."""
@@ -60,37 +60,36 @@ def blocks(m: int, n: int, k: int, size: int = 4, gpu: bool = False) -> tuple[in
     one size where that divides, so that none is masked or mostly empty, and every thread has one. Operands of `size`
     2 bytes leave room for blocks of twice the depth, those of 1 byte for twice the height and depth, so that packing
     them takes a smaller share of the time, or even four times the depth where the sums then never leave registers
-    before they are complete. With 16 registers a block asks for what it reads next, from whatever cache: blocks are
-    twice as high and wide for half the packing, but where they are not small several threads have two each, of which a
-    faster one takes three, and equally many of few; low ones are deeper. On a `gpu` blocks fill registers and shared
-    memory."""
-    if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
+    before they are complete. On a `gpu` blocks fill registers and shared memory."""
+    if only_allocates():
         return 1, 1, 1
     if gpu:
         return block(m, 128, 16), block(n, 128, 16), block(k, 64 if size == 1 else 32, 16)
-    few, threads = cpu_registers() == 16, tile.get_num_threads()
-    largest = 512 if few else 256
-    rows, columns = 512 if size == 1 else largest, even(n, largest, 32)
-    if few:
-        rows = even(m, rows, 4)
-        while threads > 1 and max(rows, columns) > 64:
-            count = -(-m // rows) * -(-n // columns)
-            if count >= 8 * threads or count % threads == 0 and \
-                    count >= (2 if rows * columns > 1 << 14 else 1) * threads:
-                break
-            if rows > columns:
-                rows = even(m, rows - 4, 4)
-            else:
-                columns = even(n, columns - 32, 32)
-    else:
-        while rows > 64 and -(-m // rows) * -(-n // columns) < threads:
-            rows //= 2
+    if cpu_registers() == 16:
+        return _high_blocks(m, n, k)
+    rows, columns = 512 if size == 1 else 256, even(n, 256, 32)
+    while rows > 64 and -(-m // rows) * -(-n // columns) < tile.get_num_threads():
+        rows //= 2
+    deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2)
+    return even(m, rows, 4 if m > 4 else 1), columns, even(k, deepest, 8)
+
+
+def _high_blocks(m: int, n: int, k: int) -> tuple[int, int, int]:
+    """`blocks` with 16 registers, where a block asks for what it reads next, from whatever cache: they are high and
+    wide, for half the packing, and low ones are deep. Of few blocks all threads have equally many, two each where they
+    are not small, of which a faster one takes three."""
+    rows, columns, threads = even(m, 512, 4), even(n, 512, 32), tile.get_num_threads()
+    while threads > 1 and max(rows, columns) > 64:
+        count = -(-m // rows) * -(-n // columns)
+        least = 2 * threads if rows * columns > 1 << 14 else threads
+        if count >= 8 * threads or count >= least and count % threads == 0:
+            break
+        if rows > columns:
+            rows = even(m, rows - 4, 4)
+        else:
+            columns = even(n, columns - 32, 32)
     high = even(m, rows, 4 if m > 4 else 1)
-    if few:
-        deepest = min(max(PACKED // high, 256), 512)
-    else:
-        deepest = 1024 if size == 1 and k <= 1024 else 1024 // max(size, 2)
-    return high, columns, even(k, deepest, 8)
+    return high, columns, even(k, min(max(PACKED // high, 256), 512), 8)
 
 
 class Plan(NamedTuple):
@@ -175,7 +174,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
         result = empty_like(a, (a.shape[0], b.shape[1]), acc if dt.is_integer else dt)
     else:
         result = out
-    gpu = tile.on_gpu(a, b) and current_target() != SHAPES
+    gpu = tile.on_gpu(a, b) and not only_allocates()
     sizes = a.shape[0], b.shape[1], a.shape[1]
     by_groups = gpu and dt.name in ("f16", "bf16") and architecture(a, b) == "cuda:sm_90a"
     if by_groups:

@@ -55,10 +55,16 @@ def target_of(bound: Bound) -> str:
     return _target.get() or targets.check(targets.of_device(bound.device))
 
 
+def only_allocates() -> bool:
+    """Whether kernels do no more than to allocate their outputs (`targets.SHAPES`). Extents may be symbols then, by
+    which no wrapper should choose anything."""
+    return current_target() == targets.SHAPES
+
+
 def on_gpu(*tensors: Any) -> bool:
     """Whether a call with these tensors runs on a GPU, or in the emulator of one: what a wrapper chooses blocks by."""
     name = current_target()
-    if name and name != targets.SHAPES:
+    if name and not only_allocates():
         return targets.on_device(name.removeprefix(targets.EMULATE))
     for t in tensors:
         if not getattr(t, "is_cpu", False) and str(getattr(t, "device", "cpu")).startswith(targets.GPUS):
@@ -229,7 +235,7 @@ class Kernel(ByName, KernelDef):
                               (name, identity(x)) for name, x in kwargs.items()])
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if current_target() == targets.SHAPES:
+        if only_allocates():
             return Bound(self, args, kwargs, shapes=True).outputs()
         known = self._plans  # other ones once a captured value has changed: this call's is not for those
         bound = Bound(self, args, kwargs)

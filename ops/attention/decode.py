@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import tilelang as tile
-from tilelang.jit import current_target
+from tilelang.jit import only_allocates
 from tilelang.ops.attention.options import Options, check_heads, made, options, page_block
 from tilelang.ops.attention.scores import (
     LOG2E,
@@ -20,7 +20,6 @@ from tilelang.ops.attention.scores import (
 )
 from tilelang.ops.attention.sparse import WORD, expanded
 from tilelang.ops.common import block, dtype_of
-from tilelang.targets import SHAPES
 
 
 @tile.kernel
@@ -192,7 +191,7 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
 def few(q: Any, k: Any) -> bool:
     """Whether so few rows of queries q [B, H, S, D] share each of the keys k [B, G, L, D] that these kernels are the
     faster ones for whole sequences, too. What they give has the same shape, which is all that is asked of `shapes`."""
-    return current_target() != SHAPES and q.shape[2] <= (4 if q.shape[1] == k.shape[1] else 16)
+    return not only_allocates() and q.shape[2] <= (4 if q.shape[1] == k.shape[1] else 16)
 
 
 def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any = None, splits: int | None = None,

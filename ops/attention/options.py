@@ -10,12 +10,11 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.jit import architecture, current_target
+from tilelang.jit import architecture, only_allocates
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, dtype_of, even
 from tilelang.ops.streamk import PROCESSORS
-from tilelang.targets import SHAPES
 
 WIDTHS = {64, 96, 128}
 """Of heads: columns that one `wgmma` has, of which 128 x 128 scores and sums fit into registers."""
@@ -138,7 +137,7 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
     On a CPU the fewest rows beyond the last query count: 114 suits powers of two. Blocks of keys are alike, so that
     few columns lie beyond the last key."""
     d, e = q.shape[3], v.shape[3]
-    if current_target() == SHAPES:  # kernels only allocate there, and extents may be symbols
+    if only_allocates():
         return {"BM": 1, "BN": 1, "BD": 1, "BE": 1, "ROUND": False}
     if not tile.on_gpu(q, k, v):
         return {**_cpu_blocks(d, e, queries, keys, kernel), "ROUND": dtype_of(q) is tile.bf16}

@@ -70,15 +70,16 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
         raise TargetError(f"`{decomposition}` is a decomposition for GPUs", got=decomposition,
                           needs=f"one of {', '.join(DECOMPOSITIONS)}", try_="leave it out, or put x on a GPU")
     chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
-    if flat.shape[0] and chosen.decomposition == BLOCKS:
+    if not flat.shape[0]:
+        return y.reshape(*x.shape[:-1], n)
+    after = {"bias": bias, "residual": residual, "added": added(flat, w) if w.corrections else None}
+    if chosen.decomposition == BLOCKS:
         stored = flat if w.permutation is None else flat[:, w.permutation]
         if x_dtype is not None:
             stored = on_cpu.rounded(stored, w, tile.dtype(x_dtype), x_group == "token")
-        blocks.product(stored, w, y, ACT=activation, bias=bias, residual=residual,
-                       added=added(flat, w) if w.corrections else None)
-    elif flat.shape[0]:
-        on_cpu.product(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", bias=bias,
-                       residual=residual, added=added(flat, w) if w.corrections else None)
+        blocks.product(stored, w, y, ACT=activation, **after)
+    else:
+        on_cpu.product(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", **after)
     return y.reshape(*x.shape[:-1], n)
 
 

@@ -6,7 +6,7 @@ from weakref import finalize
 
 import tilelang as tile
 from tilelang.args import empty_like, is_torch
-from tilelang.jit import current_target
+from tilelang.jit import only_allocates
 from tilelang.ops.common import dtype_of
 from tilelang.ops.common import rows as flattened
 from tilelang.ops.mpgemm import api, checks, gradient
@@ -15,7 +15,6 @@ from tilelang.quant import QuantTensor
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
 from tilelang.sharding import is_distributed, over_rows
-from tilelang.targets import SHAPES
 from tilelang.torch_ops import nobody_looks
 
 _weights: dict[int, tuple[Any, QuantTensor]] = {}  # by the first tensor's identity
@@ -63,7 +62,7 @@ def product_backward(x: Any, memory: list[Any], description: str, rows: int, dy:
     x itself (straight through, arXiv 1308.3432); the weight has none."""
     dx, dbias, dresidual = (empty_like(dy, (0,) if t is None else t.shape, dtype_of(dy if t is None else t))
                             for t in (x, bias, residual))
-    if current_target() == SHAPES:
+    if only_allocates():
         return dx, dbias, dresidual
     dz = flattened(dy)
     if (needs_x or needs_bias) and activation is not None:
