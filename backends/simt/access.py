@@ -65,6 +65,10 @@ class Access:
         """The phase of an access to a tensor; 0 for one that the kernel never writes."""
         return self.new_phase() if memory in self.written else self.managed.get(memory, 0)
 
+    def _others(self, memory: Value) -> bool:
+        """Whether other threads may write what lies beside a block while it is read, or nobody has written it yet."""
+        return memory in self.written or isinstance(memory.type, BufferType) and memory not in self.managed
+
     # -- blocks -------------------------------------------------------------------------------------------------------
     def _groups(self, op: Op, memory: Value, offsets: Sequence[Value], layout: RegisterLayout | None,
                 shape: Sequence[int], store: bool,
@@ -76,6 +80,7 @@ class Access:
         width = width or self.vector(op, memory, offsets, layout, shape)
         local = local_offsets(layout) if layout is not None else [()]
         always = self._writer(layout) if store else []
+        exact = store or self._others(memory)  # other loads may go beyond the tile
         starts: list[Index] = []
         checked: list[Value | int] = []  # the same for comparison with the extents
         base: Index = 0
@@ -84,7 +89,7 @@ class Access:
         window, ends = memory, None
         if memory in self.windows and layout is not None:
             at_block = [b.to_index(self.of.get(v, v)) for v in offsets]
-            reached = shape if store else layout.shape  # loads of what is beyond the tile are not masked
+            reached = shape if exact else layout.shape
             window, ends = open_window(b, self.facts, memory, offsets, at_block, strides, axes, reached,
                                        store or op.attrs.get("fill", 0) == 0 and blank_is_zero(memory.dtype))
         for a in range(rank):
@@ -102,9 +107,9 @@ class Access:
                 offset = b.add(offset, b.mul(strides[a], step))
                 at.append(b.add(starts[a], step))
                 conditions += self._within(memory, a, checked[a], step) if a != ends else []
-                if store and a in axes and layout is not None:
+                if exact and a in axes and layout is not None:
                     t = axes.index(a)
-                    if layout.shape[t] > shape[t]:
+                    if layout.shape[t] > shape[t] and not (a != ends and _ends(memory, a, offsets[a], shape[t])):
                         part = b.index(self.threads.part(layout, t))
                         conditions.append(b.pure(ew.Lt, part, b.index(shape[t] - step)))
             mask = b.all_of(list(dict.fromkeys(conditions))) if conditions else None
@@ -194,7 +199,7 @@ class Access:
             self._copy_async(op)
 
     def _copy_async(self, op: Op) -> None:
-        """By the copy unit where widths and alignment allow it."""
+        """By the copy unit where widths and alignment allow it. A tensor that the kernel writes is read in order."""
         b = self.b
         at = op.buffer  # type: ignore[attr-defined]
         memory, offsets, buffer = op.operands[0], op.operands[1:at], op.operands[at]
@@ -212,6 +217,7 @@ class Access:
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width = gcd(self.vector(op, memory, offsets, layout, shape), run)
         leader = self.threads.leader(layout)
+        ordered, source_phase = memory in self.written, self.phase(memory)
         memory, groups = self._groups(op, memory, offsets, layout, shape, False, width)
         local = local_offsets(layout)
         for first, _, offset, mask in groups:
@@ -221,7 +227,7 @@ class Access:
             own, constant = b.split(address(b, place, index))
             blank = mask is None or blank_is_zero(t.dtype)
             by_unit = self.target.async_copy and not self.target.dma and width * size in (4, 8, 16) and blank \
-                and not here
+                and not here and not ordered
             target = b.pure(simt.Block, self.of[buffer], b.index(own), kept=by_unit)
             where = b.index(b.add(start, constant))
             if by_unit:
@@ -230,7 +236,8 @@ class Access:
                 continue
             masks = [mask] if mask is not None else []
             lanes = width if width > 1 else None
-            value = b.filled(b.effect(th.Ld, memory, b.index(offset), *masks, lanes=lanes).result, mask, 0, lanes)
+            value = b.filled(b.effect(th.Ld, memory, b.index(offset), *masks, lanes=lanes, phase=source_phase).result,
+                             mask, 0, lanes)
             b.effect(th.St, target, where, value, *([b.all_of(here)] if here else []), phase=phase)
 
     def _copy_in_order(self, op: Op, lead: Sequence[Index]) -> None:
@@ -282,7 +289,7 @@ class Access:
                 x = self.of.get(v, v)
                 return b.pure(th.Extract, x, lane=i) if x.shape else x
             conditions = list(always)
-            if inside is not None and op.name != "gather":
+            if inside is not None and (op.name != "gather" or self._others(target)):
                 conditions.append(b.pure(th.Extract, inside, lane=i))
             if extra is not None:
                 conditions.append(lane(extra))
@@ -338,6 +345,15 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
         moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(term.shift)), b.index(term.mask))
         swizzled = b.pure(ew.Xor, swizzled, moved)
     return b.add(swizzled, rest)
+
+
+def _ends(memory: Value, axis: int, offset: Value, extent: int) -> bool:
+    """Whether a block is known to reach the end of memory along an axis: what is inside of that is inside of it."""
+    t = memory.type
+    assert isinstance(t, TensorType | BufferType)
+    size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
+    start = offset.owner.attrs["value"] if isinstance(offset.owner, sh.Const) else None
+    return start is not None and isinstance(size, int) and start + extent >= size
 
 
 def _below(v: Value, extent: int) -> bool:

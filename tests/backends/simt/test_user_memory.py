@@ -63,6 +63,26 @@ def slots(x: tile.Tensor[tile.f16, "M"], into: tile.Tensor[tile.i32, "K"], out_o
         tile.store(y, (k, 0, 0), tile.load(memory, (tile.load(out_of, (k,), ()), 0, 0), (16, 16), fill=7.0))
 
 
+@tile.kernel
+def beside(x: tile.InOut[tile.i32, "M N"], N: tile.Const = 30):
+    """x + 7 in place, by four ways to read blocks beside which others write: each reads its block and no more."""
+    m = tile.grid(tile.cdiv(x.shape[0], 3)) * 3
+    memory, copied = tile.shared((8, 12), tile.i32), tile.shared((3, 10), tile.i32)
+    for n in tile.range(0, N, 10):
+        tile.store(x, (m, n), tile.load(x, (m, n), (3, 10)) + 1)
+        rows, columns = m + tile.arange(3)[:, None], n + tile.arange(10)[None, :]
+        tile.scatter(x, (rows, columns), tile.gather(x, (rows, columns)) + 1)
+        tile.copy_async(x, copied, (m, n))
+        tile.commit()
+        tile.wait()
+        tile.barrier()
+        tile.store(memory, (0, 0), tile.load(copied, (0, 0), (3, 10)) + 2)
+        tile.barrier()
+        tile.store(memory, (3, 0), tile.load(memory, (0, 0), (3, 10)) + 3)
+        tile.barrier()
+        tile.store(x, (m, n), tile.load(memory, (3, 0), (3, 10)))
+
+
 def whole(*shape: int) -> Any:
     """Numbers whose sums of products are exact."""
     return np.random.default_rng(0).integers(-3, 4, shape).astype(np.float16)
@@ -118,3 +138,13 @@ def test_copies_that_are_asked_for_are_by_the_units_there_are(target: str, copy:
     source = ring.lower(a, b, c, target=target).source
     assert copy in source and source.count("tl::dma<") == source.count(copy) and "tl::wait_operations<" in source
     assert (copy in kernels.matmul.lower(a, b, c, STAGES=2, target=target).source) == (target == "hip:gfx950")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_blocks_are_read_without_what_others_write_beside_them(target: str) -> None:
+    """Tiles of 3 x 10, of which threads hold 4 x 16: what is beyond them belongs to other programs and threads."""
+    x = np.arange(8 * 30, dtype=np.int32).reshape(8, 30)
+    y = x.copy()
+    with tile.target(f"emulate:{target}"):
+        beside(y)
+    assert np.array_equal(y, x + 7)
