@@ -19,7 +19,7 @@ from tilelang.errors import TargetError
 HERE = Path(__file__).resolve().parent
 INCLUDES = (HERE / "include", HERE.parent / "clike" / "include")  # in order: `tl.h` is the emulator's
 _COMMON = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wl,-Bsymbolic")
-RUNTIME_FLAGS = (*_COMMON, "-O3")
+RUNTIME_FLAGS = (*_COMMON, "-O2")
 # No contraction and wrapping integers: the arithmetic of a kernel is the one it spells out. Most kernels are compiled
 # for longer than they run, and what takes time in a run is the runtime.
 KERNEL_FLAGS = (*_COMMON, "-Og", "-ffp-contract=off", "-fwrapv", "-w", *(f"-I{d}" for d in INCLUDES))

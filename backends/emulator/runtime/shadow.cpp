@@ -291,6 +291,10 @@ struct Buffer {
   Cells<GlobalCell> shadow;
 };
 
+static std::string name_of_blocks(u32 who) {
+  return who == EVERY ? "other blocks" : "another block (" + std::to_string(who - 1) + ")";
+}
+
 static bool atomic_pair(u8 a, u8 b) {  // bit fields are written by atomics, so that neighbours survive
   if (a == ATOMIC || b == ATOMIC) return a == b;
   return (a == LOAD_BITS || a == STORE_BITS) && (b == LOAD_BITS || b == STORE_BITS);
@@ -333,15 +337,15 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
       report("uninitialised-global", op, -1, "reads byte %lld of argument %d, which holds no value", (long long)byte,
              b.index);
     if (c.writer && c.writer != me && !benign)
-      report("race-global", op, c.write_op, "%s byte %lld of argument %d, which another block (%d) wrote",
-             writes ? "writes" : "reads", (long long)byte, b.index, int(c.writer - 1));
+      report("race-global", op, c.write_op, "%s byte %lld of argument %d, which %s wrote",
+             writes ? "writes" : "reads", (long long)byte, b.index, name_of_blocks(c.writer).c_str());
     else if (reads && !benign && !ordered(c.wrote, now, current->known))  // storing one value twice does no harm
       report("race-global", op, c.write_op, "reads byte %lld of argument %d, which %s wrote with no barrier between",
              (long long)byte, b.index, name(c.wrote).c_str());
     if (writes) {
       if (c.reader && c.reader != me && !(benign && c.writer))
-        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which another block (%d) read",
-               (long long)byte, b.index, int(c.reader - 1));
+        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read", (long long)byte, b.index,
+               name_of_blocks(c.reader).c_str());
       else if (!benign && !ordered(c.read, now, current->known))
         report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read with no barrier between",
                (long long)byte, b.index, name(c.read).c_str());
