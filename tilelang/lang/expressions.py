@@ -46,6 +46,10 @@ def _of_several(reduced: Callable[..., Any], pairwise: Callable[[Any, Any], Any]
     return call
 
 
+def _several_tiles(x: Any) -> bool:
+    return isinstance(x, list | tuple) and len(x) > 1 and any(isinstance(v, Tile) for v in x)
+
+
 _ON_TILES: dict[Any, Callable[..., Any]] = {builtins.abs: math.abs, builtins.sum: shaping.sum,
                                             builtins.min: _of_several(shaping.min, math.minimum),
                                             builtins.max: _of_several(shaping.max, math.maximum),
@@ -287,6 +291,8 @@ class Expressions:
                                        try_="write a loop")
             from tilelang.lang.statements import inline
             return inline(callee, self.emitter, self.at(node), args, kwargs, self.stack)
+        if (callee is max or callee is min) and len(args) == 1 and _several_tiles(args[0]):
+            args = list(args[0])  # max([a, b]) is max(a, b)
         tiles = any(isinstance(a, Tile | Memory) for a in [*args, *kwargs.values()])
         callee = _PYTHON.get(callee, callee) if callable(callee) and _hashable(callee) else callee
         if tiles and _hashable(callee):
