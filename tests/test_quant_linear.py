@@ -55,6 +55,7 @@ def test_compiled_and_exported(how: dict[str, Any], repacked: list[Any]) -> None
 def test_weights_as_arguments(repacked: list[Any]) -> None:
     """In torch's memory and in NumPy's, eagerly and compiled; repacked once each, and forgotten with the weight."""
     torch.manual_seed(1)
+    torch._dynamo.reset()  # graphs of tests before hold weights
     gc.collect()
     x, held = torch.randn(3, 64), len(operator._weights)
     w = tile.quantize(torch.randn(48, 64), "i3", 32)
