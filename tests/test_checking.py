@@ -4,6 +4,7 @@ from __future__ import annotations
 import inspect
 import re
 import runpy
+from linecache import getline
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,19 @@ def test_outputs_whose_extents_no_input_names_are_drawn() -> None:
     result = check(filled, "cuda:sm_80", extents={"M": 3})
     assert result.found == [] and [case.split(", value")[0] for case in result.cases] == \
         ["M=3, N=192", "M=3, N=77", "M=3, N=2"]
+
+
+def test_integers_are_drawn_as_indices_and_lengths() -> None:
+    """Any i32 would be a length of 2**30, and no index of anything."""
+    @tile.kernel
+    def bags(table: tile.Tensor[tile.f32, "V 32"], ids: tile.Tensor[tile.i64, "N"], ends: tile.Tensor[tile.i32, "B"],
+             y: tile.Out[tile.f32, "B 32"]):
+        b = tile.grid(ends.shape[0])
+        total = tile.zeros((1, 32))
+        for i in tile.range(0, tile.load(ends, b, ())):
+            total += tile.load(table, (tile.load(ids, i, ()).to(tile.i32), 0), (1, 32))
+        tile.store(y, (b, 0), total)
+    found = check(bags, "cuda:sm_80", extents={"V": 40, "N": 40, "B": 4})
+    assert not found.found
+    table = next(c for (_, line), c in found.counters.items() if "tile.load(table" in getline(__file__, line))
+    assert 0 < table.sectors < 4 * 40 * 4  # rows of four sectors

@@ -88,7 +88,7 @@ def _left_out(p: Param) -> bool:
 def drawn(kernel: Kernel, rng: np.random.Generator, shape: Mapping[str, int], dtypes: Mapping[str, DType],
           consts: Mapping[str, Any], gaps: bool = False) -> tuple[Bound, dict[str, Any]]:
     """A call with random arguments whose dimensions have these extents, and its scalars by name."""
-    inputs, scalars = tensors(kernel, rng, dtypes, shape, gaps=gaps), numbers(kernel, rng)
+    inputs, scalars = tensors(kernel, rng, dtypes, shape, gaps=gaps, indices=True), numbers(kernel, rng)
     outs = {p.name: empty_like(None, tuple(shape[d] if isinstance(d, str) else d for d in p.tensor.dims), dt)
             for p in kernel.params  # no input need tell the type of an output
             if p.kind == "tensor" and p.tensor.mode == "out" and not _left_out(p)

@@ -1,6 +1,7 @@
 """Fuzzing a kernel against a NumPy reference: `fuzz` draws the arguments from the kernel's own signature."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -65,14 +66,17 @@ def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, 
 
 
 def tensors(kernel: Kernel, rng: np.random.Generator, types: Mapping[str, DType], sizes: Mapping[str, int],
-            gaps: bool = False, special: bool = False) -> dict[str, Any]:
-    """Random tensors for a kernel's inputs, by name, where type variables and dimensions have the values given."""
+            gaps: bool = False, special: bool = False, indices: bool = False) -> dict[str, Any]:
+    """Random tensors for a kernel's inputs, by name, where type variables and dimensions have the values given. With
+    `indices` integers of 32 bits and more are what they mostly are, indices and lengths: distinct numbers from 0 to
+    the longest extent, or as far as there are elements."""
     out: dict[str, Any] = {}
     for p in kernel.params:
         if p.kind == "tensor" and p.tensor.mode != "out":
             dt = types[p.tensor.dtype] if isinstance(p.tensor.dtype, str) else p.tensor.dtype
             shape = tuple(sizes[d] if isinstance(d, str) else d for d in p.tensor.dims)
-            out[p.name] = _tensor(rng, dt, shape, gaps, special)
+            limit = max(sizes.values(), default=1) if indices else 0
+            out[p.name] = _tensor(rng, dt, shape, gaps, special, limit)
     return out
 
 
@@ -86,14 +90,19 @@ def _numbers(p: Param) -> list[Any]:
     return [0, 1, 2] if p.spec.kind != "float" else [0.5, 1.0, -2.0]
 
 
-def _tensor(rng: np.random.Generator, dt: DType, shape: tuple[int, ...], gaps: bool, special: bool) -> Any:
-    """Random values of a dtype, with unused elements between its rows where `gaps`."""
+def _tensor(rng: np.random.Generator, dt: DType, shape: tuple[int, ...], gaps: bool, special: bool,
+            limit: int = 0) -> Any:
+    """Random values of a dtype, with unused elements between its rows where `gaps`; where there is a `limit`, wide
+    integers are distinct and below it, or below their number."""
     wide = (*shape[:-1], shape[-1] + 3 if shape else 0) if gaps and shape else shape
     if dt.kind in ("float", "scale", "codebook"):
         real = rng.standard_normal(wide)
         if special:
             real = np.where(rng.random(wide) < 0.1, rng.choice(SPECIAL, wide), real)
         array = codec.encode(np.abs(real) if dt.kind == "scale" else real, dt)
+    elif limit and dt.kind in ("int", "uint") and dt.bits >= 32:
+        count = math.prod(wide)
+        array = rng.permutation(max(count, limit))[:count].reshape(wide).astype(dt.storage)
     else:
         array = codec.from_bits(rng.integers(0, 3 if dt.kind == "ternary" else 1 << min(dt.bits, 62), wide), dt)
     view = array[..., :shape[-1]] if shape else array
