@@ -49,7 +49,8 @@ def lambdas(x: X, y: Y):
 
 @pytest.mark.parametrize(("kernel", "means"), [
     (limits, lambda x: np.maximum(x[0], 1) + np.minimum(x[0], 2) + x[0].max()),
-    (unpacked, lambda x: x[0] * x[1].sum() + np.maximum(x[0], x[1])), (lists, lambda x: 2 * x.sum(0) + 100 * x[1:].sum(0)),
+    (unpacked, lambda x: x[0] * x[1].sum() + np.maximum(x[0], x[1])),
+    (lists, lambda x: 2 * x.sum(0) + 100 * x[1:].sum(0)),
     (lambdas, lambda x: 5 * x[0] + 10 + 5),
 ])
 def test_as_in_python(kernel: Any, means: Callable[[Any], Any]) -> None:
