@@ -16,6 +16,13 @@ WEIGHTS = {bits: tuple(2.0 ** -_place(bits, i, j) for i in range(8) for j in ran
 """Of each column of a block: 1 / (what a code counts where it stands in its word)."""
 
 
+@tile.function
+def columns_of(x, m, g, GROUP, DEPTH):
+    """The GROUP columns of group g of row m as f32 [DEPTH]; behind them, and behind those of x, are zeros."""
+    v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
+    return tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
+
+
 @tile.kernel
 def spread_kernel(x: tile.Tensor[tile.T, "M K"], y: tile.Out[tile.f32, "M B 32"], sums: tile.Out[tile.f32, "M G"],
                   GROUP: tile.Const, DEPTH: tile.Const, BITS: tile.Const):
@@ -23,8 +30,7 @@ def spread_kernel(x: tile.Tensor[tile.T, "M K"], y: tile.Out[tile.f32, "M B 32"]
     what codes of BITS bits count where they stand, so that those need not be shifted; BITS = 0: left as they are."""
     m = tile.grid(x.shape[0])  # a row is too little to share among threads
     for g in tile.range(0, sums.shape[1]):
-        v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
-        v = tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
+        v = columns_of(x, m, g, GROUP, DEPTH)
         tile.store(sums, (m, g), v.sum(0, keepdims=True))
         if DEPTH == 16:
             if BITS:
@@ -45,8 +51,7 @@ def pairs_kernel(x: tile.Tensor[tile.T, "M K"], pairs: tile.Out[tile.u32, "M B 8
     four columns the first and third, then the second and fourth. And the group's sum."""
     m = tile.grid(x.shape[0])
     for g in tile.range(0, sums.shape[1]):
-        v = tile.load(x, (m, g * GROUP), (DEPTH,)).to(tile.f32)
-        v = tile.where(tile.arange(DEPTH) < GROUP, v, 0.0) if DEPTH > GROUP else v
+        v = columns_of(x, m, g, GROUP, DEPTH)
         tile.store(sums, (m, g), v.sum(0, keepdims=True))
         bits = (v.bitcast(tile.u32) >> 16).reshape(DEPTH // 4, 2, 2)
         words = bits[:, 0, :] | bits[:, 1, :] << 16
@@ -56,39 +61,44 @@ def pairs_kernel(x: tile.Tensor[tile.T, "M K"], pairs: tile.Out[tile.u32, "M B 8
             tile.store(pairs, (m, g * (DEPTH // 32), 0, 0), words.reshape(DEPTH // 32, 8, 2))
 
 
-@tile.kernel
-def quantize_kernel(x: tile.Tensor[tile.f32, "M G D"], q: tile.Out[tile.Q, "M G D"], scale: tile.Out[tile.f32, "M G"],
-                    sums: tile.Out[tile.f32, "M G"], G: tile.Const, D: tile.Const, GROUP: tile.Const, K: tile.Const,
-                    DTYPE: tile.Const, TOKEN: tile.Const):
-    """Activations as values of DTYPE times s = max |x| / (its largest value) of the token or the group; of s1 the mean
-    of |x|. `sums` are those of q. Values are rounded to the nearest; columns beyond GROUP and K are 0 and count for
-    nothing, and of zeros alone s = 0."""
-    m = tile.grid(x.shape[0])
-    v = tile.load(x, (m, 0, 0), (G, D))
-    columns = tile.arange(G)[:, None] * GROUP + tile.arange(D)[None, :]
-    real = (columns < K) & (tile.broadcast_to(tile.arange(D)[None, :], (G, D)) < GROUP)
+@tile.function
+def scale_of(size, columns, DTYPE):
+    """The scale [1] of activations whose |x| were summed up, for s1, or whose largest were kept, in `size`."""
     if DTYPE.kind == "bipolar" and DTYPE.bits == 1:
-        s, many = tile.abs(v).sum(1, keepdims=True), real.to(tile.f32).sum(1, keepdims=True)
-        if TOKEN:
-            s, many = s.sum(0, keepdims=True), many.sum(0, keepdims=True)
-        s = tile.broadcast_to(s / tile.maximum(many, 1.0), (G, 1))
-    else:
-        largest = tile.abs(v).max(1, keepdims=True)
-        if TOKEN:
-            largest = tile.broadcast_to(largest.max(0, keepdims=True), (G, 1))
-        s = largest / tile.full((G, 1), DTYPE.max, tile.f32)
-    t = v / tile.where(s == 0.0, 1.0, s)
-    if DTYPE.kind == "bipolar":  # odd numbers
-        top = DTYPE.max
-        whole = tile.minimum(tile.maximum(2.0 * tile.floor(t * 0.5) + 1.0, -top), top)
-        whole = tile.where(real, whole, 0.0)
-    elif DTYPE.kind == "float":
-        whole = t.to(DTYPE).to(tile.f32)
-    else:
-        whole = tile.round(t)
-    tile.store(q, (m, 0, 0), whole.to(q.dtype))
-    tile.store(scale, (m, 0), s.reshape(G))
-    tile.store(sums, (m, 0), whole.sum(1))
+        return size.sum(0, keepdims=True) / tile.maximum(columns, 1).to(tile.f32)
+    return size.max(0, keepdims=True) / tile.full((1,), DTYPE.max, tile.f32)
+
+
+@tile.kernel
+def quantize_kernel(x: tile.Tensor[tile.T, "M K"], q: tile.Out[tile.Q, "M G D"], scale: tile.Out[tile.f32, "M G"],
+                    sums: tile.Out[tile.f32, "M G"], GROUP: tile.Const, DEPTH: tile.Const, DTYPE: tile.Const,
+                    TOKEN: tile.Const):
+    """Each group of GROUP columns of `x` as values of DTYPE times s = max |x| / (its largest value) of the token or
+    the group; of s1 the mean of |x|. `sums` are those of q. Values are rounded to the nearest; columns beyond GROUP
+    and K are 0 and count for nothing, and of zeros alone s = 0."""
+    m = tile.grid(x.shape[0])
+    bipolar = DTYPE.kind == "bipolar"
+    if TOKEN:
+        size = tile.zeros((DEPTH,), tile.f32)
+        for g in tile.range(0, scale.shape[1]):
+            v = tile.abs(columns_of(x, m, g, GROUP, DEPTH))
+            size = size + v if bipolar and DTYPE.bits == 1 else tile.maximum(size, v)
+        s = scale_of(size, x.shape[1], DTYPE)
+    for g in tile.range(0, scale.shape[1]):
+        v, columns = columns_of(x, m, g, GROUP, DEPTH), tile.minimum(x.shape[1] - g * GROUP, GROUP)
+        if not TOKEN:
+            s = scale_of(tile.abs(v), columns, DTYPE)
+        t = v / tile.where(s == 0.0, 1.0, s)
+        if bipolar:  # odd numbers
+            whole = tile.clamp(2.0 * tile.floor(t * 0.5) + 1.0, -DTYPE.max, DTYPE.max)
+            whole = tile.where(tile.arange(DEPTH) < columns, whole, 0.0)
+        elif DTYPE.kind == "float":
+            whole = t.to(DTYPE).to(tile.f32)
+        else:
+            whole = tile.round(t)
+        tile.store(q, (m, g, 0), whole.to(q.dtype))
+        tile.store(scale, (m, g), s)
+        tile.store(sums, (m, g), whole.sum(0, keepdims=True))
 
 
 @tile.function

@@ -36,13 +36,9 @@ def rounded(x: Any, w: QuantTensor, dt: tile.DType, token: bool) -> Any:
     (m, k), group = x.shape, blocks.source(w, str(getattr(x, "device", "cpu"))).group
     group = k if token or not group else min(group, k)
     groups, depth = -(-k // group), depth_of(group)
-    spread = empty_like(x, (m, -(-groups * depth // 32), 32), tile.f32)
     q = empty_like(x, (m, groups, depth), tile.f32 if dt.kind == "float" else tile.i8)
     scale, sums = (empty_like(x, (m, groups), tile.f32) for _ in range(2))
-    spread[...] = 0
-    spread_kernel(x, spread, sums, GROUP=group, DEPTH=depth, BITS=0)
-    spread = spread.reshape(m, -1)[:, :groups * depth].reshape(m, groups, depth)
-    quantize_kernel(spread, q, scale, sums, G=groups, D=depth, GROUP=group, K=k, DTYPE=dt, TOKEN=token)
+    quantize_kernel(x, q, scale, sums, GROUP=group, DEPTH=depth, DTYPE=dt, TOKEN=token)
     return (q * scale[..., None])[:, :, :group].reshape(m, -1)[:, :k]
 
 
@@ -68,22 +64,21 @@ def product(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_d
     if how == "bf16_dot" and x_dtype is None:
         _by_pairs(x, w.group, sums, weight, w, consts, also)
         return
-    spread = np.zeros((m, blocks, 32), np.float32)
-    placed = w.bits if shifted and x_dtype is None else 0
-    _of(spread_kernel, GROUP=w.group, DEPTH=w.depth, BITS=placed)(x, spread, sums)
-    if x_dtype is not None:
+    if x_dtype is None:
+        spread = np.zeros((m, blocks, 32), np.float32)
+        _of(spread_kernel, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted else 0)(x, spread, sums)
+    else:
         dt = tile.dtype(x_dtype)
         q = np.empty((m, g, w.depth), np.float32 if dt.kind == "float" else np.int8)
         scale = np.empty((m, g), np.float32)
-        _of(quantize_kernel, G=g, D=w.depth, GROUP=w.group, K=w.shape[1], DTYPE=dt, TOKEN=token)(
-            spread.reshape(m, g, w.depth), q, scale, sums)
+        _of(quantize_kernel, GROUP=w.group, DEPTH=w.depth, DTYPE=dt, TOKEN=token)(x, q, scale, sums)
         if how == "bf16_dot":
             _by_pairs(q.reshape(m, g * w.depth), w.depth, sums, weight, w, consts, {"xscale": scale, **also})
             return
         if how in WHOLE and dt.kind != "float":
             _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts, also)
             return
-        spread, sums = (q * scale[..., None]).reshape(spread.shape), sums * scale
+        spread, sums = (q * scale[..., None]).reshape(m, blocks, 32), sums * scale
         if shifted:
             spread *= np.array(WEIGHTS[w.bits], np.float32)
     if how == "lut_act_i8":
