@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
+from tilelang.ops.common import check_floats
 from tilelang.targets import cpu_registers
 
 ERF = ((0.797884524, 0.0675155595, 0.00934206601, 0.000335574005, 1.26765963e-05, 4.55703386e-08),
@@ -103,7 +104,8 @@ def gelu_backward(x: Any, dy: Any) -> Any:
 
 @tile.torch_op("tilelang::gelu", backward=gelu_backward, outputs="y", dims="... -> ...")
 def gelu(x: Any) -> Any:
-    """GELU of every element, in the dtype of `x` (f32, f16 or bf16), computed in f32."""
+    """GELU of every element, in the dtype of `x` (f32, f16 or bf16), computed in f32. Raises ValueError for others."""
+    check_floats("gelu", x, 0)
     return gelu_kernel(x.reshape(-1), ACT=gelu_form(x)).reshape(x.shape)
 
 

@@ -24,6 +24,16 @@ def rows(x: Any) -> Any:
     return x if len(x.shape) == 2 else x.reshape(-1, x.shape[-1])
 
 
+def check_floats(name: str, x: Any, rank: int = 1) -> None:
+    """Raises ValueError for the first tensor of an operator unless it is of f32, f16 or bf16, and has `rank`
+    dimensions or more: others would be computed in f32 as well, and lose digits."""
+    dt = dtype_of(x)
+    if dt.name not in ("f32", "f16", "bf16"):
+        raise ValueError(f"{name} takes f32, f16 or bf16, got {dt}: convert it, to f32 for example")
+    if len(x.shape) < rank:
+        raise ValueError(f"{name} takes {rank} dimensions or more, got {list(x.shape)}")
+
+
 def dtype_of(x: Any) -> tile.DType:
     """The dtype of a torch or NumPy array."""
     return dtype(x.dtype)

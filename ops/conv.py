@@ -8,7 +8,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.activation import silu
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, check_floats, dtype_of
 
 
 @tile.function
@@ -94,9 +94,11 @@ def _backward(x: Any, weight: Any, dy: Any, bias: Any = None, activation: str | 
                dims="b d S, d W, d -> b d S")
 def causal_conv1d(x: Any, weight: Any, bias: Any = None, activation: str | None = None) -> Any:
     """act(bias [D] + sum_t weight[d, t] x[b, d, s - (W - 1) + t]) of x [B, D, S], weight [D, W], where x is 0 before
-    its first step; activation None or "silu". In f32, in the dtype of x. Raises ValueError for another activation."""
+    its first step; activation None or "silu". In f32, in the dtype of x. Raises ValueError for another activation,
+    and for other than f32, f16 and bf16."""
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be None or 'silu', got {activation!r}")
+    check_floats("causal_conv1d", x, 3)
     return conv_kernel(x, weight, bias=bias, TAPS=weight.shape[1], SILU=activation == "silu", **_blocks(x))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, check_floats, dtype_of
 from tilelang.ops.matmul import matmul
 
 CHUNK = 1 << 24
@@ -63,6 +63,7 @@ def _backward(x: Any, target: Any, lse: Any, dloss: Any, ignore_index: int = -10
 @tile.torch_op("tilelang::cross_entropy", backward=_backward, outputs="loss lse", wrt="x", autocast="widest",
                dims="m N, m -> m, m")
 def _forward(x: Any, target: Any, ignore_index: int = -100) -> tuple[Any, Any]:
+    check_floats("cross_entropy", x, 2)
     return cross_entropy_kernel(x, target, ignore=ignore_index, **_sizes(x))
 
 
@@ -80,6 +81,7 @@ def _linear_backward(x: Any, w: Any, target: Any, lse: Any, dloss: Any, ignore_i
 @tile.torch_op("tilelang::linear_cross_entropy", backward=_linear_backward, outputs="loss lse", wrt="x w",
                autocast="lower", dims="m K, N K, m -> m, m")
 def _linear_forward(x: Any, w: Any, target: Any, ignore_index: int = -100) -> tuple[Any, Any]:
+    check_floats("linear_cross_entropy", x, 2)
     loss, lse = (empty_like(x, (x.shape[0],), tile.dtype("f32")) for _ in range(2))
     for rows in _chunks(x, w):
         logits = matmul.fn(x[rows], w.T)

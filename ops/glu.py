@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.ops import activation
-from tilelang.ops.common import rows
+from tilelang.ops.common import check_floats, rows
 
 ACTIVATIONS = {"silu": activation.silu, "gelu": activation.gelu_exact}
 
@@ -42,9 +42,12 @@ def _backward(gate: Any, up: Any, dy: Any, activation: str = "silu") -> tuple[An
 def glu(gate: Any, up: Any, activation: str = "silu") -> Any:
     """act(gate) * up of [..., N], with activation "silu" (SwiGLU) or "gelu" (GEGLU); in f32, in the dtype of `gate`.
     The halves of one product may be passed as they are: `glu(*x.chunk(2, -1))`. Raises ValueError for another
-    activation."""
+    activation, and for tensors of two shapes or other than f32, f16 and bf16."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    check_floats("glu", gate)
+    if gate.shape != up.shape:
+        raise ValueError(f"gate and up need one shape, got {list(gate.shape)} and {list(up.shape)}")
     return glu_kernel(rows(gate), rows(up), ACT=ACTIVATIONS[activation]).reshape(gate.shape)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import dtype_of
+from tilelang.ops.common import check_floats, dtype_of
 from tilelang.ops.matmul import blocks, packed_size
 
 
@@ -18,10 +18,11 @@ def grouped_kernel(x: tile.Tensor[tile.T, "M K"], w: tile.Tensor[tile.T, "E K N"
     cdiv(M, BM) + E programs there is one for each, however the rows are distributed."""
     (M, K), E, N = x.shape, w.shape[0], w.shape[2]
     p, n = tile.grid(tile.cdiv(M, BM) + E, tile.cdiv(N, BN))
-    group, row, end, before = -1, 0, 0, 0
+    group, row, end, before, last = -1, 0, 0, 0, 0
     for e in tile.range(0, E):
         lo, hi = tile.load(offsets, (e,), ()), tile.load(offsets, (e + 1,), ())
-        count = tile.cdiv(hi - lo, BM)
+        assert (last <= lo) & (lo <= hi) & (hi <= M), "offsets do not ascend, or end behind the rows"
+        last, count = hi, tile.cdiv(hi - lo, BM)
         mine = (p >= before) & (p < before + count)
         group, end = tile.where(mine, e, group), tile.where(mine, hi, end)
         row = tile.where(mine, lo + (p - before) * BM, row)
@@ -73,9 +74,11 @@ def _backward(x: Any, w: Any, offsets: Any, dy: Any) -> tuple[Any, Any]:
 def grouped_matmul(x: Any, w: Any, offsets: Any) -> Any:
     """y[offsets[e]:offsets[e + 1]] = x[offsets[e]:offsets[e + 1]] @ w[e] of x [M, K], w [E, K, N] and ascending
     offsets i32 [E + 1]: rows sorted by expert. f32 accumulation, the dtype of x; rows of no group are 0. Gradients for
-    x and w, deterministic. Raises ValueError for another number of offsets."""
+    x and w, deterministic. Raises AssertFailed for other offsets, ValueError for another number of them and for
+    other than f32, f16 and bf16."""
     if len(offsets) != w.shape[0] + 1:
         raise ValueError(f"{w.shape[0]} matrices need {w.shape[0] + 1} offsets, got {len(offsets)}")
+    check_floats("grouped_matmul", x, 2)
     return _product(x, w, offsets)
 
 

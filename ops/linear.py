@@ -9,7 +9,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.jit import only_allocates
 from tilelang.ops.activation import gelu_exact, gelu_form
-from tilelang.ops.common import dtype, even, rows
+from tilelang.ops.common import check_floats, dtype, even, rows
 from tilelang.ops.matmul import blocks, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
 from tilelang.targets import cpu_registers
@@ -85,9 +85,10 @@ def linear_backward(x: Any, w: Any, dy: Any, bias: Any = None, activation: str |
                autocast="lower")
 def linear(x: Any, w: Any, bias: Any = None, activation: str | None = None) -> Any:
     """act(x [..., K] @ w[N, K].T + bias [N]) with activation None or "gelu"; f32 accumulation. Raises ValueError for
-    another activation."""
+    another activation, and for other than f32, f16 and bf16."""
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
+    check_floats("linear", x)
     flat = rows(x)
     out = linear_kernel(flat, w, bias=bias, ACT=gelu_form(x, w) if activation == "gelu" else None,
                         **_blocks(flat, w))

@@ -167,7 +167,9 @@ def matmul_backward(a: Any, b: Any, dc: Any) -> tuple[Any, Any]:
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """a [M, K] @ b [K, N] in the operands' dtype, accumulated in f32 (f64, or i32 for integers, whose result is i32).
 
-    Raises the errors of a kernel call."""
+    Raises ValueError for other ranks, and the errors of a kernel call."""
+    if not len(a.shape) == len(b.shape) == 2:
+        raise ValueError(f"matmul takes a [M, K] and b [K, N], got {list(a.shape)} and {list(b.shape)}")
     dt = dtype_of(a)
     acc = tile.dtype("i32") if dt.is_integer else tile.dtype("f64" if dt.name == "f64" else "f32")
     if out is None:

@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block, dtype_of, rows
+from tilelang.ops.common import block, check_floats, dtype_of, rows
 from tilelang.ops.reduction import sum_rows
 
 PARTS = 32
@@ -140,7 +140,9 @@ def add_rms_norm_backward(h: Any, weight: Any, dy: Any, dh: Any, eps: float = 1e
 @tile.torch_op("tilelang::layer_norm", backward=layer_norm_backward, outputs="y", dims="... N, N, N -> ... N",
                autocast="widest")
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
-    """Layer norm of [..., N] with weight and bias [N], in the dtype of `x`."""
+    """Layer norm of [..., N] with weight and bias [N], in the dtype of `x`. Raises ValueError for other than f32, f16
+    and bf16."""
+    check_floats("layer_norm", x)
     flat = rows(x)
     return layer_norm_kernel(flat, weight, bias, eps=eps, **_consts(flat)).reshape(x.shape)
 
@@ -148,7 +150,9 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
 @tile.torch_op("tilelang::rms_norm", backward=rms_norm_backward, outputs="y", dims="... N, N -> ... N",
                autocast="widest")
 def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
-    """RMS norm of [..., N] with weight [N], in the dtype of `x`."""
+    """RMS norm of [..., N] with weight [N], in the dtype of `x`. Raises ValueError for other than f32, f16 and
+    bf16."""
+    check_floats("rms_norm", x)
     flat = rows(x)
     return rms_norm_kernel(flat, weight, eps=eps, **_consts(flat)).reshape(x.shape)
 
@@ -156,18 +160,23 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
 @tile.torch_op("tilelang::add_rms_norm", backward=add_rms_norm_backward, outputs="y h", wrt="x+residual weight",
                dims="... N, ... N, N -> ... N, ... N", autocast="widest")
 def add_rms_norm(x: Any, residual: Any, weight: Any, eps: float = 1e-6) -> tuple[Any, Any]:
-    """(RMS norm of h with weight [N], h), where h = x + residual, both [..., N]; in the dtype of `x`."""
+    """(RMS norm of h with weight [N], h), where h = x + residual, both [..., N]; in the dtype of `x`.
+    Raises ValueError for tensors of two shapes or other than f32, f16 and bf16."""
     return _add_norm(x, residual, weight, None, eps)
 
 
 @tile.torch_op("tilelang::add_layer_norm", backward=add_layer_norm_backward, outputs="y h",
                wrt="x+residual weight bias", dims="... N, ... N, N, N -> ... N, ... N", autocast="widest")
 def add_layer_norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, Any]:
-    """(layer norm of h with weight and bias [N], h), where h = x + residual, both [..., N]; in the dtype of `x`."""
+    """(layer norm of h with weight and bias [N], h), where h = x + residual, both [..., N]; in the dtype of `x`.
+    Raises ValueError for tensors of two shapes or other than f32, f16 and bf16."""
     return _add_norm(x, residual, weight, bias, eps)
 
 
 def _add_norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any]:
+    check_floats("a norm", x)
+    if x.shape != residual.shape:
+        raise ValueError(f"x and residual need one shape, got {list(x.shape)} and {list(residual.shape)}")
     flat = rows(x)
     y, h = add_norm_kernel(flat, rows(residual), weight, eps=eps, bias=bias, **_consts(flat))
     return y.reshape(x.shape), h.reshape(x.shape)

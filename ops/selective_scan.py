@@ -16,7 +16,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.activation import silu, softplus
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, check_floats, dtype_of
 from tilelang.ops.reduction import sum_rows
 
 F32 = tile.dtype("f32")
@@ -229,6 +229,7 @@ def _extents(u: Any, n: int) -> dict[str, int]:
 
 def _arguments(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any) -> dict[str, Any]:
     """By name, as kernels take them. Raises ValueError."""
+    check_floats("selective_scan", u, 2)
     groups, wide = B.shape[1], {"u": u, "delta": delta, "z": z}
     if tuple(C.shape) != tuple(B.shape) or u.shape[1] % groups or tuple(A.shape) != (u.shape[1], B.shape[2]):
         raise ValueError(f"for {u.shape[1]} channels A needs shape [{u.shape[1]}, N], and B and C one shape [batch, "

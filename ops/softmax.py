@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.ops.common import block, rows
+from tilelang.ops.common import block, check_floats, rows
 
 WIDEST = 16384
 """Rows up to this length are one tile; longer ones go through blocks with a running maximum."""
@@ -61,7 +61,9 @@ def softmax_backward(y: Any, dy: Any) -> Any:
 
 @tile.torch_op("tilelang::softmax", backward=softmax_backward, outputs="y", dims="... N -> ... N", autocast="widest")
 def softmax(x: Any) -> Any:
-    """Softmax over the last dimension of [..., N], in the dtype of `x`, computed in f32."""
+    """Softmax over the last dimension of [..., N], in the dtype of `x`, computed in f32. Raises ValueError for other
+    than f32, f16 and bf16."""
+    check_floats("softmax", x)
     flat = rows(x)
     n = flat.shape[1]
     if n <= WIDEST or n <= 4 * WIDEST and n % 64 == 0 and not tile.on_gpu(x):  # without edges it pays for longer

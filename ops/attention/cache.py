@@ -6,7 +6,7 @@ from typing import Any
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.attention.options import made
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, check_floats, dtype_of
 
 
 @tile.function
@@ -37,6 +37,7 @@ def rotate_kernel(
     """One row for each program; row s of sequence b is at place first[b] + s."""
     b, h, s = tile.grid(x.shape[0], x.shape[1], x.shape[2])
     place = s if first is None else s + tile.load(first, (b,), ())
+    assert (place >= 0) & (place < cos.shape[0]), "a place has no angles: cos and sin are too short"
     tile.store(y, (b, h, s, 0), rotated(x, cos, sin, b, h, s, place, HALF, INTERLEAVED).to(y.dtype))
     if BD > 2 * HALF:
         rest = tile.load(x, (b, h, s, 2 * HALF), (BD - 2 * HALF,))
@@ -65,6 +66,9 @@ def append_kernel(
     if table is not None:
         page = k_cache.shape[2]
         entry, row = tile.load(table, (b, place // page), (), fill=-1), place % page
+    if cos is not None:
+        dropped = (entry < 0) | (row >= k_cache.shape[2])
+        assert dropped | (place < cos.shape[0]), "a place has no angles: cos and sin are too short"
     if cos is None:
         tile.store(k_cache, (entry, g, row, 0), tile.load(k, (b, g, n, 0), (BD,)))
     else:
@@ -91,7 +95,9 @@ def _rotate_backward(dy: Any, cos: Any, sin: Any, first: Any = None, interleaved
 def rotate(x: Any, cos: Any, sin: Any, first: Any = None, interleaved: bool = False) -> Any:
     """Rotary embedding of x [B, H, S, D]: row s is at place first[b] + s (`first` i32 [B], 0 without), the angles of a
     place are cos, sin f32 [places, F]; the first 2 F elements of a row are turned, as pairs (t, t + F), or as
-    neighbours where `interleaved`. Computed in f32. Gradient for x. Raises ValueError."""
+    neighbours where `interleaved`. Computed in f32. Gradient for x. Raises ValueError, AssertFailed for a
+    place without angles."""
+    check_floats("rotate", x, 4)
     half, y = _half(cos, sin, x.shape[3]), empty_like(x, tuple(x.shape), dtype_of(x))
     rotate_kernel(x, cos, sin, y, first=first, HALF=half, BD=x.shape[3], INTERLEAVED=interleaved)
     return y
@@ -102,7 +108,8 @@ def append_kv(k_cache: Any, v_cache: Any, k: Any, v: Any, seqused: Any, *, cos: 
               interleaved: bool = False, block_table: Any = None) -> None:
     """Writes k [B, G, N, D] and v [B, G, N, E] behind the seqused[b] (i32 [B]) valid rows of caches [B, G, L, D]
     and [B, G, L, E], or of pages as in `attention_decode`; keys turned as by `rotate` where `cos` and `sin` are given.
-    Rows behind the end of a cache are dropped. `seqused` itself is left as it is. Raises ValueError."""
+    Rows behind the end of a cache are dropped. `seqused` itself is left as it is. Raises ValueError, AssertFailed for
+    a row without angles."""
     if (cos is None) != (sin is None):
         raise ValueError("cos and sin come together")
     d = k.shape[3]
@@ -183,6 +190,7 @@ def coded(x, scale, zero, DTYPE):
 @tile.torch_op("tilelang::quantize_kv", outputs="k_codes k_scale k_zero v_codes v_scale v_zero")
 def _quantize(k: Any, v: Any, dtype: str) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Codes, those of less than 8 bits as bytes, and parameters; zero points without elements where there are none."""
+    check_floats("quantize_kv", k, 4)
     dt, (batch, groups, length, d) = tile.dtype(dtype), k.shape
     f32, out = tile.dtype("f32"), []
     for x, kernel, shape in ((k, quantize_keys_kernel, (batch, groups, d)),

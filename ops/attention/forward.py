@@ -7,6 +7,7 @@ import tilelang as tile
 from tilelang.ops.attention.scores import (
     LOG2E,
     biased,
+    check_span,
     chosen_rows,
     key_block,
     key_range,
@@ -68,6 +69,10 @@ def forward_kernel(
     first_q, S = span(b, q.shape[2], cu_q, used_q)
     extent = k.shape[2] if table is None else k.shape[2] * table.shape[1]
     first_k, L = span(b, extent, cu_k, used_k)
+    if cu_q is not None:
+        check_span(first_q, S, q.shape[2], longest)
+    if cu_k is not None and table is None:
+        check_span(first_k, L, extent, extent)
     at_q, at_k = (b if cu_q is None else 0), (b if cu_k is None else 0)
     if RIGHT is not None and not ragged:
         m = tile.cdiv(S, BM) - 1 - m  # the longest rows begin first

@@ -10,7 +10,7 @@ import tilelang as tile
 from tilelang.args import is_torch
 from tilelang.ops.attention import api, decode, varlen
 from tilelang.ops.attention.blockmask import BlockMask
-from tilelang.ops.attention.options import made, options, spread, window_sizes
+from tilelang.ops.attention.options import check_ranks, made, options, spread, window_sizes
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
@@ -146,6 +146,7 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
         return api.attention(q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks,
                              bias=bias, score_mod=score_mod, mask_mod=mask_mod, block_mask=block_mask,
                              seqused_q=seqused_q, seqused_k=seqused_k, return_lse=return_lse, out=out)
+    check_ranks(4, q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
     blocks: tuple[Any, ...] = ()
@@ -172,6 +173,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                                        window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,
                                        mask_mod=mask_mod, seqused_q=seqused_q, seqused_k=seqused_k,
                                        block_table=block_table, return_lse=return_lse, out=out)
+    check_ranks(3, q, k, v)
     op = _operators[_made("attention_varlen", score_mod, mask_mod)]
     window_sizes(causal, window)
     left, right = (-1, -1) if window is None else window
@@ -194,6 +196,7 @@ def attention_decode(q: Any, k: Any, v: Any, causal: bool = True, scale: float |
         return decode.attention_decode(
             q, k, v, causal, scale, window=window, softcap=softcap, alibi=alibi, sinks=sinks, score_mod=score_mod,
             mask_mod=mask_mod, splits=splits, return_lse=return_lse, **given)
+    check_ranks(4, q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, q.shape[0], 0)
     op = _operators[_made("attention_decode", score_mod, mask_mod)]
     left, right = (-1, -1) if window is None else window

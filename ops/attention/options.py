@@ -13,7 +13,7 @@ from tilelang.args import empty_like
 from tilelang.jit import architecture, only_allocates
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
-from tilelang.ops.common import block, dtype_of, even
+from tilelang.ops.common import block, check_floats, dtype_of, even
 from tilelang.ops.streamk import PROCESSORS
 
 WIDTHS = {64, 96, 128}
@@ -100,10 +100,15 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
 
 def check_heads(q: Any, k: Any, v: Any) -> None:
     """Raises ValueError for dtypes and head counts that do not fit."""
-    dt = dtype_of(q).name
-    if dt not in ("f32", "f16", "bf16"):
-        raise ValueError(f"attention takes f32, f16 or bf16, got {dt}")
+    check_floats("attention", q)
     check_head_counts(q.shape[1], k.shape[1], v.shape[1])
+
+
+def check_ranks(rank: int, *tensors: Any) -> None:
+    """Raises ValueError unless q, k and v have so many dimensions."""
+    if any([len(x.shape) != rank for x in tensors]):
+        raise ValueError(f"attention needs q, k and v of {rank} dimensions, got "
+                         f"{', '.join([str(list(x.shape)) for x in tensors])}")
 
 
 def check_head_counts(queries: int, keys: int, values: int) -> None:

@@ -22,6 +22,13 @@ def span(b, extent, cumulative, used):
 
 
 @tile.function
+def check_span(first, count, extent, longest):
+    """Stops where a packed sequence does not lie within `extent` rows, or has more than there are programs for."""
+    assert (first >= 0) & (count <= longest) & (first + count <= extent), \
+        "a sequence of cu_seqlens is longer than max_seqlen, or not within the rows"
+
+
+@tile.function
 def key_range(first, rows, length, shift, LEFT, RIGHT, BLOCK):
     """The keys [lo, hi) that any of queries first .. first + rows - 1 sees; lo is a multiple of BLOCK."""
     lo = 0 if LEFT is None else tile.maximum(first + shift - LEFT, 0) // BLOCK * BLOCK

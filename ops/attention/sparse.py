@@ -12,7 +12,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, check_floats, dtype_of
 
 WORD = 32
 I32 = tile.dtype("i32")
@@ -63,6 +63,7 @@ def compress_kv(k: Any, v: Any, keep: float = 0.5) -> tuple[Any, Any, dict[str, 
     if not 0.0 < keep <= 1.0 or any(x.shape[3] % WORD for x in (k, v)):
         raise ValueError(f"keep must be a fraction above 0, and the channels of k and v multiples of {WORD}, got "
                          f"{keep}, {k.shape[3]} and {v.shape[3]}")
+    check_floats("compress_kv", k, 4)
     packed, bitmaps = [], []
     for x in (k, v):
         batch, groups, length, d = x.shape

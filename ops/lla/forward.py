@@ -7,7 +7,7 @@ z.x is k.x - q.x, so z is never formed.
 from __future__ import annotations
 
 import tilelang as tile
-from tilelang.ops.attention.scores import LOG2E, key_block, key_range, put, rescale, span, visible
+from tilelang.ops.attention.scores import LOG2E, check_span, key_block, key_range, put, rescale, span, visible
 
 
 @tile.function
@@ -98,6 +98,9 @@ def forward_kernel(
     g = h // (H // G)
     first_q, S = span(b, q.shape[2], cu_q, None)
     first_k, L = span(b, k.shape[2], cu_k, None)
+    if packed:
+        check_span(first_q, S, q.shape[2], longest)
+        check_span(first_k, L, k.shape[2], k.shape[2])
     at = 0 if packed else b
     if RIGHT is not None and not packed:
         m = tile.cdiv(S, BM) - 1 - m  # the longest rows begin first

@@ -9,6 +9,7 @@ import torch
 
 import tilelang as tile
 from tilelang import ops
+from tilelang.errors import AssertFailed
 
 grouped = import_module("tilelang.ops.grouped")
 EPS = 2.0 ** -23
@@ -73,3 +74,9 @@ def test_operator() -> None:
     assert set(result.values()) == {"SUCCESS"}
     with pytest.raises(ValueError, match="2 matrices need 3 offsets, got 2"):
         ops.grouped_matmul(np.zeros((1, 4)), np.zeros((2, 4, 3)), np.zeros(2, np.int32))
+
+
+@pytest.mark.parametrize("offsets", [[0, 5, 10], [0, 7, 5], [-1, 5, 9]])
+def test_groups_outside_of_the_rows(offsets: list[int]) -> None:
+    with pytest.raises(AssertFailed, match="offsets do not ascend, or end behind the rows"):
+        ops.grouped_matmul(torch.ones(9, 4), torch.ones(2, 4, 3), torch.tensor(offsets, dtype=torch.int32))

@@ -10,6 +10,7 @@ import torch
 
 import tilelang as tile
 from tilelang import ops
+from tilelang.errors import AssertFailed
 from tilelang.testing import fuzz
 
 cross_entropy, glu = (import_module(f"tilelang.ops.{n}") for n in ("cross_entropy", "glu"))
@@ -104,3 +105,47 @@ def test_cross_entropy_operators() -> None:
         ops.cross_entropy(x, target + 12)
     with pytest.raises(ValueError, match="reduction must be"):
         ops.cross_entropy(x, target, reduction="max")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.bool])
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    """They would be computed in f32."""
+    x, w, target, where = (torch.ones(shape, dtype=t) for shape, t in (
+        ((4, 4), dtype), (4, dtype), (4, torch.int64), (1, torch.int32)))
+    wide, delta = x[None], torch.ones(4, 4)
+    for call in (lambda: ops.softmax(x), lambda: ops.gelu(x), lambda: ops.glu(x, x), lambda: ops.rms_norm(x, w),
+                 lambda: ops.layer_norm(x, w, w), lambda: ops.add_rms_norm(x, x, w), lambda: ops.linear(x, x),
+                 lambda: ops.cross_entropy(x, target), lambda: ops.linear_cross_entropy(x, x, target),
+                 lambda: ops.causal_conv1d(wide, x), lambda: ops.selective_scan(wide, wide, delta, wide, wide),
+                 lambda: ops.rotate(wide[None], delta, delta), lambda: ops.quantize_kv(wide[None], wide[None], "i8"),
+                 lambda: ops.grouped_matmul(x, wide, torch.cat([where - 1, where + 3]))):
+        with pytest.raises(ValueError, match="takes f32, f16 or bf16, got "):
+            call()
+
+
+def test_shapes_that_only_agree_in_the_number_of_rows() -> None:
+    x, y = torch.ones(2, 3, 4), torch.ones(3, 2, 4)
+    for call in (lambda: ops.glu(x, y), lambda: ops.add_rms_norm(x, y, torch.ones(4)),
+                 lambda: ops.add_layer_norm(x, y, torch.ones(4), torch.ones(4))):
+        with pytest.raises(ValueError, match=r"need one shape, got \[2, 3, 4\] and \[3, 2, 4\]"):
+            call()
+    with pytest.raises(ValueError, match="softmax takes 1 dimensions or more, got "):
+        ops.softmax(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"matmul takes a \[M, K\] and b \[K, N\], got \[4\]"):
+        ops.matmul(torch.ones(4), torch.ones(4, 2))
+    with pytest.raises(ValueError, match="needs q, k and v of 4 dimensions"):
+        ops.attention(x, x, x)
+
+
+def test_places_without_angles() -> None:
+    """They would be multiplied with 0."""
+    x, angles, cache = torch.ones(2, 1, 5, 8), torch.ones(10, 4), torch.zeros(2, 1, 12, 8)
+    for first in ([0, 6], [-1, 0]):
+        with pytest.raises(AssertFailed, match="a place has no angles"):
+            ops.rotate(x, angles, angles, torch.tensor(first, dtype=torch.int32))
+    with pytest.raises(AssertFailed, match="a place has no angles"):
+        ops.rotate(x, angles[:4], angles[:4])
+    used = torch.tensor([0, 6], dtype=torch.int32)
+    with pytest.raises(AssertFailed, match="a place has no angles"):
+        ops.append_kv(cache, cache.clone(), x, x, used, cos=angles, sin=angles)
+    ops.append_kv(cache[:, :, :10], cache.clone()[:, :, :10], x, x, used, cos=angles, sin=angles)  # drops the last

@@ -11,6 +11,8 @@ import tilelang as tile
 from tests.ops.attention.oracle import attention as oracle
 from tests.ops.attention.oracle import bounds, doubled, wavy
 from tests.ops.attention.test_backward import gradients
+from tilelang.errors import AssertFailed
+from tilelang.ops import lla_varlen
 from tilelang.ops.attention import attention_varlen, attention_varlen_backward
 
 QUERIES, KEYS = (100, 0, 7, 130, 3), (150, 20, 0, 128, 40)
@@ -94,3 +96,13 @@ def test_mistakes() -> None:
         attention_varlen(x, x, x, cu, None, 8, 8)
     with pytest.raises(ValueError, match="must give the lengths"):
         attention_varlen(x, x[None], x[None], cu, None, 8, 8, block_table=torch.zeros(1, 1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(("ends", "longest"), [((0, 8, 20), 20), ((0, 30, 12), 30), ((-4, 8, 12), 20), ((0, 12), 8)])
+def test_sequences_that_no_program_would_write(ends: tuple[int, ...], longest: int) -> None:
+    x, inside = torch.zeros(12, 2, 16), [0, 4, 12] if len(ends) == 3 else ends
+    right, wrong = (torch.tensor(places, dtype=torch.int32) for places in (inside, ends))
+    for cu in ((wrong, wrong), (right, wrong)) if longest > 8 else ((wrong, right),):
+        for function in (attention_varlen, lla_varlen):
+            with pytest.raises(AssertFailed, match="longer than max_seqlen, or not within the rows"):
+                function(x, x, x, *cu, longest, longest)
