@@ -1,6 +1,8 @@
 """Kernels as torch operators, ours and a user's: schema, fake, gradients, compile, vmap, autocast, modules."""
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tilelang as tile
 from tilelang import nn, ops
+from tilelang.errors import ArgumentGradient
 from tilelang.torch_ops import nobody_looks
 
 
@@ -308,3 +311,18 @@ def test_ordinary_calls_save_the_way_through_the_dispatcher(monkeypatch: pytest.
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="'weight' but instead found type 'str'"):  # what no operator takes
         ops.rms_norm(x, "weight")
+
+
+def test_operators_are_copied_and_pickled_by_name() -> None:
+    assert pickle.loads(pickle.dumps(ops.softmax)) is copy.deepcopy(ops.softmax) is ops.softmax
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_forward_mode_is_refused() -> None:
+    """torch would take the derivative to be 0."""
+    x = torch.randn(3, 4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        with pytest.raises(ArgumentGradient, match="no derivative in forward mode"):
+            ops.softmax(dual)
+        assert torch.equal(forward_ad.unpack_dual(dual + ops.softmax(x)).tangent, x)

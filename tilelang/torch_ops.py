@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any
 
 from tilelang import locks
-from tilelang.args import wants_gradient
+from tilelang.args import is_torch, wants_gradient
 from tilelang.errors import ArgumentGradient, TileError
-from tilelang.jit import Kernel, target
+from tilelang.jit import ByName, Kernel, target
 from tilelang.sharding import Dims, on_one_mesh
 from tilelang.targets import SHAPES
 
@@ -118,6 +118,17 @@ def no_gradient(what: str, *args: Any, **kwargs: Any) -> None:
         raise ArgumentGradient(f"{what} has no gradient: call it under torch.no_grad(), or pass detached tensors")
 
 
+def no_tangent(name: str, values: Iterable[Any]) -> None:
+    """Raises ArgumentGradient where torch's forward mode asks for a derivative: it takes those of custom operators to
+    be 0."""
+    from torch.autograd import forward_ad
+    if forward_ad._current_level >= 0 and any(
+            is_torch(x) and forward_ad.unpack_dual(x).tangent is not None for x in values):
+        raise ArgumentGradient(f"`{name}` has no derivative in forward mode (torch.func.jvp, forward_ad)",
+                               needs="tensors without tangents", got="a tensor with one",
+                               try_="the backward mode: torch.autograd.grad")
+
+
 @cache
 def _ordinary() -> int:
     """The keys of PyTorch's dispatcher that ordinary tensors have."""
@@ -160,7 +171,7 @@ def _literal(default: Any) -> str:
     return f'"{default}"' if isinstance(default, str) else str(default)
 
 
-class TorchOp:
+class TorchOp(ByName):
     """What `torch_op` makes: calls with torch tensors go through the operator, others straight to the function."""
 
     def __init__(self, fn: Callable[..., Any], name: str, backward: Any, outputs: str | None, wrt: str | None,
@@ -168,6 +179,7 @@ class TorchOp:
                  ) -> None:
         self.fn, self.name, self.fake = fn, name, fake
         self.__name__, self.__doc__, self.__wrapped__ = fn.__name__, fn.__doc__, fn
+        self.__module__, self.__qualname__ = fn.__module__, fn.__qualname__
         self.signature = _Signature(fn, outputs, writes)
         self.dims = Dims.parse(dims, name, len(self.signature.tensors), len(self.signature.outputs)) if dims else None
         self.autocast, *cast = (autocast or "none").split()
@@ -228,6 +240,7 @@ class TorchOp:
             tensors = [given.get(n) for n in own.tensors]
             if all([x is None or isinstance(x, torch.Tensor) for x in tensors]) and nobody_looks(given.values()):
                 return self.fn(**given)
+            no_tangent(self.name, tensors)
         return self._op(*args, **kwargs)
 
     def _check(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
