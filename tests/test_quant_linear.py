@@ -189,3 +189,15 @@ def test_llama(repacked: list[Any]) -> None:
         assert torch.equal(compiled(tokens).double(), got)
         text = [m.generate(tokens[:, :5], max_new_tokens=6, do_sample=False) for m in (model, plain)]
     assert torch.equal(*text) and len(repacked) == len(layers)
+
+
+def test_modules_that_read_weights_for_a_faster_way() -> None:
+    layer, x = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval(), torch.randn(1, 3, 32)
+    exact = copy.deepcopy(layer)
+    nn.quantize_(layer, "i8", group=32)
+    for name in ("linear1", "linear2"):
+        getattr(exact, name).weight.data = torch.tensor(getattr(layer, name).weight.dequantize()).float()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), exact(x))
+    with pytest.raises(TypeError, match="QuantTensor"):
+        torch.matmul(x, layer.linear1.weight)

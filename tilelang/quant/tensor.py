@@ -293,6 +293,12 @@ class QuantTensor(Node):
             w = correction.apply(w)
         return w
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """torch's functions take no quantised weights: they say so, and modules with faster ways for plain weights, as
+        TransformerEncoderLayer, do not take them."""
+        return NotImplemented
+
     def __repr__(self) -> str:
         parts = [describe_leaf(self.codes) if isinstance(self.codes, Packed) else repr(self.codes)]
         parts += [f"{name}={p!r}" for name, p in self.parameters()]

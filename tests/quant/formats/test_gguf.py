@@ -147,3 +147,12 @@ W = np.random.default_rng(0).standard_normal((2, 256))
 def test_what_a_format_cannot_hold(field: str, q: Any, format: str) -> None:
     with pytest.raises(QuantError, match=f"whose `[a-z, ]*{field}.*cannot be written as {format}"):
         to_gguf(QuantTensor(q) if isinstance(q, Packed) else q, format)
+
+
+@pytest.mark.parametrize("shape", [(), (-2, -256), (0, 256), (2.0, 256)])
+def test_impossible_shapes(shape: Any) -> None:
+    raw = to_gguf(tile.quantize(W, "i4", 32), "Q4_0")
+    with pytest.raises(CheckpointError, match="impossible shape"):
+        from_gguf(raw, "Q4_0", shape)
+    with pytest.raises(CheckpointError, match="no tensor of bytes"):
+        from_gguf(None, "Q4_0", (2, 256))

@@ -6,6 +6,7 @@ themselves, with f16 scales of their own; minima likewise, with the sign turned 
 """
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -148,11 +149,16 @@ def from_gguf(data: Any, format: str, shape: tuple[int, ...], name: str = "data"
     if format not in FORMATS:
         raise CheckpointError(f"`{name}` has an unknown format", needs=" ".join(FORMATS), got=str(format))
     f = FORMATS[format]
-    k, n = shape[-1], int(np.prod(shape[:-1]))
+    if not shape or not all(isinstance(extent, int) and extent > 0 for extent in shape):
+        raise CheckpointError(f"`{name}` has an impossible shape", needs="positive extents", got=str(shape))
+    k, n = shape[-1], math.prod(shape[:-1])
     if k % f.block:
         raise CheckpointError(f"`{name}` has the wrong shape", needs=f"rows of whole {format} blocks of {f.block}",
                               got=str(tuple(shape)))
-    raw = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+    array = np.ascontiguousarray(data)
+    if array.dtype.kind not in "iuf":
+        raise CheckpointError(f"`{name}` is no tensor of bytes", needs="u8", got=str(array.dtype))
+    raw = array.view(np.uint8).reshape(-1)
     blocks, size = k // f.block, f.record.size
     if len(raw) != n * blocks * size:
         raise CheckpointError(f"`{name}` has the wrong number of bytes", got=str(len(raw)),
