@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tilelang as tile
 from tilelang import nn, ops
 from tilelang.errors import ArgumentGradient
+from tilelang.ops.softmax import softmax_kernel
 from tilelang.torch_ops import nobody_looks
 
 
@@ -144,6 +145,9 @@ def test_vmap() -> None:
     assert torch.equal(torch.vmap(ops.rms_norm)(x, w), torch.stack([
         ops.rms_norm(a, b) for a, b in zip(x, w, strict=True)]))
     assert torch.equal(torch.vmap(lambda a: scale(a, by=2.0))(x), 2 * x)
+    rows = tile.torch_op("test::rows", dims="... N -> ... N")(softmax_kernel)  # of two dimensions, as it is
+    out = torch.vmap(lambda a: rows(a, BM=2, BN=64))(x)
+    torch.testing.assert_close(out, torch.softmax(x, -1))
     x.requires_grad_()
     dy = torch.randn(2, *x.shape)
     grads, = torch.autograd.grad(ops.rms_norm(x, w[0]), x, dy, is_grads_batched=True)  # vmap of the backward

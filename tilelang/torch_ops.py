@@ -346,7 +346,7 @@ class TorchOp(ByName):
                    if (any(i is not None for i in d) if isinstance(x, list) else d is not None)}
         if lists := [n for n, x in zip(self.signature.params, args, strict=False) if n in batched and type(x) is list]:
             raise ValueError(f"`{self.name}` cannot be batched over `{lists[0]}`: needs one for the whole batch")
-        leading = self.dims.leading if self.dims is not None else None
+        leading = self.dims.leading if self.dims is not None and not isinstance(self.fn, Kernel) else None
         if leading is not None and batched <= {self.signature.tensors[i] for i in leading}:
             moved = [x if not isinstance(x, torch.Tensor) or n not in {self.signature.tensors[i] for i in leading} else
                      x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)
@@ -400,8 +400,8 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
     the forward's inputs, its outputs, and "d" + an output's name, that output's gradient. A kernel's outputs are named
     "d" + the input whose gradient they are; a function gives those of `wrt`, names of inputs (all tensors unless
     given; "a+b" where a and b have the same). A parameter "needs_" + an input's name with a default tells whether its
-    gradient is wanted; where it is not, any tensor may stand for it. `outputs`: names of a function's results ("out"
-    unless given).
+    gradient is wanted; where it is not, any new tensor may stand for it (torch lets no operator return an input).
+    `outputs`: names of a function's results ("out" unless given).
 
     `dims`: what the dimensions of tensors mean, as in "... N, N -> ... N": names as in einsum; lower-case ones and
     `...` may be cut or batched, upper-case ones must be whole. An input that lacks a lower-case dimension is the same
