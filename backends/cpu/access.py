@@ -73,7 +73,7 @@ class Access:
     def _guarded_load(self, at: ir.Value, t: ir.Type, dt: DType, mask: ir.Value) -> ir.Value:
         """A scalar read that happens only where the mask holds, 0 otherwise."""
         vector = ir.VectorType(t, 1)
-        lanes = self.b.insert_element(ir.Constant(ir.VectorType(I1, 1), ir.Undefined), mask, I32(0))
+        lanes = self.b.insert_element(constant(ir.VectorType(I1, 1), ir.Undefined), mask, I32(0))
         value = self._intrinsic(f"llvm.masked.load.{type_name(vector)}.p0", vector,
                                 [at, I32(1), lanes, constant(vector, 0)])
         return self._from_memory(self.b.extract_element(value, I32(0)), dt)
@@ -159,9 +159,9 @@ class Access:
     def splat(self, x: ir.Value, lanes: int) -> ir.Value:
         t = ir.VectorType(x.type, lanes)
         if isinstance(x, ir.Constant):
-            return ir.Constant(t, [x.constant] * lanes)
-        first = self.b.insert_element(ir.Constant(t, ir.Undefined), x, I32(0))
-        return self.b.shuffle_vector(first, ir.Constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
+            return constant(t, x.constant)
+        first = self.b.insert_element(constant(t, ir.Undefined), x, I32(0))
+        return self.b.shuffle_vector(first, constant(t, ir.Undefined), constant(ir.VectorType(I32, lanes), 0))
 
     def scatter(self, dt: DType, packed: bool, base: ir.Value, offsets: ir.Value, value: ir.Value,
                 mask: ir.Value | None) -> None:

@@ -245,4 +245,4 @@ class Arithmetic:
 
     def shuffle(self, x: ir.Value, y: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
-        return self.b.shuffle_vector(x, y if y is not None else ir.Constant(x.type, ir.Undefined), mask)
+        return self.b.shuffle_vector(x, y if y is not None else full_like(x, ir.Undefined), mask)

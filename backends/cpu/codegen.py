@@ -322,7 +322,7 @@ class _Generator(Arithmetic, Control):
         if n & (n - 1) or columns & (columns - 1) or n == 1 or columns == 1:
             out = []
             for j in range(columns):
-                v = ir.Constant(ir.VectorType(rows[0].type.element, n), ir.Undefined)
+                v = constant(ir.VectorType(rows[0].type.element, n), ir.Undefined)
                 for i, row in enumerate(rows):
                     v = self.b.insert_element(v, self.b.extract_element(row, I32(j)), I32(i))
                 out.append(v)
@@ -381,7 +381,7 @@ class _Generator(Arithmetic, Control):
     def op_lookup4(self, op: Op) -> ir.Value:
         table, words = self.args(op)
         if not op.result.shape:
-            lane = self.b.insert_element(ir.Constant(ir.VectorType(I32, 1), ir.Undefined), words, I32(0))
+            lane = self.b.insert_element(constant(ir.VectorType(I32, 1), ir.Undefined), words, I32(0))
             return self.b.extract_element(Access(self.b, self.target).byte_entries(table, lane), I32(0))
         access = Access(self.b, self.target)
         return access.by_registers([words], lambda w: access.byte_entries(table, w))

@@ -163,7 +163,7 @@ class _Lanes:
         """The entry that the index's low bits name, of a table that fills a register, or half of one on AVX2."""
         b, scalar = self.b, not isinstance(self.type, ir.VectorType)
         if scalar:
-            index = b.insert_element(ir.Constant(ir.VectorType(I32, 1), ir.Undefined), index, I32(0))
+            index = b.insert_element(constant(ir.VectorType(I32, 1), ir.Undefined), index, I32(0))
         row = ir.Constant(ir.VectorType(self.element, len(table)), list(table))
         out = Access(b, self.target).table_entry([row], index)
         return b.extract_element(out, I32(0)) if scalar else out

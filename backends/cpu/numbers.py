@@ -68,10 +68,16 @@ def with_lanes(t: ir.Type, like: ir.Value) -> ir.Type:
     return ir.VectorType(t, like.type.count) if isinstance(like.type, ir.VectorType) else t
 
 
+class _Splat(ir.Constant):  # type: ignore[misc]
+    """One constant in every lane, spelled once: as lists they are much of a kernel's text."""
+
+    def _get_reference(self) -> str:
+        return f"splat ({self.constant[0]})"
+
+
 def constant(t: ir.Type, value: Any) -> ir.Constant:
-    if isinstance(t, ir.VectorType):
-        return ir.Constant(t, [value] * t.count)
-    return ir.Constant(t, value)
+    """A number, or `ir.Undefined`, in every lane of a type."""
+    return (_Splat if isinstance(t, ir.VectorType) else ir.Constant)(t, value)
 
 
 def full_like(x: ir.Value, value: Any) -> ir.Constant:
