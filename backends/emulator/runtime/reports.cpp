@@ -13,8 +13,11 @@ static std::set<std::tuple<std::string, int, int>> reported;
 static std::vector<Finding> findings;
 static std::vector<std::string*> messages;
 
+constexpr u32 PATIENCE = 1 << 21;
+
 static void add(const char* kind, int op, int other, const char* format, va_list arguments) {
   if (!reported.insert({kind, op, other}).second) return;
+  run.patience = PATIENCE;
   char text[512];
   int n = current ? snprintf(text, sizeof text, "thread %d of block %lld: ", number_of(*current),
                              (long long)here().program) : 0;

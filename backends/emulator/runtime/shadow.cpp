@@ -377,6 +377,7 @@ static i64 check_global_bounds(const Buffer& b, const void* base, i64 offset, in
 }
 
 static void pause(Use use) {  // other threads may run between any two accesses
+  if (run.patience && !--run.patience) abandon();
   if (current->log.size() >= LOG) wait_for_others();
   if (run.policy == RANDOM && draw(16) == 0) give_way();
   if (use == ATOMIC && ++run.streak > 1000) give_way_to_any();

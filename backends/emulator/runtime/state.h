@@ -132,6 +132,7 @@ struct Launch {
   int blocks_done, at_cluster, cluster_op;
   u32 streak;  // atomics since a thread last gave way
   u64 news;    // accesses that found what was not there before
+  u32 patience;  // accesses until a launch with findings is given up, as mistakes may make a loop endless; 0: none yet
   bool abandoned, overlaps;  // launches before may not have ended when it begins
   void (*print)(int op, const void* bytes, i64 count);  // null: what kernels print is dropped
   int print_op = -1;                                    // whose bytes wait in `printed` for the host

@@ -276,6 +276,14 @@ def test_a_loop_that_waits_for_another_block_ends_with_barriers_in_it() -> None:
     assert [f.kind for f in run(text, [Buffer(np.zeros(1, np.int32))], 32, 16).findings] == ["deadlock"]
 
 
+def test_a_loop_that_a_mistake_makes_endless_ends() -> None:
+    text = kernel("tl::gptr<float> a", """  TL_SHARED(smem, 16);
+  const tl::sptr<float> s = tl::shared<float>(smem, 0, 1);
+  while (tl::ld<1>(s, 0, tl::op(1))[0] != 1.0f) {}
+  tl::st<1>(s, 0, tl::vec<float, 1>{1.0f}, t == 0, tl::op(2));""")
+    assert [f.kind for f in run(text, [values(1)], 32, 16).findings] == ["uninitialised-shared"]
+
+
 def test_many_atomics_that_change_something_are_no_deadlock() -> None:
     text = kernel("tl::gptr<tl::i32> a", """
   for (int i = 0; i < 5000000; i++) tl::atomic_add(a, 0, 1, true, tl::op(1));""", 1)
