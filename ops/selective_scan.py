@@ -231,7 +231,8 @@ def _arguments(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta
     """By name, as kernels take them. Raises ValueError."""
     check_floats("selective_scan", u, 2)
     groups, wide = B.shape[1], {"u": u, "delta": delta, "z": z}
-    if tuple(C.shape) != tuple(B.shape) or u.shape[1] % groups or tuple(A.shape) != (u.shape[1], B.shape[2]):
+    fits = groups > 0 and u.shape[1] % groups == 0 and tuple(C.shape) == tuple(B.shape)
+    if not fits or tuple(A.shape) != (u.shape[1], B.shape[2]):
         raise ValueError(f"for {u.shape[1]} channels A needs shape [{u.shape[1]}, N], and B and C one shape [batch, "
                          f"groups, N, ...] with groups that divide the channels, got {list(A.shape)}, {list(B.shape)} "
                          f"and {list(C.shape)}")

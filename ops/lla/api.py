@@ -85,12 +85,18 @@ def step(x: Any) -> float:
 
 
 def limits(q: Any, iterations: int | None, tolerance: float | None) -> tuple[int, float]:
-    """Of the solver: rounding costs some steps more than D, which the early end saves where they are not needed."""
+    """Of the solver: rounding costs some steps more than D, which the early end saves where they are not needed.
+    Raises ValueError for a negative number of steps."""
+    if iterations is not None and iterations < 0:
+        raise ValueError(f"iterations must be a count, got {iterations}")
     return 2 * q.shape[3] + 8 if iterations is None else iterations, step(q) / 4 if tolerance is None else tolerance
 
 
 def per_query(lam: Any, q: Any, shape: tuple[int, ...]) -> Any:
-    """lam in f32 beside q, broadcast to a shape without memory for what it does not depend on."""
+    """lam in f32 beside q, broadcast to a shape without memory for what it does not depend on. Raises ValueError for a
+    number below 0 or NaN."""
+    if isinstance(lam, int | float) and not lam >= 0:
+        raise ValueError(f"lam must be a positive number, got {lam}")
     if not is_torch(q):
         return spread(np.asarray(lam, np.float32), shape)
     return spread(lam.float() if is_torch(lam) else q.new_full((), lam).float(), shape)

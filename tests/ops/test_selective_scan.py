@@ -154,3 +154,5 @@ def test_operators() -> None:
     assert set(result.values()) == {"SUCCESS"}
     with pytest.raises(ValueError, match="for 4 channels A needs shape"):
         ops.selective_scan(**{**given, "A": torch.zeros(3, 3)})
+    with pytest.raises(ValueError, match="groups that divide the channels"):
+        ops.selective_scan(**{**given, "B": given["B"][:, :0], "C": given["C"][:, :0]})
