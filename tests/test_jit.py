@@ -449,3 +449,13 @@ def test_kernels_are_copied_and_pickled_as_functions_are() -> None:
     assert copy.deepcopy(bound) is bound and bound.params != scale.params
     again = pickle.loads(pickle.dumps(bound.bind(BN=4)))
     assert [p.default for p in again.params if p.kind == "const"] == [2, 4]
+
+
+def test_bit_patterns_for_numbers_that_numpy_lacks_are_refused_with_what_holds_them() -> None:
+    @tile.kernel
+    def widened(s: tile.Tensor[tile.e8m0, "N"], y: tile.Out[tile.f32, "N"]):
+        tile.store(y, 0, tile.load(s, 0, 4).to(tile.f32))
+    codes = np.array([127, 128, 126, 130], np.uint8)
+    with pytest.raises(errors.ArgumentDType, match=r"try: +tile\.Packed\.from_codes\(s, tile\.e8m0\), if these are"):
+        widened(codes)
+    assert widened(tile.Packed.from_codes(codes, tile.e8m0)).tolist() == [1, 2, 0.5, 8]

@@ -84,11 +84,13 @@ class Bound:
         loc, spec = self.kernel.source.loc, p.tensor
         wanted = self.dtypes.setdefault(spec.dtype, a.dtype) if isinstance(spec.dtype, str) else spec.dtype
         if a.dtype is not wanted:
+            bits = not wanted.native and wanted.kind in ("float", "scale") and a.dtype.kind == "uint"
+            try_ = f"tile.Packed.from_codes({p.name}, tile.{wanted}), if these are bit patterns" if bits else \
+                "convert the argument, or annotate with a type variable such as tile.Tensor[tile.T, ...]"
             raise ArgumentDType(f"parameter `{p.name}` of `{self.kernel.name}` has the wrong dtype", loc=loc,
                                 needs=f"{wanted}" + (f" (as {spec.dtype!r} of an earlier argument)"
                                                      if isinstance(spec.dtype, str) else ""),
-                                got=str(a.dtype), try_="convert the argument, or annotate with a type variable "
-                                "such as tile.Tensor[tile.T, ...]")
+                                got=str(a.dtype), try_=try_)
         if len(a.shape) != len(spec.dims):
             raise ArgumentRank(
                 f"parameter `{p.name}` of `{self.kernel.name}` has the wrong rank",

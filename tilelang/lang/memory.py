@@ -208,7 +208,8 @@ def _atomic(kind: str, memory: Any, indices: Any, others: list[Any], mask: Any) 
 
 
 def atomic_add(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
-    """Adds to the elements at tiles of indices, atomically; returns the old values."""
+    """Adds to the elements at tiles of indices, atomically; returns the old values. Like all atomic operations for
+    memory of i32, u32, i64, u64, f32 and f64."""
     return _atomic("add", memory, indices, [value], mask)
 
 
