@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pickle
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -50,27 +51,36 @@ def test_decoding_agrees_with_ml_dtypes(name: str) -> None:
     np.testing.assert_array_equal(codec.decode(codes, dt), want)
 
 
+@cache
+def definitions(dt: DType) -> list[Fraction | float]:
+    """The values of all codes."""
+    return [define(c, dt) for c in range(1 << dt.bits)]
+
+
 @pytest.mark.parametrize("dt", FLOATS, ids=str)
 def test_decoding_is_the_definition(dt: DType) -> None:
     with np.errstate(invalid="ignore"):  # signalling NaN
         got = codec.decode(all_codes(dt), dt).astype(np.float64)
-    want = np.array([float(define(c, dt)) for c in range(1 << dt.bits)])
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, np.array([float(x) for x in definitions(dt)]))
 
 
 @pytest.mark.parametrize("dt", FLOATS, ids=str)
 def test_encoding_is_nearest_even(dt: DType) -> None:
     """At every value, every midpoint between neighbours, and a little to each side of it."""
-    finite = sorted({define(c, dt) for c in range(1 << dt.bits) if isinstance(define(c, dt), Fraction)})
-    even = {define(c, dt): c for c in reversed(range(1 << dt.bits)) if isinstance(define(c, dt), Fraction)}
-    for low, high in zip(finite, finite[1:], strict=False):
-        middle = (low + high) / 2
+    even = {x: c for c, x in reversed(list(enumerate(definitions(dt)))) if isinstance(x, Fraction)}
+    finite = sorted(even)
+    lows, highs = (np.array([float(x) for x in values]) for values in (finite[:-1], finite[1:]))
+    middles, ties = (lows + highs) / 2, []
+    for low, high, middle in zip(finite, finite[1:], middles, strict=False):
+        assert Fraction(middle) == (low + high) / 2
         tie = low if even[low] % 2 == 0 else high
         if dt.mantissa_bits == 0:  # 1 x 2**e or 2 x 2**e: the even multiple is the larger
             tie = Fraction(0) if 0 in (low, high) else max(low, high, key=abs)
-        points = [float(low), float(middle), np.nextafter(float(middle), -np.inf), np.nextafter(float(middle), np.inf)]
-        got = codec.decode(codec.encode(np.array(points), dt), dt).astype(np.float64)
-        assert list(got) == [float(low), float(tie), float(low), float(high)], (dt, low, high)
+        ties.append(float(tie))
+    for points, want in ((lows, lows), (middles, ties), (np.nextafter(middles, -np.inf), lows),
+                         (np.nextafter(middles, np.inf), highs)):
+        got = codec.decode(codec.encode(points, dt), dt).astype(np.float64)
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("dt", FLOATS, ids=str)
