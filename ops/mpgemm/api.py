@@ -31,7 +31,8 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     `out_dtype`, by default that of x.
 
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. The first product with a weight repacks
-    it, except for "dequant_dot"; the repacked weight is kept as long as `w` lives. "dequant_dot" runs everywhere and
+    it, except for "dequant_dot"; the repacked weight is kept as long as `w` lives, and made anew where torch's tensors
+    were written; NumPy's arrays must stay as they are. "dequant_dot" runs everywhere and
     is the only one for vectors of a codebook and for codes of more than 8 bits; it multiplies in f32, or on a GPU in
     f16 or bf16 where x has that type.
 

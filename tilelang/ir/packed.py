@@ -73,8 +73,12 @@ class Packed:
 
     def __init__(self, buffer: Any, dtype: DType, shape: Sequence[int], row_bits: int | None = None) -> None:
         self.buffer, self.dtype, self.shape = buffer, dtype, tuple(shape)
-        if not self.shape:
-            raise ValueError("a packed tensor has at least one dimension")
+        if not self.shape or min(self.shape) < 0:
+            raise ValueError(f"a packed tensor has at least one dimension, and extents from 0 on, got {list(shape)}")
+        whole = buffer.flags.c_contiguous if isinstance(buffer, np.ndarray) else buffer.is_contiguous()
+        if not whole or len(buffer.shape) != 1 or str(buffer.dtype).removeprefix("torch.") != "uint8":
+            raise ValueError("the buffer of a packed tensor is u8 in one dimension, one byte behind the other, got "
+                             f"{buffer.dtype} {list(buffer.shape)}{'' if whole else ' with gaps'}: copy it")
         self.row_bits = -(-self.shape[-1] * dtype.bits // 8) * 8 if row_bits is None else row_bits
         rows = math.prod(self.shape[:-1])
         needed = (max(rows - 1, 0) * self.row_bits + self.shape[-1] * dtype.bits + 7) // 8 if rows else 0
