@@ -269,3 +269,11 @@ def of_numpy(x: mistakes.X, y: mistakes.Y):
 def test_functions_of_others_that_tile_has_too() -> None:
     with pytest.raises(errors.UnsupportedSyntax, match=r"(?s)`exp` cannot be called.*numpy.exp\n  try:   tile.exp"):
         of_numpy(np.ones(8, np.float32))
+
+
+def test_what_is_left_out_of_a_call_and_used_is_called_so() -> None:
+    @tile.kernel
+    def written(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f16, "N"] = None):
+        tile.store(y, 0, tile.load(x, 0, 4).to(y.dtype))
+    with pytest.raises(errors.UnsupportedSyntax, match="(?s)an attribute of None.*try: +pass the tensor, or ask `if"):
+        written(np.zeros(4, np.float32))

@@ -1,6 +1,9 @@
 """What names of Triton, torch, NumPy and Python that a kernel does not know are called here: hints of errors."""
 from __future__ import annotations
 
+LEFT_OUT = "pass the tensor, or ask `if x is not None` in the kernel"
+"""For None where a tensor is needed."""
+
 HINTS = {
     # Triton
     "program_id": "m, n = tile.grid(count, count): the position and the extents of the grid in one",

@@ -18,7 +18,7 @@ from tilelang.errors import ArgumentCount, Loc, RecursionRefused, TileError, Und
 from tilelang.ir.core import TensorType
 from tilelang.lang import math, memory, shaping
 from tilelang.lang.builtins import PUBLIC
-from tilelang.lang.elsewhere import HINTS
+from tilelang.lang.elsewhere import HINTS, LEFT_OUT
 from tilelang.lang.emitter import Emitter
 from tilelang.lang.source import Source
 from tilelang.lang.values import Memory, Tile, as_tile
@@ -137,7 +137,7 @@ class Expressions:
         what = f"`{ast.unparse(node.value)}`" if isinstance(node, ast.Attribute) else describe(value)
         return UnsupportedSyntax(f"{what} has no `{name}`", loc=self.at(node),
                                  needs=f"an attribute of {describe(value)}", got=name,
-                                 try_=HINTS.get(name) or " or ".join(near) or
+                                 try_=LEFT_OUT if value is None else HINTS.get(name) or " or ".join(near) or
                                  "look in docs/language.md for what there is")
 
     def check_tiles(self, node: ast.AST, fn: Callable[..., Any], args: Sequence[Any]) -> None:

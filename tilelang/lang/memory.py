@@ -10,6 +10,7 @@ from tilelang.ir import control
 from tilelang.ir import memory as mem
 from tilelang.ir.core import BufferType, Value
 from tilelang.ir.dtypes import DType, dtype
+from tilelang.lang.elsewhere import LEFT_OUT
 from tilelang.lang.emitter import emit, here
 from tilelang.lang.math import bitcast, maximum, minimum, popcount
 from tilelang.lang.shaping import cumsum
@@ -122,8 +123,7 @@ def _memory(x: Any) -> Memory:
     if isinstance(x, Memory):
         return x
     instead = "a tile is in registers: tile.lookup(table, index), or x[1:3]" if isinstance(x, Tile) else \
-        "pass the tensor, or ask `if x is not None` in the kernel" if x is None else \
-        "make it a parameter of the kernel: x: tile.Tensor[tile.f32, \"N\"]"
+        LEFT_OUT if x is None else "make it a parameter of the kernel: x: tile.Tensor[tile.f32, \"N\"]"
     raise UnsupportedSyntax("not a tensor", loc=here(), needs="a tensor argument or a buffer",
                             got=str(x.value.type) if isinstance(x, Tile) else type(x).__name__, try_=instead)
 
