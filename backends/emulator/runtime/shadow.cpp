@@ -344,8 +344,8 @@ static void check_global(Buffer& b, i64 at, u32 bytes, Use use, int op) {
              (long long)byte, b.index, name(c.wrote).c_str());
     if (writes) {
       if (c.reader && c.reader != me && !(benign && c.writer))
-        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read", (long long)byte, b.index,
-               name_of_blocks(c.reader).c_str());
+        report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read", (long long)byte,
+               b.index, name_of_blocks(c.reader).c_str());
       else if (!benign && !ordered(c.read, now, current->known))
         report("race-global", op, c.read_op, "writes byte %lld of argument %d, which %s read with no barrier between",
                (long long)byte, b.index, name(c.read).c_str());
