@@ -141,3 +141,10 @@ def test_mistakes(message: str, arguments: Any, options: Any) -> None:
     with pytest.raises(QuantError) as error:
         tile.quantize(*arguments, **options)
     assert str(error.value).startswith(message) and "needs:" in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"group": 32.0}, {"group": [1, 32]}, {"group": (1, 2, 3)}, {"group": "all"},
+                                     {"scale_dtype": "u6", "scale_group": 0}])
+def test_impossible_groups(options: Any) -> None:
+    with pytest.raises(QuantError, match="group` is impossible"):
+        tile.quantize(np.ones((4, 64), np.float32), "u4", **options)

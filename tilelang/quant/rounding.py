@@ -52,9 +52,11 @@ def quantize(w: Any, dtype: DType | str, group: int | tuple[int, int] | None = 1
     need(source.dtype.is_float, "`w` cannot be quantised", "a float dtype", source.dtype)
     need(method in ("rtn", "mse"), "`method` is unknown", "rtn or mse", repr(method))
     n, k = source.shape
-    bn, bk = group if isinstance(group, tuple) else (1, k if group is None else group)
-    need(bn > 0 and bk > 0, "`group` is impossible", "positive extents, or None for all of K", group)
-    bn, bk = min(bn, n), min(bk, k)
+    block = group if isinstance(group, tuple) else (1, k if group is None else group)
+    need(len(block) == 2 and all(isinstance(x, int | np.integer) and x > 0 for x in block), "`group` is impossible",
+         "a positive count, a pair of them, or None for all of K", group)
+    need(scale_group is None or scale_group > 0, "`scale_group` is impossible", "a positive count", scale_group)
+    bn, bk = min(block[0], n), min(block[1], k)
     code = _Code(dt, dt.kind != "uint" if symmetric is None else symmetric)
     storage, rows = source.storage(), max(_CHUNK // k // bn, 1) * bn
 
