@@ -121,7 +121,9 @@ def test_two_processes_give_what_one_gives() -> None:
         out = function(*(t.requires_grad_(t.is_floating_point()) for t in given))
         if out.requires_grad:
             out.sum().backward()
-    multiprocessing.spawn(_worker, (port,), nprocs=2)
+    # A fork has all that is compiled; where there is a GPU, torch has threads for gradients, which no fork has.
+    how = "spawn" if torch.cuda.is_available() else "fork"
+    multiprocessing.start_processes(_worker, (port,), nprocs=2, start_method=how)
 
 
 def test_ways_to_cut() -> None:

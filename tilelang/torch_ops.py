@@ -280,6 +280,8 @@ class TorchOp(ByName):
                 self._op = self._register()
             if self.dims is not None and "torch.distributed.tensor" in sys.modules:
                 self.dims.register(self._op)
+                if self.backward is not None:  # made with this operator, perhaps before there were DTensors
+                    self.backward._ready()
         return True
 
     # torch.compile calls it, once, instead of looking into it
