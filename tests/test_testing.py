@@ -36,6 +36,13 @@ def drops_the_tail(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
     tile.store(y, (n * 8,), tile.where(n * 8 + tile.arange(8) < 16, v, 0.0))
 
 
+@tile.kernel
+def adds_chosen(index: tile.Tensor[tile.i32, "M"], x: tile.Tensor[tile.f32, "N"], y: tile.InOut[tile.f32, "M"]):
+    m = tile.grid(tile.cdiv(index.shape[0], 8)) * 8
+    chosen = tile.gather(x, (tile.load(index, (m,), (8,)),))
+    tile.store(y, (m,), tile.load(y, (m,), (8,)) + chosen)
+
+
 def test_compiling_may_take_longer_than_a_deadline() -> None:
     """Hypothesis' default profile allows an example 200 ms, which the first call with new constants may exceed."""
     settings.register_profile("hasty", settings.get_profile(settings.get_current_profile_name()), deadline=1)
@@ -70,6 +77,33 @@ def test_a_dropped_tail_is_found_and_shrunk() -> None:
     assert run.returncode == 0, (program, run.stderr)
     numbers = [float(x) for x in run.stdout.strip("[]\n").split()]
     assert len(numbers) == 33 and all(numbers[:16]) and not any(numbers[16:])  # the smallest extent that fails
+
+
+INDEX = {"index": lambda rng, extents: rng.integers(0, extents["N"], extents["M"])}
+
+
+def test_tensors_hold_what_is_drawn_for_them_and_written_ones_are_compared() -> None:
+    extents = {"M": [0, 1, 9], "N": [1, 5]}
+    fuzz(adds_chosen, lambda index, x, y: y + x[index], extents=extents, values=INDEX)
+    with pytest.raises(AssertionError, match=r"`adds_chosen`: y\[0\] is ") as caught:
+        fuzz(adds_chosen, lambda index, x, y: y - x[index], extents=extents, values=INDEX)
+    space: dict[str, Any] = {}
+    exec(str(caught.value).partition("To repeat it:\n")[2].rpartition("\n")[0], space)
+    assert space["index"].tolist() == [0]
+    found = float(str(caught.value).split("y[0] is ")[1].split(",")[0])
+    assert found == space["y"][0] + space["x"][0]  # what the kernel was called with, not what it left
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"values": {"indices": INDEX["index"]}}, r"values of `adds_chosen`: there is no \['indices'\], only \['index'"),
+    ({"extents": {"K": [1]}}, r"extents of `adds_chosen`: there is no \['K'\], only \['M', 'N'\]"),
+    ({"values": {"index": lambda rng, extents: [0, 0]}, "extents": {"M": [3]}},
+     r"values of `adds_chosen.index` are \[2\], the tensor is \[3\]"),
+    ({"values": INDEX, "extents": {"M": [3], "N": [2]}}, "gives 2 arrays, the kernel writes y"),
+])
+def test_mistakes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fuzz(adds_chosen, lambda index, x, y: (y, y), **options)
 
 
 def tensor_core(a: Any, b: Any, fraction: int) -> Any:
