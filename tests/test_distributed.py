@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,9 +123,26 @@ def test_two_processes_give_what_one_gives() -> None:
         out = function(*(t.requires_grad_(t.is_floating_point()) for t in given))
         if out.requires_grad:
             out.sum().backward()
-    # A fork has all that is compiled; where there is a GPU, torch has threads for gradients, which no fork has.
-    how = "spawn" if torch.cuda.is_available() else "fork"
-    multiprocessing.start_processes(_worker, (port,), nprocs=2, start_method=how)
+    multiprocessing.spawn(_worker, (port,), nprocs=2)
+
+
+def test_operators_used_before_there_were_dtensors() -> None:
+    """The gradient of such an operator had no rule."""
+    text = """if True:
+        import torch
+        from tilelang import ops
+        x = torch.randn(2, 4, requires_grad=True)
+        ops.gelu(x).sum().backward()
+        from torch import distributed
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+        distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+        cut = distribute_tensor(x.detach(), init_device_mesh("cpu", (1,)), [Shard(0)]).requires_grad_()
+        ops.gelu(cut).sum().backward()
+        assert torch.equal(cut.grad.full_tensor(), x.grad)
+        distributed.destroy_process_group()"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ways_to_cut() -> None:
