@@ -96,7 +96,7 @@ def per_query(lam: Any, q: Any, shape: tuple[int, ...]) -> Any:
     """lam in f32 beside q, broadcast to a shape without memory for what it does not depend on. Raises ValueError for a
     number below 0 or NaN."""
     if isinstance(lam, int | float) and not lam >= 0:
-        raise ValueError(f"lam must be a positive number, got {lam}")
+        raise ValueError(f"lam must be a number from 0 on, got {lam}")
     if not is_torch(q):
         return spread(np.asarray(lam, np.float32), shape)
     return spread(lam.float() if is_torch(lam) else q.new_full((), lam).float(), shape)

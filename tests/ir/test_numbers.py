@@ -173,3 +173,11 @@ def test_memory_of_packed_tensors_has_no_gaps(buffer: Any) -> None:
             Packed(memory, dtype("u4"), (4, 4))
     with pytest.raises(ValueError, match="extents from 0 on"):
         Packed(np.zeros(16, np.uint8), dtype("u4"), (-4, 4))
+
+
+@pytest.mark.parametrize("codes", [[[3, 16]], [[-1, 2]], [[1.0, 2.0]]])
+def test_codes_are_bit_patterns(codes: Any) -> None:
+    """Of others the lowest bits were kept."""
+    with pytest.raises(ValueError, match="codes of u4 are integers from 0 to 15, got (int|float)64 from"):
+        Packed.from_codes(codes, dtype("u4"))
+    assert Packed.from_codes([[0, 15]], dtype("i4")).values().tolist() == [[0, -1]]

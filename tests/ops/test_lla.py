@@ -300,7 +300,7 @@ def test_operator() -> None:
 @pytest.mark.parametrize(("change", "text"), [
     ({"ridge": "relative"}, "ridge must be 'rel' or 'abs'"), ({"window": (1.5, 0)}, "must be a pair of counts"),
     ({"k": torch.zeros(1, 3, 4, 8)}, "query heads, 2, must be a multiple of the number of key heads, 3"),
-    ({"lam": -0.5}, "lam must be a positive number, got -0.5"), ({"lam": float("nan")}, "positive number, got nan"),
+    ({"lam": -0.5}, "lam must be a number from 0 on, got -0.5"), ({"lam": float("nan")}, "from 0 on, got nan"),
     ({"iterations": -1}, "iterations must be a count, got -1"),
     ({"q": torch.zeros(1, 2, 4, 8, dtype=torch.float64)}, "takes f32, f16 or bf16, got f64")])
 def test_mistakes_are_named(change: Case, text: str) -> None:

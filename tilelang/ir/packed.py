@@ -93,8 +93,11 @@ class Packed:
 
     @classmethod
     def from_codes(cls, codes: Any, dtype: DType, row_bits: int | None = None) -> Packed:
-        """Packs bit patterns [..., n]."""
+        """Packs bit patterns [..., n]: integers from 0 to 2**bits - 1. Raises ValueError for others."""
         codes = np.asarray(codes)
+        if codes.size and (codes.dtype.kind not in "iub" or codes.min() < 0 or int(codes.max()) >> dtype.bits):
+            raise ValueError(f"codes of {dtype} are integers from 0 to {(1 << dtype.bits) - 1}, got {codes.dtype} "
+                             f"from {codes.min()} to {codes.max()}: tile.Packed.pack takes numbers")
         out = cls.empty(codes.shape, dtype, row_bits)
         if codes.size:
             out.buffer[:] = pack_bits(codes, dtype.bits, out.row_bits)
