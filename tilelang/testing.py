@@ -21,6 +21,7 @@ from tilelang.lang.kernel import Param
 from tilelang.passes.meaning import beyond_rounding, noise, same_bits
 
 Draw = Callable[[np.random.Generator, Mapping[str, int]], Any]
+"""Gives what a tensor holds, by a generator and the extents by the names of their dimensions."""
 SPECIAL = (0.0, -0.0, 1.0, np.inf, -np.inf, np.nan)
 SIZES = (0, 1, 2, 3, 7, 16, 33, 100)
 """Extents of dimensions; those that are constants of the kernel are not 0."""
@@ -46,16 +47,15 @@ def fuzz(kernel: Kernel, reference: Callable[..., Any], *, consts: Mapping[str, 
     for names that the kernel does not have, and for drawn arrays of another shape."""
     from hypothesis import given, note, settings
     from hypothesis import strategies as st
-    inputs_of = [p for p in kernel.params if p.kind == "tensor" and p.tensor.mode != "out"]
-    for what, named, known_names in (
+    for what, named, there in (
             ("consts", consts, {p.name for p in kernel.params if p.kind == "const"}),
             ("dtypes", dtypes, {p.tensor.dtype for p in kernel.params if p.kind == "tensor"}),
             ("extents", extents, {d for p in kernel.params if p.kind == "tensor" for d in p.tensor.dims}),
             ("scalars", scalars, {p.name for p in kernel.params if p.kind == "scalar"}),
-            ("values", values, {p.name for p in inputs_of})):
-        if unknown := (named or {}).keys() - known_names:
+            ("values", values, {p.name for p in kernel.params if p.kind == "tensor" and p.tensor.mode != "out"})):
+        if unknown := (named or {}).keys() - there:
             raise ValueError(f"{what} of `{kernel.name}`: there is no {sorted(unknown)}, only "
-                             f"{sorted(map(str, known_names))}")
+                             f"{sorted(map(str, there))}")
 
     @settings(deadline=None)  # the first call with new types or constants compiles
     @given(st.data())

@@ -32,9 +32,9 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
 
     `decomposition` overrides the choice of `tilelang.ops.mpgemm.plan.plan`. The first product with a weight repacks
     it, except for "dequant_dot"; the repacked weight is kept as long as `w` lives, and made anew where torch's tensors
-    were written; NumPy's arrays must stay as they are. "dequant_dot" runs everywhere and
-    is the only one for vectors of a codebook and for codes of more than 8 bits; it multiplies in f32, or on a GPU in
-    f16 or bf16 where x has that type.
+    were written; NumPy's arrays must stay as they are. "dequant_dot" runs everywhere and is the only one for vectors
+    of a codebook and for codes of more than 8 bits; it multiplies in f32, or on a GPU in f16 or bf16 where x has that
+    type.
 
     On a GPU the decompositions are those of `tilelang.ops.mpgemm.gpu_plan`: weights become f16 in registers (entries
     of codebooks are rounded to it), and x becomes f16 with a scale for each row (f32 x becomes two f16).

@@ -165,12 +165,15 @@ def test_codebooks_take_the_first_of_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("buffer", [
-    np.zeros(32, np.uint8)[::2], np.zeros(16, np.uint8)[::-1], np.zeros((4, 4), np.uint8), np.zeros(16, np.float32)])
+    np.zeros(32, np.uint8)[::2], np.zeros(16, np.uint8)[::-1], np.zeros((4, 4), np.uint8), np.zeros(16, np.float32),
+    torch.zeros(32, dtype=torch.uint8)[::2]])
 def test_memory_of_packed_tensors_has_no_gaps(buffer: Any) -> None:
     """Kernels would read what lies in them, and what lies outside."""
-    for memory in (buffer, *([torch.zeros(32, dtype=torch.uint8)[::2]] if buffer.strides == (2,) else [])):
-        with pytest.raises(ValueError, match="one byte behind the other"):
-            Packed(memory, dtype("u4"), (4, 4))
+    with pytest.raises(ValueError, match="one byte behind the other"):
+        Packed(buffer, dtype("u4"), (4, 4))
+
+
+def test_extents_of_packed_tensors_are_counts() -> None:
     with pytest.raises(ValueError, match="extents from 0 on"):
         Packed(np.zeros(16, np.uint8), dtype("u4"), (-4, 4))
 

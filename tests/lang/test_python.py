@@ -22,9 +22,15 @@ def limits(x: X, y: Y):
 
 
 @tile.kernel
+def of_lists(x: X, y: Y):
+    first, second = tile.load(x, (0, 0), (2, 4))
+    tile.store(y, 0, max([first, -1]) + 10 * min((first, second - 5)) + max(*[first]))
+
+
+@tile.kernel
 def unpacked(x: X, y: Y):
     first, second = tile.load(x, (0, 0), (2, 4))
-    tile.store(y, 0, first * sum([part for part in second]) + max([first, second]))
+    tile.store(y, 0, first * sum([part for part in second]))
 
 
 @tile.kernel
@@ -49,8 +55,8 @@ def lambdas(x: X, y: Y):
 
 @pytest.mark.parametrize(("kernel", "means"), [
     (limits, lambda x: np.maximum(x[0], 1) + np.minimum(x[0], 2) + x[0].max()),
-    (unpacked, lambda x: x[0] * x[1].sum() + np.maximum(x[0], x[1])),
-    (lists, lambda x: 2 * x.sum(0) + 100 * x[1:].sum(0)),
+    (unpacked, lambda x: x[0] * x[1].sum()), (lists, lambda x: 2 * x.sum(0) + 100 * x[1:].sum(0)),
+    (of_lists, lambda x: np.maximum(x[0], -1) + 10 * np.minimum(x[0], x[1] - 5) + x[0].max()),
     (lambdas, lambda x: 5 * x[0] + 10 + 5),
 ])
 def test_as_in_python(kernel: Any, means: Callable[[Any], Any]) -> None:

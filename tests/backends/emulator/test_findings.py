@@ -250,12 +250,11 @@ def test_a_report_names_thread_block_and_place() -> None:
 
 
 def test_a_report_of_a_race_names_the_other_block_where_there_is_one() -> None:
-    text = kernel(F, "  tl::st<1>(o, 0, tl::ld<1>(a, 0, tl::op(1)), p == 3 && t == 0, tl::op(2));\n"
-                     "  tl::ld<1>(o, 0, p < 3 && t == 0, tl::op(3));")
     for programs, who in (2, "another block (0)"), (3, "other blocks"):
-        a = [values(1), values(1)]
-        findings = run(text.replace("p == 3", f"p == {programs - 1}").replace("p < 3", f"p < {programs - 1}"), a, 64,
-                       programs=programs).findings
+        last = programs - 1
+        text = kernel(F, f"  tl::st<1>(o, 0, tl::ld<1>(a, 0, tl::op(1)), p == {last} && t == 0, tl::op(2));\n"
+                         f"  tl::ld<1>(o, 0, p < {last} && t == 0, tl::op(3));")
+        findings = run(text, [values(1), values(1)], 64, programs=programs).findings
         assert any(f"which {who} read" in f.message for f in findings), findings
 
 
