@@ -1,6 +1,7 @@
 """Tensors that a call need not give, and tile functions as constants."""
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,15 @@ def test_absent_tensors_are_none(call: Any) -> None:
         assert (call(X, None, z=z) == -2 * X).all() and (call(X, bias=None, z=z) == -2 * X).all()
         both = call(X, B, y, z)
         assert (both[0] == 2 * X + B).all() and (both[1] == -2 * X - B).all()
+
+
+def test_which_tensors_a_kernel_takes() -> None:
+    y = np.zeros(100, np.float32)
+    assert (step.taking("y")(X, y) == 2 * X).all() and (step.taking("bias", "y")(X, B, y) == 2 * X + B).all()
+    assert (step.bind(F=times(3.0)).taking("bias", "z")(X, B, y) == -3 * X - B).all()
+    assert (pickle.loads(pickle.dumps(step.taking("y")))(X, y) == 2 * X).all()
+    with pytest.raises(ArgumentCount, match=r"(?s)has no optional tensor 'x'.*bias, y, z"):
+        step.taking("x")
 
 
 def test_code_of_absent_tensors_is_not_compiled() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -299,23 +299,32 @@ def check_layout(argument: Argument, t: TensorType, loc: Loc | None) -> None:
 
 def empty_like(model: Any, shape: tuple[int, ...], dt: DType) -> Any:
     """A new output of the kind of an input, on its device: torch, NumPy, CuPy, or packed for sub-byte dtypes."""
+    return allocator(model, shape, dt)()
+
+
+def allocator(model: Any, shape: tuple[int, ...], dt: DType) -> Callable[[], Any]:
+    """What makes such outputs, of the kind of any input like `model`, which it does not keep."""
     if isinstance(model, Packed) and is_torch(model.buffer) and model.buffer.device.type != "cpu":
         model = model.buffer
     if dt.packed:
-        packed = Packed.empty(shape, dt)
-        if is_torch(model) and model.device.type != "cpu":
-            packed.buffer = model.new_zeros(len(packed.buffer), dtype=sys.modules["torch"].uint8)
-        return packed
+        return partial(_packed, shape, dt, model.device if is_torch(model) and model.device.type != "cpu" else None)
     if is_torch(model):
-        import torch
-        return torch.empty(shape, dtype=torch_dtype(dt), device=model.device)
+        return partial(sys.modules["torch"].empty, shape, dtype=torch_dtype(dt), device=model.device)
     if hasattr(model, "__cuda_array_interface__"):
         empty = getattr(sys.modules.get(type(model).__module__.partition(".")[0]), "empty", None)
         if empty is None:
             raise ArgumentCount("an output cannot be allocated like the first argument", needs="torch or CuPy arrays",
                                 got=type(model).__name__, try_="pass the outputs")
-        return empty(shape, numpy_dtype(dt))
-    return np.empty(shape, numpy_dtype(dt))
+        return partial(empty, shape, numpy_dtype(dt))
+    return partial(np.empty, shape, numpy_dtype(dt))
+
+
+def _packed(shape: tuple[int, ...], dt: DType, device: Any) -> Packed:
+    packed = Packed.empty(shape, dt)
+    if device is not None:
+        torch = sys.modules["torch"]
+        packed.buffer = torch.zeros(len(packed.buffer), dtype=torch.uint8, device=device)
+    return packed
 
 
 @cache

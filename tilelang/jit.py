@@ -175,6 +175,17 @@ class Kernel(ByName, KernelDef):
         bound._reduced = partial(self.bind, **consts), ()
         return bound
 
+    def taking(self, *names: str) -> Kernel:
+        """This kernel where, of the optional tensors, these are given and the others are not: its calls need not find
+        that out. Raises ArgumentCount for what is no optional tensor."""
+        if unknown := set(names) - self._optional.keys():
+            raise ArgumentCount(f"`{self.name}` has no optional tensor {min(unknown)!r}", loc=self.source.loc,
+                                needs=", ".join(self._optional) or "a kernel with optional tensors",
+                                got=min(unknown), try_="check the spelling")
+        made = self._without(tuple([n for n in self._optional if n not in names]))
+        made._reduced = partial(self.taking, *names), ()
+        return made
+
     def __reduce__(self) -> Any:
         return self._reduced or super().__reduce__()
 

@@ -118,10 +118,9 @@ class QuantLinear(nn.Module):
         return tensor
 
     def forward(self, input: Any) -> Any:
-        if not operator.tracing():
-            checks.check(input, (self.out_features, self.in_features), None, None, None)
-        return operator.product(input, self._memory(), self.description, self.out_features, self.bias,
-                                x_dtype=self.x_dtype, x_group=self.x_group, decomposition=self.decomposition)
+        return operator.applied(input, self._memory(), self.description, (self.out_features, self.in_features),
+                                self.bias, x_dtype=self.x_dtype, x_group=self.x_group,
+                                decomposition=self.decomposition)
 
     def extra_repr(self) -> str:
         weight = self.weight

@@ -1,14 +1,17 @@
 """Products with quantised weights: y = act(x @ W.T + bias) + residual, where W never lies in memory as floats."""
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
 import tilelang as tile
-from tilelang.args import empty_like
+from tilelang.args import allocator, empty_like
 from tilelang.errors import TargetError
-from tilelang.ops.common import rows
 from tilelang.ops.mpgemm import blocks, on_cpu, on_gpu
 from tilelang.ops.mpgemm.checks import GPU, check, check_options, check_weight, dtype_named
 from tilelang.ops.mpgemm.corrections import added
@@ -48,55 +51,104 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     Raises TypeError for arguments of another kind, ValueError for those that do not fit, TargetError for compositions
     without a kernel."""
     check_weight(x, w)
+    made = _products.get(id(w))
+    if made is None:
+        made = _products[id(w)] = {}
+        finalize(w, _products.pop, id(w), None)
+    call = (*_kind(x), *_kind(bias), *_kind(residual), activation, out_dtype, x_dtype, x_group, decomposition,
+            tile.on_gpu(x))
+    product = made.get(call)
+    if product is None:
+        if len(made) >= MANY:
+            made.clear()
+        product = made[call] = _prepared(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
+    return product(x, w, bias, residual)
+
+
+_products: dict[int, dict[Any, Callable[..., Any]]] = {}
+"""What runs a product, by the identity of its weight, as in `pack`, and what else the way depends on."""
+MANY = 64
+"""Kinds of calls that are remembered of a weight: rows of x are one of them."""
+
+
+def _kind(tensor: Any) -> tuple[Any, ...]:
+    """What checks and plans ask of a tensor."""
+    return (None,) if tensor is None else (type(tensor), getattr(tensor, "dtype", None),
+                                           getattr(tensor, "shape", None), getattr(tensor, "device", None))
+
+
+def _prepared(x: Any, w: QuantTensor, bias: Any, activation: str | None, residual: Any, out_dtype: Any,
+              x_dtype: str | None, x_group: str, decomposition: str | None) -> Callable[..., Any]:
+    """What computes y of such x, w, bias and residual; it keeps none of them."""
     check(x, w.shape, bias, residual, activation, out_dtype)
-    x_dtype = check_options(x_dtype, x_group, decomposition)
-    flat, n = rows(x), w.shape[0]
-    device = str(getattr(x, "device", "cpu"))
+    x_dtype, token = check_options(x_dtype, x_group, decomposition), x_group == "token"
     if isinstance(w.codes, RowParts):
-        return _parts(x, w, bias, residual, y_dtype=out_dtype, activation=activation, x_dtype=x_dtype,
-                      x_group=x_group, decomposition=decomposition)
+        return partial(_parts, out_dtype=out_dtype, activation=activation, x_dtype=x_dtype, x_group=x_group,
+                       decomposition=decomposition)
+    (n, k), shape = w.shape, tuple(x.shape[:-1])
+    m = math.prod(shape)
     dt = dtype_named(x.dtype)
-    out = dt if out_dtype is None else dtype_named(out_dtype)
-    y = empty_like(x, (flat.shape[0], n), out)
-    if residual is not None:
-        residual = rows(residual)
+    empty = allocator(x, (*shape, n), dt if out_dtype is None else dtype_named(out_dtype))
+    matrix = len(shape) == 1
+    after = [name for name, there in (("bias", bias is not None), ("residual", residual is not None),
+                                      ("added", bool(w.corrections))) if there]
+    run = _run(x, w, m, dt, after, activation, x_dtype, token, decomposition)
+
+    def product(x: Any, w: QuantTensor, bias: Any, residual: Any) -> Any:
+        y = empty()
+        flat = x if matrix else x.reshape(m, k)
+        others = [] if bias is None else [bias]
+        if residual is not None:
+            others.append(residual if matrix else residual.reshape(m, n))
+        if w.corrections:
+            others.append(added(flat, w))
+        run(flat, w, y if matrix else y.reshape(m, n), *others)
+        return y
+    return product
+
+
+def _run(x: Any, w: QuantTensor, m: int, dt: tile.DType, after: list[str], activation: str | None,
+         x_dtype: str | None, token: bool, decomposition: str | None) -> Callable[..., None]:
+    """What computes y [m, N] of x [m, K], `w` and what `after` names."""
+    device = str(getattr(x, "device", "cpu"))
     if tile.on_gpu(x) and (decomposition in GPU or decomposition is None and repackable(w)):
-        on_gpu.product(flat, w, y, x_dtype, x_group == "token", decomposition, device, bias=bias, residual=residual,
-                       activation=activation, added=added(flat, w) if w.corrections else None)
-        return y.reshape(*x.shape[:-1], n)
+        def on_a_gpu(x: Any, w: QuantTensor, y: Any, *others: Any) -> None:
+            on_gpu.product(x, w, y, x_dtype, token, decomposition, device, activation=activation,
+                           **dict(zip(after, others, strict=True)))
+        return on_a_gpu
     if device != "cpu" and decomposition not in (None, BLOCKS):
         raise TargetError("`mpgemm` on a GPU does not have this decomposition", needs=", ".join((*GPU, BLOCKS)),
                           got=str(decomposition), try_="leave it out, or put x on the CPU")
     if decomposition in GPU and decomposition not in DECOMPOSITIONS:
         raise TargetError(f"`{decomposition}` is a decomposition for GPUs", got=decomposition,
                           needs=f"one of {', '.join(DECOMPOSITIONS)}", try_="leave it out, or put x on a GPU")
-    chosen = plan(x_dtype or dt, w, flat.shape[0], decomposition)
-    if not flat.shape[0]:
-        return y.reshape(*x.shape[:-1], n)
-    after = {"bias": bias, "residual": residual, "added": added(flat, w) if w.corrections else None}
-    if chosen.decomposition == BLOCKS:
-        stored = flat if w.permutation is None else flat[:, w.permutation]
+    chosen = plan(x_dtype or dt, w, m, decomposition)
+    if not m:
+        return lambda *_: None
+    if chosen.decomposition != BLOCKS:
+        run = on_cpu.product(chosen, panels(w), m, activation, x_dtype, token, after)
+        return lambda x, w, y, *others: run(x, y, *others)
+
+    def in_blocks(x: Any, w: QuantTensor, y: Any, *others: Any) -> None:
+        stored = x if w.permutation is None else x[:, w.permutation]
         if x_dtype is not None:
-            stored = on_cpu.rounded(stored, w, tile.dtype(x_dtype), x_group == "token")
-        blocks.product(stored, w, y, ACT=activation, **after)
-    else:
-        on_cpu.product(chosen, flat, panels(w), y, activation, x_dtype, x_group == "token", **after)
-    return y.reshape(*x.shape[:-1], n)
+            stored = on_cpu.rounded(stored, w, tile.dtype(x_dtype), token)
+        blocks.product(stored, w, y, ACT=activation, **dict(zip(after, others, strict=True)))
+    return in_blocks
 
 
-def _parts(x: Any, w: QuantTensor, bias: Any, residual: Any, y_dtype: Any, **how: Any) -> Any:
+def _parts(x: Any, w: QuantTensor, bias: Any, residual: Any, out_dtype: Any, **how: Any) -> Any:
     """The product with each kind of rows, put in its place."""
     assert isinstance(w.codes, RowParts)
     if w.parameters() or w.permutation is not None or w.corrections:
         raise TargetError("`mpgemm` cannot scale or correct rows of several kinds together", needs="only `codes`",
                           got=str(w), try_="give each part its own parameters and corrections")
-    y = empty_like(x, (*x.shape[:-1], w.shape[0]), dtype_named(x.dtype) if y_dtype is None else dtype_named(y_dtype))
+    y = empty_like(x, (*x.shape[:-1], w.shape[0]), dtype_named(x.dtype if out_dtype is None else out_dtype))
     stored = np.arange(w.shape[0]) if w.codes.rows is None else np.asarray(w.codes.rows)
     start = 0
     for part in w.codes.parts:
         at = stored[start:start + part.shape[0]]
-        y[..., at] = mpgemm(x, part, None if bias is None else bias[at], how["activation"],
-                            None if residual is None else residual[..., at], y_dtype, how["x_dtype"], how["x_group"],
-                            how["decomposition"])
+        y[..., at] = mpgemm(x, part, None if bias is None else bias[at], out_dtype=out_dtype,
+                            residual=None if residual is None else residual[..., at], **how)
         start += part.shape[0]
     return y

@@ -12,8 +12,8 @@ def _place(bits: int, i: int, j: int) -> int:
     return 0 if place + bits == 32 else place  # at the top a shift does what a mask does, and a sign bit stays clear
 
 
-WEIGHTS = {bits: tuple(2.0 ** -_place(bits, i, j) for i in range(8) for j in range(4)) for bits in range(1, 9)}
-"""Of each column of a block: 1 / (what a code counts where it stands in its word)."""
+WEIGHTS = ((), *(tuple(2.0 ** -_place(bits, i, j) for i in range(8) for j in range(4)) for bits in range(1, 9)))
+"""By bits of a code, of each column of a block: 1 / (what a code counts where it stands in its word)."""
 
 
 @tile.function

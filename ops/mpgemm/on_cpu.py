@@ -1,6 +1,7 @@
 """`mpgemm` on a CPU: what is made of x for a plan, and the kernels that take it."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,86 +44,126 @@ def rounded(x: Any, w: QuantTensor, dt: tile.DType, token: bool) -> Any:
 
 
 @lru_cache(maxsize=None, typed=True)
-def _of(kernel: tile.Kernel, **consts: Any) -> tile.Kernel:
-    """A kernel with these constants, which its calls then need not be told apart by."""
-    return kernel.bind(**consts)
+def _of(kernel: tile.Kernel, *optional: str, **consts: Any) -> tile.Kernel:
+    """A kernel with these constants and optional tensors, which all weights of a kind share."""
+    return kernel.bind(**consts).taking(*optional)
 
 
-def product(chosen: Plan, x: Any, w: Panels, y: Any, activation: str | None, x_dtype: str | None, token: bool,
-            **after: Any) -> None:
-    """Runs a plan on x [M, K] into y [M, N]; `after`: what the kernels add, bias, residual and added."""
-    m, blocks, g, how = x.shape[0], w.words.shape[1], w.groups, chosen.decomposition
-    if w.permutation is not None:
-        x = x[:, w.permutation]
+Operands = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""What the kernel of a product takes before the weight, and what behind y."""
+
+
+def product(chosen: Plan, w: Panels, m: int, activation: str | None, x_dtype: str | None, token: bool,
+            after: Sequence[str]) -> Callable[..., None]:
+    """What runs a plan: a function of x [m, K], y [m, N] and the tensors that `after` names, of bias, residual and
+    added in this order, which the kernels add."""
+    parameters = {name: a for name, a in (("zero", w.zero if w.zeros else None), ("minimum", w.minimum))
+                  if a is not None}
+    consts = {"BITS": w.bits, "DEPTH": w.depth, "ZERO": None if w.zeros else w.zero, "ACT": activation}
+
+    def bound(kernel: tile.Kernel, *optional: str, **own: Any) -> tile.Kernel:
+        return _of(kernel, *optional, *parameters, *after, **consts, **own)
+    dt = None if x_dtype is None else tile.dtype(x_dtype)
+    if chosen.decomposition in WHOLE and dt is not None and dt.kind != "float":
+        kernel, operands = _of_integers(chosen, w, m, dt, token, bound)
+    else:
+        kernel, operands = _of_floats(chosen, w, m, dt, token, bound)
+    weight, rest = (w.planes if chosen.decomposition in BY_BITS else w.words, w.scale), tuple(parameters.values())
+
+    def run(x: Any, y: Any, *others: Any) -> None:
+        first, behind = operands(x if w.permutation is None else x[:, w.permutation])
+        kernel(*first, *weight, y, *behind, *rest, *others)
+    return run
+
+
+def _quantised(w: Panels, m: int, dt: tile.DType, token: bool) -> Callable[[Any], tuple[Any, Any, Any]]:
+    """Of x [m, K] (q [m, groups, depth], scale, sums) as `quantize_kernel` has them."""
+    kernel = _of(quantize_kernel, GROUP=w.group, DEPTH=w.depth, DTYPE=dt, TOKEN=token)
+    shape, storage = (m, w.groups, w.depth), np.float32 if dt.kind == "float" else np.int8
+
+    def made(x: Any) -> tuple[Any, Any, Any]:
+        found = np.empty(shape, storage), np.empty(shape[:2], np.float32), np.empty(shape[:2], np.float32)
+        kernel(x, *found)
+        return found
+    return made
+
+
+def _of_floats(chosen: Plan, w: Panels, m: int, dt: tile.DType | None, token: bool,
+               bound: Callable[..., tile.Kernel]) -> tuple[tile.Kernel, Callable[[Any], Operands]]:
+    """The kernel of a product of numbers x, and its operands."""
+    how, blocks, g = chosen.decomposition, w.words.shape[1], w.groups
+    quantised = None if dt is None else _quantised(w, m, dt, token)
+    if how == "bf16_dot":
+        group = w.group if dt is None else w.depth
+        pairs_of = _of(pairs_kernel, GROUP=group, DEPTH=w.depth)
+
+        def by_pairs(x: Any) -> Operands:
+            pairs, sums = np.zeros((m, blocks, 8, 2), np.uint32), np.empty((m, g), np.float32)
+            q, *scale = (x,) if quantised is None else quantised(x)[:2]
+            pairs_of(x if quantised is None else q.reshape(m, g * w.depth), pairs, sums)
+            return (pairs.reshape(m, blocks, 16), sums), (*scale,)
+        return bound(dot_gemv_kernel, *(() if dt is None else ("xscale",)), ROWS=chosen.rows, DTYPE=w.dtype,
+                     TABLES=w.dtype is not None), by_pairs
     shifted = how == "dequant_fma" and w.dtype is None  # codes stay where they stand in their words
-    sums = np.empty((m, g), np.float32)
-    weight = (w.planes if how in BY_BITS else w.words, w.scale, y)
-    one = {"BITS": w.bits, "DEPTH": w.depth, "ZERO": None if w.zeros else w.zero, "ACT": activation}
-    consts = {**one, "ROWS": chosen.rows}
-    also = {"zero": w.zero if w.zeros else None, "minimum": w.minimum, **after}
-    also = {name: array for name, array in also.items() if array is not None}
-    if how == "bf16_dot" and x_dtype is None:
-        _by_pairs(x, w.group, sums, weight, w, consts, also)
-        return
-    if x_dtype is None:
-        spread = np.zeros((m, blocks, 32), np.float32)
-        _of(spread_kernel, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted else 0)(x, spread, sums)
-    else:
-        dt = tile.dtype(x_dtype)
-        q = np.empty((m, g, w.depth), np.float32 if dt.kind == "float" else np.int8)
-        scale = np.empty((m, g), np.float32)
-        _of(quantize_kernel, GROUP=w.group, DEPTH=w.depth, DTYPE=dt, TOKEN=token)(x, q, scale, sums)
-        if how == "bf16_dot":
-            _by_pairs(q.reshape(m, g * w.depth), w.depth, sums, weight, w, consts, {"xscale": scale, **also})
-            return
-        if how in WHOLE and dt.kind != "float":
-            _whole(how, dt, q.reshape(m, blocks, 32), (scale, sums, *weight), w, consts, also)
-            return
-        spread, sums = (q * scale[..., None]).reshape(m, blocks, 32), sums * scale
-        if shifted:
-            spread *= np.array(WEIGHTS[w.bits], np.float32)
-    if how == "lut_act_i8":
+    spread_of = _of(spread_kernel, GROUP=w.group, DEPTH=w.depth, BITS=w.bits if shifted else 0)
+
+    def spread(x: Any) -> tuple[Any, Any]:
+        if quantised is None:
+            made = np.zeros((m, blocks, 32), np.float32), np.empty((m, g), np.float32)
+            spread_of(x, *made)
+            return made
+        q, scale, sums = quantised(x)
+        x = (q * scale[..., None]).reshape(m, blocks, 32)
+        return x * np.array(WEIGHTS[w.bits], np.float32) if shifted else x, sums * scale
+    if how == "dequant_fma":
+        return bound(dot_gemv_kernel, ROWS=chosen.rows, DTYPE=w.dtype, TABLES=by_bytes(w)), lambda x: (spread(x), ())
+    if how == "bucket_sum":
+        values = (np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)).astype(np.float32)
+        return bound(bucket_kernel), lambda x: ((*spread(x), values), ())
+
+    def tables(x: Any) -> Operands:
+        x, sums = spread(x)
+        if how == "lut_act":
+            made = np.empty((m, blocks, 8, 16), np.float32)
+            tables_kernel(x, made)
+            return (made, sums), ()
         bytes_, steps = np.empty((m, blocks, 2, 64), np.int8), np.empty((m, g), np.float32)
-        _of(byte_tables_kernel, DEPTH=w.depth, EXACT=False)(spread, bytes_, steps)
-        _of(lut_bytes_kernel, EXACT=False, **consts)(bytes_, steps, sums, *weight, **also)
-    elif how == "lut_act":
-        tables = np.empty((m, blocks, 8, 16), np.float32)
-        tables_kernel(spread, tables)
-        _of(lut_gemv_kernel, **one)(tables, sums, *weight, **also)
-    elif how == "bucket_sum":
-        values = np.arange(1 << w.bits) if w.dtype is None else codec.values_of(w.dtype)
-        _of(bucket_kernel, **one)(spread, sums, values.astype(np.float32), *weight, **also)
-    else:
-        _of(dot_gemv_kernel, DTYPE=w.dtype, TABLES=by_bytes(w), **consts)(spread, sums, *weight, **also)
+        _of(byte_tables_kernel, "steps", DEPTH=w.depth, EXACT=False)(x, bytes_, steps)
+        return (bytes_, steps, sums), ()
+    own = {"ROWS": chosen.rows, "EXACT": False}
+    return bound(lut_gemv_kernel) if how == "lut_act" else bound(lut_bytes_kernel, **own), tables
 
 
-def _by_pairs(x: Any, group: int, sums: Any, weight: tuple[Any, ...], w: Panels, consts: dict[str, Any],
-              also: dict[str, Any]) -> None:
-    """A product of numbers x [M, groups of so many columns] that bf16 holds."""
-    pairs = np.zeros((len(x), w.words.shape[1], 8, 2), np.uint32)
-    _of(pairs_kernel, GROUP=group, DEPTH=w.depth)(x, pairs, sums)
-    _of(dot_gemv_kernel, DTYPE=w.dtype, TABLES=w.dtype is not None, **consts)(
-        pairs.reshape(len(x), -1, 16), sums, *weight, **also)
-
-
-def _whole(how: str, dt: tile.DType, q: Any, of: tuple[Any, ...], w: Panels, consts: dict[str, Any],
-           also: dict[str, Any]) -> None:
-    """A product of whole numbers q i8 [M, blocks, 32] of `dt`; `of`: their scales and sums, then weights and y."""
-    (m, blocks, _), bipolar = q.shape, dt.kind == "bipolar"
-    bits = {"XBITS": dt.bits, "BIPOLAR": bipolar}
+def _of_integers(chosen: Plan, w: Panels, m: int, dt: tile.DType, token: bool,
+                 bound: Callable[..., tile.Kernel]) -> tuple[tile.Kernel, Callable[[Any], Operands]]:
+    """The kernel of a product of whole numbers, and its operands."""
+    how, blocks, rows = chosen.decomposition, w.words.shape[1], chosen.rows
+    quantised, bits = _quantised(w, m, dt, token), {"XBITS": dt.bits, "BIPOLAR": dt.kind == "bipolar"}
     if how == "int_dot":
-        scale, *rest = of
-        _of(dot_gemv_kernel, DTYPE=None, TABLES=False, **consts)(q.view(np.int32), *rest, xscale=scale, **also)
-    elif how == "lut_act_i8":
-        tables = np.empty((m, blocks, 2, 64), np.int8)
-        _of(byte_tables_kernel, DEPTH=w.depth, EXACT=True)(q.astype(np.float32), tables)
-        _of(lut_bytes_kernel, EXACT=True, **consts)(tables, *of, **also)
-    elif how == "bitplane_popc":
-        planes = np.empty((m, blocks, dt.bits), np.uint32)
-        _of(planes_kernel, **bits)(q, planes)
-        _of(popcount_gemv_kernel, GROUP=w.group, K=w.shape[1], **bits, **consts)(planes, *of, **also)
-    else:
-        nibbles = np.empty((m, blocks, 8, dt.bits), np.int32)
-        _of(nibbles_kernel, **bits)(q, nibbles)
-        room = np.zeros((len(w.words), -(-m // consts["ROWS"]), 16, LANES), np.int32)
-        _of(lut_weight_kernel, **bits, **consts)(nibbles, *of[:2], room, *of[2:], **also)
+        def fours(x: Any) -> Operands:
+            q, scale, sums = quantised(x)
+            return (q.reshape(m, blocks, 32).view(np.int32), sums), (scale,)
+        return bound(dot_gemv_kernel, "xscale", ROWS=rows, DTYPE=None, TABLES=False), fours
+    if how == "lut_act_i8":
+        tables_of = _of(byte_tables_kernel, DEPTH=w.depth, EXACT=True)
+
+        def tables(x: Any) -> Operands:
+            (q, *rest), made = quantised(x), np.empty((m, blocks, 2, 64), np.int8)
+            tables_of(q.reshape(m, blocks, 32).astype(np.float32), made)
+            return (made, *rest), ()
+        return bound(lut_bytes_kernel, ROWS=rows, EXACT=True), tables
+    if how == "bitplane_popc":
+        planes_of = _of(planes_kernel, **bits)
+
+        def planes(x: Any) -> Operands:
+            (q, *rest), made = quantised(x), np.empty((m, blocks, dt.bits), np.uint32)
+            planes_of(q.reshape(m, blocks, 32), made)
+            return (made, *rest), ()
+        return bound(popcount_gemv_kernel, ROWS=rows, GROUP=w.group, K=w.shape[1], **bits), planes
+    nibbles_of, room = _of(nibbles_kernel, **bits), (len(w.words), -(-m // rows), 16, LANES)
+
+    def nibbles(x: Any) -> Operands:
+        (q, *rest), made = quantised(x), np.empty((m, blocks, 8, dt.bits), np.int32)
+        nibbles_of(q.reshape(m, blocks, 32), made)
+        return (made, *rest, np.zeros(room, np.int32)), ()
+    return bound(lut_weight_kernel, ROWS=rows, **bits), nibbles

@@ -1,6 +1,7 @@
 """`mpgemm` as an operator of PyTorch: the weight's memory comes as tensors, what it means as text."""
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 from weakref import finalize
 
@@ -17,20 +18,33 @@ from tilelang.quant.structure import flatten, unflatten
 from tilelang.sharding import is_distributed, over_rows
 from tilelang.torch_ops import nobody_looks
 
-_weights: dict[int, tuple[Any, QuantTensor]] = {}  # by the first tensor's identity
+_weights: dict[int, tuple[str, list[Any], list[int], QuantTensor]] = {}
+"""By the first tensor's identity: the description, the other tensors, and how often each was written."""
+
+
+def _known(description: str, memory: list[Any]) -> QuantTensor | None:
+    """The weight over that memory that was made before, if none of it was written since."""
+    found = _weights.get(id(memory[0]))
+    if found is None or found[0] != description or not all(map(is_, found[1], memory[1:])) or \
+            found[2] != _writes(memory):
+        return None
+    return found[3]
+
+
+def _writes(memory: list[Any]) -> list[int]:
+    return [0 if t.is_inference() else t._version for t in memory]
 
 
 def _weight(description: str, memory: list[Any]) -> QuantTensor:
     """The weight over that memory; the same object, with what has been repacked of it, as long as the first tensor
-    lives and none was written to."""
-    state = description, *((id(t), 0 if t.is_inference() else t._version) for t in memory)
-    first = memory[0]
-    if id(first) not in _weights:
-        finalize(first, _weights.pop, id(first), None)
-    elif _weights[id(first)][0] == state:
-        return _weights[id(first)][1]
-    w: QuantTensor = unflatten(description, [t.detach() for t in memory])  # of others over the same memory
-    _weights[id(first)] = state, w
+    lives, beside the same others, and none was written to."""
+    w = _known(description, memory)
+    if w is None:
+        first, *others = memory
+        if id(first) not in _weights:
+            finalize(first, _weights.pop, id(first), None)
+        w = unflatten(description, [t.detach() for t in memory])  # of others over the same memory
+        _weights[id(first)] = description, others, _writes(memory), w
     return w
 
 
@@ -87,25 +101,36 @@ def product(x: Any, memory: list[Any], description: str, rows: int, bias: Any = 
                       decomposition)
 
 
+def applied(x: Any, memory: list[Any], description: str, shape: tuple[int, int], bias: Any = None,
+            activation: str | None = None, residual: Any = None, out_dtype: Any = None, x_dtype: str | None = None,
+            x_group: str = "token", decomposition: str | None = None) -> Any:
+    """`mpgemm` with a weight of that shape whose `operands` are given: by the operator where torch looks."""
+    if not tracing():  # else the operator says it when it runs
+        w = _known(description, memory)  # over plain tensors: such was the memory when it was made
+        if not is_torch(x) or nobody_looks((x, bias, residual) if w is not None else (x, bias, residual, *memory)):
+            return api.mpgemm(x, w or _weight(description, memory), bias, activation, residual, out_dtype, x_dtype,
+                              x_group, decomposition)
+        checks.check(x, shape, bias, residual, activation, out_dtype)
+        checks.check_options(x_dtype, x_group, decomposition)
+    named, x_dtype = (None if dt is None else str(dt) for dt in (out_dtype, x_dtype))
+
+    def whole(x: Any, bias: Any, residual: Any) -> Any:
+        return product(x, memory, description, shape[0], bias, residual, activation, named, x_dtype, x_group,
+                       decomposition)
+    return over_rows(whole, x, bias, residual) if is_distributed(x) and not is_distributed(memory[0]) else \
+        whole(x, bias, residual)
+
+
 def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = None, residual: Any = None,
            out_dtype: Any = None, x_dtype: str | None = None, x_group: str = "token",
            decomposition: str | None = None) -> Any:
     if not is_torch(x):
         return api.mpgemm(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
-    if not tracing():  # else the operator says it when it runs
+    if not tracing():
         checks.check_weight(x, w)
-        if nobody_looks((x, bias, residual)):
-            return api.mpgemm(x, _weight(*operands(w)), bias, activation, residual, out_dtype, x_dtype, x_group,
-                              decomposition)
-        checks.check(x, w.shape, bias, residual, activation, out_dtype)
-        checks.check_options(x_dtype, x_group, decomposition)
     description, memory = operands(w)
-    named, x_dtype = (None if dt is None else str(dt) for dt in (out_dtype, x_dtype))
-
-    def whole(x: Any, bias: Any, residual: Any) -> Any:
-        return product(x, memory, description, w.shape[0], bias, residual, activation, named, x_dtype, x_group,
-                       decomposition)
-    return over_rows(whole, x, bias, residual) if is_distributed(x) else whole(x, bias, residual)
+    return applied(x, memory, description, w.shape, bias, activation, residual, out_dtype, x_dtype, x_group,
+                   decomposition)
 
 
 mpgemm.__doc__ = api.mpgemm.__doc__

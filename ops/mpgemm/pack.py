@@ -32,8 +32,8 @@ LANES = cpu_vector_bytes()
 BLOCK = 32
 WORDS, PARAMETERS = f"P B b {LANES}", f"P G {LANES}"
 """Shapes of `Panels.words` and of what groups have."""
-FIELDS = {1: ((1, 0),), 2: ((2, 0),), 3: ((2, 0), (1, 2)), 4: ((4, 0),), 5: ((4, 0), (1, 4)), 6: ((4, 0), (2, 4)),
-          7: ((4, 0), (2, 4), (1, 6)), 8: ((8, 0),)}
+FIELDS = ((), ((1, 0),), ((2, 0),), ((2, 0), (1, 2)), ((4, 0),), ((4, 0), (1, 4)), ((4, 0), (2, 4)),
+          ((4, 0), (2, 4), (1, 6)), ((8, 0),))
 """By bits of a code: (bits, first bit) of its fields. Their first words are numbered by their first bits."""
 
 
@@ -65,11 +65,6 @@ class Panels:
     @property
     def groups(self) -> int:
         return int(self.scale.shape[1])
-
-    @cached_property
-    def plans(self) -> dict[Any, Any]:
-        """Plans made before, by dtype and rows of x and the name asked for."""
-        return {}
 
     @cached_property
     def planes(self) -> Any:

@@ -113,14 +113,10 @@ def plan(x_dtype: DType | str, w: QuantTensor, m: int, decomposition: str | None
         raise ValueError(f"decomposition must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition!r}")
     if decomposition == BLOCKS or not repackable(w):
         return _in_blocks(w, m, decomposition)
-    packed = panels(w)
-    key = x, m, decomposition
-    if key not in packed.plans:
-        found = _cheapest(x, packed, m, decomposition)
-        if decomposition is None and m >= 16:  # blocks of W pay for many rows
-            found = min(found, _in_blocks(w, m, None), key=lambda p: p.nanoseconds)
-        packed.plans[key] = found
-    return packed.plans[key]
+    found = _cheapest(x, panels(w), m, decomposition)
+    if decomposition is None and m >= 16:  # blocks of W pay for many rows
+        found = min(found, _in_blocks(w, m, None), key=lambda p: p.nanoseconds)
+    return found
 
 
 def _in_blocks(w: QuantTensor, m: int, wanted: str | None) -> Plan:

@@ -15,6 +15,7 @@ import tilelang as tile
 from tilelang import ops
 from tilelang.errors import TargetError
 from tilelang.ir import codec
+from tilelang.ops.mpgemm import api
 from tilelang.ops.mpgemm.blocks import source
 from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
 from tilelang.ops.mpgemm.plan import ZEN3, ZEN5, Core, plan
@@ -357,11 +358,14 @@ def test_mistakes() -> None:
 
 def test_repacked_weights_do_not_outlive_their_weight() -> None:
     pack = import_module("tilelang.ops.mpgemm.pack")
-    before = len(pack._packed)
+    before, products = len(pack._packed), len(api._products)
     w = weight(np.random.default_rng(0), "u2", 4, 32, 32)
     assert isinstance(panels(w), Panels) and panels(w) is panels(w) and len(pack._packed) == before + 1
+    for many in range(2 * api.MANY):  # of the shapes that a program calls it with, not all are kept
+        assert ops.mpgemm(np.ones((many, 0, 32), np.float32), w).shape == (many, 0, 4)
+    assert len(api._products) == products + 1 and len(api._products[id(w)]) <= api.MANY
     del w
-    assert len(pack._packed) == before
+    assert len(pack._packed) == before and len(api._products) == products
 
 
 def test_corrections_and_rows_of_several_kinds() -> None:
