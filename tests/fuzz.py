@@ -16,6 +16,11 @@ from tests.backends.cpu.native import native
 from tests.backends.simt.emulated import emulated
 from tests.strategies import functions
 from tilelang.ir.core import Function
+from tilelang.passes.cse import cse
+from tilelang.passes.dce import dce
+from tilelang.passes.driver import run_passes
+from tilelang.passes.fold import fold
+from tilelang.passes.licm import licm
 from tilelang.passes.meaning import difference
 
 REPRODUCER = '''"""Found by the fuzzer: {found}"""
@@ -38,10 +43,16 @@ if __name__ == "__main__":
 EMULATED = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a", "hip:gfx90a", "hip:gfx942", "hip:gfx950")
 
 
+EXACT = (fold, cse, licm, dce)
+"""Passes that keep every bit."""
+
+
 def check(fn: Function, target: str = "cpu") -> str:
-    """What is wrong with the code of `fn` for a target; empty if nothing is."""
+    """What is wrong with the code of `fn` for a target, or with what "passes" make of it; empty if nothing is."""
+    if target == "passes":
+        return difference(fn, run_passes(fn, None, EXACT, check=1), np.random.default_rng(0), exact=True, wild=True)
     code: Callable[[list[Any]], None] = native(fn) if target == "cpu" else emulated(fn, target)
-    return difference(fn, code, np.random.default_rng(0), trials=4 if target == "cpu" else 2)
+    return difference(fn, code, np.random.default_rng(0), trials=4 if target == "cpu" else 2, wild=True)
 
 
 def main(seconds: float, pattern: str = "") -> int:
@@ -53,13 +64,16 @@ def main(seconds: float, pattern: str = "") -> int:
         return 2
     end, count, last = time.monotonic() + seconds, 0, ("", "", "")
 
-    @settings(max_examples=50, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+    @settings(max_examples=500, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
               suppress_health_check=list(HealthCheck))
     @given(functions(old_values=False))
     def batch(fn: Function) -> None:
         nonlocal count, last
+        if time.monotonic() > end and not last[0]:
+            return  # what was found is still shrunk
         count += 1
-        for target in ("cpu", targets[len(str(fn)) % len(targets)]):
+        number, gpu = divmod(len(str(fn)), 2)  # the same when it is shrunk
+        for target in ("passes", "cpu", *([targets[number % len(targets)]] if gpu else [])):
             try:
                 found = check(fn, target)
             except Exception as error:

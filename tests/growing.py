@@ -8,15 +8,21 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tilelang.ir import memory
-from tilelang.ir.core import Builder, Op, Region, TensorType, TileType, Value
+from tilelang.ir import elementwise, memory, words
+from tilelang.ir.core import Builder, Dim, Op, Region, TensorType, TileType, Value
 from tilelang.ir.dtypes import DType, codebook, dtype, names
 
 EXTENTS = (1, 2, 3, 5, 8, 16, 17, 33)
 COMMON = [dtype(n) for n in ("i1 u3 i4 u4 i8 u8 i16 i32 u32 i64 s2 ternary f4e2m1 f6e3m2 f8e4m3 f8e5m2 e8m0 f16 bf16 "
                              "f32 f64").split()]
 NAMED = [dtype(n) for n in names()]
-I32 = dtype("i32")
+I1, I32, U32 = dtype("i1"), dtype("i32"), dtype("u32")
+NUMBER = ("float", "int", "uint")
+ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elementwise)
+               and c not in (words.Dot2, words.Dot4)]
+"""What is defined by `arity` and `domain` alone."""
+ATOMIC = ("i32", "u32", "i64", "u64", "f32", "f64")
+COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
 @st.composite
@@ -45,14 +51,17 @@ def by_kind(dt: DType, kinds: Sequence[str]) -> bool:
 @dataclass
 class Grower:
     """Grows one function; `values` are the tiles made so far. `old_values`: what atomics give may be used, though it
-    depends on the order in which equal indices are served. `ids` are the program's numbers in a grid."""
+    depends on the order in which equal indices are served. `steps` are the only ones, if any. `ids` are the program's
+    numbers in a grid, `depth` how many regions are around."""
 
     draw: Any
     old_values: bool = True
+    steps: Sequence[str] = ()
     body: Region = field(default_factory=Region)
     params: list[Value] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     ids: list[Value] = field(default_factory=list)
+    depth: int = 0
 
     def __post_init__(self) -> None:
         self.b = Builder(self.body)
@@ -98,45 +107,106 @@ class Grower:
             return self.one_of(good) if good else v
         return self.const(self.number(0, 3), v)
 
+    def changed(self, v: Value) -> Value:
+        """`v` after a few elementwise operations, of its type."""
+        ops = [c for c in ELEMENTWISE if by_kind(v.dtype, elementwise.DOMAINS[c.domain][0]) and not c.predicate]
+        new = v
+        for _ in range(self.number(1, 3)):
+            cls = self.one_of(ops)
+            new = self.b.emit(cls, new, *(self.like(v) for _ in range(cls.arity - 1)))
+        return new
+
+    def turn(self, v: Value) -> Value:
+        """What becomes of a value in a region: changed, or another that stands there."""
+        if by_kind(v.dtype, NUMBER) and self.number(0, 3):
+            return self.changed(v)
+        return self.one_of([v, *(w for w in self.values if w.type == v.type)])
+
     @contextmanager
     def inside(self, args: Sequence[Value] = ()) -> Iterator[Region]:
         """Steps go to a new region; its tiles are not seen behind it."""
-        outer = self.b, self.values
+        outer = self.b, self.values, self.depth
         region = Region(args)
-        self.b, self.values = Builder(region), [*self.values, *(a for a in args if a.shape)]
+        self.b, self.values, self.depth = Builder(region), [*self.values, *args], self.depth + 1
         yield region
-        self.b, self.values = outer
+        self.b, self.values, self.depth = outer
 
     # -- ends ---------------------------------------------------------------------------------------------------------
     def tensor(self, name: str, dt: DType, rank: int, mode: str) -> Value:
         """A tensor parameter whose elements are neighbours along one dimension, or none."""
         name = f"{name}{len(self.params)}"
+        dims = tuple(self.dim(f"{name}{d}") for d in range(rank))
         line = rank - 1 if dt.packed or self.flag() else self.number(-1, rank - 1)
-        align = self.one_of((1, 16)) if line == rank - 1 and not dt.packed else 1
+        whole = line == rank - 1 and not dt.packed and (
+            isinstance(dims[-1], str) or dims[-1] * dt.storage.itemsize % 16 == 0)
+        align = self.one_of((1, 16)) if whole else 1
         unit = tuple(d == line for d in range(rank))
-        self.params.append(Value(TensorType(dt, tuple(f"{name}{d}" for d in range(rank)), mode, unit, align), name))
+        self.params.append(Value(TensorType(dt, dims, mode, unit, align), name))
         return self.params[-1]
+
+    def dim(self, name: str) -> Dim:
+        """An extent that is known, that of another dimension, or one by itself."""
+        others = [d for p in self.tensors() for d in p.type.dims if isinstance(d, str)]
+        match self.number(0, 7):
+            case 0:
+                return int(self.one_of((1, 8, 16, 17, 32, 48)))
+            case 1 if others:
+                return str(self.one_of(others))
+        return name
+
+    def tensors(self) -> list[Value]:
+        """Those that may be read anywhere: what programs write is for one of them only."""
+        return [p for p in self.params if isinstance(p.type, TensorType)
+                and p.type.mode in (("in",) if self.ids else ("in", "inout"))]
 
     def scalar(self, name: str) -> Value:
         self.params.append(Value(TileType((), dtype(name)), f"n{len(self.params)}"))
         return self.params[-1]
 
-    def place(self, extents: Sequence[int]) -> tuple[list[Value], tuple[int, ...]]:
-        """Offsets of this program's block in a tensor whose leading dimensions the grid walks, and its axes."""
+    def place(self, extents: Sequence[int], turned: bool = False) -> tuple[list[Value], tuple[int, ...]]:
+        """Offsets of this program's block in a tensor some of whose dimensions the grid walks, and its axes, which of
+        reads alone may be in any order."""
         more = max(len(self.ids) - len(extents), 0)
-        offsets = self.ids[:more] + [
-            self.emit("mul", self.ids[more + d], self.const(e)) if more + d < len(self.ids) else self.const(0)
-            for d, e in enumerate(extents)]
-        return offsets, tuple(range(more, more + len(extents)))
+        first = [*self.ids[:more], *(self.const(0) for _ in range(self.number(0, 9) == 0))]
+        rank = len(first) + len(extents)
+        order = list(range(rank)) if self.number(0, 3) else list(self.draw(st.permutations(range(rank))))
+        if not turned:
+            order[len(first):] = sorted(order[len(first):])
+        offsets = dict(zip(order, first, strict=False))
+        for i, (at, e) in enumerate(zip(order[len(first):], extents, strict=True), more):
+            offsets[at] = self.emit("mul", self.ids[i], self.const(e)) if i < len(self.ids) else self.const(0)
+        return [offsets[d] for d in range(rank)], tuple(order[len(first):])
+
+    def beside(self, offsets: Sequence[Value]) -> list[Value]:
+        """These, or in one program others."""
+        return list(offsets) if self.ids else [self.shifted(o) for o in offsets]
+
+    def shifted(self, offset: Value) -> Value:
+        """A little beside, as far away as a parameter or a loop's index says, or out of reach."""
+        scalars = [v for v in self.values if not v.shape and v.dtype is I32]
+        match self.number(0, 7):
+            case 0 | 1 | 2:
+                by = self.const(self.number(-1, 2))
+            case 3:
+                by = self.one_of(scalars) if scalars else self.scalar("i32")
+            case 4 if self.number(0, 2) == 0:
+                by = self.const(self.one_of((2**31 - 1, -2**31, 2**31 - 8)))
+            case 5 if self.number(0, 2) == 0:
+                return self.const(self.one_of((2**31, 2**33, -2**40, 1)), dtype("i64"))
+            case _:
+                return offset
+        return self.emit("add", offset, by)
 
     def load(self, dt: DType, extents: tuple[int, ...], fill: int | None = None) -> Value:
-        """This program's block of a new tensor, perhaps a little beside it."""
-        offsets, axes = self.place(extents)
+        """This program's block of a tensor, perhaps of one that is known, perhaps a little beside it."""
+        offsets, axes = self.place(extents, turned=True)
         if self.flag():
-            offsets = [self.emit("add", o, self.const(self.number(-1, 2))) for o in offsets]
-        return self.emit("load", self.tensor("x", dt, len(offsets), "in"), *offsets, shape=extents, axes=axes,
+            offsets = [self.shifted(o) for o in offsets]
+        known = [p for p in self.tensors() if p.type.dtype is dt and p.type.rank == len(offsets)]
+        source = self.one_of(known) if known and self.flag() else self.tensor("x", dt, len(offsets), "in")
+        return self.emit("load", source, *offsets, shape=extents, axes=axes,
                          fill=self.number(0, 1) if fill is None else fill)
 
     def store(self, v: Value) -> None:
         offsets, axes = self.place(v.shape)
-        self.b.add(memory.Store, self.tensor("y", v.dtype, len(offsets), "out"), *offsets, v, axes=axes)
+        self.b.add(memory.Store, self.tensor("y", v.dtype, len(offsets), "out"), *self.beside(offsets), v, axes=axes)

@@ -8,10 +8,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.growing import EXTENTS, I32, NAMED, Grower, by_kind, dtypes
+from tests.control_steps import ControlSteps
+from tests.growing import COMPARE, ELEMENTWISE, EXTENTS, I1, I32, NAMED, U32, by_kind, dtypes
+from tests.memory_steps import MemorySteps
 from tests.views import layouts
-from tilelang.ir import control, elementwise, memory, reduction, sorting, words
-from tilelang.ir.core import Function, Op, TensorType, TileType, Value
+from tilelang.ir import control, elementwise, reduction, sorting
+from tilelang.ir.core import Function, Op, TileType, Value
 from tilelang.ir.dtypes import DType, dtype
 
 _ALONE = "a launch by itself means the same without: tests/backends/simt/test_overlap.py"
@@ -22,18 +24,12 @@ EXCLUDED = {"wait_previous": _ALONE, "start_next": _ALONE, "peer": _CLUSTERS, "c
 
 LARGEST = 4096
 """Elements of a tile that is used any further."""
-ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elementwise)
-               and c not in (words.Dot2, words.Dot4)]
-"""What is defined by `arity` and `domain` alone."""
-ATOMIC = ("i32", "u32", "i64", "u64", "f32", "f64")
-COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 MOVES = frozenset("const const_tile broadcast reshape permute concat slice load gather expand_load where view bitcast "
                   "lookup".split())
 """Operations that keep the bits of every element."""
-I1, U32 = dtype("i1"), dtype("u32")
 
 
-class Maker(Grower):
+class Maker(ControlSteps, MemorySteps):
     """The steps by which a function grows: each gives the tiles it has made."""
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -163,7 +159,9 @@ class Maker(Grower):
                               for e, s, d in zip(v.shape, starts, steps, strict=True))
                 return self.emit("slice", v, starts=starts, shape=sizes, steps=steps)
             case 3:
-                return self.emit("broadcast", v, shape=(self.number(1, 3), *v.shape))
+                at = self.number(0, len(v.shape))
+                thin = self.emit("reshape", v, shape=(*v.shape[:at], 1, *v.shape[at:]))
+                return self.emit("broadcast", thin, shape=(*v.shape[:at], self.number(1, 3), *v.shape[at:]))
         return self.emit("concat", v, *(self.like(v) for _ in range(self.number(1, 2))), axis=self.axis(v))
 
     def dot(self) -> Value:
@@ -238,193 +236,32 @@ class Maker(Grower):
             self.b.add(control.Yield, new)
         return self.b.add(control.For, zero, end, step, start, regions=[body], stages=self.number(1, 3)).result
 
-    # -- control ------------------------------------------------------------------------------------------------------
-    def changed(self, v: Value) -> Value:
-        """`v` after a few elementwise operations, of its type."""
-        ops = [c for c in ELEMENTWISE if by_kind(v.dtype, elementwise.DOMAINS[c.domain][0]) and not c.predicate]
-        new = v
-        for _ in range(self.number(1, 3)):
-            cls = self.one_of(ops)
-            new = self.b.emit(cls, new, *(self.like(v) for _ in range(cls.arity - 1)))
-        return new
-
-    def loop(self) -> Value:
-        """A few turns of x = f(x), with the original read inside."""
-        v = self.pick("float", "int", "uint")
-        bounds = [self.const(n) for n in (0, self.number(0, 3), self.number(1, 2))]
-        i, x = Value(bounds[0].type), Value(v.type)
-        with self.inside([i, x]) as body:
-            self.b.add(control.Yield, self.changed(x))
-        return self.b.add(control.For, *bounds, v, regions=[body]).result
-
-    def branch(self) -> Value:
-        """One of two tiles, by what a reduction or a scalar says."""
-        v = self.pick("float", "int", "uint")
-        test = self.pick("int", "uint")
-        if test.shape:
-            flat = self.emit("reshape", test, shape=(test.tile.size,))
-            test = self.emit("reduce", flat, kind=self.one_of(("max", "min", "sum")), axis=0)
-        test = self.emit(self.one_of(COMPARE), test, self.const(self.number(0, 5), test))
-        with self.inside() as then:
-            self.b.add(control.Yield, self.changed(v))
-        with self.inside() as otherwise:
-            self.b.add(control.Yield, self.changed(v) if self.flag() else v)
-        return self.b.add(control.If, test, regions=[then, otherwise]).result
-
-    def until(self) -> Value:
-        """x = f(x) while a counter is small and, for integers, some element is."""
-        v = self.pick("float", "int", "uint")
-        i, one, limit = (self.const(n) for n in (0, 1, self.number(0, 3)))
-        small = self.const(min(5, v.dtype.max), v)
-        tested, stepped = ([Value(i.type), Value(v.type)] for _ in range(2))
-        with self.inside(tested) as test:
-            more = self.emit("lt", tested[0], limit)
-            if v.dtype.kind != "float" and v.shape and self.flag():
-                flat = self.emit("reshape", self.emit("lt", tested[1], small), shape=(v.tile.size,))
-                more = self.emit("and", more, self.emit("reduce", flat, kind="any", axis=0))
-            self.b.add(control.Yield, more)
-        with self.inside(stepped) as body:
-            self.b.add(control.Yield, self.emit("add", stepped[0], one), self.changed(stepped[1]))
-        return self.b.add(control.While, i, v, regions=[test, body]).results[1]
-
-    def output(self) -> Sequence[Value]:
-        """Prints a few integers: how floats are written, and how many lines they take, depends on their rounding."""
-        v = self.ranked(self.pick("int", "uint"))
-        few = self.emit("slice", v, starts=(0,) * len(v.shape), shape=(1,) * len(v.shape), steps=(1,) * len(v.shape))
-        self.b.add(control.Print, few, text=self.one_of(("{}", "x = {}")))
-        return ()
-
-    def asserted(self) -> Sequence[Value]:
-        v = self.pick("int", "uint")
-        odd = self.emit("and", v, self.const(1, v)) if v.dtype.bits > 1 else v
-        self.b.add(control.Assert, self.emit("le", odd, self.const(v.dtype.max, v)), message="a bit is a bit")
-        return ()
-
-    # -- elements anywhere --------------------------------------------------------------------------------------------
-    def index(self, like: Value | None = None) -> Value:
-        """An i32 tile whose elements mostly lie in a small tensor."""
-        v = self.emit("cast", self.pick("int", "uint"), dtype=I32)
-        if like is not None and like.shape != v.shape:
-            v = self.const(self.number(-1, 3), like)
-        return self.emit("mod", v, self.const(self.number(1, 9), v)) if self.flag() else v
-
-    def mask(self, like: Value) -> list[Value]:
-        """No mask, or one for the elements of `like`, an integer tile."""
-        return [self.emit(self.one_of(COMPARE), like, self.like(like))] if self.flag() else []
-
-    def lookup(self) -> Value:
-        table = self.ranked(self.any())
-        if len(table.shape) > 1:
-            table = self.emit("reshape", table, shape=(table.tile.size,))
-        return self.emit("lookup", table, self.index())
-
-    def lookup4(self) -> Value:
-        table = self.load(dtype(self.one_of(("i8", "u8"))), (self.one_of((16, 32, 64, 256)),))
-        return self.emit("lookup4", table, self.emit("cast", self.pick("int", "uint"), dtype=U32))
-
-    def gather(self) -> Value:
-        source = self.one_of([p for p in self.params if isinstance(p.type, TensorType) and p.type.mode == "in"])
-        first = self.index()
-        indices = [first, *(self.index(first) for _ in range(source.type.rank - 1))]
-        mask = self.mask(first)
-        return self.emit("gather", source, *indices, *mask, masked=bool(mask), fill=self.number(0, 1))
-
-    def expand_load(self) -> Value:
-        """From the beginning of rows or from elsewhere; words begin where those before end, or anywhere."""
-        source = self.one_of([p for p in self.params if isinstance(p.type, TensorType) and p.type.mode == "in"])
-        rank = self.number(1, source.type.rank)
-        bits = self.load(U32, (*(self.one_of(EXTENTS[:5]) for _ in range(rank - 1)), self.number(1, 3)))
-        count = self.emit("popcount", bits)
-        before = self.emit("scan", count, kind="sum", axis=rank - 1, reverse=False)
-        starts = self.emit("sub", before, count) if self.number(0, 3) else self.like(bits)
-        axes = tuple(range(source.type.rank))[-rank:]
-        offsets = [self.const(self.number(-1, 2)) for _ in range(source.type.rank)]
-        return self.emit("expand_load", source, *offsets, bits, starts, axes=axes)
-
-    def scatter(self) -> Value:
-        """Different elements go to different places, or what is written depends on the place only."""
-        v = self.ranked(self.any())
-        if self.flag():
-            at = self.index()
-            indices, v = [at], self.emit("cast", at, dtype=self.draw(dtypes()))
-        else:
-            indices = [self.ramp(v.shape, d) for d in self.draw(st.permutations(range(len(v.shape))))]
-        mask = self.mask(indices[0])
-        target = self.tensor("s", v.dtype, len(indices), "inout")
-        self.b.add(memory.Scatter, target, *indices, v, *mask, masked=bool(mask))
-        return self.back(target)
-
-    def atomic(self) -> Value:
-        """Equal indices only where the order in which they are served shows in old values alone."""
-        good = [v for v in self.values if v.dtype.name in ATOMIC and v.shape]
-        v = self.one_of(good) if good and self.flag() else \
-            self.emit("cast", self.ranked(self.pick("int", "uint")), dtype=dtype(self.one_of(ATOMIC)))
-        kind = self.one_of(("add", "max", "min", "cas"))
-        others = [self.like(v), v] if kind == "cas" else [v]
-        apart = kind == "cas" or v.dtype.kind == "float" or self.flag()
-        indices = [self.ramp(v.shape, d) for d in range(len(v.shape))] if apart else [self.index(v)]
-        target = self.tensor("t", v.dtype, len(indices), "inout")
-        mask = self.mask(indices[0])
-        old = self.emit("atomic", target, *indices, *others, *mask, kind=kind, masked=bool(mask))
-        return old if (apart or self.old_values) and self.flag() else self.back(target)
-
-    def ramp(self, extents: tuple[int, ...], dim: int) -> Value:
-        """The index along `dim`, upwards or downwards, perhaps beyond an edge."""
-        n, lo = extents[dim], self.number(-1, 1)
-        line = self.emit("arange", start=lo, size=n)
-        if self.flag():
-            line = self.emit("sub", self.const(n + 1, line), line)
-        kept = self.emit("reshape", line, shape=tuple(n if d == dim else 1 for d in range(len(extents))))
-        return self.emit("broadcast", kept, shape=extents)
-
-    def back(self, target: Value) -> Value:
-        """A block of a tensor that was written before."""
-        rank = target.type.rank
-        return self.emit("load", target, *[self.const(0)] * rank, shape=(self.one_of(EXTENTS[:6 if rank > 2 else 8]),)
-                         * rank, axes=tuple(range(rank)))
-
-    def shared(self) -> Value:
-        """A tile that goes through the program's own memory: written there, or copied from a tensor."""
-        copied = self.flag()
-        dt = self.draw(dtypes(lambda dt: not dt.packed)) if copied else self.any().dtype
-        v = self.ranked(self.one_of([v for v in self.values if v.dtype is dt] or [self.any()]))
-        extents = tuple(self.one_of(EXTENTS) for _ in range(self.number(1, 2))) if copied else v.shape
-        buffer = self.emit("alloc", dtype=dt if copied else v.dtype, shape=extents)
-        zeros = [self.const(0)] * len(extents)
-        if copied:
-            source = self.tensor("c", dt, len(extents), "in")
-            self.b.add(memory.CopyAsync, source, *(self.const(self.number(-1, 3)) for _ in extents), buffer,
-                       axes=tuple(range(len(extents))))
-            self.b.add(memory.Commit)
-            self.b.add(memory.Wait)
-        else:
-            self.b.add(memory.Store, buffer, *zeros, v, axes=tuple(range(len(extents))))
-        self.b.add(memory.Barrier)
-        at = [self.const(self.number(0, 1)) for _ in extents]
-        read = self.emit("load", buffer, *at, shape=extents, axes=tuple(range(len(extents))))
-        self.b.add(memory.Barrier)  # before another turn of a loop writes it again
-        return read
-
-    PURE = ("elementwise", "elementwise", "elementwise", "select", "cast", "cast", "bitcast", "dot2", "dot4",
-            "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort", "rearrange", "rearrange",
-            "dot", "dot", "common",
-            "scaled", "product", "loop", "branch", "until", "lookup", "lookup4", "gather", "expand_load", "shared",
-            "output",
-            "asserted")
+    STEPS = (*("elementwise", "loop", "update") * 4, *("select", "cast", "rearrange", "dot", "branch", "until") * 2,
+             "bitcast", "dot2", "dot4", "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort",
+             "common", "scaled", "product", "lookup", "lookup4", "gather", "expand_load", "shared", "write", "output",
+             "asserted")
     WRITES = ("scatter", "atomic")
     """Steps whose memory programs would share."""
 
-    def extend(self, count: int, steps: Sequence[str]) -> None:
-        """Loads, computes, and stores up to three results."""
+    def grow(self, count: int) -> None:
+        for _ in range(count):
+            made = getattr(self, self.one_of(self.steps))()
+            for v in [made] if isinstance(made, Value) else made:
+                if v.tile.size <= LARGEST and v not in self.values:
+                    self.values.append(v)
+
+    def extend(self, count: int) -> None:
+        """Loads, computes, and stores up to three results. Some functions do a few kinds of things only, so that these
+        meet (Groce and others, "Swarm testing", 2012)."""
+        if not self.steps:
+            self.steps = self.STEPS + (() if self.ids else self.WRITES)
+            if self.flag():
+                self.steps = self.draw(st.lists(st.sampled_from(self.steps), min_size=2, max_size=6))
         for _ in range(self.number(1, 2)):
             rank = self.one_of((1, 2, 2, 3))
             block = tuple(self.one_of(EXTENTS[:5 if rank > 2 else 8]) for _ in range(rank))
             self.values.append(self.load(self.draw(dtypes()), block))
-        for _ in range(self.number(1, count)):
-            made = getattr(self, self.one_of(steps or self.PURE + (() if self.ids else self.WRITES)))()
-            for v in [made] if isinstance(made, Value) else made:
-                if v.tile.size <= LARGEST and v not in self.values:
-                    self.values.append(v)
+        self.grow(self.number(1, count))
         results = [v for v in self.values if v.shape]
         for i in range(self.number(1, 3)):
             self.store(results[-1 - i % len(results)])
@@ -441,19 +278,19 @@ def moved(v: Value) -> bool:
 def functions(draw: Any, count: int = 8, old_values: bool = True, steps: Sequence[str] = ()) -> Function:
     """A function of up to `count` steps, any or some of `steps`, in one program, in a grid, or in a persistent grid,
     whose programs each do some of the blocks."""
-    m = Maker(draw, old_values)
+    m = Maker(draw, old_values, steps)
     rank = m.one_of((0, 0, 1, 2))
     if rank == 2 or rank and m.flag():
         m.ids = list(m.b.add(control.Grid, *(m.const(m.number(1, 3)) for _ in range(rank)),
                              group=m.number(1, 3) if rank > 1 else 1).results)
-        m.extend(count, steps)
+        m.extend(count)
     elif rank:
         workers = m.emit("num_workers")
         first = m.b.add(control.Grid, workers).result
         m.ids = [Value(first.type)]
         with m.inside(m.ids) as body:
-            m.extend(count, steps)
+            m.extend(count)
         m.b.add(control.For, first, m.const(m.number(1, 4)), workers, regions=[body])
     else:
-        m.extend(count, steps)
+        m.extend(count)
     return Function("fuzzed", m.params, m.body)

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests import strategies
-from tests.strategies import ATOMIC, ELEMENTWISE, EXCLUDED, functions
+from tests.growing import ATOMIC, ELEMENTWISE
+from tests.strategies import EXCLUDED, functions
 from tilelang.ir.core import Function, Op, TensorType
 from tilelang.ir.dtypes import DType, names
 from tilelang.ir.reduction import REDUCTIONS

@@ -233,6 +233,37 @@ def test_a_comparison_of_rounded_values_may_move() -> None:
     assert difference(before, after, np.random.default_rng(0)) == ""
 
 
+@pytest.mark.parametrize("wrong", [1.0, -np.inf, np.nan])
+def test_an_infinity_is_no_rounding_error(wrong: float) -> None:
+    text = tiles("inverse", "%r = div %a, %b : f32[4]", {"a": "f32[4]", "b": "f32[4]"}, {"r": "f32[4]"})
+    one, nothing = np.ones(4, np.float32), np.zeros(4, np.float32)
+
+    def other(args: list[Any]) -> None:
+        args[2][...] = wrong
+    found = difference(parse(text), other, np.random.default_rng(0), trials=1, inputs=[one, nothing, one.copy()])
+    assert found.startswith(f"%r_out[0] was inf and is {wrong}")
+
+
+def test_where_nothing_is_rounded_every_bit_counts() -> None:
+    text = tiles("copies", "%r = abs %a : f32[4]", {"a": "f32[4]"}, {"r": "f32[4]"})
+
+    def beside(args: list[Any]) -> None:
+        args[1][...] = np.nextafter(np.abs(args[0]), np.float32(np.inf))
+    ones = [np.ones(4, np.float32), np.zeros(4, np.float32)]
+    assert difference(parse(text), beside, np.random.default_rng(0), trials=1, inputs=ones)
+
+
+def test_sums_that_overflow_on_the_way_have_no_order() -> None:
+    text = tiles("total", "%s = reduce %a {kind='sum', axis=0} : f32", {"a": "f32[4]"}, {"s": "f32"})
+    large = np.finfo(np.float32).max
+    inputs = [np.array([large, large, -np.inf, 0], np.float32), np.zeros(1, np.float32)]
+    for terms, same in ((np.array([large, large, -np.inf, 0], np.float32), True), (np.ones(4, np.float32), False)):
+        def to_nan(args: list[Any]) -> None:
+            args[1][...] = np.nan
+        inputs[0] = terms
+        assert (difference(parse(text), to_nan, np.random.default_rng(0), trials=1, inputs=inputs) == "") == same
+
+
 def test_exceptions_and_printing_count() -> None:
     text = tiles("p", "print %n {text='n = {}'}", {"n": "i32"}, {})
     quiet = parse(text)
@@ -305,6 +336,24 @@ def test_random_inputs_respect_the_types() -> None:
         seen.add(a.shape[0])
     assert seen == {1, 3, 8, 15, 16, 17, 32}
     assert {random_inputs(fn, np.random.default_rng(i), full=True)[0].shape[0] for i in range(20)} == {16, 17, 32}
+
+
+def test_wild_inputs_lie_as_their_types_allow() -> None:
+    fn = parse("""func @f(%a: tensor<in f32 align 16, M, N:1>, %b: tensor<in i64, K, L, N>, %n: i32) tile {
+  for %n, %n, %n {stages=1, schedule=''} (%i: i32) {
+    yield
+  }
+}""")
+    seen = set[str]()
+    for seed in range(60):
+        a, b, _ = random_inputs(fn, np.random.default_rng(seed), special=True, wild=True)
+        assert a.size == 0 or a.strides[1] == 4 and a.strides[0] % 16 == 0 and a.shape[1] % 4 == 0
+        seen |= {"empty"} if not a.size else {"backwards"} if a.strides[0] < 0 else set()
+        seen |= {"turned"} if abs(b.strides[0]) < abs(b.strides[1]) else set()
+        seen |= {"huge"} if np.abs(b).max(initial=0) > 2**60 else set()
+        seen |= {"least"} if (b == -2**63).any() else set()
+        seen |= {"apart"} if abs(a.strides[0]) > 4 * a.shape[1] else set()
+    assert seen == {"empty", "backwards", "turned", "huge", "least", "apart"}
 
 
 def test_strided_arguments_are_copied_with_their_strides() -> None:
