@@ -27,7 +27,7 @@ from tilelang.backends.simt.target import SimtTarget
 from tilelang.errors import TargetError
 from tilelang.ir import elementwise as ew
 from tilelang.ir.cluster import cluster_of, uses
-from tilelang.ir.control import pieces
+from tilelang.ir.control import overruns, pieces
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, Value
 from tilelang.ir.interpreter import Frame
 
@@ -351,7 +351,8 @@ class _Renderer(Bulk, Matrix, Programs):
         lo, hi, step = (self.scalar(v) for v in op.operands[:3])
         self.carry(args, op.operands[3:])
         i = self.name(index)
-        self.line(f"for ({c_type(index.dtype)} {i} = {lo}; {i} < {hi}; {i} += {step}) {{")
+        following = f"{i} = tl::next({i}, {step}, {hi})" if overruns(op) else f"{i} += {step}"
+        self.line(f"for ({c_type(index.dtype)} {i} = {lo}; {i} < {hi}; {following}) {{")
         self.nested(op.regions[0])
         self.assign(args, op.regions[0].yields)
         self.close()

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 from llvmlite import ir
 
+from tilelang.ir.control import overruns
 from tilelang.ir.core import Op, Region, Type, Value
 
 
@@ -43,7 +44,11 @@ class Control(ABC):
         region = op.regions[0]
         self.values.update(zip(region.args, phis, strict=True))
         nexts = self.run(region)
-        following = self.b.add(phis[0], step, flags=("nsw",) if signed and phis[0].type.width == 64 else ())
+        if further := overruns(op):
+            left = self.b.sub(hi, phis[0])
+            step = self.b.select(self.b.icmp_unsigned("<", step, left), step, left)
+        exact = signed and phis[0].type.width == 64 and not further
+        following = self.b.add(phis[0], step, flags=("nsw",) if exact else ())
         for phi, value in zip(phis, (following, *nexts), strict=True):
             phi.add_incoming(value, self.b.block)
         back = self.b.branch(head)

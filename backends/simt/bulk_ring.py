@@ -13,8 +13,9 @@ from tilelang.backends.simt.stage import uses
 from tilelang.ir import bulk as ir
 from tilelang.ir import elementwise as ew
 from tilelang.ir import memory as mem
-from tilelang.ir.control import For, If, Yield
+from tilelang.ir.control import For, If, Yield, overruns
 from tilelang.ir.core import BufferType, Op, Region, TensorType, TileType, Value
+from tilelang.ir.thread import I64
 
 
 def objection(loop: Loop) -> str:
@@ -176,11 +177,17 @@ class BulkRing:
         loop = self.loop
         lo, hi, step = loop.op.operands[:3]
 
-        def fill(out: list[Op], at: Value, slot: Value, *first: Op) -> None:
-            """Starts the copies for iteration `at`, if there is one, into a block."""
+        def fill(out: list[Op], at: Value, slot: Value, since: Value, blocks: int, *first: Op) -> None:
+            """Starts the copies for iteration `at`, which is so many `blocks` from `since`, if there is one, into a
+            block."""
             inner = [*first, *self._fill(at, slot)]
+            there = loop.emit(out, ew.Lt, at, hi)
+            if overruns(loop.op):  # it may be no i32
+                i, end, by = (loop.emit(out, ew.Cast, v, dtype=I64) for v in (since, hi, step))
+                distance = loop.emit(out, ew.Mul, by, loop.const(out, blocks, by))
+                there = loop.emit(out, ew.Lt, loop.emit(out, ew.Add, i, distance), end)
             some = Region([], [ir.Once([], {}, [Region([], inner)], loop.op.loc), loop.made(Yield)])
-            out.append(If([loop.emit(out, ew.Lt, at, hi)], {}, [some, Region([], [loop.made(Yield)])], loop.op.loc))
+            out.append(If([there], {}, [some, Region([], [loop.made(Yield)])], loop.op.loc))
         before = list[Op]()
         if self.shares.copies:
             first = roles.made_first(loop.top, self.start)
@@ -189,7 +196,7 @@ class BulkRing:
             before += [ir.Once([], {}, [Region([], [self.start])], loop.op.loc), loop.made(mem.Barrier)]
         at = lo
         for stage in range(loop.stages - 1):
-            fill(before, at, loop.const(before, stage))
+            fill(before, at, loop.const(before, stage), lo, stage)
             at = loop.emit(before, ew.Add, at, step)
         zero = loop.const(before, 0)
         oldest, parity = self._position()
@@ -197,7 +204,8 @@ class BulkRing:
         body = loop.rest()
         newest, at = loop.newest(head, oldest)
         empty = self._give_back(head, newest)
-        fill(head, at, newest, ir.MBarrierWait([self.barriers, empty, parity], loc=loop.op.loc))
+        fill(head, at, newest, loop.index, loop.stages - 1,
+             ir.MBarrierWait([self.barriers, empty, parity], loc=loop.op.loc))
         following = self._following(head, oldest, parity)
         self._wait_later(body, oldest, parity)
         loop.start_beside(head, 1, body)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tilelang.errors import AssertFailed, DTypeMismatch, ShapeMismatch, VerifyError
 from tilelang.ir import codec
-from tilelang.ir.core import Op, Region, TileType, Type
+from tilelang.ir.core import MAX_EXTENT, Op, Region, TileType, Type, Value
 from tilelang.ir.dtypes import DType
 from tilelang.ir.elementwise import ALL_LEVELS, I1
 from tilelang.ir.shape import I32
@@ -21,6 +21,11 @@ MAX_CLUSTER = 8
 """Programs of a cluster at most: what every GPU with clusters takes (CUDA C++ Programming Guide)."""
 MAX_PROGRAMS = ((1 << 31) - 1) * ((1 << 16) - 1)
 """Programs of a grid at most: what CUDA can launch in two extents."""
+MAX_WORKERS = 1 << 16
+"""Programs that run at once at most, of any processor there is."""
+_MOST_64 = 1 << 62
+"""What no 64-bit number comes to that is computed in a kernel, and not written in it: nothing is counted so far."""
+_INTEGERS = ("int", "uint")
 
 
 class Grid(Op):
@@ -151,6 +156,37 @@ class For(Op):
         for i in range(lo, hi, step):
             carried = frame.run_region(self.regions[0], [np.asarray(i, dt), *carried])
         return tuple(carried)
+
+
+def overruns(loop: Op) -> bool:
+    """Whether the last index of a `for` plus its step may be no number of their type: to count there, a target must
+    stop at `hi` (i += min(step, hi - i), without signs), which costs two instructions more."""
+    _, hi, step = loop.operands[:3]
+    return bool(_most(hi) - 1 + _most(step) > hi.dtype.max)
+
+
+def _most(v: Value, depth: int = 8) -> int:
+    """A number that an integer scalar does not exceed, as far as some operations before it tell."""
+    op = v.owner
+    if op is None or not depth:
+        return _MOST_64 if v.dtype.bits == 64 else v.dtype.max
+    known = [_most(x, depth - 1) for x in op.operands if isinstance(x.type, TileType) and x.dtype.kind in _INTEGERS]
+    match op.name:
+        case "const":
+            return int(op.attrs["value"])
+        case "dim":
+            return MAX_EXTENT
+        case "num_workers":
+            return MAX_WORKERS
+        case "min":
+            return min(known)
+        case "max" | "where":
+            return max(known)
+        case "cast" if known and known[0] <= v.dtype.max and op.operands[0].dtype.bits <= v.dtype.bits:
+            return known[0]
+        case "floordiv" if (by := op.operands[1].owner) is not None and by.name == "const" and known[1] > 0:
+            return known[0] // known[1]
+    return _MOST_64 if v.dtype.bits == 64 else v.dtype.max
 
 
 class While(Op):

@@ -93,6 +93,14 @@ TL_FN bool negative(T a) {
   return false;
 }
 
+// The index of a loop's next iteration, or its end: the sum may be no number of the type.
+template <class T>
+TL_FN T next(T i, plain<T> step, plain<T> end) {
+  using U = as_unsigned<T>;
+  const U left = U(U(end) - U(i));
+  return T(U(i) + (U(step) < left ? U(step) : left));
+}
+
 // ---- integers: x // 0 == 0, x % 0 == 0, and the most negative number // -1 wraps
 
 template <class T>
