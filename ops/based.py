@@ -18,7 +18,7 @@ import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.attention.options import check_heads
 from tilelang.ops.attention.scores import LOG2E, rescale
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, scale_of
 
 F32 = tile.dtype("f32")
 
@@ -258,7 +258,7 @@ def based(q: Any, k: Any, v: Any, window: int = 0, scale: float | None = None) -
     s = scale q.k, but exp(s) for the last `window` keys of each query (itself among them), by their sum. D is at most
     64, and small (16 in the paper): states have 1 + D + D^2 rows. `scale` is 1 / sqrt(D) unless given. In f32; gives
     [B, H, S, E] in the dtype of q. Gradients for q, k and v, deterministic. Raises ValueError."""
-    return _forward(q, k, v, window, 1.0 / math.sqrt(q.shape[3]) if scale is None else scale)[0]
+    return _forward(q, k, v, window, scale_of(q.shape[3], scale))[0]
 
 
 def based_state(like: Any, batch: int, heads: int, d: int, e: int, window: int = 0) -> tuple[Any, Any, Any]:
@@ -277,7 +277,7 @@ def based_step(state: tuple[Any, Any, Any], used: Any, q: Any, k: Any, v: Any, w
     gives [B, H, E] for q [B, H, D]. `used` i32 [B]: how many steps each sequence has taken before; it is left as it
     is. No gradient."""
     d, e = q.shape[2], v.shape[2]
-    return _step(*state, used, q, k, v, 1.0 / math.sqrt(d) if scale is None else scale, WINDOW=window,
+    return _step(*state, used, q, k, v, scale_of(d, scale), WINDOW=window,
                  BR=block(window, 1 << 12, 16), D=d, BE=block(e + 1, 1 << 12, 16))
 
 

@@ -1,6 +1,7 @@
 """What the wrappers of several kernels need."""
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +33,14 @@ def check_floats(name: str, x: Any, rank: int = 1) -> None:
         raise ValueError(f"{name} takes f32, f16 or bf16, got {dt}: convert it, to f32 for example")
     if len(x.shape) < rank:
         raise ValueError(f"{name} takes {rank} dimensions or more, got {list(x.shape)}")
+
+
+def scale_of(width: int, scale: float | None) -> float:
+    """What products of queries and keys of a width are multiplied by: `scale`, or 1 / sqrt(width). Raises ValueError
+    where there is nothing to multiply."""
+    if width == 0:
+        raise ValueError("queries and keys have no elements: D must be at least 1, got 0")
+    return 1.0 / math.sqrt(width) if scale is None else scale
 
 
 def dtype_of(x: Any) -> tile.DType:

@@ -19,7 +19,7 @@ from tilelang.ops.attention.scores import (
     weigh,
 )
 from tilelang.ops.attention.sparse import WORD, expanded
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, scale_of
 
 
 @tile.kernel
@@ -262,6 +262,5 @@ def mla_decode(q: Any, cache: Any, causal: bool = True, scale: float | None = No
     As in `attention_decode`: `seqused` i32 [B], `block_table` i32 [B, P] of pages [pages, page, D], `splits`; `causal`
     is bottom-right aligned. `scale` defaults to 1 / sqrt(D), which is not the scale of the heads before absorption.
     Raises ValueError."""
-    o, lse = _mla(q, cache, seqused, block_table, columns, causal, 1.0 / math.sqrt(q.shape[3]) if scale is None else
-                  scale, splits)
+    o, lse = _mla(q, cache, seqused, block_table, columns, causal, scale_of(q.shape[3], scale), splits)
     return (o, lse) if return_lse else o

@@ -6,7 +6,6 @@ larger biases finds it exactly, ties going to the earlier key, without sorting.
 """
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from tilelang.ops.attention import api
 from tilelang.ops.attention.blockmask import listed
 from tilelang.ops.attention.options import Options, blocks, check_heads, made, window_sizes
 from tilelang.ops.attention.reference import reference as attention_reference
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, scale_of
 
 NEVER = -(1 << 30)
 CHOSEN_AT_ONCE = 32
@@ -145,7 +144,7 @@ def dynamic_mask_attention(q: Any, k: Any, v: Any, bias: Any, keep: int, causal:
     Returns [B, H, S, E] in the dtype of q, and with `return_lse` the LSE f32 [B, H, S], too; a query that sees no key
     has the result 0 and an LSE of +inf. Gradients for q, k, v and bias, deterministic; they take the choice of keys as
     constant. Raises ValueError for arguments that do not fit together."""
-    o, lse, _ = _forward(q, k, v, bias, keep, causal, 1.0 / math.sqrt(q.shape[3]) if scale is None else scale)
+    o, lse, _ = _forward(q, k, v, bias, keep, causal, scale_of(q.shape[3], scale))
     return (o, lse) if return_lse else o
 
 

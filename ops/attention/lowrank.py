@@ -6,7 +6,6 @@ of full width exist nowhere, not even by blocks. Between the two it is attention
 """
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import tilelang as tile
 from tilelang.ops.attention.options import check_head_counts, made, window_sizes
 from tilelang.ops.attention.reference import reference as attention_reference
 from tilelang.ops.attention.scores import LOG2E, key_range, normalised, visible, weigh
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, scale_of
 
 
 @tile.kernel
@@ -99,7 +98,7 @@ def lowrank_attention(q: Any, up_q: Any, k: Any, up_k: Any, v: Any, up_v: Any, c
     left, right = (-1, -1) if window is None else window
     window_sizes(causal, (left, right))
     return _lowrank(q, up_q, k, up_k, v, up_v, bias_q, bias_v, causal,
-                    1.0 / math.sqrt(up_q.shape[2]) if scale is None else scale, left, right)
+                    scale_of(up_q.shape[2], scale), left, right)
 
 
 def reference(q: Any, up_q: Any, k: Any, up_k: Any, v: Any, up_v: Any, causal: bool = False, bias_q: Any = None,

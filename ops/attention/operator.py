@@ -1,7 +1,6 @@
 """Attention as an operator of PyTorch, with gradients; NumPy arrays and calls with `out` go round the operator."""
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from tilelang.args import is_torch
 from tilelang.ops.attention import api, decode, varlen
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.options import check_ranks, made, options, spread, window_sizes
+from tilelang.ops.common import scale_of
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
@@ -178,7 +178,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     window_sizes(causal, window)
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal,
-                1.0 / math.sqrt(q.shape[2]) if scale is None else scale, left, right, softcap or 0.0,
+                scale_of(q.shape[2], scale), left, right, softcap or 0.0,
                 alibi if alibi is None else spread(alibi, (len(cu_seqlens_q) - 1, q.shape[1])), sinks, seqused_q,
                 seqused_k)
     return (o, lse) if return_lse else o

@@ -1,7 +1,6 @@
 """What a call of attention may ask for, checked, in the form in which the kernels take it."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -13,7 +12,7 @@ from tilelang.args import empty_like
 from tilelang.jit import architecture, only_allocates
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
-from tilelang.ops.common import block, check_floats, dtype_of, even
+from tilelang.ops.common import block, check_floats, dtype_of, even, scale_of
 from tilelang.ops.streamk import PROCESSORS
 
 WIDTHS = {64, 96, 128}
@@ -94,14 +93,21 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
         except (RuntimeError, ValueError):
             raise ValueError(f"bias must broadcast to {[q.shape[0], heads, q.shape[2], keys]}, its shape is "
                              f"{list(bias.shape)}") from None
-    return Options(1.0 / math.sqrt(q.shape[3]) if scale is None else scale, tensors, consts, sinks,
-                   block_mask)
+    return Options(scale_of(q.shape[3], scale), tensors, consts, sinks, block_mask)
 
 
 def check_heads(q: Any, k: Any, v: Any) -> None:
     """Raises ValueError for dtypes and head counts that do not fit."""
     check_floats("attention", q)
     check_head_counts(q.shape[1], k.shape[1], v.shape[1])
+
+
+def check_longest(queries: int, keys: int | None, max_seqlen_q: int, max_seqlen_k: int) -> None:
+    """Raises ValueError where there are rows of packed sequences, but none that may be as long: all would be left
+    out. `keys` is None where they lie in pages, whose table tells."""
+    for name, longest, rows in (("max_seqlen_q", max_seqlen_q, queries), ("max_seqlen_k", max_seqlen_k, keys)):
+        if rows is not None and longest <= 0 and (longest < 0 or rows > 0):
+            raise ValueError(f"{name} must be at least the longest sequence, got {longest} for {rows} rows")
 
 
 def check_ranks(rank: int, *tensors: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention.api import backward, forward
-from tilelang.ops.attention.options import check_heads, made, options
+from tilelang.ops.attention.options import check_heads, check_longest, made, options
 from tilelang.ops.common import dtype_of
 
 
@@ -27,12 +27,14 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     """`attention` of sequences packed one after the other: q [T, H, D], k [U, G, D], v [U, G, E], result [T, H, E] and
     LSE f32 [H, T]. Sequence b is rows cu_seqlens_q[b] to cu_seqlens_q[b + 1] of q, cu_seqlens_k[b] to
     cu_seqlens_k[b + 1] of k and v (i32 [B + 1]), and of those the first seqused_q[b] and seqused_k[b] where given;
-    `max_seqlen_q` is at least the longest. Rows that belong to no sequence are 0 (in `out` what they were).
+    `max_seqlen_q` and `max_seqlen_k` are at least the longest. Rows that belong to no sequence are 0 (in `out` what
+    they were).
 
     With `block_table` i32 [B, P] keys lie in pages: k [pages, page, G, D], v [pages, page, G, E]; key n of sequence b
     is row n % page of page block_table[b, n // page], and cu_seqlens_k or seqused_k gives its length (one of them may
     be None). The other options are those of `attention`. Raises ValueError."""
     batch = len(cu_seqlens_q) - 1
+    check_longest(q.shape[0], None if block_table is not None else k.shape[0], max_seqlen_q, max_seqlen_k)
     if block_table is None and cu_seqlens_k is None:
         raise ValueError("cu_seqlens_k is needed where there is no block_table")
     if block_table is not None and cu_seqlens_k is None and seqused_k is None:
@@ -56,6 +58,7 @@ def attention_varlen_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any,
     """(dq, dk, dv), then dsinks where there are `sinks` and with `needs_alibi` the gradient f32 [B, H] of the slopes,
     of a call of `attention_varlen` without pages, in the layouts of its arguments. Rows that belong to no sequence
     are 0. Raises as `attention_backward`."""
+    check_longest(q.shape[0], k.shape[0], max_seqlen_q, max_seqlen_k)
     q, k, v, do, o = (heads_first(x) for x in (q, k, v, do, o))
     check_heads(q, k, v)
     batch = len(cu_seqlens_q) - 1

@@ -1,7 +1,6 @@
 """Calls of Local Linear Attention: checks, block extents, the operator and its gradient."""
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like, is_torch
 from tilelang.jit import architecture
-from tilelang.ops.attention.options import check_heads, spread, window_sizes
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.attention.options import check_heads, check_longest, spread, window_sizes
+from tilelang.ops.common import block, dtype_of, scale_of
 from tilelang.ops.lla.backward import columns_kernel, rows_kernel
 from tilelang.ops.lla.forward import forward_kernel
 
@@ -129,7 +128,9 @@ def lla_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max
                lam: Any = 1.0, causal: bool = False, scale: float | None = None, *, ridge: str = "rel",
                window: Any = None, iterations: int | None = None, tolerance: float | None = None) -> Any:
     """`lla` of packed sequences: q [T, H, D], k [U, G, D], v [U, G, E]; `cu_seqlens_q`, `cu_seqlens_k` i32 [N + 1] say
-    where each of N sequences begins, and where the last ends; `lam` broadcasts to [1, H, T]. Returns [T, H, E]."""
+    where each of N sequences begins, and where the last ends; `max_seqlen_q` and `max_seqlen_k` are at least the
+    longest. `lam` broadcasts to [1, H, T]. Returns [T, H, E]."""
+    check_longest(q.shape[0], k.shape[0], max_seqlen_q, max_seqlen_k)
     q, k, v = (x.swapaxes(0, 1)[None] for x in (q, k, v))
     out = _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
                    iterations, tolerance, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)[0]
@@ -137,4 +138,4 @@ def lla_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max
 
 
 def _options(q: Any, causal: bool, scale: float | None, ridge: str, window: Any) -> tuple[Any, ...]:
-    return 1.0 / math.sqrt(q.shape[3]) if scale is None else scale, ridge, *window_sizes(causal, window)
+    return scale_of(q.shape[3], scale), ridge, *window_sizes(causal, window)

@@ -6,13 +6,12 @@ then rho = (sigma + ridge I)^-1 mu and o = (a - cross rho) / (omega - mu.rho).
 """
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.attention.scores import LOG2E, key_block
-from tilelang.ops.common import block, dtype_of
+from tilelang.ops.common import block, dtype_of, scale_of
 from tilelang.ops.lla.api import F32, check, per_query
 from tilelang.ops.lla.forward import ridge_of
 
@@ -148,5 +147,5 @@ def lla_decode(q: Any, k: Any, v: Any, lam: Any = 1.0, scale: float | None = Non
     [B, H, E]. `seqused` i32 [B] says how much of each sequence is valid; of a `window` of n only the last n + 1 keys
     count. Reads keys and values once, in `splits` parts at a time (by the number of threads unless given); solves
     exactly. No gradient. `lam` broadcasts to [B, H]. Raises ValueError for what does not fit together."""
-    scale = 1.0 / math.sqrt(q.shape[2]) if scale is None else scale
+    scale = scale_of(q.shape[2], scale)
     return _decode(q, k, v, per_query(lam, q, tuple(q.shape[:2])), seqused, scale, ridge, window, splits)

@@ -132,6 +132,19 @@ def test_mistaken_tensors() -> None:
         ops.attention(torch.zeros(1, 3, 8, 16), x, x)
 
 
+def test_queries_and_keys_of_no_elements() -> None:
+    """Python divided by zero."""
+    x, y, z = torch.zeros(1, 2, 8, 0), torch.zeros(1, 2, 8, 4), torch.zeros(8, 2, 0)
+    cu, nothing = torch.tensor([0, 8], dtype=torch.int32), torch.zeros(1, 2, 8)
+    for call in (lambda: ops.attention(x, x, y), lambda: ops.attention(x.numpy(), x.numpy(), y.numpy(), scale=1.0),
+                 lambda: ops.attention_decode(x, x, y), lambda: ops.attention_varlen(z, z, z, cu, cu, 8, 8),
+                 lambda: ops.lla(x, x, y), lambda: ops.lla_varlen(z, z, z, cu, cu, 8, 8),
+                 lambda: ops.lla_decode(x[:, :, 0], x, y), lambda: ops.mla_decode(x, x[0], 4),
+                 lambda: ops.based(x, x, y), lambda: ops.dynamic_mask_attention(x, x, y, nothing, 4)):
+        with pytest.raises(ValueError, match="D must be at least 1, got 0"):
+            call()
+
+
 def test_blocks_that_other_warps_copy_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """On sm_90a, where every processor has one: two groups of warps multiply. Neither the last queries nor the last
     keys fill their blocks."""

@@ -90,6 +90,20 @@ def test_pages(page: int, target: str) -> None:
         assert torch.isfinite(got).all() and ((one(got, cu_q, b).double() - want).abs() <= bound + 2.0 ** -24).all()
 
 
+@pytest.mark.parametrize(("name", "longest"), [("max_seqlen_q", (0, 8)), ("max_seqlen_q", (-8, 8)),
+                                               ("max_seqlen_k", (8, 0)), ("max_seqlen_k", (8, -1))])
+def test_rows_without_a_longest_sequence_are_refused(name: str, longest: tuple[int, int]) -> None:
+    """No program ran, and the results were 0; of `lla_varlen`, what memory held."""
+    x, lse, cu = torch.ones(8, 2, 16), torch.ones(2, 8), starts([8])
+    for call in (lambda: attention_varlen(x, x, x, cu, cu, *longest), lambda: lla_varlen(x, x, x, cu, cu, *longest),
+                 lambda: attention_varlen(x, x, x, cu, cu, *longest, out=torch.ones(8, 2, 16)),
+                 lambda: attention_varlen_backward(x, x, x, x, x, lse, cu, cu, *longest)):
+        with pytest.raises(ValueError, match=f"{name} must be at least the longest sequence, got .* for 8 rows"):
+            call()
+    none, nothing = torch.zeros(0, 2, 16), starts([0])
+    assert attention_varlen(none, none, none, nothing, nothing, 0, 0).shape == none.shape
+
+
 def test_mistakes() -> None:
     x, cu = torch.zeros(8, 2, 16), torch.tensor([0, 8], dtype=torch.int32)
     with pytest.raises(ValueError, match="cu_seqlens_k is needed"):
