@@ -105,8 +105,12 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
     Scores are modified in this order: `softcap` c replaces s by c tanh(s / c); `alibi` slopes f32 [H] or [B, H]
     subtract slope * |i + L - S - j| (Press et al., 2022); `score_mod(s, b, h, i, j)`, a `@tile.function` of
     elementwise operations, replaces s; `bias`, broadcast to [B, H, S, L], is added. `sinks` f32 [H] are scores
-    without a value that take part in each softmax and in the LSE. Raises ValueError for arguments that do not fit
-    together."""
+    without a value that take part in each softmax and in the LSE.
+
+    Scores may be as large as 2^27. One operation scales a product and takes the largest score of its row from it,
+    which is rounded to f32: from 2^28 (f16 on a GPU) or 2^31 on the difference leaves the range of exponentials, and
+    results may be wrong, infinite or NaN. Gradients start from the LSE, whose rounding changes weights by a factor of
+    up to exp(2^-24 |score|). Raises ValueError for arguments that do not fit together."""
     check_heads(q, k, v)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)

@@ -104,7 +104,10 @@ def rescale(top, largest):
 @tile.function
 def weigh(x, top, total, acc, factor=None):
     """(weights, new maximum, sum of weights, sum of weighted values before this block) for scores x to base 2; with a
-    `factor` > 0 for scores that it is yet to multiply, which then takes no operation of its own."""
+    `factor` > 0 for scores that it is yet to multiply, which then takes no operation of its own. That is exact, and
+    `base` is rounded, so that the largest weight is 2^r for a remainder r of at most 2^-24 |base|: the sum of weights
+    has it, too, but from |base| = 2^31 on (2^28 for weights in f16) it leaves their range. Nothing that is done once
+    for each row mends that, as no f32 is nearer to the score."""
     top, base, keep = rescale(top, x.max(1) if factor is None else x.max(1) * factor)
     p = tile.exp2(x - base[:, None] if factor is None else tile.fma(x, factor, -base[:, None]))
     return p, top, total * keep + p.sum(1), acc * keep[:, None]

@@ -132,6 +132,21 @@ def test_mistaken_tensors() -> None:
         ops.attention(torch.zeros(1, 3, 8, 16), x, x)
 
 
+@pytest.mark.parametrize(("target", "dt"), [("cpu", torch.float32), ("cpu", torch.bfloat16),
+                                            ("emulate:cuda:sm_80", torch.float16)])
+def test_scores_may_be_as_large_as_documented(target: str, dt: torch.dtype) -> None:
+    """Products are integers, so that none is rounded, and the factor is no power of two."""
+    torch.manual_seed(9)
+    q, k = (torch.randint(-3, 4, (1, 2, n, 16)).to(dt) for n in (33, 40))
+    v = torch.randint(-8, 9, (1, 2, 40, 8)).to(dt)
+    products = q.double() @ k.double().mT
+    want = torch.softmax(products * 1e9, -1) @ v.double()
+    with tile.target(target):
+        got, lse = ops.attention(q, k, v, scale=2.0 ** 27 / float(products.abs().max()), return_lse=True)
+    assert torch.isfinite(lse).all() and ((got.double() - want).abs() <= 8 * 2.0 ** (-20 if dt.itemsize == 4 else -7)
+                                          ).all()
+
+
 def test_queries_and_keys_of_no_elements() -> None:
     """Python divided by zero."""
     x, y, z = torch.zeros(1, 2, 8, 0), torch.zeros(1, 2, 8, 4), torch.zeros(8, 2, 0)
