@@ -202,6 +202,21 @@ def test_what_ended_processes_left_goes_with_the_oldest_entries(tmp_path: Path) 
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".new"]
 
 
+def test_a_lock_that_is_held_stays_however_old_its_file_is(tmp_path: Path) -> None:
+    """Who found the file of a process that had ended long ago kept its age: it was removed, and somebody else made the
+    same entry meanwhile."""
+    cache, lock = Cache(tmp_path, 1 << 20), tmp_path / f".{key('y')}.lock"
+    lock.write_bytes(b"")
+    os.utime(lock, (0, 0))
+
+    def make() -> bytes:
+        cache.put(key("x"), b"body")
+        assert cache.prune(0) == 1
+        assert lock.exists()
+        return b"made"
+    assert cache.made(key("y"), make) == b"made" and not lock.exists()
+
+
 def test_nothing_is_left_of_an_entry_whose_writing_is_interrupted(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object) -> None:

@@ -1,6 +1,7 @@
 """Locks: forks wait for compiling threads, and one file's lock has one holder."""
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -87,6 +88,14 @@ def test_who_waits_too_long_is_told_and_goes_on(tmp_path: Path) -> None:
         assert again == ""
     with locks.alone(tmp_path / "nowhere" / "lock", 1) as why:
         assert "No such file" in why
+
+
+def test_a_disk_without_locks_keeps_no_files_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr("fcntl.flock", none)
+    with locks.alone(tmp_path / "lock", 0) as why:
+        assert why == "[Errno 37] No locks available" and not (tmp_path / "lock").exists()
 
 
 def test_a_lock_is_let_go_whatever_happens(tmp_path: Path) -> None:

@@ -161,12 +161,11 @@ class Cache:
             yield Entry(path, info.st_size, info.st_mtime)
 
     def _leftovers(self) -> Iterator[Path]:
-        """Files beside the entries that nobody has touched for a day: locks, and entries written in part."""
-        for pattern in ".*.lock", "[0-9a-f][0-9a-f]/.*":
-            for path in self.directory.glob(pattern):
-                with suppress(OSError):
-                    if path.stat().st_mtime < time.time() - _DAY:
-                        yield path
+        """Entries written in part that nobody has touched for a day."""
+        for path in self.directory.glob("[0-9a-f][0-9a-f]/.*"):
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - _DAY:
+                    yield path
 
     def prune(self, max_bytes: int) -> int:
         """Drops the entries used longest ago until the rest fits, and what processes that were ended have left; gives
@@ -186,6 +185,8 @@ class Cache:
                 total, dropped = total - entry.size, dropped + 1
             for path in self._leftovers():
                 _remove(path)
+            for path in self.directory.glob(".*.lock"):
+                locks.discard(path)
         return dropped
 
     def verify(self) -> list[Path]:

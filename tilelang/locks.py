@@ -57,6 +57,12 @@ def alone(path: Path, seconds: float) -> Iterator[str]:
             file.close()
 
 
+def discard(path: Path) -> None:
+    """Removes a lock's file that an ended process has left; one that somebody holds stays, however old it is."""
+    with alone(path, 0):
+        pass
+
+
 def _locked(path: Path, seconds: float) -> FileIO:
     """An object and not a number: wherever Ctrl-C comes, what nobody has any more is closed."""
     import fcntl
@@ -69,6 +75,11 @@ def _locked(path: Path, seconds: float) -> FileIO:
                 return file
         except BlockingIOError:
             pass
+        except OSError:  # this disk has no locks, so that the file says nothing
+            file.close()
+            with suppress(OSError):
+                path.unlink()
+            raise
         file.close()
         if time.monotonic() > end:
             raise TimeoutError(f"{path} has been locked for {seconds:g} s")
