@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Set
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from typing import Any
@@ -87,20 +88,24 @@ def host() -> CpuTarget:
     """The processor this process runs on."""
     _initialise()
     features = llvm.get_host_cpu_features()
-    have = {name for name, on in features.items() if on}
+    return processor(llvm.get_host_cpu_name(), features.flatten(), {name for name, on in features.items() if on})
+
+
+def processor(cpu: str, attributes: str, have: Set[str]) -> CpuTarget:
+    """One of this machine's architecture, by LLVM's names for it and for what it has."""
+    machine = _machine(cpu, attributes)
+    arm = machine.triple.startswith(("aarch64", "arm64"))
     names: set[str] = set()
-    vector_bytes, registers = 16, 32
-    if "avx2" in have:
-        vector_bytes, registers = 32, 16
+    vector_bytes, registers = 16, 32 if arm else 16
+    if {"avx2", "fma"} <= have:
+        vector_bytes = 32
         names.add("avx2")
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= have:
         vector_bytes, registers = 64, 32
         names |= {name for name in ("vnni", "vbmi", "bf16") if f"avx512{name}" in have}
-    machine = _machine(llvm.get_host_cpu_name(), features.flatten())
-    has_half = "f16c" in have or machine.triple.startswith(("aarch64", "arm64"))
-    half = {("f16", "f32"), ("f32", "f16")} if has_half else ()  # from f64 LLVM calls a library
-    return CpuTarget("cpu", llvm.get_host_cpu_name(), features.flatten(), machine.triple, str(machine.target_data),
-                     vector_bytes, registers, frozenset(names), _cache_bytes(), frozenset(half))
+    half = {("f16", "f32"), ("f32", "f16")} if "f16c" in have or arm else ()  # from f64 LLVM calls a library
+    return CpuTarget("cpu", cpu, attributes, machine.triple, str(machine.target_data), vector_bytes, registers,
+                     frozenset(names), _cache_bytes(), frozenset(half))
 
 
 def _cache_bytes() -> int:

@@ -1,0 +1,138 @@
+"""Kernels for older processors than this one, which are run, and for one with AVX-512, which are compiled."""
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+import tilelang as tile
+from tilelang.backends.cpu import machine
+
+BASE = {"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2"}
+V2 = BASE | {"cx16", "popcnt", "sahf", "crc32", "sse3", "ssse3", "sse4.1", "sse4.2"}
+V3 = V2 | {"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"}
+V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+LEVELS = {"x86-64": BASE, "x86-64-v2": V2, "x86-64-v3": V3, "x86-64-v4": V4}
+"""The levels of the psABI, and LLVM's names for what they have."""
+NEWEST = V4 | {"avx512vnni", "avx512vbmi", "avx512bf16"}
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86")
+
+
+@tile.kernel
+def products(a: tile.Tensor[tile.T, "M K"], b: tile.Tensor[tile.T, "K N"], y: tile.Out[tile.A, "M N"]):
+    m, n = tile.grid(tile.cdiv(a.shape[0], 24), tile.cdiv(b.shape[1], 32))
+    acc = tile.zeros((24, 32), y.dtype)
+    for k in tile.range(0, a.shape[1], 64):
+        acc = tile.dot(tile.load(a, (m * 24, k), (24, 64)), tile.load(b, (k, n * 32), (64, 32)), acc)
+    tile.store(y, (m * 24, n * 32), acc)
+
+
+@tile.kernel
+def softmax(x: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M N"]):
+    m = tile.grid(x.shape[0])
+    row = tile.load(x, (m, 0), (1, 256))
+    row = tile.where(tile.arange(256)[None, :] < x.shape[1], row, float("-inf"))
+    p = tile.exp(row - row.max(1)[:, None])
+    tile.store(y, (m, 0), p / p.sum(1)[:, None])
+
+
+@tile.kernel
+def widened(x: tile.Tensor[tile.T, "N"], y: tile.Out[tile.f32, "N"]):
+    n = tile.grid(tile.cdiv(x.shape[0], 64)) * 64
+    tile.store(y, n, tile.load(x, n, 64).to(tile.f32))
+
+
+@tile.kernel
+def narrowed(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.T, "N"]):
+    n = tile.grid(tile.cdiv(x.shape[0], 64)) * 64
+    tile.store(y, n, tile.load(x, n, 64).to(y.dtype))
+
+
+@tile.kernel
+def looked_up(x: tile.Tensor[tile.u8, "N"], y: tile.Out[tile.u8, "N"]):
+    """Where no register holds the table, it is in memory, which was refused before the grid."""
+    table = (tile.arange(16) * 37 % 251).to(tile.u8)
+    n = tile.grid(tile.cdiv(x.shape[0], 64)) * 64
+    tile.store(y, n, tile.lookup(table, tile.load(x, n, 64) & 15))
+
+
+KERNELS = products, softmax, widened, narrowed, looked_up
+
+
+def level(name: str, have: set[str]) -> machine.CpuTarget:
+    """A processor of a level, which has nothing else of what this one has."""
+    off = (f"-{f}" for f, on in llvm.get_host_cpu_features().items() if on and f not in have)
+    return machine.processor(name, ",".join([*(f"+{f}" for f in sorted(have)), *off]), have)
+
+
+@pytest.fixture(params=LEVELS)
+def runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[machine.CpuTarget]:
+    """This processor is taken for one of a level that it has."""
+    have = LEVELS[request.param]
+    if missing := [f for f in have if not llvm.get_host_cpu_features().get(f)]:
+        pytest.skip(f"needs a processor with {', '.join(missing)}")
+    target = level(request.param, have)
+    monkeypatch.setattr(machine, "host", lambda: target)
+    for kernel in KERNELS:
+        monkeypatch.setattr(kernel, "_compiled", {})
+    yield target
+
+
+def test_registers() -> None:
+    """Processors without AVX2 were taken to have 32."""
+    made = {name: level(name, have) for name, have in LEVELS.items()}
+    assert [(t.vector_bytes, t.registers) for t in made.values()] == [(16, 16), (16, 16), (32, 16), (64, 32)]
+    assert [t.by_half for t in made.values()] == [False, False, True, True]
+    assert level("x86-64-v4", NEWEST).features == {"avx2", "vnni", "vbmi", "bf16"}
+    assert not level("x86-64-v3", V3 - {"fma"}).fused
+
+
+def inputs() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Kernels with arguments; products of floats are sums of small integers, which no order rounds."""
+    rng = np.random.default_rng(0)
+    for dt, acc in (np.float32, np.float32), (np.float16, np.float32), (np.int8, np.int32):
+        a, b = (rng.integers(-8, 9, shape).astype(dt) for shape in ((50, 130), (130, 70)))
+        yield products, (a, b, np.zeros((50, 70), acc))
+    yield looked_up, (rng.integers(0, 256, 200, dtype=np.uint8), np.zeros(200, np.uint8))
+    numbers = (rng.standard_normal(1000) * 2.0 ** rng.integers(-20, 13, 1000)).astype(np.float32)
+    numbers[:5] = 0.0, -0.0, np.inf, -np.inf, np.nan
+    yield widened, (numbers.astype(np.float16), np.zeros(1000, np.float32))
+    yield narrowed, (numbers, np.zeros(1000, np.float16))
+    for name in "u4", "i3", "f4e2m1", "f6e3m2", "f8e4m3", "f8e5m2", "bf16":
+        dt = tile.dtype(name)
+        packed = tile.Packed.from_codes(rng.integers(0, 1 << dt.bits, 1000, dtype=np.uint16), dt)
+        yield widened, (packed, np.zeros(1000, np.float32))
+
+
+def test_results(runs: machine.CpuTarget) -> None:
+    for kernel, args in inputs():
+        got, want = args[-1].copy(), args[-1].copy()
+        kernel(*args[:-1], got)
+        kernel.reference(*args[:-1], want)
+        np.testing.assert_array_equal(got, want, err_msg=f"{kernel.name} of {args[0].dtype}")
+    x = np.random.default_rng(1).standard_normal((7, 250)).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(softmax(x), exact / exact.sum(1, keepdims=True), rtol=64 * 2.0 ** -24)
+
+
+THERE = {"TVMFFIErrorSetRaisedFromCStr", "memset", "memcpy"}
+"""What code may call beside the pool: the launch's errors, and the C library."""
+
+
+@pytest.mark.parametrize("have", [V4, NEWEST], ids=["v4", "newest"])
+def test_code_for_avx512_calls_nothing_but_what_is_there(have: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM verifies the intrinsics' types, and where it cannot select one it says so or leaves a call."""
+    target = level("x86-64-v4", have)
+    monkeypatch.setattr(machine, "host", lambda: target)
+    for kernel, args in inputs():
+        lowered = kernel.lower(*args)
+        assert lowered.target is target and lowered.object_code[:4] == b"\x7fELF"
+        called = set(re.findall(r"\bcallq?\s+([^\s#@]+)", lowered.assembly))
+        assert not {name for name in called if not name.startswith(("*", "%", "tl_"))} - THERE, kernel.name
+        assert "%zmm" in lowered.assembly or kernel is looked_up
