@@ -183,7 +183,7 @@ def grid_fault(fn: Function) -> tuple[Op, UnsupportedSyntax] | None:
             got="a nested one", why="the caller launches one grid",
             try_="call it before the loop or branch, and use there what it gives")
     for op in Region([], fn.body.ops[:fn.body.ops.index(grid)]).walk():
-        if op.effects == "write":
+        if op.effects == "write" and not isinstance(op.operands[0].type, BufferType):  # else its own memory
             return op, UnsupportedSyntax(
                 "a write before the grid", loc=op.loc, needs="writes after it", got=f"`{op.name}`",
                 why="what stands before the grid is run by every program", try_="call tile.grid first")
