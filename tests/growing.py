@@ -21,7 +21,7 @@ NUMBER = ("float", "int", "uint")
 ELEMENTWISE = [c for c in Op.registry.values() if issubclass(c, elementwise.Elementwise)
                and c not in (words.Dot2, words.Dot4)]
 """What is defined by `arity` and `domain` alone."""
-ATOMIC = ("i32", "u32", "i64", "u64", "f32", "f64")
+ATOMIC = ("i32", "u32", "i64", "u64", "f16", "bf16", "f32", "f64")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 
 

@@ -248,8 +248,9 @@ class _Renderer(Bulk, Matrix, Programs):
     def _atomic_rmw(self, op: Op) -> None:
         memory, offset, *args = op.operands
         values = ", ".join(map(self.scalar, args)) + ("" if op.attrs["masked"] else ", true")
-        self.define(op.result, f"tl::atomic_{op.attrs['kind']}({self.address(memory, offset)}, {values}, "
-                               f"{self.number(op)})")
+        dt, kind = op.result.dtype, op.attrs["kind"]
+        name = f"{kind}_{dt.name}" if dt.kind == "float" and dt.bits == 16 and kind != "cas" else kind
+        self.define(op.result, f"tl::atomic_{name}({self.address(memory, offset)}, {values}, {self.number(op)})")
 
     def _st_async(self, op: Op) -> None:
         buffer, at, tensor, offset, *mask = op.operands

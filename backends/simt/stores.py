@@ -128,7 +128,8 @@ class Stores:
             converted = v.owner is not None and v.owner.name == "convert_layout"
             source = v.owner.operands[0] if v.owner is not None and converted else v
             return Write(memory, [((at,), 0) for at in rest], op.attrs["axes"], source, v, False)
-        if op.attrs["kind"] != "add" or op.attrs["masked"] or self.users.get(op.result) or v.dtype.name == "f64":
+        if op.attrs["kind"] != "add" or op.attrs["masked"] or self.users.get(op.result) \
+                or v.dtype.name in ("f64", "f16", "bf16"):
             return None
         block = block_of(rest)
         return Write(memory, *block, v, v, True) if block is not None else None

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tilelang.backends.simt.group_products import choose_group
 from tilelang.backends.simt.instructions import GroupRow, MmaRow, choose, in_words, scaled_rows
@@ -40,6 +41,7 @@ class SimtTarget:
     ldmatrix: bool
     stmatrix: bool = False
     native_casts: frozenset[tuple[str, str]] = frozenset()
+    half_atomics: ClassVar[bool] = True  # of the preludes
     transposed_loads: bool = False
     subnormals: bool = True
     windows: bool = False

@@ -312,7 +312,7 @@ class Atomic(_Indexed):
     def outputs(self, memory: TensorType | BufferType, shape: tuple[int, ...]) -> Sequence[Type]:
         check_writable(self, memory)
         dt, kind = memory.dtype, self.attrs["kind"]
-        wanted = ("i32", "u32", "i64", "u64", "f32", "f64")
+        wanted = ("i32", "u32", "i64", "u64", "f16", "bf16", "f32", "f64")
         if dt.name not in wanted:
             raise DTypeMismatch(f"atomic {kind} is not defined on {dt}", loc=self.loc,
                                 needs=", ".join(wanted), got=str(dt), try_="use a tensor of one of these dtypes")

@@ -209,7 +209,8 @@ def _atomic(kind: str, memory: Any, indices: Any, others: list[Any], mask: Any) 
 
 def atomic_add(memory: Any, indices: Any, value: Any, mask: Any = None) -> Any:
     """Adds to the elements at tiles of indices, atomically; returns the old values. Like all atomic operations for
-    memory of i32, u32, i64, u64, f32 and f64."""
+    memory of i32, u32, i64, u64, f16, bf16, f32 and f64. Each sum of floats is rounded to their type, so that results
+    depend on the order of the additions, which is another in each run."""
     return _atomic("add", memory, indices, [value], mask)
 
 

@@ -4,7 +4,8 @@ requires: THREAD
 ensures: arithmetic, comparisons, functions and reductions only on i1, integers, f32 and f64; a `cast` only
 - between i1 and integers of any width (wraps), and from them to f32 and f64 (rounds once),
 - from f32 and f64 to i32, u32, i64 and u64 (truncates, saturates, NaN gives 0), and between f32 and f64,
-- between the pairs (source, result) of names in `target.native_casts`, which round once as `codec` does
+- between the pairs (source, result) of names in `target.native_casts`, which round once as `codec` does;
+atomic updates of f16 and bf16 are loops of compare and swap, but where the target has them (`half_atomics`)
 example:
     func @f(%x: tensor<in bf16, 4:1>, %y: tensor<out i1, 4:1>) thread {
       %at = const {value=0, dtype=i64} : i64
@@ -47,13 +48,15 @@ from tilelang.errors import Loc
 from tilelang.ir import codec
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
+from tilelang.ir.control import While, Yield
 from tilelang.ir.core import Function, Op, Region, Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.reduction import Reduce
-from tilelang.ir.thread import TableEntry
+from tilelang.ir.thread import AtomicRmw, TableEntry
 from tilelang.passes.driver import exact
 
-_I32, _U32, _U64, _F32, _F64 = map(dtype, ("i32", "u32", "u64", "f32", "f64"))
+_I1, _I32, _U32, _U64, _F32, _F64 = map(dtype, ("i1", "i32", "u32", "u64", "f32", "f64"))
+_UPDATES: dict[str, type[Op]] = {"add": ew.Add, "max": ew.Max, "min": ew.Min}
 _WHOLE, _WIDE = ("bool", "int", "uint"), (_F32, _F64)
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # as bits of an f32
 
@@ -64,15 +67,15 @@ def expand_casts(fn: Function, target: Any = None) -> Function:
     in vectors where the target says that a table of `register_table` f32 fits into registers; other small floats are
     read by way of f16 where it says that this takes the fewest instructions (`by_half`)."""
     _Expander(getattr(target, "native_casts", frozenset()), getattr(target, "register_table", 0),
-              getattr(target, "by_half", False)).region(fn.body)
+              getattr(target, "by_half", False), getattr(target, "half_atomics", False)).region(fn.body)
     return fn
 
 
 class _Expander:
     """The steps of a rule are methods on values; a number among the operands stands for a vector of it."""
 
-    def __init__(self, native: frozenset[tuple[str, str]], table: int, by_half: bool) -> None:
-        self.native, self.table, self.by_half = native, table, by_half
+    def __init__(self, native: frozenset[tuple[str, str]], table: int, by_half: bool, half_atomics: bool) -> None:
+        self.native, self.table, self.by_half, self.half_atomics = native, table, by_half, half_atomics
         self.loc: Loc | None = None
         self.ops: list[Op] = []
         self.known: MutableMapping[Any, Value] = {}
@@ -102,7 +105,29 @@ class _Expander:
         if isinstance(op, ew.Elementwise | Reduce) and not op.regions and op.operands[0].dtype.name in ("f16", "bf16"):
             out = self.op(type(op), *(self.cast(v, _F32) for v in op.operands), **op.attrs)
             return self.cast(out, op.result.dtype)
+        if isinstance(op, AtomicRmw) and op.result.dtype.name in ("f16", "bf16") and op.attrs["kind"] in _UPDATES \
+                and not self.half_atomics:
+            return self.swapped(op)
         return None
+
+    def swapped(self, op: Op) -> Value:
+        """An atomic update by compare and swap, from the guess on that 0 is there, until nobody came in between. No
+        load begins it: it would be no atomic operation."""
+        memory, offset, value, *mask = op.operands
+        dt, going = value.dtype, mask[0] if mask else self.emit(sh.Const, value=True, dtype=_I1)
+        seen, again = Value(value.type, "seen"), Value(going.type)
+        test = Region([Value(value.type), again], [Yield([again], loc=self.loc)])
+        start = [self.full(0, dt, ()), going]
+        outer = self.ops, self.known
+        self.ops, self.known = [], ChainMap({}, self.known)
+        new = self.cast(self.op(_UPDATES[op.attrs["kind"]], *(self.cast(v, _F32) for v in (seen, value))), dt)
+        swap = AtomicRmw([memory, offset, seen, new], {"kind": "cas", "phase": op.attrs["phase"]}, loc=self.loc)
+        self.ops.append(swap)
+        changed = self.op(ew.Ne, self.bits(swap.result), self.bits(seen))
+        body = Region([seen, Value(going.type)], [*self.ops, Yield([swap.result, changed], loc=self.loc)])
+        self.ops, self.known = outer
+        self.ops.append(While(start, {}, [test, body], loc=self.loc))
+        return self.ops[-1].results[0]
 
     # -- steps --------------------------------------------------------------------------------------------------------
     def op(self, cls: type[Op], *operands: Value | float, **attrs: Any) -> Value:

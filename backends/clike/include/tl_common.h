@@ -101,6 +101,11 @@ TL_FN T next(T i, plain<T> step, plain<T> end) {
   return T(U(i) + (U(step) < left ? U(step) : left));
 }
 
+// Atomic updates of numbers kept as their codes: what is there, `a`, by `b`, in f32, rounded once.
+#define TL_HALF_ATOMICS(ONE)                                                        \
+  ONE(add, f16, a + b) ONE(max, f16, max(a, b)) ONE(min, f16, min(a, b))            \
+  ONE(add, bf16, a + b) ONE(max, bf16, max(a, b)) ONE(min, bf16, min(a, b))
+
 // ---- integers: x // 0 == 0, x % 0 == 0, and the most negative number // -1 wraps
 
 template <class T>

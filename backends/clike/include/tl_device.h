@@ -119,6 +119,18 @@ TL_FN T atomic_min(T* p, i64 off, plain<T> v, bool mask, op) {
     return fetch_min(p + off, v);
 }
 
+#define TL_HALF_ATOMIC(KIND, H, UPDATED)                                            \
+  template <class T>                                                                \
+  TL_FN T atomic_##KIND##_##H(T* p, i64 off, plain<T> v, bool mask, op) {           \
+    if (!mask) return T(0);                                                         \
+    return compare_and_swap(p + off, [=](T old) {                                   \
+      const float a = H##_to_f32(old), b = H##_to_f32(v);                           \
+      return f32_to_##H(UPDATED);                                                   \
+    });                                                                             \
+  }
+TL_HALF_ATOMICS(TL_HALF_ATOMIC)
+#undef TL_HALF_ATOMIC
+
 template <class T>
 TL_FN T atomic_cas(T* p, i64 off, plain<T> expected, plain<T> desired, bool mask, op) {
   using U = as_unsigned<T>;

@@ -11,6 +11,7 @@ from tilelang.backends.emulator.gcn.parse import GcnError, Instruction, Operand
 from tilelang.backends.emulator.gcn.wave import (
     ALL,
     EXEC,
+    F16,
     F32,
     F64,
     I16,
@@ -31,7 +32,7 @@ from tilelang.backends.emulator.gcn.wave import (
 RULES: dict[str, Rule] = {}
 _EXEC, _VCC = Operand("s", EXEC, 2), Operand("s", VCC, 2)
 _TYPES = {"u16": U16, "i16": I16, "b32": U32, "u32": U32, "i32": I32, "b64": U64, "u64": U64, "i64": I64, "f32": F32,
-          "f64": F64, "b16": U16}
+          "f64": F64, "b16": U16, "f16": F16}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "lt": lambda a, b: a < b, "eq": lambda a, b: a == b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b,
     "ne": lambda a, b: a != b, "ge": lambda a, b: a >= b, "lg": lambda a, b: (a < b) | (a > b),
@@ -132,17 +133,17 @@ RULES |= {"s_movk_i32": _movk, "s_cselect_b32": _select(32), "s_cselect_b64": _s
 _Binary = Callable[[Array, Array], Array]
 _BINARY: dict[str, tuple[str, _Binary]] = {
     "and": ("b32", lambda a, b: a & b), "or": ("b32", lambda a, b: a | b), "xor": ("b32", lambda a, b: a ^ b),
-    "add": ("u16 u32 f32 f64", lambda a, b: a + b), "sub": ("u16 u32 f32", lambda a, b: a - b),
+    "add": ("u16 u32 f16 f32 f64", lambda a, b: a + b), "sub": ("u16 u32 f32", lambda a, b: a - b),
     "subrev": ("u32", lambda a, b: b - a), "mul": ("f32 f64", lambda a, b: a * b),
     "mul_lo": ("u16 u32", lambda a, b: a * b),
-    "max": ("i32 u32 f32 f64", np.fmax), "min": ("i32 u32 f32 f64", np.fmin),
+    "max": ("i32 u32 f16 f32 f64", np.fmax), "min": ("i32 u32 f16 f32 f64", np.fmin),
     "lshlrev": ("b16 b32 b64", lambda a, b: b << (a & b.dtype.type(8 * b.itemsize - 1))),
     "lshrrev": ("b16 b32 b64", lambda a, b: b >> (a & b.dtype.type(8 * b.itemsize - 1))),
     "ashrrev": ("i32 i64", lambda a, b: b >> (a & b.dtype.type(8 * b.itemsize - 1)))}
 
 
 def _elementwise(count: int, f: Callable[..., Array], *types: np.dtype[Any]) -> Rule:
-    return lambda w, i: w.write(i.operands[0], f(*(w.source(i, n + 1, types[n % len(types)]) for n in range(count))))
+    return lambda w, i: w.result(i, f(*(w.source(i, n + 1, types[n % len(types)]) for n in range(count))))
 
 
 for _name, (_list, _f) in _BINARY.items():
@@ -194,6 +195,37 @@ def _fused(a: Array, b: Array, c: Array) -> Array:
     return (a.astype(F64) * b.astype(F64) + c.astype(F64)).astype(F32)
 
 
+def _halved(a: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return a.astype(F16)
+
+
+def _bf16(a: Array) -> Array:
+    """The nearest bf16 of f32, in the low half of a word; ties go to the even one."""
+    bits = a.view(U32)
+    rounded = bits + U32.type(0x7fff) + (bits >> U32.type(16) & U32.type(1)) >> U32.type(16)
+    return np.where(np.isnan(a), U32.type(0x7fff), rounded)
+
+
+def _bits_of_three(w: Wave, i: Instruction) -> None:
+    """Any function of the bits of three words, by the table of its values."""
+    words, out = [w.source(i, n, U32) for n in (1, 2, 3)], np.zeros(LANES, U32)
+    for k in range(8):
+        if int(i.modifiers["bitop3"], 0) >> k & 1:
+            a, b, c = (x if k >> at & 1 else ~x for x, at in zip(words, (2, 1, 0), strict=True))
+            out |= a & b & c
+    w.write(i.operands[0], out)
+
+
+def _of_halves(f: Callable[..., Array]) -> Rule:
+    """Each half of a word by itself, as they lie."""
+    def rule(w: Wave, i: Instruction) -> None:
+        if moved := [m for m in i.modifiers if m.startswith("op_sel")]:
+            raise GcnError("halves of other places are not covered", got=moved[0])
+        w.write(i.operands[0], f(*(w.source(i, n, U32).view(F16) for n in (1, 2, 3))).view(U32))
+    return rule
+
+
 def _accumulated(w: Wave, i: Instruction) -> None:
     w.write(i.operands[0], _fused(w.source(i, 1, F32), w.source(i, 2, F32), w.read(i.operands[0], F32)))
 
@@ -201,7 +233,9 @@ def _accumulated(w: Wave, i: Instruction) -> None:
 RULES |= {
     "v_exp_f32": _elementwise(1, _power, F32), "v_mul_legacy_f32": _elementwise(2, _legacy, F32),
     **dict.fromkeys(("v_fma_f32", "v_fmamk_f32", "v_fmaak_f32"), _elementwise(3, _fused, F32)),
-    "v_fmac_f32": _accumulated,
+    "v_pk_maximum3_f16": _of_halves(lambda a, b, c: np.maximum(np.maximum(a, b), c)),
+    "v_pk_minimum3_f16": _of_halves(lambda a, b, c: np.minimum(np.minimum(a, b), c)),
+    "v_fmac_f32": _accumulated, "v_bitop3_b32": _bits_of_three,
     "v_mov_b32": _elementwise(1, lambda a: a, U32), "v_mov_b64": _elementwise(1, lambda a: a, U64),
     "v_accvgpr_read_b32": _elementwise(1, lambda a: a, U32), "v_accvgpr_write_b32": _elementwise(1, lambda a: a, U32),
     "v_not_b32": _elementwise(1, lambda a: ~a, U32), "v_bfrev_b32": _elementwise(1, _reversed, U32),
@@ -223,6 +257,8 @@ RULES |= {
     "v_mbcnt_hi_u32_b32": _elementwise(2, lambda a, b: _below(a, 32) + b, U32),
     "v_cvt_f32_i32": _elementwise(1, lambda a: a.astype(F32), I32),
     "v_cvt_f32_u32": _elementwise(1, lambda a: a.astype(F32), U32),
+    "v_cvt_f32_f16": _elementwise(1, lambda a: a.astype(F32), F16), "v_cvt_f16_f32": _elementwise(1, _halved, F32),
+    "v_cvt_pk_bf16_f32": _elementwise(2, lambda a, b: _bf16(a) | _bf16(b) << U32.type(16), F32),
     "v_cvt_f64_i32": _elementwise(1, lambda a: a.astype(F64), I32),
     "v_cvt_f64_u32": _elementwise(1, lambda a: a.astype(F64), U32),
     "v_cvt_f32_ubyte0": _elementwise(1, lambda a: (a & U32.type(255)).astype(F32), U32)}
@@ -233,13 +269,13 @@ def _vector_compared(f: Callable[[Any, Any], Any], t: np.dtype[Any]) -> Rule:
 
 
 for _name, _f in _COMPARE.items():
-    for _t in ("i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64"):
+    for _t in ("i16", "u16", "i32", "u32", "i64", "u64", "f16", "f32", "f64"):
         RULES[f"v_cmp_{_name}_{_t}"] = _vector_compared(_f, _TYPES[_t])
 
 
 def _chosen(w: Wave, i: Instruction) -> None:
     truth = w.mask(i.operands[3] if len(i.operands) == 4 else _VCC)
-    w.write(i.operands[0], np.where(truth, w.source(i, 2, U32), w.source(i, 1, U32)))
+    w.result(i, np.where(truth, w.source(i, 2, U32), w.source(i, 1, U32)))
 
 
 def _with_carry(sign: int, swap: bool, takes: bool) -> Rule:

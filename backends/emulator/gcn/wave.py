@@ -100,7 +100,9 @@ class Wave:
         if i.form == "sdwa" and (select := i.modifiers.get(f"src{n - 1}_sel", "DWORD")) != "DWORD":
             what, number = select.split("_")
             width = 8 if what == "BYTE" else 16
-            value = (value.view(U32) >> U32.type(width * int(number)) & U32.type((1 << width) - 1)).view(t)
+            word = self.registers(i.operands[n], 1)[:, 0]  # of instructions of 16 bits, too
+            value = (word >> U32.type(width * int(number)) & U32.type((1 << width) - 1)).astype(
+                UNSIGNED[t.itemsize]).view(t)
         return value
 
     def _moved(self, value: Array, modifiers: dict[str, str]) -> Array:
@@ -117,6 +119,17 @@ class Wave:
             raise GcnError("this movement of lanes is not covered", got=str(modifiers))
         source = known[name](modifiers[name])
         return np.where((source >= 0) & self.active[source], value[source], value.dtype.type(0))
+
+    def result(self, i: Instruction, value: Array) -> None:
+        """Writes what an instruction gives, to the part of a register that its form names; the rest becomes 0."""
+        if i.form == "sdwa" and (select := i.modifiers.get("dst_sel", "DWORD")) != "DWORD":
+            if (unused := i.modifiers.get("dst_unused")) != "UNUSED_PAD":
+                raise GcnError("this use of parts of registers is not covered", got=str(unused))
+            what, number = select.split("_")
+            width = 8 if what == "BYTE" else 16
+            word = np.ascontiguousarray(value).view(UNSIGNED[value.dtype.itemsize]).astype(U32)
+            value = (word & U32.type((1 << width) - 1)) << U32.type(width * int(number))
+        self.write(i.operands[0], value)
 
     def write(self, o: Operand, value: Array) -> None:
         """A value for each lane, into the active ones; small ones take the low part of a register."""

@@ -181,7 +181,7 @@ TL_FN int warp() { return thread() / TL_WARP; }
 
 template <class T, template <class> class P, class F>
 TL_FN T read_modify_write(P<T> p, i64 off, bool mask, op o, F change) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics are 4 or 8 bytes");
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "atomics are 2, 4 or 8 bytes");
   if (!mask) {
     idle(p, emu::ATOMIC, o);
     return T(0);
@@ -208,6 +208,17 @@ template <class T, template <class> class P>
 TL_FN T atomic_min(P<T> p, i64 off, plain<T> v, bool mask, op o) {
   return read_modify_write(p, off, mask, o, [=](T old) { return min(old, v); });
 }
+
+#define TL_HALF_ATOMIC(KIND, H, UPDATED)                                                   \
+  template <class T, template <class> class P>                                             \
+  TL_FN T atomic_##KIND##_##H(P<T> p, i64 off, plain<T> v, bool mask, op o) {              \
+    return read_modify_write(p, off, mask, o, [=](T old) {                                 \
+      const float a = H##_to_f32(old), b = H##_to_f32(v);                                  \
+      return T(f32_to_##H(UPDATED));                                                       \
+    });                                                                                    \
+  }
+TL_HALF_ATOMICS(TL_HALF_ATOMIC)
+#undef TL_HALF_ATOMIC
 
 template <class T, template <class> class P>
 TL_FN T atomic_cas(P<T> p, i64 off, plain<T> expected, plain<T> desired, bool mask, op o) {

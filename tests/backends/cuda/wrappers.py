@@ -3,6 +3,8 @@ from __future__ import annotations
 
 INTEGERS = ("tl::i8", "tl::i16", "tl::i32", "tl::i64", "tl::u8", "tl::u16", "tl::u32", "tl::u64")
 ATOMIC_TYPES = ("tl::i32", "tl::u32", "tl::i64", "tl::u64", "float", "double")
+HALVES = ("tl::u16", "_f16"), ("tl::u16", "_bf16")
+"""Types of codes, with what the names of their atomic operations end in."""
 SHUFFLES = ("shfl_xor", "shfl", "shfl_up", "shfl_down")
 UNARY = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "abs", "floor", "ceil",
          "round")

@@ -2,6 +2,7 @@
 wave of 64."""
 from __future__ import annotations
 
+from tests.backends.cuda.wrappers import HALVES
 from tests.backends.cuda.wrappers import kernel as text_of
 from tests.backends.hip.test_clang import product
 from tilelang.backends.hip.target import target
@@ -72,17 +73,19 @@ def memory() -> list[str]:
 def atomics() -> list[str]:
     """Every atomic: a lane's own element tells what it found, the last is everybody's."""
     out = []
-    for t in ("tl::i32", "tl::u64", "float", "double"):
-        body = "\n".join(f"""  r = tl::atomic_{f}({p}, {i * 65} + t, v, m && t % 3 != 0, tl::op({i}));
+    for t, half in (("tl::i32", ""), ("tl::u64", ""), ("float", ""), ("double", ""), *HALVES):
+        name = half[1:] or t.removeprefix("tl::")
+        start = f"tl::f32_to{half}(t % 9 - 4)" if half else f"{t}(t * 5 - 70)"
+        body = "\n".join(f"""  r = tl::atomic_{f}{half}({p}, {i * 65} + t, v, m && t % 3 != 0, tl::op({i}));
   tl::st<1>(o, {64 * (i + 4 * (p == "s"))} + t, tl::vec<{t}, 1>{{r}}, tl::op({i}));
-  tl::atomic_{f}({p}, {i * 65} + 64, v, m, tl::op({i}));""" for i, f in enumerate(("add", "max", "min"))
+  tl::atomic_{f}{half}({p}, {i * 65} + 64, v, m, tl::op({i}));""" for i, f in enumerate(("add", "max", "min"))
                          for p in ("a", "s"))
-        out.append(kernel(f"atomic_{t.removeprefix('tl::')}", f"tl::gptr<{t}> a, tl::gptr<{t}> o, bool m", f"""
+        out.append(kernel(f"atomic_{name}", f"tl::gptr<{t}> a, tl::gptr<{t}> o, bool m", f"""
   TL_SHARED(smem, 2560);
   const tl::sptr<{t}> s = tl::shared<{t}>(smem, 0, 320);
   for (int i = 0; i < 5; i++) tl::st<1>(s, i * 64 + t, tl::ld<1>(a, i * 64 + t, tl::op(5)), tl::op(6));
   tl::barrier(tl::op(7));
-  {t} v = {t}(t * 5 - 70), r;
+  {t} v = {start}, r;
 {body}
   r = tl::atomic_cas(a, 200 + t, {t}(t % 2), v, m, tl::op(8));
   tl::st<1>(o, 192 + t, tl::vec<{t}, 1>{{r}}, tl::op(8));

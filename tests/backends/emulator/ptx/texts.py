@@ -2,7 +2,7 @@
 which threads run."""
 from __future__ import annotations
 
-from tests.backends.cuda.wrappers import ATOMIC_TYPES, INTEGERS, MMA, arithmetic, kernel
+from tests.backends.cuda.wrappers import ATOMIC_TYPES, HALVES, INTEGERS, MMA, arithmetic, kernel
 
 
 def memory() -> list[str]:
@@ -48,12 +48,13 @@ def memory() -> list[str]:
 def threads() -> list[str]:
     """Atomics, shuffles and meeting points."""
     out = []
-    for t in ATOMIC_TYPES:
-        name = t.removeprefix("tl::")
+    for t, half in (*((t, "") for t in ATOMIC_TYPES), *HALVES):
+        name = half[1:] or t.removeprefix("tl::")
+        start = f"tl::f32_to{half}(t % 9 - 4)" if half else f"{t}(t * 5 - 70)"
         # Every thread's own cell shows what it found; cell 32 is everybody's.
-        body = "\n".join(f"""  r = tl::atomic_{f}({p}, {i * 33} + t, v, m && t % 3 != 0, tl::op({i}));
+        body = "\n".join(f"""  r = tl::atomic_{f}{half}({p}, {i * 33} + t, v, m && t % 3 != 0, tl::op({i}));
   tl::st<1>(o, ({i} + {4 * (p == "s")}) * 32 + t, tl::vec<{t}, 1>{{r}}, tl::op({i}));
-  tl::atomic_{f}({p}, {i * 33} + 32, v, m, tl::op({i}));""" for i, f in enumerate(("add", "max", "min"))
+  tl::atomic_{f}{half}({p}, {i * 33} + 32, v, m, tl::op({i}));""" for i, f in enumerate(("add", "max", "min"))
                          for p in ("a", "s"))
         out.append(kernel(f"atomic_{name}", f"tl::gptr<{t}> a, tl::gptr<{t}> o, bool m", f"""
   TL_SHARED(smem, 2048);
@@ -61,7 +62,7 @@ def threads() -> list[str]:
   const int t = tl::thread();
   for (int i = 0; i < 5; i++) tl::st<1>(s, i * 32 + t, tl::ld<1>(a, i * 32 + t, tl::op(5)), tl::op(6));
   tl::barrier(tl::op(7));
-  {t} v = {t}(t * 5 - 70), r;
+  {t} v = {start}, r;
 {body}
   r = tl::atomic_cas(a, 100 + t, {t}(t % 2), v, m, tl::op(8));
   tl::st<1>(o, 96 + t, tl::vec<{t}, 1>{{r}}, tl::op(8));
