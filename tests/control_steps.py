@@ -39,7 +39,7 @@ class ControlSteps(Grower):
             case 2:
                 v = self.emit("cast", self.total(self.pick("int", "uint")), dtype=I32)
             case _:
-                return self.const(self.number(0, 3))
+                return self.const(self.one_of((0, 1, 2, 3, 3)))
         return self.emit("mod", v, self.const(self.number(1, 4)))
 
     def total(self, v: Value) -> Value:
@@ -62,8 +62,9 @@ class ControlSteps(Grower):
     def loop(self) -> Sequence[Value]:
         """A few turns, from anywhere on, counted by what type ever."""
         held, dt = self.carried(), dtype(self.one_of(("i32", "i32", "i32", "i64", "u32", "i16")))
-        lo = self.const(self.number(-2 if dt.kind == "int" else 0, 2), dt)
-        count, step = self.small(), self.const(self.number(1, 3), dt)
+        far = {"u32": 2**31 - 2, "i64": -2**40}.get(dt.name, -2)
+        lo = self.const(self.one_of((far, 0, 1, 2)), dt)
+        count, step = self.small(), self.const(self.one_of((1, 1, 1, 2, 3)), dt)
         hi = self.emit("add", lo, count if dt is I32 else self.emit("cast", count, dtype=dt))
         with self.inside([Value(lo.type), *(Value(v.type) for v in held)]) as body:
             self.nested()

@@ -52,7 +52,7 @@ def check(fn: Function, target: str = "cpu") -> str:
     if target == "passes":
         return difference(fn, run_passes(fn, None, EXACT, check=1), np.random.default_rng(0), exact=True, wild=True)
     code: Callable[[list[Any]], None] = native(fn) if target == "cpu" else emulated(fn, target)
-    return difference(fn, code, np.random.default_rng(0), trials=4 if target == "cpu" else 2, wild=True)
+    return difference(fn, code, np.random.default_rng(0), trials=4 if target == "cpu" else 3, wild=True)
 
 
 def main(seconds: float, pattern: str = "") -> int:

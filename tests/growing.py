@@ -105,16 +105,28 @@ class Grower:
         good = [w for w in self.values if w.type == v.type]
         if self.flag():
             return self.one_of(good) if good else v
-        return self.const(self.number(0, 3), v)
+        return self.const(self.number(-1 if v.dtype.kind in ("int", "float") else 0, 3), v)
 
     def changed(self, v: Value) -> Value:
-        """`v` after a few elementwise operations, of its type."""
+        """`v` after a few elementwise operations, of its type, perhaps of elements elsewhere."""
         ops = [c for c in ELEMENTWISE if by_kind(v.dtype, elementwise.DOMAINS[c.domain][0]) and not c.predicate]
-        new = v
+        new = self.elsewhere(v) if v.shape and self.number(0, 2) == 0 else v
         for _ in range(self.number(1, 3)):
             cls = self.one_of(ops)
             new = self.b.emit(cls, new, *(self.like(v) for _ in range(cls.arity - 1)))
         return new
+
+    def elsewhere(self, v: Value) -> Value:
+        """The elements of a tile at other places: backwards along an axis, or each at the place before."""
+        axis = self.axis(v)
+        n, back = v.shape[axis], self.flag()
+
+        def part(first: int, size: int, step: int = 1) -> Value:
+            def along(at: int, others: Sequence[int]) -> tuple[int, ...]:
+                return tuple(at if d == axis else e for d, e in enumerate(others))
+            return self.emit("slice", v, starts=along(first, (0,) * len(v.shape)), shape=along(size, v.shape),
+                             steps=along(step, (1,) * len(v.shape)))
+        return part(n - 1, n, -1) if back or n == 1 else self.emit("concat", part(1, n - 1), part(0, 1), axis=axis)
 
     def turn(self, v: Value) -> Value:
         """What becomes of a value in a region: changed, or another that stands there."""
@@ -192,7 +204,9 @@ class Grower:
             case 4 if self.number(0, 2) == 0:
                 by = self.const(self.one_of((2**31 - 1, -2**31, 2**31 - 8)))
             case 5 if self.number(0, 2) == 0:
-                return self.const(self.one_of((2**31, 2**33, -2**40, 1)), dtype("i64"))
+                far = self.const(self.one_of((2**31, 2**33, -2**40, 1)), dtype("i64"))
+                return far if self.flag() else \
+                    self.emit("mul", self.emit("cast", self.scalar("i32"), dtype=far.dtype), far)
             case _:
                 return offset
         return self.emit("add", offset, by)

@@ -44,7 +44,8 @@ class Maker(ControlSteps, MemorySteps):
         if masks and self.flag():
             return self.emit("where", self.one_of(masks), v, self.like(v))
         number = v if by_kind(v.dtype, ("float", "int", "uint", "bool")) else self.emit("cast", v, dtype=I32)
-        test = self.emit(self.one_of(COMPARE), number, self.like(number))
+        other = self.like(number) if self.number(0, 3) else number  # of NaN, which is not itself
+        test = self.emit(self.one_of(COMPARE), number, other)
         return self.emit("where", test, v, self.like(v))
 
     def cast(self) -> Value:
@@ -251,8 +252,8 @@ class Maker(ControlSteps, MemorySteps):
                     self.values.append(v)
 
     def extend(self, count: int) -> None:
-        """Loads, computes, and stores up to three results. Some functions do a few kinds of things only, so that these
-        meet (Groce and others, "Swarm testing", 2012)."""
+        """Loads, computes, and stores the last results, perhaps an older one. Some functions do a few kinds of things
+        only, so that these meet (Groce and others, "Swarm testing", 2012)."""
         if not self.steps:
             self.steps = self.STEPS + (() if self.ids else self.WRITES)
             if self.flag():
@@ -265,6 +266,8 @@ class Maker(ControlSteps, MemorySteps):
         results = [v for v in self.values if v.shape]
         for i in range(self.number(1, 3)):
             self.store(results[-1 - i % len(results)])
+        if self.flag():
+            self.store(self.one_of(results))
 
 
 def moved(v: Value) -> bool:

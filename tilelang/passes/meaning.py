@@ -294,7 +294,7 @@ def difference(before: Function, after: Function | Callable[[list[Any]], None], 
     those of `random_inputs`."""
     for number in range(8 * trials):
         args = inputs if inputs is not None and not number else \
-            random_inputs(before, rng, trials % 2 == 0, trials == 1 and (exact or wild and rng.random() < 0.5), wild)
+            random_inputs(before, rng, trials % 2 == 0, trials == 1 and (exact or wild), wild)
         wanted = None
         try:
             wanted = _run(before, args)

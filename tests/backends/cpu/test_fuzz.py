@@ -98,3 +98,16 @@ def test_a_planted_mistake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         assert check(fn) == ""
     with pytest.raises(AssertionError):
         campaign()
+
+
+def test_a_planted_mistake_of_passes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is taken to stay as it is whatever is written."""
+    monkeypatch.setattr("tilelang.passes.effects.Writes.may_change", lambda self, read: False)
+
+    @settings(max_examples=300, derandomize=True, database=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))
+    @given(functions(count=3, steps=("update", "loop")))
+    def campaign(fn: Function) -> None:
+        assert check(fn, "passes") == ""
+    with pytest.raises(AssertionError, match=r"%.* was .* and is"):
+        campaign()
