@@ -164,7 +164,7 @@ def nobody_looks(args: Iterable[Any]) -> bool:
                 if type(t) is not tensor and type(t) is not torch.nn.Parameter or gradients and t.requires_grad:
                     return False
                 keys |= c._dispatch_keys(t).raw_repr()
-    return not _looks(keys, c._dispatch_tls_local_exclude_set().raw_repr())
+    return not keys & ~_ordinary() or not _looks(keys, c._dispatch_tls_local_exclude_set().raw_repr())
 
 
 def _literal(default: Any) -> str:

@@ -55,8 +55,8 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
     if made is None:
         made = _products[id(w)] = {}
         finalize(w, _products.pop, id(w), None)
-    call = (*_kind(x), *_kind(bias), *_kind(residual), activation, out_dtype, x_dtype, x_group, decomposition,
-            tile.on_gpu(x))
+    call = (_kind(x), bias is not None and _kind(bias), residual is not None and _kind(residual), activation,
+            out_dtype, x_dtype, x_group, decomposition, tile.on_gpu(x))
     product = made.get(call)
     if product is None:
         if len(made) >= MANY:
@@ -73,8 +73,8 @@ MANY = 64
 
 def _kind(tensor: Any) -> tuple[Any, ...]:
     """What checks and plans ask of a tensor."""
-    return (None,) if tensor is None else (type(tensor), getattr(tensor, "dtype", None),
-                                           getattr(tensor, "shape", None), getattr(tensor, "device", None))
+    return (type(tensor), getattr(tensor, "dtype", None), getattr(tensor, "shape", None),
+            getattr(tensor, "device", None))
 
 
 def _prepared(x: Any, w: QuantTensor, bias: Any, activation: str | None, residual: Any, out_dtype: Any,
