@@ -8,12 +8,8 @@ import pytest
 
 import tilelang as tile
 from tests.backends.simt import kernels
+from tests.backends.simt.barriers import barriers, needless
 from tilelang import ops, targets
-from tilelang.backends.clike.render import render
-from tilelang.backends.emulator.execute import execute
-from tilelang.backends.simt.shared_memory import shared_bytes
-from tilelang.errors import CheckError
-from tilelang.ir.core import Function, Op, Region
 
 CALLS = kernels.calls()
 TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a", "hip:gfx90a", "hip:gfx942", "hip:gfx950")
@@ -28,19 +24,6 @@ def test_same_result_as_on_the_cpu(name: str, target: str) -> None:
     for g, w in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, wanted)), strict=True):
         # Sums of at most 256 terms of order 1 in two orders of f32, or one rounding of f16.
         np.testing.assert_allclose(g, w, rtol=2.0 ** -10, atol=256 * 2.0 ** -23)
-
-
-def barriers(fn: Function) -> list[tuple[Region, Op]]:
-    found: list[tuple[Region, Op]] = []
-
-    def visit(region: Region) -> None:
-        for op in region.ops:
-            if op.name == "barrier":
-                found.append((region, op))
-            for inner in op.regions:
-                visit(inner)
-    visit(fn.body)
-    return found
 
 
 # Calls that run the other part of a loop that was split: no block is whole, or, of `ops.linear`, all are.
@@ -80,20 +63,8 @@ def test_no_barrier_can_be_left_out(name: str, target: str, monkeypatch: pytest.
             call()
     code, *_ = codes = [other.suited(arrays, shapes, strides) for other, arrays, shapes, strides in seen]
     assert all(other.source == code.source for other in codes)
-    assert barriers(code.thread)
-
-    def objects(i: int, arrays: list[Any], shapes: Any, strides: Any) -> bool:
-        fn = code.thread.clone()
-        region, op = barriers(fn)[i]
-        region.ops.remove(op)
-        try:
-            rendered = render(fn, "without a barrier", shared_bytes(fn), code.target)
-            execute(code.tile, rendered, [a.copy() for a in arrays], shapes, strides)
-        except CheckError as error:
-            return any(kind in f for f in error.findings for kind in ("race-", "async-pending"))
-        return False
-    assert [i for i in range(len(barriers(code.thread)))
-            if not any(objects(i, *arguments) for _, *arguments in seen)] == []
+    assert barriers(code)
+    assert needless(code, [arguments for _, *arguments in seen], monkeypatch) == []
 
 
 def test_a_loop_repeats_no_barrier_for_nothing() -> None:
