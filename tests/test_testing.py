@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_bounds_on_a_gpu_know_how_it_sums_f8(target: str, monkeypatch: pytest.Mo
     run(fn, centre)
     got = tensor_core(codec.decode(x, tile.f8e4m3).astype(float), codec.decode(y, tile.f8e4m3).astype(float), 13)
     for fraction, right in ((targets.fraction(target), True), (targets.fraction("emulate:" + target), False)):
-        samples = [s[-1] for s in noise(fn, before, rng, fraction)]
+        samples = [s[-1] for s in islice(noise(fn, before, rng, fraction), 6)]
         assert explained(centre[-1], got, samples, tile.f32).all() == right
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,24 +155,23 @@ def _compare(kernel: Kernel, reference: Callable[..., Any], inputs: dict[str, An
     if len(outs) != len(want):
         raise ValueError(f"the reference of `{kernel.name}` gives {len(want)} arrays, the kernel writes "
                          f"{', '.join(runtime[i].name for i in outs) or 'none'}")
-    samples: list[list[Any]] = []
-    for i, expected in zip(outs, want, strict=True):
-        argument = bound.tensors[runtime[i].name]
-        dt, got = argument.dtype, argument.storage()
-        wanted = codec.encode(np.asarray(expected), dt).reshape(got.shape)
-        bad = ~same_bits(wanted, got, dt)
-        if bad.any() and dt.kind == "float":
-            fn = kernel.trace(bound.types(), bound.consts)
-            centre = [a.copy() if isinstance(a, np.ndarray) else a for a in before]
-            run(fn, centre)
-            draw = partial(noise, fn, before, rng, targets.fraction(target_of(bound)))
-            bad = beyond_rounding(bad, i, wanted, got, dt, samples, draw, centre[i])
-        if bad.any():
-            at = tuple(int(x) for x in np.argwhere(bad)[0])
+    types = {i: bound.tensors[runtime[i].name].dtype for i in outs}
+    got = {i: bound.tensors[runtime[i].name].storage() for i in outs}
+    wanted = {i: codec.encode(np.asarray(x), types[i]).reshape(got[i].shape) for i, x in zip(outs, want, strict=True)}
+    bad = {i: ~same_bits(wanted[i], got[i], dt) for i, dt in types.items()}
+    if rounded := {i: where for i, where in bad.items() if where.any() and types[i].kind == "float"}:
+        fn = kernel.trace(bound.types(), bound.consts)
+        centre = [a.copy() if isinstance(a, np.ndarray) else a for a in before]
+        run(fn, centre)
+        samples = noise(fn, before, rng, targets.fraction(target_of(bound)))
+        bad |= beyond_rounding(rounded, wanted, got, types, samples, centre)
+    for i, where in bad.items():
+        if where.any():
+            at, dt = tuple(int(x) for x in np.argwhere(where)[0]), types[i]
             raise AssertionError(
-                f"`{kernel.name}`: {runtime[i].name}{list(at)} is {codec.decode(got, dt)[at]}, the reference gives "
-                f"{codec.decode(wanted, dt)[at]}; {int(bad.sum())} of {bad.size} elements differ.\nTo repeat it:\n"
-                f"{_call(kernel, passed, consts)}")
+                f"`{kernel.name}`: {runtime[i].name}{list(at)} is {codec.decode(got[i], dt)[at]}, the reference gives "
+                f"{codec.decode(wanted[i], dt)[at]}; {int(where.sum())} of {where.size} elements differ.\n"
+                f"To repeat it:\n{_call(kernel, passed, consts)}")
 
 
 def _call(kernel: Kernel, inputs: dict[str, Any], consts: dict[str, Any]) -> str:

@@ -8,11 +8,12 @@ far the outputs move is how far a correct pass may move them.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from tilelang.ir.core import Dim, Function, Op, TensorType, TileType
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.ir.words import halves_of
 
-_SAMPLES = 6
+_SAMPLES = 24
 _SLACK = 4
-"""The movement seen in `_SAMPLES` runs understates the largest possible one; this much more is allowed."""
+"""The movement seen in so few runs understates the largest possible one; this much more is allowed."""
 _EXACT = {"neg", "abs", "min", "max", "floor", "ceil", "round", "trunc"}
 
 
@@ -274,13 +275,14 @@ def _rounds(fn: Function) -> bool:
 
 
 def noise(fn: Function, args: list[Any], rng: np.random.Generator,
-          fraction: Fraction | None = None) -> list[list[Any]]:
-    """Arguments after several disturbed runs of `fn`: how far rounding may move its results. Sums of a `dot` are
-    rounded to `fraction(op)` bits behind the point, or to those of the dtype they are summed up in. No runs where
-    nothing is rounded."""
-    if not _rounds(fn):
-        return []
-    return [_run(_disturbed(fn, rng, fraction), args).tensors for _ in range(_SAMPLES)]
+          fraction: Fraction | None = None) -> Iterator[list[Any]]:
+    """Arguments after disturbed runs of `fn`, which happen as they are asked for: how far rounding may move its
+    results. Sums of a `dot` are rounded to `fraction(op)` bits behind the point, or to those of the dtype they are
+    summed up in. No runs where nothing is rounded."""
+    if _rounds(fn):
+        disturbed = _disturbed(fn, rng, fraction)
+        for _ in range(_SAMPLES):
+            yield _run(disturbed, args).tensors
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
@@ -320,19 +322,15 @@ def difference(before: Function, after: Function | Callable[[list[Any]], None], 
 
 def _compare(fn: Function, args: list[Any], wanted: _Outcome, got: _Outcome, rng: np.random.Generator | None) -> str:
     """The first difference in the tensors, and in what was printed; `rng` disturbs the floats, None asks for bits."""
-    noisy: list[list[Any]] = []
-    for i, p in enumerate(fn.params):
-        if not isinstance(p.type, TensorType):
-            continue
-        w, g, dt = wanted.tensors[i], got.tensors[i], p.type.dtype
-        bad = ~same_bits(w, g, dt)
-        if bad.any() and rng is not None:
-            bad = beyond_rounding(bad, i, w, g, dt, noisy, lambda: noise(fn, args, rng))
-        if bad.any():
-            at = tuple(int(x) for x in np.argwhere(bad)[0])
-            return (f"%{p.name}{list(at)} was {codec.decode(w, dt)[at]} and is {codec.decode(g, dt)[at]}; "
-                    f"{int(bad.sum())} of {bad.size} elements differ")
-    # Programs of a grid print in any order; how a rounded number is written, and in how many lines, is not compared.
+    types = {i: p.type.dtype for i, p in enumerate(fn.params) if isinstance(p.type, TensorType)}
+    bad = {i: ~same_bits(wanted.tensors[i], got.tensors[i], dt) for i, dt in types.items()}
+    if rng is not None:
+        bad = beyond_rounding(bad, wanted.tensors, got.tensors, types, noise(fn, args, rng))
+    for i, where in bad.items():
+        if where.any():
+            at, dt = tuple(int(x) for x in np.argwhere(where)[0]), types[i]
+            return (f"%{fn.params[i].name}{list(at)} was {codec.decode(wanted.tensors[i], dt)[at]} and is "
+                    f"{codec.decode(got.tensors[i], dt)[at]}; {int(where.sum())} of {where.size} elements differ")
     # How a rounded number is written is not compared, nor in which order the programs of a grid print.
     if len(wanted.lines) != len(got.lines) or (rng is None and wanted.lines != got.lines) or \
             not _rounds(fn) and sorted(wanted.lines) != sorted(got.lines):
@@ -348,17 +346,17 @@ def same_bits(a: Any, b: Any, dt: DType) -> Any:
     return same
 
 
-def beyond_rounding(bad: Any, i: int, wanted: Any, got: Any, dt: DType, samples: list[list[Any]],
-                    draw: Callable[[], list[list[Any]]], centre: Any = None) -> Any:
-    """`bad` without the elements of argument `i` that rounding explains. While some are left, further samples are
-    drawn, up to four times: an element that happened not to move in a few of them may still move."""
-    for again in range(4):
-        if again or not samples:
-            samples += draw()
-        bad = bad & ~explained(wanted, got, [s[i] for s in samples], dt, centre)
-        if not bad.any() or not samples:
-            break
-    return bad
+def beyond_rounding(bad: Mapping[int, Any], wanted: Any, got: Any, types: Mapping[int, DType],
+                    samples: Iterator[list[Any]], centre: Any = None) -> dict[int, Any]:
+    """`bad`, the elements that differ by the number of their argument, without those that rounding explains. Samples
+    are drawn while some are left: an element that happened not to move in a few of them may still move. The others,
+    too, hold arguments by their number."""
+    drawn: list[list[Any]] = []
+    while True:
+        bad = {i: where & ~explained(wanted[i], got[i], [s[i] for s in drawn], types[i],
+                                     None if centre is None else centre[i]) for i, where in bad.items()}
+        if not any(where.any() for where in bad.values()) or not (drawn := list(islice(samples, 1))):
+            return bad
 
 
 def explained(wanted: Any, got: Any, samples: list[Any], dt: DType, centre: Any = None) -> Any:

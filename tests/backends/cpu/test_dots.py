@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import islice
 
 import ml_dtypes
 import numpy as np
@@ -274,7 +275,7 @@ def test_bounds_know_what_products_of_bf16_leave_out() -> None:
                      {"r": "f32[1, 1]"}))
     args = [codec.encode(np.array(x), dtype("bf16")) for x in ([[2.0 ** -130, 1]], [[2.0 ** 127], [2.0 ** -120]])]
     args.append(np.zeros((1, 1), np.float32))
-    samples = [s[-1] for s in noise(fn, args, np.random.default_rng(0))]
+    samples = [s[-1] for s in islice(noise(fn, args, np.random.default_rng(0)), 6)]
     exact = np.full((1, 1), 0.125 + 2.0 ** -120, np.float32)
     native(fn)(args)
     for got in (args[-1], np.full((1, 1), 2.0 ** -120, np.float32), exact):

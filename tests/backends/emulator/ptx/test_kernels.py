@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_kernel(name: str) -> None:
     fn = bound.kernel.trace(bound.types(aligned=True), bound.consts)
     values = [bound.tensors[p.name].storage() if p.kind == "tensor" else bound.scalar(p)
               for p in bound.kernel.params if p.kind != "const"]
-    samples = noise(fn, values, np.random.default_rng(3))
+    samples = list(islice(noise(fn, values, np.random.default_rng(3)), 6))
     want, here, there = ([np.copy(v) for v in values] for _ in range(3))
     interpreter.run(fn, want)
     emulated(fn, f"cuda:{arch}", lambda *of: execute(*of, arch=f"compute_{arch[3:]}"))(here)
