@@ -235,12 +235,15 @@ class Maker(ControlSteps, MemorySteps):
             else:
                 new = multiply()
             self.b.add(control.Yield, new)
-        return self.b.add(control.For, zero, end, step, start, regions=[body], stages=self.number(1, 3)).result
+        out = self.b.add(control.For, zero, end, step, start, regions=[body], stages=self.number(1, 3)).result
+        if self.flag():  # what is made of sums before they leave their registers
+            self.store(self.emit("cast", self.changed(out), dtype=self.draw(dtypes())))
+        return out
 
-    STEPS = (*("elementwise", "loop", "update") * 4, *("select", "cast", "rearrange", "dot", "branch", "until") * 2,
+    STEPS = (*("elementwise", "loop", "update") * 4,
+             *("select", "cast", "rearrange", "dot", "product", "branch", "until") * 2,
              "bitcast", "dot2", "dot4", "philox", "table", "view", "reduce", "normalise", "scan", "position", "sort",
-             "common", "scaled", "product", "lookup", "lookup4", "gather", "expand_load", "shared", "write", "output",
-             "asserted")
+             "common", "scaled", "lookup", "lookup4", "gather", "expand_load", "shared", "write", "output", "asserted")
     WRITES = ("scatter", "atomic")
     """Steps whose memory programs would share."""
 
