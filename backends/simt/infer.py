@@ -123,7 +123,9 @@ class Inference:
         self.groups: dict[Value, Group] = {}
         self.stores: dict[Op, Group] = {}  # a tile may be stored in another layout than it was computed in
         self.dots: list[DotSite] = []
+        self.apart: list[Op] = []  # casts whose operand and result may lie otherwise
         self._unite(fn.body)
+        self._unite_casts()
         for v in list(self.parent):
             root = self.find(v)
             group = self.groups.setdefault(root, Group(v.shape))
@@ -149,8 +151,10 @@ class Inference:
         for op in region.ops:
             for v in [*op.operands, *op.results]:
                 self.union(v)
-            if isinstance(op, ew.Elementwise | ew.Where | ew.Cast | ew.Bitcast):
+            if isinstance(op, ew.Elementwise | ew.Where):
                 self.union(*op.operands, *op.results)
+            elif isinstance(op, ew.Cast | ew.Bitcast) and op.result.shape:
+                self.apart.append(op)
             elif op.name in ("gather", "scatter", "atomic", "lookup"):
                 self.union(*op.operands[1:], *op.results)
             elif op.name in (*DOTS, "dot_scaled"):
@@ -173,6 +177,17 @@ class Inference:
             if op.name not in ("reduce", "scan"):
                 for inner in op.regions:
                     self._unite(inner)
+
+    def _unite_casts(self) -> None:
+        """Leaves those that stand between the sums of two products, whose instructions may have them otherwise."""
+        sums = [op.result for op in self.fn.walk() if op.name in (*DOTS, "dot_scaled")]
+        casts, self.apart = self.apart, []
+        for op in casts:
+            ends = {self.find(v) for v in (op.operands[0], op.result)}
+            if len(ends) == 2 and ends <= set(map(self.find, sums)):
+                self.apart.append(op)
+            else:
+                self.union(op.operands[0], op.result)
 
     # -- edges --------------------------------------------------------------------------------------------------------
     def _edge(self, src: Value, dst: Value, have: Map, want: Maps, push: Map, shape: tuple[int, ...],
@@ -218,6 +233,11 @@ class Inference:
             edge = Edge(self.group(v), group, same, same, same, v.shape, v.dtype.storage.itemsize, weight)
             edge.src.edges.append(edge)
             group.edges.append(edge)
+
+    def _survey_cast(self, op: Op, weight: int) -> None:
+        if op in self.apart:
+            self._edge(op.operands[0], op.result, same, same, same, op.result.shape, weight)
+    _survey_bitcast = _survey_cast
 
     def _survey_broadcast(self, op: Op, weight: int) -> None:
         src, dst = op.operands[0], op.result

@@ -325,6 +325,11 @@ class _Placer:
                 value.type = TileType(value.shape, value.dtype, source.reduce([op.attrs["axis"]]))
                 self.mapping[old] = self.convert(value, self.layout(old), op)
 
+    def _place_cast(self, op: Op, operands: Sequence[Value]) -> None:
+        (v,) = operands
+        self.finish(op, [self.convert(v, self.layout(op.result), op) if op in self.inference.apart else v])
+    _place_bitcast = _place_cast
+
     def _place_dot(self, op: Op, operands: Sequence[Value]) -> None:
         site = self.sites.get(op)
         if site is None or site.acc.layout not in site.plans:

@@ -108,6 +108,36 @@ def test_a_named_instruction_is_used(target: str, row: MmaRow) -> None:
         check(target, types, SHAPES[1], row.name)
 
 
+@pytest.mark.parametrize(("target", "a", "acc", "other", "names"), [
+    ("cuda:sm_75", "u8", "i32", "f16", ("mma_m8n8k16_u8", "mma_m16n8k8_f16")),
+    ("cuda:sm_80", "f64", "f64", "f16", ("mma_m8n8k4_f64", "mma_m16n8k16_f16")),
+    ("hip:gfx942", "f64", "f64", "f16", ("mfma_16x16x8_f64", "mfma_32x32x16_f16"))])
+@pytest.mark.parametrize("loads", [("%a", "%b"), ("%u", "%w")], ids=["as loaded", "computed"])
+def test_sums_that_lie_otherwise_meet(target: str, a: str, acc: str, other: str, names: tuple[str, str],
+                                      loads: tuple[str, str]) -> None:
+    """Each product by its instruction: the sums of one are converted, of which the inference knew nothing."""
+    tensors = f"%x: tensor<in {a}, M, K:1>, %y: tensor<in {a}, K, N:1>, %p: tensor<in {other}, M, K:1>, " \
+              f"%q: tensor<in {other}, K, N:1>, %z: tensor<out f32, M, N:1>"
+    fn = parse(f"""func @meet({tensors}) tile {{
+  %o = const {{value=0, dtype=i32}} : i32
+  %a = load %x, %o, %o {{shape=(16, 32), axes=(0, 1), fill=0}} : {a}[16, 32]
+  %b = load %y, %o, %o {{shape=(32, 16), axes=(0, 1), fill=0}} : {a}[32, 16]
+  %u = add %a, %a : {a}[16, 32]
+  %w = add %b, %b : {a}[32, 16]
+  %c = dot {", ".join(loads)} {{dtype={acc}, bias=0, instruction='', fallback=''}} : {acc}[16, 16]
+  %d = load %p, %o, %o {{shape=(16, 32), axes=(0, 1), fill=0}} : {other}[16, 32]
+  %e = load %q, %o, %o {{shape=(32, 16), axes=(0, 1), fill=0}} : {other}[32, 16]
+  %f = dot %d, %e {{dtype=f32, bias=0, instruction='', fallback=''}} : f32[16, 16]
+  %g = cast %c {{dtype=f32}} : f32[16, 16]
+  %h = add %g, %f : f32[16, 16]
+  store %z, %o, %o, %h {{axes=(0, 1)}}
+}}
+""")
+    source = targets.lowered(fn, target).source
+    assert [name for name in names if f"tl::{name}(" not in source] == []
+    assert difference(fn, emulated(fn, target), np.random.default_rng(0), trials=2) == ""
+
+
 @pytest.mark.parametrize("target", ["cuda:sm_75", "cuda:sm_80", "cuda:sm_90a", "hip:gfx942"])
 @pytest.mark.parametrize("shape", [(64, 24, 16), (33, 20, 11)], ids=str)
 def test_words_of_bits(target: str, shape: tuple[int, int, int]) -> None:
