@@ -103,7 +103,7 @@ def _integer(op: Op, name: str, args: list[str], dt: DType) -> str:
             return f"{args[0]} & !{args[1]}"
         return args[0] if name == "popcount" else f"!{args[0]}" if name == "not" else \
             f"{args[0]} {_INFIX[name]} {args[1]}"
-    if name in ("add", "sub", "mul") and dt.name != "i64":  # i64 is mostly addresses, which never overflow
+    if name in ("add", "sub", "mul"):
         narrow = dt.kind == "int" or dt.storage.itemsize < 4
         return f"tl::{name}({args[0]}, {args[1]})" if narrow else f"{args[0]} {_INFIX[name]} {args[1]}"
     if name in _INFIX:
