@@ -71,7 +71,8 @@ def allocate_shared(fn: Function, target: SimtTarget) -> Function:
         placed.append((offset, offset + size, mine))
     used = shared_bytes(fn)
     if used > target.shared_bytes:
-        raise TargetError(f"`{fn.name}` needs more shared memory than {target.name} has", loc=fn.loc,
+        largest = max(shared_allocs(fn), key=size_of)
+        raise TargetError(f"`{fn.name}` needs more shared memory than {target.name} has", loc=largest.loc or fn.loc,
                           needs=f"at most {target.shared_bytes} bytes", got=f"{used} bytes",
                           try_="use smaller tiles or fewer stages")
     return fn

@@ -43,8 +43,8 @@ class Grid(Op):
                               got=f"group={group!r}, {len(self.operands)} extents",
                               try_="tile.grid(rows, columns, group=8)")
         cluster = self.attrs["cluster"]
-        if cluster and (type(cluster) is not tuple or len(cluster) != len(self.operands) or prod(cluster) > MAX_CLUSTER
-                        or any(type(n) is not int or n < 1 for n in cluster)):
+        if cluster != () and (type(cluster) is not tuple or len(cluster) != len(self.operands)
+                              or any(type(n) is not int or n < 1 for n in cluster) or prod(cluster) > MAX_CLUSTER):
             raise VerifyError("`grid` has no such clusters", op=self.name, loc=self.loc,
                               needs=f"a number for each extent, of at most {MAX_CLUSTER} programs in all",
                               got=f"cluster={cluster!r}, {len(self.operands)} extents",

@@ -13,6 +13,7 @@ from tilelang.ir.core import Op, TileType, Type, Value
 from tilelang.ir.dtypes import dtype
 from tilelang.ir.elementwise import ALL_LEVELS
 from tilelang.ir.pairs import ORDERS, orders, pairs
+from tilelang.layouts import RegisterLayout
 
 if TYPE_CHECKING:
     from tilelang.ir.expansion import Expansion
@@ -225,6 +226,11 @@ class View(Op):
 
     def infer(self) -> Sequence[Type]:
         src, dt, a, b = self.operands[0].tile, self.attrs["dtype"], self.attrs["source"], self.attrs["layout"]
+        for layout in (a, b):
+            if not isinstance(layout, RegisterLayout):
+                raise ShapeMismatch("tiles lie in register layouts", loc=self.loc, got=repr(layout),
+                                    needs="a tilelang.layouts.RegisterLayout",
+                                    try_="tilelang.layouts.spatial(8, 4) * tilelang.layouts.local(2, 2)")
         if tuple(a.shape) != src.shape:
             raise ShapeMismatch("a layout must have the shape of its tile", loc=self.loc,
                                 needs=f"a layout of {list(src.shape)}", got=f"{a} of {list(a.shape)}",

@@ -4,17 +4,18 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
-from tilelang.errors import DTypeMismatch, ShapeMismatch, UnsupportedSyntax
+from tilelang.errors import DTypeMismatch, NonConstantExtent, ShapeMismatch, UnsupportedSyntax
 from tilelang.ir import cluster as clusters
 from tilelang.ir import control
 from tilelang.ir import memory as mem
-from tilelang.ir.core import BufferType, Value
+from tilelang.ir.core import BufferType, TensorType, Value
 from tilelang.ir.dtypes import DType, dtype
 from tilelang.lang.elsewhere import LEFT_OUT
-from tilelang.lang.emitter import emit, here
+from tilelang.lang.emitter import emit, emitter, here
 from tilelang.lang.math import bitcast, maximum, minimum, popcount
 from tilelang.lang.shaping import cumsum
 from tilelang.lang.values import Memory, Tile, as_tile, broadcast, common_shape, extents, offset
+from tilelang.layouts import SharedLayout
 
 _I32, _U32 = dtype("i32"), dtype("u32")
 UNROLLED = 1 << 16
@@ -80,7 +81,8 @@ def grid(*counts: Any, group: int = 1, cluster: tuple[int, ...] = ()) -> Any:
             raise DTypeMismatch("an extent of the grid must be an integer", loc=here(), needs="integers, one by one",
                                 got=str(c.value.type) if isinstance(c, Tile) else repr(c),
                                 try_="tile.cdiv(n, block), or n // block")
-    ids = emit(control.Grid, *(offset(c) for c in counts), group=group, cluster=tuple(cluster)).results
+    ids = emit(control.Grid, *(offset(c) for c in counts), group=group,
+               cluster=tuple(cluster) if isinstance(cluster, list) else cluster).results
     return Tile(ids[0]) if len(ids) == 1 else tuple(Tile(i) for i in ids)
 
 
@@ -231,8 +233,22 @@ def atomic_cas(memory: Any, indices: Any, compare: Any, value: Any, mask: Any = 
 
 # -- tier 2 -----------------------------------------------------------------------------------------------------------
 def shared(shape: Any, dtype: DType, layout: Any = None) -> Any:
-    """Shared memory of this program, uninitialised, optionally in a given `tilelang.layouts.SharedLayout`."""
-    return Memory(emit(mem.Alloc, dtype=dtype, shape=extents(shape), layout=layout).result)
+    """Shared memory of this program, uninitialised, optionally in a given `tilelang.layouts.SharedLayout`, which has
+    its shape and a place for each element."""
+    if not isinstance(dtype, DType):
+        raise DTypeMismatch("shared memory has a dtype", loc=here(), needs="a dtype such as tile.f16", got=repr(dtype),
+                            try_="tile.shared(shape, tile.f16)")
+    whole = extents(shape)
+    if layout is not None and not (isinstance(layout, SharedLayout) and layout.shape == whole and layout.injective()):
+        raise ShapeMismatch("shared memory cannot lie in this layout", loc=here(),
+                            needs=f"a tilelang.layouts.SharedLayout of {list(whole)}, each element in its own place",
+                            got=repr(layout), try_=f"tilelang.layouts.shared({list(whole)}), or leave it out")
+    return Memory(emit(mem.Alloc, dtype=dtype, shape=whole, layout=layout).result)
+
+
+def _described(x: Any) -> str:
+    """What was passed for memory."""
+    return str(x.value.type) if isinstance(x, Tile | Memory) else repr(x)
 
 
 def copy(source: Any, destination: Any, offsets: Any = None) -> None:
@@ -255,6 +271,13 @@ def copy(source: Any, destination: Any, offsets: Any = None) -> None:
 def copy_async(source: Any, destination: Any, offsets: Any) -> None:
     """Starts copying the block of a tensor at `offsets` into a whole buffer, or into a slice such as `ring[stage]`;
     see `commit` and `wait`. Elements outside the tensor are 0; nothing is copied into a slice outside the buffer."""
+    def is_a(x: Any, kind: type) -> bool:
+        return isinstance(x, Memory) and isinstance(x.type, kind)
+    if not is_a(source, TensorType) or not is_a(destination, BufferType) or destination.type.space != "shared":
+        raise UnsupportedSyntax("`copy_async` copies from a tensor to this program's memory", loc=here(),
+                                needs="a tensor argument, and memory made by tile.shared or a slice of it",
+                                got=f"{_described(source)} and {_described(destination)}",
+                                try_="tile.load and tile.store for anything else")
     places, _, axes = _place(source, offsets, destination.shape)
     emit(mem.CopyAsync, source.value, *places, destination.value, *destination.prefix, axes=axes)
 
@@ -265,7 +288,12 @@ def commit() -> None:
 
 
 def wait(pending: int = 0) -> None:
-    """Waits until at most the latest `pending` groups are unfinished."""
+    """Waits until at most the latest `pending` groups are unfinished. Raises NonConstantExtent for anything but a
+    constant."""
+    if isinstance(pending, bool) or not isinstance(pending, int) or not 0 <= pending < 1 << 31:
+        raise NonConstantExtent("`wait` takes how many groups may be unfinished", loc=here(), needs="an int of at "
+                                "least 0, known when the kernel is compiled", got=_described(pending),
+                                try_="tile.wait(0) waits for all groups")
     emit(mem.Wait, pending=pending)
 
 
@@ -274,25 +302,38 @@ def barrier() -> None:
     emit(mem.Barrier)
 
 
+def _in_cluster(name: str) -> None:
+    """Raises UnsupportedSyntax where programs have no neighbours to know of."""
+    grids = [op for op in emitter().regions[0].ops if isinstance(op, control.Grid)]
+    if not grids or not grids[0].attrs["cluster"]:
+        raise UnsupportedSyntax(f"`{name}` of programs that are in no cluster", loc=here(),
+                                needs="a grid with clusters before it", got="a grid without" if grids else "no grid",
+                                try_="m = tile.grid(M, cluster=(2,))")
+
+
 def peer(memory: Any, rank: Any) -> Any:
     """What `memory`, made by `tile.shared`, is in program number `rank` of this one's cluster: its shared memory,
     which loads, stores and atomic operations reach on NVIDIA GPUs from sm_90 on. Put a `cluster_barrier` between a
     write and a read by different programs, one before the first access, when that program may not have started, and
     one after the last, before it may end. Other targets raise TargetError."""
+    _in_cluster("peer")
     if not isinstance(memory, Memory) or memory.prefix:
         raise UnsupportedSyntax("tile.peer takes a whole buffer", loc=here(), needs="memory made by tile.shared",
-                                got=type(memory).__name__, try_="tile.peer(s, rank)[i] is a slice of it")
+                                got=_described(memory) + (" at an index" if isinstance(memory, Memory) else ""),
+                                try_="tile.peer(s, rank)[i] is a slice of it")
     return Memory(emit(clusters.Peer, memory.value, offset(rank)).result)
 
 
 def cluster_rank() -> Tile:
     """The number of this program in its cluster (see `grid`); the last extent varies fastest."""
+    _in_cluster("cluster_rank")
     return Tile(emit(clusters.ClusterRank).result)
 
 
 def cluster_barrier() -> None:
     """Waits for all threads of all programs of the cluster; what they wrote to shared memory before is visible to them
     after."""
+    _in_cluster("cluster_barrier")
     emit(clusters.ClusterBarrier)
 
 
