@@ -40,8 +40,9 @@ def open_window(b: ThreadBuilder, facts: Facts, memory: Value, offsets: Sequence
     start: Index = 0
     for at, stride in zip(starts, strides, strict=True):
         start = b.add(start, b.mul(at, stride))
-    ends = [a for a in axes if exact and not (a < len(t.unit) and t.unit[a]) and facts.natural(offsets[a])]
-    axis = ends[0] if ends and any(t.unit) else None
+    # A block that begins before a row reaches into it as far beyond where the next one begins, and so past the end.
+    natural = exact and any(t.unit) and all(facts.natural(offsets[a]) for a in axes)
+    axis = next((a for a in axes if natural and not (a < len(t.unit) and t.unit[a])), None)
     extent: Index = LIMIT
     if axis is not None:
         extent = b.mul(b.sub(b.extent(memory, axis), starts[axis]), strides[axis])

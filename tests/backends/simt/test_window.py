@@ -60,6 +60,33 @@ def test_other_values_outside(by: int) -> None:
         np.testing.assert_array_equal(shifted(x, by=by), want)
 
 
+@tile.kernel
+def before(x: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M 64"], z: tile.InOut[tile.f32, "M N"],
+           copied: tile.Out[tile.f32, "M 64"]):
+    """Blocks from four columns before the first one on: read, copied, and written from column 0 on."""
+    m = tile.grid(tile.cdiv(x.shape[0], 16)) * 16
+    s = tile.shared((16, 64), tile.f32)
+    tile.copy_async(x, s, (m, -4))
+    tile.commit()
+    tile.store(y, (m, 0), tile.load(x, (m, -4), (16, 64)))
+    tile.store(z, (m, -4), tile.load(x, (m, 0), (16, 64), fill=7.0))
+    tile.wait()
+    tile.barrier()
+    tile.store(copied, (m, 0), tile.load(s, (0, 0), (16, 64)))
+
+
+@pytest.mark.parametrize("target", [TARGET, "hip:gfx950"])
+def test_blocks_that_begin_before_the_rows_of_a_contiguous_tensor(target: str) -> None:
+    """Windows once ended four elements before the last row does: these were read as 0, and not written."""
+    x = large()[:, :60].copy()
+    z = np.zeros_like(x)
+    with tile.target("emulate:" + target):
+        y, copied = before(x, z=z)
+    np.testing.assert_array_equal(y[:, 4:], x)
+    np.testing.assert_array_equal(copied, y)
+    np.testing.assert_array_equal(z, np.pad(x[:, 4:], ((0, 0), (0, 4)), constant_values=7))
+
+
 def test_blocks_that_reach_too_far() -> None:
     thread = copy.lower(large(), large(), target=TARGET).thread
     shapes, row = [(80, 96)] * 2, LIMIT // 4 // 16
