@@ -24,7 +24,7 @@ from tilelang.backends.simt.target import SimtTarget
 from tilelang.backends.simt.window import LIMIT
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
-from tilelang.ir.control import For
+from tilelang.ir.control import For, overruns
 from tilelang.ir.core import Function, Op, Region, TileType, Value, clone_region
 from tilelang.ir.dtypes import DType, dtype
 
@@ -290,7 +290,10 @@ class _Loop:
         count = emit(ew.FloorDiv, emit(ew.Add, emit(ew.Sub, emit(ew.Max, end, first), first), const(step - 1)),
                      const(step))
         until = emit(ew.Add, first, emit(ew.Mul, count, const(step)))
-        return emit(ew.Cast, emit(ew.Min, until, wide[hi]), dtype=I32)  # a whole step behind the end may be no i32
+        if overruns(self.op):  # a whole step behind the end may be no i32
+            until = emit(ew.Min, until, wide[hi])
+        narrow = emit(ew.Cast, until, dtype=I32)
+        return emit(ew.Min, narrow, hi) if step > 1 else narrow  # which shows that neither loop overruns
 
     def _emit(self, ops: list[Op], cls: type[Op], *operands: Value, **attrs: Any) -> Value:
         ops.append(cls(operands, attrs, loc=self.op.loc))
