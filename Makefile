@@ -24,6 +24,7 @@ fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz $(SECONDS)
 	$(BIN)/python -m tests.fuzz_casts $(SECONDS)
 	$(BIN)/python -m tests.fuzz_mpgemm $(SECONDS)
+	$(BIN)/python -m tests.fuzz_rings $(SECONDS)
 
 bench: .venv/examples
 	$(BIN)/python -m benchmarks
