@@ -30,6 +30,7 @@ class Elements:
                  local: set[Value], vector_bytes: int, ahead: dict[Op, Ahead]) -> None:
         self.b, self.stored, self.scalars, self.local = b, stored, scalars, local
         self.vector_bytes, self.ahead = vector_bytes, ahead
+        self.asked: Sequence[Op] = ()  # loads of which the nest asks for later blocks as a whole
         self.masked = False
         self.before: Index | None = None  # where masks end, if not with a tensor
         self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
@@ -148,7 +149,8 @@ class Elements:
         mask = self._as_mask(mask, lanes)
         value = b.load(self.memory(op), offset, lanes, stride, mask)
         if op in self.ahead and lanes is not None and isinstance(stride, int) and stride == 1 and not self.masked:
-            self._fetch(op, offset, where)
+            if op not in self.asked:
+                self._fetch(op, offset, where)
             self.made[op.result, where] = value
         return b.filled(value, mask, op.attrs["fill"], lanes)
 
@@ -157,22 +159,34 @@ class Elements:
         and read row by row, that many rows on, else what a later block has there."""
         b, ahead, axes, shape = self.b, self.ahead[op], list(op.attrs["axes"]), op.attrs["shape"]
         size, lanes, axis = op.result.dtype.storage.itemsize, lanes_of(where) or 1, ahead.axis
-        block = shape[axes.index(axis)] if axis in axes else 1
         row = math.prod(shape[1:]) * size
         on = -(-AHEAD // row)
         near = len(shape) > 1 and where[0].lanes is None and axis in (None, axes[0]) and \
-            (ahead.blocks * block if axis is not None else shape[0]) * row > AHEAD
-        if axis is not None:
-            later = b.add(offset, b.mul(self._stride(op.operands[0], axis), on if near else ahead.blocks * block))
-        elif not near:
-            later = self._window(op, ahead.offsets, where)[0]
+            (ahead.blocks * self._block(op) if axis is not None else shape[0]) * row > AHEAD
+        if not near:
+            later = self.later(op, where)
+        elif axis is not None:
+            later = b.add(offset, b.mul(self._stride(op.operands[0], axis), on))
         else:  # rows on in the block, or in the next one
             beyond = b.sub(b.add(where[0].base, on), shape[0])
             there = b.add(offset, b.mul(self._stride(op.operands[0], axes[0]), on))
-            behind = self._window(op, ahead.offsets, (Ix(beyond), *where[1:]))[0]
+            behind = self.later(op, (Ix(beyond), *where[1:]))
             later = b.pure(ew.Where, b.pure(ew.Lt, b.index(beyond), b.index(0)), b.index(there), b.index(behind))
         for start in range(0, lanes, LINE // size):
             b.hint(th.Prefetch, self.memory(op), b.index(b.add(later, start)), near=near)
+
+    def later(self, op: Op, where: Position) -> Index:
+        """The offset of what a later block has at a position of a load that asks ahead."""
+        b, ahead = self.b, self.ahead[op]
+        if ahead.axis is None:
+            return self._window(op, ahead.offsets, where)[0]
+        offset, *_ = self._window(op, op.operands[1:], where)
+        return b.add(offset, b.mul(self._stride(op.operands[0], ahead.axis), ahead.blocks * self._block(op)))
+
+    def _block(self, op: Op) -> int:
+        """What a load that asks ahead reads along the axis of the blocks."""
+        axes, axis = op.attrs["axes"], self.ahead[op].axis
+        return op.attrs["shape"][axes.index(axis)] if axis in axes else 1
 
     def _at_gather(self, op: Op, where: Position) -> Value:
         b, lanes = self.b, lanes_of(where)

@@ -4,12 +4,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.elements import Elements, Position
-from tilelang.backends.cpu.machine import CpuTarget
+from tilelang.backends.cpu.machine import LINE, CpuTarget
 from tilelang.backends.cpu.place import COSTLY, weight
 from tilelang.backends.cpu.runs import Dims, walked
 from tilelang.backends.thread.builder import Index, ThreadBuilder
@@ -24,6 +24,8 @@ STREAMS = 4
 more slowly."""
 PASSES = 4
 """How many passes at least lie between asking for rows and reading them: a row of a kilobyte takes some 0.1 us."""
+STEPS = 8
+"""Of a strip of columns at most, that are written out one after the other and ask for neighbouring lines."""
 At = dict[int, Ix]
 """A position along some dimensions of the nest."""
 
@@ -86,10 +88,11 @@ class Reductions(Elements):
                       if o.results and isinstance(o.results[0].type, TileType)), default=4)
         heavy = any(o.name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "sigmoid")
                     for o in self.region.ops)
-        across = self.together == 1 and self.axis not in (None, self.vector)
-        sums = self.cpu.registers // 4 // len(self.reduces) if across else 0
+        across = self.axis not in (None, self.vector)
+        sums = self.cpu.registers // 4 // len(self.reduces) if across and self.together == 1 else 0
+        rows = self.together if across else 0
         # Sums of several rows leave registers for what they are made of.
-        least = 4 if 4 * len(self.reduces) <= self.cpu.registers * 5 // 8 else 2
+        least = 4 if 4 * max(len(self.reduces), rows) <= self.cpu.registers * 5 // 8 else 2
         return min(extent, (self.cpu.registers // 8 if heavy else max(sums, least)) * self.vector_bytes // widest)
 
     def _chunks(self, at: At, body: Callable[[At], None]) -> None:
@@ -162,7 +165,9 @@ class Reductions(Elements):
         lanes = self._square(self.shape[self.vector])
         if lanes:
             last = max((d for d in outer if d != shared), default=None)
-            side = 1 << (lanes.bit_length() - 1) // 2  # of a block that is about as high as wide, for the fewest loads
+            side = 1 << lanes.bit_length() // 2  # of a block that is about as high as wide, for the fewest loads:
+            if self.shape[shared] % side:  # what is shared is loaded, and converted, least often by the higher ones
+                side = lanes // side
             rows = 1 << (min(self.shape[shared], lanes if last is None else side).bit_length() - 1)
             if last is not None and self.shape[last] >= lanes // rows:
                 return {shared: rows, last: lanes // rows}
@@ -170,7 +175,8 @@ class Reductions(Elements):
                 return {shared: lanes}
         size = max(op.operands[0].dtype.storage.itemsize for op in self.reduces)
         registers = -(-self._lanes(self.shape[self.vector]) * size // self.vector_bytes) * len(self.reduces)
-        least = STREAMS if self.axis == self.vector and len(self.reduces) == 1 else 1
+        one = len(self.reduces) == 1 and (self.axis == self.vector or self.shape[shared] % STREAMS == 0)
+        least = STREAMS if one else 1
         count = min(self.shape[shared], max(self.cpu.registers // 2 // registers, least))
         return {shared: count} if count > 1 else {}
 
@@ -183,20 +189,24 @@ class Reductions(Elements):
         loads = [(op, dims) for op, dims in self._loads() if over not in dims and
                  (ahead := self.ahead.get(op)) is not None and ahead.axis is not None and
                  {row, self.vector} <= {*dims}]
-        self.ahead = {op: ahead for op, ahead in self.ahead.items() if op not in [op for op, _ in loads]}
+        self.asked = [op for op, _ in loads]
         count = -(-self.shape[over] // step)
         return Passes(loads, over, step, row, columns * -(-PASSES // count), -(-columns // count))
 
-    def _ask(self, at: At, i: Index) -> None:
-        """The part of a pass that begins at `at` of what later ones read, at position i along its vectors."""
+    def _ask(self, at: At, i: Index, lanes: int) -> None:
+        """The part of a pass that begins at `at` of what later ones read, at position i of so many lanes along its
+        vectors: the rows one after the other, as memory gives them fastest."""
         b, passes = self.b, self.passes
         if passes is None or self.masked:
             return
         assert self.vector is not None
+        width = self.shape[self.vector]
         first = b.add(at[passes.row].base, b.mul(b.div(at[passes.over].base, passes.step), passes.share))
         for op, dims in passes.loads:
-            for n in range(passes.share):
-                there = {**at, passes.row: Ix(b.add(first, passes.on + n)), self.vector: Ix(i)}
+            for n in range(0, lanes * passes.share, LINE // op.result.dtype.storage.itemsize):
+                place = b.add(b.mul(i, passes.share), n)
+                row = b.add(b.add(first, b.div(place, width)), passes.on)
+                there = {**at, passes.row: Ix(row), self.vector: Ix(b.mod(place, width))}
                 offset, *_ = self._window(op, op.operands[1:], tuple(ZERO if d is None else there[d] for d in dims))
                 b.hint(th.Prefetch, self.memory(op), b.index(offset), near=True)
 
@@ -276,7 +286,7 @@ class Reductions(Elements):
             sums = self._initial(rows, lanes)
             for start, end in self._runs(full, lanes):
                 with b.loop(start, end, lanes, sums) as loop:
-                    self._ask(rows[0], loop.i)
+                    self._ask(rows[0], loop.i, lanes)
                     loop.yield_(self._step(loop.carried, at(Ix(loop.i, lanes))))
                 sums = loop.results
             parts.append(sums)
@@ -297,11 +307,36 @@ class Reductions(Elements):
         self._reduced(at(ZERO), totals)
 
     def _across(self, rows: Sequence[At]) -> None:
-        assert self.axis is not None
-        lanes = lanes_of(self._position(rows[0]))
-        with self.b.loop(0, self.shape[self.axis], 1, self._initial(rows, lanes)) as loop:
-            loop.yield_(self._step(loop.carried, [{**at, self.axis: Ix(loop.i)} for at in rows]))
+        """Sums of one strip of columns. Each strip of a block that a loop reads asks for its part of the next block,
+        in the order of memory: lines a row apart, as it reads them itself, arrive more slowly."""
+        b, axis = self.b, self.axis
+        assert axis is not None
+        ix = ZERO if self.vector is None else rows[0][self.vector]
+        lanes, height, width = ix.lanes or 1, self.shape[axis], self.shape[self.vector or 0]
+        self.asked = self._strips(lanes)
+        steps = gcd(STEPS, width // lanes, height) if self.asked else 1
+        with b.loop(0, height, steps, self._initial(rows, ix.lanes)) as loop:
+            sums: Sequence[Value] = loop.carried
+            place = b.add(b.mul(ix.base, height), b.mul(loop.i, lanes))
+            first = b.mod(place, width) if steps * lanes < width else 0
+            for step in range(steps):
+                sums = self._step(sums, [{**at, axis: Ix(b.add(loop.i, step))} for at in rows])
+                for op in self.asked:
+                    line = LINE // op.result.dtype.storage.itemsize
+                    for column in range(-(-step * lanes // line) * line, (step + 1) * lanes, line):
+                        later = self.later(op, (Ix(b.div(place, width)), Ix(b.add(first, column))))
+                        b.hint(th.Prefetch, self.memory(op), b.index(later), near=False)
+            loop.yield_(sums)
+        self.asked = ()
         self._reduced(rows, loop.results)
+
+    def _strips(self, lanes: int) -> Sequence[Op]:
+        """Loads of blocks that sums of `lanes` columns read from top to bottom, where later blocks are asked for."""
+        if self.vector is None or self.masked or self.cpu.registers > 16 or \
+                self.shape[self.vector] % lanes or self.shape[self.vector] == lanes:
+            return ()
+        return [op for op, dims in self._loads() if op.name == "load" and op in self.ahead and
+                dims == (self.axis, self.vector) and self._stride(self.memory(op), op.attrs["axes"][-1]) == 1]
 
     def _reduced(self, rows: Sequence[At], totals: Sequence[Value]) -> None:
         """Stores what the reductions of each row came to."""

@@ -68,15 +68,19 @@ def test_what_is_made_of_it() -> None:
 
 @pytest.mark.usefixtures("target")
 def test_passes_ask_for_the_next_rows_together() -> None:
-    """With 16 registers, 2 x 4 sums at a time: of 10 rows each of five passes asks for one of the next four rows that
-    they all read, of 4 each of two passes for two."""
+    """With 16 registers, 2 x 4 sums at a time of 10 rows: each of five passes asks for one of the next four rows that
+    they all read; 4 x 2 of 4 rows: one pass asks for two. Half a line, or a line, for each step of eight columns. Each
+    strip of the sums of rows asks for its part of the next block, as many whole rows."""
     if machine.host().registers > 16:
         pytest.skip("elsewhere each pass asks for all rows")
-    for rows, asked in ((10, 1), (4, 2)):
+    for rows, high, wide in ((10, 2, 4), (4, 4, 2)):
         q, k = torch.zeros(rows, 128), torch.zeros(256, 128)
         out = torch.zeros(rows, 256), torch.zeros(rows, 128), torch.zeros(rows, 256)
         thread = str(products.lower(q, k, *out, R=rows, N=64, D=128).thread)
-        assert thread.count("prefetch %k") == 2 * asked + 2  # for scores, for the largest; two lines for the sums
+        assert thread.count("prefetch %k") == 2 + 128 * 4 // 64  # for scores, for the largest; for sums, a row
+        assert thread.count("prefetch %k") == thread.count("near=True") + 128 * 4 // 64
+        fused = re.findall(r" fma .*", thread[:thread.index("reduce_each")])
+        assert len(fused) == high * wide
 
 
 @tile.kernel

@@ -145,11 +145,13 @@ def pages(x: tile.Tensor[tile.f32, "C P N"], table: tile.Tensor[tile.i32, "M"], 
 
 @pytest.mark.parametrize("rows", [8, 64])
 def test_the_next_page_is_asked_for(rows: int) -> None:
-    """By its place in the table: a small page at once, rows of a large one behind the last of this page."""
+    """By its place in the table: a small page at once, rows of a large one behind the last of this page; with 16
+    registers a large one, too, in the order of memory."""
     rng = np.random.default_rng(0)
     x, table = rng.integers(-9, 9, (7, rows, 128)).astype(np.float32), np.array([3, 0, 6, 6, 1], np.int32)
     y = np.zeros(128, np.float32)
     pages(x, table, y, P=rows, N=128)
     assert np.array_equal(y, x[table].sum((0, 1)))
     thread = str(pages.lower(x, table, y, P=rows, N=128).thread)
-    assert thread.count("ld %table") > 1 and re.search(f"prefetch %x.*near={rows == 64}", thread)
+    near = rows == 64 and HOST.registers > 16
+    assert thread.count("ld %table") > 1 and re.search(f"prefetch %x.*near={near}", thread)
