@@ -179,7 +179,7 @@ def _encode_scale(real: Any, dt: DType) -> Any:
 
 
 def _encode_float(real: Any, dt: DType) -> Any:
-    e_bits, m_bits = dt.exponent_bits, dt.mantissa_bits
+    m_bits = dt.mantissa_bits
     sign = np.signbit(real)
     with np.errstate(all="ignore"):
         size = np.abs(real)
@@ -196,18 +196,11 @@ def _encode_float(real: Any, dt: DType) -> Any:
         code = np.where(
             normal, ((e + dt.bias).astype(np.int64) << m_bits) | (quotient & ((1 << m_bits) - 1)), quotient
         )
-    top = (1 << e_bits + m_bits) - 1
-    inf = ((1 << e_bits) - 1) << m_bits
-    largest = {"ieee": inf - 1, "fn": top - 1, "fnuz": top, "none": top}[dt.nonfinite]
-    over = {"ieee": inf, "fn": top, "fnuz": largest, "none": largest}[dt.nonfinite]
-    over = largest if dt.nonfinite == "fn" else over
-    code = np.where((code > largest) | (size == np.inf), over, code)
-    signed = code | (sign.astype(np.int64) << (dt.bits - 1 if dt.name != "tf32" else e_bits + m_bits))
+    code = np.where(size == np.inf, dt.overflow_code, np.minimum(code, dt.overflow_code))
+    signed = code | (sign.astype(np.int64) << dt.exponent_bits + m_bits)
     if dt.nonfinite == "fnuz":
         signed = np.where(code == 0, 0, signed)
-    nan = {"ieee": inf | (1 << m_bits - 1) if m_bits else inf, "fn": top, "fnuz": 1 << (dt.bits - 1),
-           "none": top}[dt.nonfinite]
-    signed = np.where(np.isnan(real), nan, signed)
+    signed = np.where(np.isnan(real), dt.nan_code, signed)
     if dt.name == "tf32":
         signed = signed << 13
     return signed.astype(dt.storage)

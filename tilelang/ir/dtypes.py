@@ -139,6 +139,20 @@ class DType:
         return (1 + fraction / (1 << self.mantissa_bits)) * 2.0 ** (top - self.bias)
 
     @property
+    def overflow_code(self) -> int:
+        """The code, without its sign, that a float too large for the type becomes: infinity, or the largest value."""
+        top = (1 << self.exponent_bits + self.mantissa_bits) - 1
+        inf = top >> self.mantissa_bits << self.mantissa_bits
+        return {"ieee": inf, "fn": top - 1, "fnuz": top, "none": top}[self.nonfinite]
+
+    @property
+    def nan_code(self) -> int:
+        """The code that NaN becomes; that of the largest value where the type has none."""
+        top, m_bits = (1 << self.exponent_bits + self.mantissa_bits) - 1, self.mantissa_bits
+        quiet = self.overflow_code | (1 << m_bits - 1 if m_bits else 0)
+        return {"ieee": quiet, "fn": top, "fnuz": top + 1, "none": top}[self.nonfinite]
+
+    @property
     def smallest_normal(self) -> float:
         return float(2.0 ** (1 - self.bias))
 

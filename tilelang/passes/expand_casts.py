@@ -324,14 +324,11 @@ class _Expander:
     def small_float(self, x: Value, dt: DType) -> Value:
         """To a float of fewer bits, from f32: rounds the significand to nearest even in integer arithmetic."""
         bits, m, cut = self.bits(x), dt.mantissa_bits, 23 - dt.mantissa_bits
-        inf = ((1 << dt.exponent_bits) - 1) << m
-        top = inf | (1 << m) - 1
         half = (1 << cut - 1) - 1
-        nan = {"ieee": inf | 1 << m - 1 if m else inf, "fn": top, "fnuz": 1 << dt.bits - 1, "none": top}[dt.nonfinite]
         if _like_f32(dt):  # the same exponent: subnormals, infinities and the sign round alike
             odd = self.op(ew.And, self.op(ew.Shr, bits, cut), 1)
             code = self.op(ew.Shr, self.op(ew.Add, bits, self.op(ew.Add, odd, half)), cut)
-            code = self.where(self.op(ew.Ne, x, x), nan, code)
+            code = self.where(self.op(ew.Ne, x, x), dt.nan_code, code)
             return self.left(code, dt.bits - dt.exponent_bits - m - 1)
         size = self.op(ew.And, bits, 0x7FFFFFFF)
         # Without a mantissa a tie goes up; the change of the bias is part of the same addition.
@@ -343,11 +340,11 @@ class _Expander:
         low = self.op(ew.Sub, self.bits(shifted), int(np.float32(anchor).view(np.uint32)))
         smallest = int(np.float32(dt.smallest_normal).view(np.uint32))
         code = self.where(self.op(ew.Lt, size, smallest), low, self.op(ew.Shr, high, cut))
-        code = self.op(ew.Min, code, {"ieee": inf, "fn": top - 1, "fnuz": top, "none": top}[dt.nonfinite])
+        code = self.op(ew.Min, code, dt.overflow_code)
         sign = self.op(ew.Shl, self.op(ew.Shr, bits, 31), dt.bits - 1)
         if dt.nonfinite == "fnuz":
             sign = self.where(self.op(ew.Eq, code, 0), 0, sign)
-        return self.where(self.op(ew.Ne, x, x), nan, self.op(ew.Or, code, sign))
+        return self.where(self.op(ew.Ne, x, x), dt.nan_code, self.op(ew.Or, code, sign))
 
 
 def _fits_half(dt: DType) -> bool:
