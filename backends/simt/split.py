@@ -258,13 +258,7 @@ class _Loop:
                 window.operands[2] = limit
         whole = For([lo, middle, by, *inits], self.op.attrs, [body], self.op.loc)
         rest_of = For([middle, hi, by, *whole.results], self.op.attrs, [self.body], self.op.loc)
-        place = self.around.ops.index(self.op)
-        self.around.ops[place:place + 1] = [*before, whole, rest_of]
-        after = dict(zip(self.op.results, rest_of.results, strict=True))
-        for old, value in after.items():
-            value.name = old.name
-        for op in Region([], self.around.ops[place:]).walk():
-            op.operands = [after.get(v, v) for v in op.operands]
+        self.around.replace(self.op, [*before, whole, rest_of], rest_of.results)
 
     def _until(self, before: list[Op], needs: Sequence[Need], step: int) -> Value:
         """Where the first loop ends: so many whole iterations meet the needs."""

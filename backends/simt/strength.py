@@ -108,10 +108,4 @@ class _Loop:
         for op in region.walk():
             op.operands = [replaced.get(v, v) for v in op.operands]
         new = For([*self.op.operands, *starts], self.op.attrs, [region], self.op.loc)
-        place = self.around.ops.index(self.op)
-        self.around.ops[place:place + 1] = [*before, new]
-        after = dict(zip(self.op.results, new.results, strict=False))
-        for old, value in after.items():
-            value.name = old.name
-        for op in Region([], self.around.ops[place:]).walk():
-            op.operands = [after.get(v, v) for v in op.operands]
+        self.around.replace(self.op, [*before, new], new.results[:len(self.op.results)])

@@ -150,6 +150,15 @@ class Region:
             for region in op.regions:
                 yield from region.walk()
 
+    def replace(self, old: Op, new: Sequence[Op], results: Sequence[Value]) -> None:
+        """`new` in the place of `old`: `results` take the names of its results, and their place in what follows."""
+        place, replaced = self.ops.index(old), dict(zip(old.results, results, strict=True))
+        self.ops[place:place + 1] = new
+        for was, now in replaced.items():
+            now.name = was.name
+        for op in Region([], self.ops[place:]).walk():
+            op.operands = [replaced.get(v, v) for v in op.operands]
+
 
 class Op:
     """Base of all operations. A subclass states `name`, `infer` and `eval`, and usually nothing more."""
