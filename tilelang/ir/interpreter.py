@@ -36,10 +36,13 @@ class Frame:
         for op in region.ops:
             if op.name == "yield":
                 return [self.values[v] for v in op.operands]
-            results = op.eval(self, *(self.values[v] for v in op.operands))
-            results = results if isinstance(results, tuple) else (results,)
-            self.values.update(zip(op.results, results, strict=True))
+            self.run_op(op)
         return []
+
+    def run_op(self, op: Op) -> None:
+        """Computes an operation of known operands."""
+        results = op.eval(self, *(self.values[v] for v in op.operands))
+        self.values.update(zip(op.results, results if isinstance(results, tuple) else (results,), strict=True))
 
     def cluster_rank(self) -> Any:
         """The number of this program in its cluster."""
@@ -130,8 +133,7 @@ def _extents(fn: Function, frame: Frame) -> list[int]:
     steps = grid.leading()
     for op in fn.body.ops:
         if op in steps:
-            results = op.eval(frame, *(frame.values[v] for v in op.operands))
-            frame.values.update(zip(op.results, results if isinstance(results, tuple) else (results,), strict=True))
+            frame.run_op(op)
     _refuse_wrapped(fn, grid, frame.values)
     return [max(int(frame.values[v]), 0) for v in grid.operands]
 

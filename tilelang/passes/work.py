@@ -88,8 +88,7 @@ def _follow(region: Region, frame: Frame, tally: _Tally, times: float) -> None:
                 _follow(inner, frame, tally, times * share)
         elif known and op.results and op.effects in ("", "control") and all(
                 v.type == TileType((), v.type.dtype) for v in op.results):
-            results = op.eval(frame, *(frame.values[v] for v in op.operands))
-            frame.values.update(zip(op.results, results if isinstance(results, tuple) else (results,), strict=True))
+            frame.run_op(op)
         else:
             _count(op, tally, times)
 
