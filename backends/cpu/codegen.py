@@ -302,7 +302,10 @@ class _Generator(Arithmetic, Control):
         return self.b.bitcast(Access(self.b, self.target).splat(wide, op.attrs["times"]), self.type_of(op.result.type))
 
     def op_interleave(self, op: Op) -> ir.Value:
-        vectors = self.args(op)
+        return self._interleaved(self.args(op))
+
+    def _interleaved(self, vectors: list[ir.Value]) -> ir.Value:
+        """One vector: the first lane of each of 2**n vectors in order, then the second of each, and so on."""
         while len(vectors) > 1:  # pairs far apart first, so that the lanes come out in order
             half, n = len(vectors) // 2, vectors[0].type.count
             lanes = [lane for i in range(n) for lane in (i, n + i)]
@@ -330,15 +333,12 @@ class _Generator(Arithmetic, Control):
         return self._butterfly(rows)
 
     def _butterfly(self, rows: list[ir.Value]) -> list[ir.Value]:
-        """A butterfly: log2(n) rounds of two-vector shuffles."""
+        """The columns of 2**n rows in log2 rounds of two-vector shuffles: as many columns as rows by a butterfly,
+        else all interleaved in one vector that is then cut."""
         n, lanes = len(rows), rows[0].type.count
         if n != lanes:
-            wide = rows
-            while len(wide) > 1:
-                half, m = len(wide) // 2, wide[0].type.count
-                order = [lane for i in range(m) for lane in (i, m + i)]
-                wide = [self.shuffle(wide[i], wide[half + i], order) for i in range(half)]
-            return [self.shuffle(wide[0], None, range(j * n, (j + 1) * n)) for j in range(lanes)]
+            wide = self._interleaved(rows)
+            return [self.shuffle(wide, None, range(j * n, (j + 1) * n)) for j in range(lanes)]
         step = 1
         while step < n:
             low = [(i - step + n) if (i // step) % 2 else i for i in range(n)]
