@@ -240,9 +240,7 @@ class _Lowering:
                 return op.operands[0].shape[-1]
             memory, off, axis = limit
             at = b.to_index(self.scalars.get(off, off))
-            size = memory.type.dims[axis]  # type: ignore[union-attr]
-            extent = size if isinstance(size, int) else b.to_index(b.pure(Op.registry["dim"], memory, axis=axis))
-            limits.append(b.sub(b.index(extent), b.index(at)))
+            limits.append(b.sub(b.index(b.extent(memory, axis)), b.index(at)))
         k = op.operands[0].shape[-1]
         depth = b.pure(ew.Max, b.index(limits[0]), b.index(limits[1]))
         return b.mul(b.div(b.add(b.clamp(depth, 0, k), group - 1), group), group)

@@ -12,11 +12,12 @@ from typing import Any
 
 from tilelang.backends.cpu import dots
 from tilelang.ir import elementwise as ew
+from tilelang.ir import shape as sh
 from tilelang.ir.cluster import refuse_clusters
 from tilelang.ir.control import Yield
 from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileType, Value, clone_region, map_regions
 from tilelang.ir.dtypes import dtype
-from tilelang.ir.memory import READS
+from tilelang.ir.memory import READS, Load, Store
 from tilelang.ir.thread import ConvertLayout, Nest
 
 COSTLY = 8
@@ -72,11 +73,9 @@ def synchronous(fn: Function) -> Function:
                 source, buffer, index = op.operands[:at], op.operands[at], op.operands[at + 1:]
                 assert isinstance(buffer.type, BufferType)
                 axes = tuple(range(len(index), buffer.type.rank))
-                block = Op.registry["load"](source, {"shape": buffer.type.shape[len(index):],
-                                                     "axes": op.attrs["axes"]}, loc=op.loc)
-                zero = Op.registry["const"]([], {"value": 0, "dtype": dtype("i32")}, loc=op.loc)
-                write = Op.registry["store"]([buffer, *index, *[zero.result] * len(axes), block.result],
-                                             {"axes": axes}, loc=op.loc)
+                block = Load(source, {"shape": buffer.type.shape[len(index):], "axes": op.attrs["axes"]}, loc=op.loc)
+                zero = sh.Const([], {"value": 0, "dtype": dtype("i32")}, loc=op.loc)
+                write = Store([buffer, *index, *[zero.result] * len(axes), block.result], {"axes": axes}, loc=op.loc)
                 at = region.ops.index(op)
                 region.ops[at:at + 1] = [block, zero, write]
     map_regions(fn, step)
@@ -105,9 +104,9 @@ def pack_dots(fn: Function, target: Any) -> None:
                 new: list[Op] = []
                 value = v
                 if i == 0 and row.bias:
-                    wide = Op.registry["cast"]([value], {"dtype": dtype("i16")}, loc=op.loc)
-                    bias = Op.registry["const"]([], {"value": row.bias, "dtype": dtype("i16")}, loc=op.loc)
-                    full = Op.registry["broadcast"]([bias.result], {"shape": v.shape}, loc=op.loc)
+                    wide = ew.Cast([value], {"dtype": dtype("i16")}, loc=op.loc)
+                    bias = sh.Const([], {"value": row.bias, "dtype": dtype("i16")}, loc=op.loc)
+                    full = sh.Broadcast([bias.result], {"shape": v.shape}, loc=op.loc)
                     total = ew.Add([wide.result, full.result], loc=op.loc)
                     new += [wide, bias, full, total]
                     value = total.result

@@ -19,6 +19,7 @@ from tilelang.ir.bits import possible_bits
 from tilelang.ir.codec import blank_is_zero
 from tilelang.ir.core import BufferType, Op, TensorType, Value
 from tilelang.ir.dtypes import dtype
+from tilelang.ir.memory import DimSize
 from tilelang.layouts import RegisterLayout, SharedLayout, blocked, shared
 
 
@@ -148,7 +149,7 @@ class Access:
         size = t.shape[axis] if isinstance(t, BufferType) else t.dims[axis]
         if isinstance(at, int) and isinstance(size, int):
             return [] if 0 <= at + step < size else [b.const(0, ew.I1)]
-        limit = b.const(size, I32) if isinstance(size, int) else b.pure(Op.registry["dim"], memory, axis=axis)
+        limit = b.const(size, I32) if isinstance(size, int) else b.pure(DimSize, memory, axis=axis)
         if isinstance(at, int):
             inside = 0 <= at + step < 1 << 31
             return [b.pure(ew.Lt, b.const(at + step, I32), limit) if inside else b.const(0, ew.I1)]
