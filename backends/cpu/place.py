@@ -7,7 +7,7 @@ example: `%e = exp %x; %s = reduce %e {kind="sum", axis=1}` is one nest that yie
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tilelang.backends.cpu import dots
@@ -285,6 +285,14 @@ class _Placer:
     def emit(self, op: Op) -> None:
         self.regions[-1].ops.append(op)
 
+    def emit_stored(self, values: Sequence[Value], op: Op) -> None:
+        """An operation that stores its results, which are `values` of the kernel."""
+        self.emit(op)
+        for old, value in zip(values, op.results, strict=True):
+            value.name = old.name
+            self.mapping[old] = value
+            self.stored.add(old)
+
     def op(self, op: Op) -> None:
         if self.inline(op):
             v = op.results[0]
@@ -324,12 +332,7 @@ class _Placer:
                 self.region(inner, regions[-1])
         else:
             regions = [clone_region(r, dict(self.mapping)) for r in op.regions]
-        new = type(op)([self.mapping[v] for v in op.operands], op.attrs, regions, op.loc)
-        self.emit(new)
-        for old, value in zip(op.results, new.results, strict=True):
-            value.name = old.name
-            self.mapping[old] = value
-            self.stored.add(old)
+        self.emit_stored(op.results, type(op)([self.mapping[v] for v in op.operands], op.attrs, regions, op.loc))
 
     def store_now(self, v: Value) -> None:
         """Stores an inline value that turns out to be needed in memory."""
@@ -417,11 +420,6 @@ class _Placer:
             yields += op.results
         region.ops = [op for _, op in sorted(copies, key=lambda copy: copy[0])]
         region.ops.append(Yield([inner[v] for v in yields]))
-        out = Nest([], {"shape": nest.shape}, [region], nest.roots[0][0].loc)
-        self.emit(out)
-        for old, value in zip(yields, out.results, strict=True):
-            value.name = old.name
-            self.mapping[old] = value
-            self.stored.add(old)
+        self.emit_stored(yields, Nest([], {"shape": nest.shape}, [region], nest.roots[0][0].loc))
 
 

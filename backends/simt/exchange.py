@@ -107,12 +107,10 @@ class Exchange:
 
     def alloc(self, dt: DType, size: int | tuple[int, ...], name: str = "", like: Op | None = None) -> Value:
         """A buffer, of `size` elements, of a tile's shape or as `like` says."""
-        b, shape = self.b, (size,) if isinstance(size, int) else size
-        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": shape}, loc=b.loc)
+        shape = (size,) if isinstance(size, int) else size
+        op = Alloc([], like.attrs if like is not None else {"dtype": dt, "shape": shape}, loc=self.b.loc)
         op.result.name = name
-        b.levels[0].region.ops.insert(0, op)
-        b.level_of[op.result] = 0
-        return op.result
+        return self.b.begin_with(op)
 
     def note(self, op: Op) -> Op:
         op.attrs["phase"] = self.phase

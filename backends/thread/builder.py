@@ -218,7 +218,10 @@ class ThreadBuilder:
 
     def alloc(self, dt: DType, shape: tuple[int, ...]) -> Value:
         """Scratch memory of the worker, for the whole program."""
-        op = mem.Alloc([], {"dtype": dt, "shape": shape, "space": "scratch"}, loc=self.loc)
+        return self.begin_with(mem.Alloc([], {"dtype": dt, "shape": shape, "space": "scratch"}, loc=self.loc))
+
+    def begin_with(self, op: Op) -> Value:
+        """The result of an operation without operands that is put at the beginning of the program."""
         self.levels[0].region.ops.insert(0, op)
         self.level_of[op.result] = 0
         return op.result
