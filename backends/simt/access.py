@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import gcd, prod
 from typing import Any
 
-from tilelang.backends.simt.dma import copies_in_order, undone
+from tilelang.backends.simt.dma import copies_in_order, swizzled, undone
 from tilelang.backends.simt.facts import Facts, run_of
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.simt.target import SimtTarget
@@ -341,11 +341,7 @@ def address(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> In
     rest = b.add(rest, constant - within + int(s(apart)))
     if isinstance(total, int):
         return b.add(rest, int(s(total)))
-    swizzled = total
-    for term in s.terms:
-        moved = b.pure(ew.And, b.pure(ew.Shr, total, b.index(term.shift)), b.index(term.mask))
-        swizzled = b.pure(ew.Xor, swizzled, moved)
-    return b.add(swizzled, rest)
+    return b.add(swizzled(b, s, total, total), rest)
 
 
 def _ends(memory: Value, axis: int, offset: Value, extent: int) -> bool:

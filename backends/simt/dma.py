@@ -61,6 +61,13 @@ def depth(swizzle: Swizzle) -> int:
     return count
 
 
+def swizzled(b: ThreadBuilder, s: Swizzle, offset: Value, read: Value) -> Value:
+    """The XOR of an offset with what the terms of a swizzle take from the bits of `read`: `s(offset)` for the same."""
+    for term in s.terms:
+        offset = b.pure(ew.Xor, offset, b.pure(ew.And, b.pure(ew.Shr, read, b.index(term.shift)), b.index(term.mask)))
+    return offset
+
+
 def undone(b: ThreadBuilder, place: SharedLayout, offset: Index) -> list[Index]:
     """The tile index of what lies at an offset of a row-major, swizzled buffer: in a number system in which a swizzle
     is I + N with N**depth = 0, its inverse is the sum of the powers of N."""
@@ -72,11 +79,7 @@ def undone(b: ThreadBuilder, place: SharedLayout, offset: Index) -> list[Index]:
     if s is not None:
         at = linear = b.index(offset)
         for _ in range(depth(s) - 1):
-            moved = at
-            for term in s.terms:
-                read = b.pure(ew.And, b.pure(ew.Shr, linear, b.index(term.shift)), b.index(term.mask))
-                moved = b.pure(ew.Xor, moved, read)
-            linear = moved
+            linear = swizzled(b, s, at, linear)
         offset = linear
     index: list[Index] = []
     for extent in reversed(place.shape[1:]):
