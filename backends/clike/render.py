@@ -318,7 +318,7 @@ class _Renderer(Bulk, Matrix, Programs):
     def _swap(self, op: Op) -> None:
         names = []
         for v, r in zip(op.operands, op.results, strict=True):
-            self.line(f"{self.type(r)} {self.name(r)} = {self.vector(v) if v.shape else self.scalar(v)};")
+            self.line(f"{self.type(r)} {self.name(r)} = {self.value(v)};")
             names.append(self.name(r) + ("[i]" if v.shape else ""))
         swap = f"tl::swap_lanes<{op.attrs['by']}>({', '.join(names)}, {self.number(op)});"
         if op.operands[0].shape:
@@ -332,7 +332,7 @@ class _Renderer(Bulk, Matrix, Programs):
 
     def carry(self, args: Sequence[Value], inits: Sequence[Value]) -> None:
         for a, v in zip(args, inits, strict=True):
-            self.line(f"{self.type(a)} {self.name(a)} = {self.vector(v) if v.shape else self.scalar(v)};")
+            self.line(f"{self.type(a)} {self.name(a)} = {self.value(v)};")
 
     def assign(self, targets: Sequence[Value], values: Sequence[Value]) -> None:
         """All at once: a target that another value still needs is read first."""
@@ -344,7 +344,7 @@ class _Renderer(Bulk, Matrix, Programs):
                 late[v] = f"{self.name(v)}_old"
                 self.line(f"const {self.type(v)} {late[v]} = {self.name(v)};")
         for t, v in moves:
-            text = late.get(v) or (self.vector(v) if v.shape else self.scalar(v))
+            text = late.get(v) or self.value(v)
             self.line(f"{self.name(t)} = {text};")
 
     def _for(self, op: Op) -> None:

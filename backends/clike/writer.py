@@ -68,6 +68,10 @@ class Writer(ABC):
             return f"tl::full<{c_type(v.dtype)}, {v.shape[0]}>({self.lane(v, '0')})"
         return self.name(v)
 
+    def value(self, v: Value) -> str:
+        """A scalar or a vector as an expression."""
+        return self.vector(v) if v.shape else self.scalar(v)
+
     def type(self, v: Value) -> str:
         t = c_type(v.dtype)
         return f"tl::vec<{t}, {v.shape[0]}>" if v.shape else t
