@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_files_stay_readable(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 500
     assert max(map(len, lines), default=0) < 120
+
+
+@pytest.mark.parametrize("backend", ["cpu", "simt"])
+def test_a_backend_says_what_each_module_is_for(backend: str) -> None:
+    folder = ROOT / "backends" / backend
+    named = set(re.findall(r"`(\w+)`", (folder / "__init__.py").read_text(encoding="utf-8")))
+    assert named == {p.stem for p in folder.glob("[!_]*.py")}
 
 
 def test_the_links_are_relative() -> None:

@@ -1,1 +1,1 @@
-"""The emulator: the CUDA C++ text of a kernel, compiled for the host against another prelude and run under checks."""
+"""The emulator: a kernel's CUDA or HIP C++ text, compiled for the host against another prelude, run under checks."""
