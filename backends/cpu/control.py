@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from llvmlite import ir
 
@@ -33,12 +34,7 @@ class Control(ABC):
         signed = op.operands[0].dtype.kind == "int"
         compare = self.b.icmp_signed if signed else self.b.icmp_unsigned
         head, body, done = (self.function.append_basic_block(n) for n in ("for", "body", "end"))
-        entry = self.b.block
-        self.b.branch(head)
-        self.b.position_at_end(head)
-        phis = [self.b.phi(v.type) for v in (lo, *inits)]
-        for phi, init in zip(phis, (lo, *inits), strict=True):
-            phi.add_incoming(init, entry)
+        phis = self._enter(head, (lo, *inits))
         self.b.cbranch(compare("<", phis[0], hi), body, done)
         self.b.position_at_end(body)
         region = op.regions[0]
@@ -57,6 +53,16 @@ class Control(ABC):
         self.b.position_at_end(done)
         return list(phis[1:])
 
+    def _enter(self, head: ir.Block, inits: Sequence[ir.Value]) -> list[ir.PhiInstr]:
+        """Goes to the first block of a loop; what the loop carries there, `inits` when it begins."""
+        entry = self.b.block
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        phis = [self.b.phi(v.type) for v in inits]
+        for phi, init in zip(phis, inits, strict=True):
+            phi.add_incoming(init, entry)
+        return phis
+
     def _as_written(self) -> ir.MDValue:
         """Metadata of a loop that LLVM must not unroll. A processor sees that memory is read in order by the addresses
         that an instruction asks for one after the other: from 64 instructions in turn it fetched too little ahead."""
@@ -68,12 +74,7 @@ class Control(ABC):
     def op_while(self, op: Op) -> list[ir.Value]:
         inits = self.args(op)
         head, body, done = (self.function.append_basic_block(n) for n in ("while", "body", "end"))
-        entry = self.b.block
-        self.b.branch(head)
-        self.b.position_at_end(head)
-        phis = [self.b.phi(v.type) for v in inits]
-        for phi, init in zip(phis, inits, strict=True):
-            phi.add_incoming(init, entry)
+        phis = self._enter(head, inits)
         self.values.update(zip(op.regions[0].args, phis, strict=True))
         (test,) = self.run(op.regions[0])
         self.b.cbranch(test, body, done)

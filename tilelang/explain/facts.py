@@ -195,32 +195,29 @@ def _emitted(text: str, files: Mapping[str, str]) -> list[Line]:
 
 def _nvdisasm(text: str, emitted: Sequence[Line]) -> list[Line]:
     """nvdisasm's text: comments name the lines of the emitted text, innermost function first."""
-    out: list[Line] = []
-    place: Place | None = None
-    for line in text.splitlines():
-        if "//##" in line:
-            numbers = re.findall(r'kernel\.cu", line (\d+)', line)
-            if numbers and int(numbers[-1]) <= len(emitted):
-                place = emitted[int(numbers[-1]) - 1].place
-        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
-            out.append(Line(found[1], place))
-        elif re.match(r"\.L_\w+:", line):
-            out.append(Line(line.strip()))
-    return out
+    return _assembly(text, emitted, "//##", r'kernel\.cu", line (\d+)', r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;",
+                     r"(\.L_\w+:.*?)\s*$")
 
 
 def _clang(text: str, emitted: Sequence[Line]) -> list[Line]:
     """The kernel in clang's assembly: directives name the lines of the emitted text, innermost function first."""
+    return _assembly(text.partition(".Lfunc_end")[0], emitted, r"^\s*\.loc\s", r"<stdin>:(\d+)",
+                     r"\s+([a-z]\w*.*?)\s*(?:;.*)?$", r"(\.LBB\w+:|[A-Za-z]\w*:)")
+
+
+def _assembly(text: str, emitted: Sequence[Line], note: str, number: str, instruction: str, label: str) -> list[Line]:
+    """Instructions and labels of an assembly, all by their regular expressions, in which a `note` says by which
+    `number`s of emitted lines what follows it was made."""
     out: list[Line] = []
     place: Place | None = None
-    for line in text.partition(".Lfunc_end")[0].splitlines():
-        if re.match(r"\s*\.loc\s", line):
-            numbers = re.findall(r"<stdin>:(\d+)", line)
+    for line in text.splitlines():
+        if re.search(note, line):
+            numbers = re.findall(number, line)
             if numbers and int(numbers[-1]) <= len(emitted):
                 place = emitted[int(numbers[-1]) - 1].place
-        elif found := re.match(r"\s+([a-z]\w*.*?)\s*(?:;.*)?$", line):
+        elif found := re.match(instruction, line):
             out.append(Line(found[1], place))
-        elif found := re.match(r"(\.LBB\w+:|[A-Za-z]\w*:)", line):
+        elif found := re.match(label, line):
             out.append(Line(found[1]))
     return out
 
