@@ -77,6 +77,7 @@ def _chain(f: RegisterLayout) -> list[str] | None:
 
 
 def format_shared(s: SharedLayout) -> str:
+    """The text of a shared layout, which `parse` reads back."""
     def pick(dim: tuple[tuple[int, int], ...], i: int) -> str:
         return str(dim[0][i]) if len(dim) == 1 else str(tuple(d[i] for d in dim))
     text = f"shared([{', '.join(pick(d, 0) for d in s.dims)}], [{', '.join(pick(d, 1) for d in s.dims)}]"

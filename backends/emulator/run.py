@@ -27,11 +27,10 @@ KINDS = ("race-raw", "race-war", "race-waw", "race-global", "async-pending", "as
          "transaction", "deadlock", "assertion", "overlap", "cluster-lifetime")
 MAX_THREADS = 2048
 """Threads of a cluster of blocks."""
-# Classes of instructions, in the order of `emu::Use`.
 CLASSES = ("load", "store", "atomic", "load_bits", "store_bits", "copy_async", "ldmatrix", "stmatrix",
            "ld_transposed", "mma", "shuffle", "syncwarp", "barrier", "dma", "mbarrier", "bulk", "bulk_store",
-           "shared_load",
-           "shared_store", "shared_atomic")
+           "shared_load", "shared_store", "shared_atomic")
+"""Classes of instructions, in the order of `emu::Use`."""
 Output = Callable[[int, bytes], None]
 """Takes the number of an operation that prints, and the bytes of its operands one after the other."""
 

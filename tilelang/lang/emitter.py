@@ -138,10 +138,12 @@ def emitter() -> Emitter:
 
 
 def tracing() -> bool:
+    """Whether a kernel is being traced."""
     return _current.get(None) is not None
 
 
 def emit(cls: type[Op], *operands: Value, regions: Sequence[Region] = (), **attrs: Any) -> Op:
+    """An operation at the present place of the kernel being traced. Raises UnsupportedSyntax outside of one."""
     return emitter().emit(cls, *operands, regions=regions, **attrs)
 
 
@@ -151,4 +153,5 @@ def const(value: Any, dt: Any) -> Value:
 
 
 def here() -> Loc | None:
+    """The line of the user's source that is being traced."""
     return emitter().loc

@@ -328,6 +328,7 @@ def axis_of(x: Tile, axis: Any) -> int:
 
 
 def broadcast(x: Tile, shape: Sequence[int]) -> Tile:
+    """A tile repeated to a shape that it broadcasts to."""
     return x if x.shape == tuple(shape) else Tile(emit(sh.Broadcast, x.value, shape=tuple(shape)).result)
 
 
@@ -363,11 +364,13 @@ def unify(*operands: Any) -> list[Tile]:
 
 
 def binary(cls: type[Op], a: Any, b: Any) -> Tile:
+    """An elementwise operation on two tiles or numbers, in the dtype and shape that `unify` gives both."""
     x, y = unify(a, b)
     return Tile(emit(cls, x.value, y.value).result)
 
 
 def divide(a: Any, b: Any) -> Tile:
+    """True division: of integers in f32."""
     x, y = unify(a, b)
     if x.dtype.kind != "float":
         x, y = x.to(dtype("f32")), y.to(dtype("f32"))
