@@ -90,13 +90,12 @@ def measure(case: Case, arch: str) -> Measured:
     """Lowers, compiles, disassembles and emulates a case."""
     code = case.lower(arch)
     text = code.rendered
-    compiled = nvrtc.compile(text.text, arch)
-    used = compiled.report[text.name]
-    loop = sass.main_loop(sass.disassemble(compiled.cubin), text.name)
+    used = code.report
+    loop = sass.main_loop(code.assembly, text.name)
     if bool(loop) != bool(case.reference):
         raise ValueError(f"a main loop of {text.name} was {'' if loop else 'not '}found")
     reference = reference_loop(case.reference, arch) if loop else []
-    return Measured(used["registers"], used["spill_bytes"], text.shared_bytes, text.threads,
+    return Measured(used["registers"], used["spills"], text.shared_bytes, text.threads,
                     *counted(case.arguments, code),
                     conversions(code) if loop else None, len(loop) / sass.products(loop) if loop else None,
                     _work(loop) / _work(reference) if loop else None)

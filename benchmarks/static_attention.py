@@ -95,20 +95,15 @@ def measure(case: Case) -> Measured:
 
 def measured(code: Lowered, sectors: float, wavefronts: float) -> Measured:
     """What the compilers make of a kernel, beside what the emulator counted."""
-    text = code.rendered
+    text, used, assembly = code.rendered, code.report, code.assembly  # type: ignore[attr-defined]
     if code.target.name.startswith("cuda"):
-        compiled = nvrtc.compile(text.text, code.target.name.removeprefix("cuda:"))
-        used = compiled.report[text.name]
-        spilled = used["spill_bytes"]
-        loop = sass.main_loop(sass.disassemble(compiled.cubin), text.name)
+        loop = sass.main_loop(assembly, text.name)
         products: float = sum(sass.opcode(i) in sass.PRODUCTS for i in loop)
     else:
-        used = code.report  # type: ignore[assignment]
-        spilled = used["spills"] + used["stack_bytes"]
-        loop = gcn.main_loop(code.assembly, text.name)  # type: ignore[attr-defined]
+        loop = gcn.main_loop(assembly, text.name)
         products = gcn.products(loop)
-    return Measured(used["registers"], spilled, text.shared_bytes, text.threads, sectors, wavefronts,
-                    exchanges(code), len(loop) / products if products else None)
+    return Measured(used["registers"], used["spills"] + used["stack_bytes"], text.shared_bytes, text.threads, sectors,
+                    wavefronts, exchanges(code), len(loop) / products if products else None)
 
 
 def missed(row: Measured) -> Iterator[str]:

@@ -69,10 +69,13 @@ def _blob(program: ctypes.c_void_p, what: str) -> bytes:
     return data.raw[:size.value]
 
 
-def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
+def compile(text: str, arch: str, options: tuple[str, ...] = (), blocks: int = 0) -> Compiled:
     """Compiles emitted text for a processor such as `sm_90a`. The assembler may spill a few bytes so that more blocks
     fit onto a multiprocessor, or because sums wait in registers for operands: where it did, the text is compiled
-    again, for one block at least, and with only operands computed before products (`fence_registers`)."""
+    again, for one block at least, and with only operands computed before products (`fence_registers`). With `blocks`,
+    so many are to fit whatever is spilled."""
+    bound = (f"-DTL_BLOCKS={blocks}",) if blocks else ()
+
     def made(*more: str) -> Compiled:
         flags = f"-I{INCLUDE}", "--ptxas-options=-v", "-lineinfo", *options, *more
         cubin, log = _compile(text, arch, flags, "CUBIN")
@@ -81,8 +84,9 @@ def compile(text: str, arch: str, options: tuple[str, ...] = ()) -> Compiled:
     def lost(compiled: Compiled) -> tuple[int, int]:
         uses = compiled.report.values()
         return sum(u["spill_bytes"] for u in uses), sum(u["serialized"] for u in uses)
-    first = made()
-    return min(first, made("-DTL_ALONE"), made("-DTL_LATE_SUMS"), key=lost) if lost(first)[0] else first
+    ways = [bound, *([] if blocks else [("-DTL_ALONE",)]), (*bound, "-DTL_LATE_SUMS")]
+    first = made(*ways[0])
+    return min(first, *(made(*way) for way in ways[1:]), key=lost) if lost(first)[0] else first
 
 
 def ptx(text: str, arch: str, options: tuple[str, ...] = (), include: Path = INCLUDE) -> str:

@@ -30,12 +30,13 @@ def _compiler() -> str:
     return identity(version, nvrtc.__file__, nvrtc.INCLUDE)
 
 
-def product(text: str, kernel: str, arch: str) -> Product:
-    """The machine code of `kernel` in a text for a processor such as `sm_90a`. Raises TargetError."""
+def product(text: str, kernel: str, arch: str, blocks: int = 0) -> Product:
+    """The machine code of `kernel` in a text for a processor such as `sm_90a`; with `blocks`, of so few registers that
+    so many fit onto a multiprocessor. Raises TargetError."""
     def make() -> tuple[bytes, Uses]:
-        made = nvrtc.compile(text, arch)
+        made = nvrtc.compile(text, arch, blocks=blocks)
         return made.cubin, made.report[kernel]
-    return Product(*cached(("cubin", _compiler(), arch, kernel, text), make))
+    return Product(*cached(("cubin", _compiler(), arch, str(blocks), kernel, text), make))
 
 
 def nvdisasm() -> str | None:

@@ -171,6 +171,8 @@ TL_FN void print(op, const P&... parts) {
 
 #if defined TL_ALONE || defined TL_ROLES  // whose registers are told only from a bound of blocks
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, 1)
+#elif defined TL_BLOCKS
+#define TL_BOUNDS(THREADS) __launch_bounds__(THREADS, TL_BLOCKS)
 #else
 #define TL_BOUNDS(THREADS) __launch_bounds__(THREADS)
 #endif

@@ -1,6 +1,7 @@
 """Machine code, its report and its assembly, without a GPU; what may change machine code changes its cache key."""
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_machine_code_is_compiled_once_for_all_that_can_change_it(tmp_path: Path
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str]] = []
 
-    def compile(text: str, arch: str) -> nvrtc.Compiled:
+    def compile(text: str, arch: str, blocks: int = 0) -> nvrtc.Compiled:
         calls.append((text, arch))
         return nvrtc.Compiled(f"{len(calls)}\n".encode(), "", {"k": {"registers": len(calls)}})
     version, include = [(13, 0)], tmp_path / "include"
@@ -85,6 +86,30 @@ def test_machine_code_is_compiled_once_for_all_that_can_change_it(tmp_path: Path
         assert made() == 7 == len(calls)
     finally:
         products._compiler.cache_clear()
+
+
+def test_a_second_block_is_asked_for_where_few_registers_keep_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of 256 threads fit with 128 registers. What spills for it is not taken, nor tried with far more."""
+    lowered = _matmul()
+    lowered.rendered = replace(lowered.rendered, threads=256)
+    asked: list[int] = []
+
+    def held(shared: int, one: tuple[int, int], two: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        def product(text: str, kernel: str, arch: str, blocks: int = 0) -> products.Product:
+            asked.append(blocks)
+            registers, spills = two if blocks else one
+            return products.Product(b"", {"registers": registers, "spill_bytes": spills, "stack_bytes": 0,
+                                          "shared_bytes": shared, "serialized": 0})
+        monkeypatch.setattr("tilelang.backends.cuda.compile.product", product)
+        lowered.__dict__.pop("product", None)
+        asked.clear()
+        return lowered.report["registers"], lowered.report["resident_blocks"]
+    assert held(0, (156, 0), (128, 0)) == (128, 2) and asked == [0, 2]
+    assert held(0, (156, 0), (128, 4)) == (156, 1) and asked == [0, 2]
+    assert held(0, (156, 0), (130, 0)) == (156, 1) and asked == [0, 2]
+    for other in ((90 << 10, (156, 0)), (0, (168, 0)), (0, (128, 0)), (0, (130, 8))):
+        held(*other)
+        assert asked == [0], other
 
 
 @pytest.mark.parametrize(("arch", "threads", "registers", "shared", "blocks", "limit"), [
