@@ -129,12 +129,11 @@ def test_copies_of_the_next_block_run_beside_the_end_of_this_one(name: str) -> N
 
 @pytest.mark.skipif(nvrtc.find() is None or sass.find() is None, reason="NVRTC or nvdisasm is not installed")
 def test_machine_code() -> None:
-    """The loop has products, waits and descriptors alone, and no product waits for the one before. Of the same text
-    NVRTC 13.5 makes 53 instructions, 13.0 makes 58."""
+    """The loop has products, waits and descriptors alone, and no product waits for the one before."""
     code, _ = hopper(256)
     report = code.report
     assert report["spills"] == report["stack_bytes"] == report["serialized"] == 0
     text = sass.disassemble(code.cubin)  # type: ignore[attr-defined]
     loop = sass.classes(sass.main_loop(text, code.rendered.name))
     assert loop["HGMMA"] == 4 and loop["SYNCS"] == 2 and not {"UTMALDG", "BAR", "ELECT", "R2UR"} & loop.keys()
-    assert loop["WARPGROUP"] == 2 and sum(loop.values()) <= 58
+    assert loop["WARPGROUP"] == 2 and sum(loop.values()) <= 56
