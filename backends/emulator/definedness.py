@@ -179,13 +179,15 @@ class _Walk:
             at = end + 1
 
     def reads(self, at: int, stop: int, unset: Unset) -> None:
-        """Reports what is read in [at, stop) without a value, once."""
+        """Reports what is read in [at, stop) without a value, unless it was before: a loop may not run at all, and what
+        its body read is then read behind it."""
         for i in range(at, stop):
             name = self.tokens[i]
             if name in unset and self.tokens[i - 1] != ".":
                 number = next((int(self.tokens[j + 2]) for j in range(at, len(self.tokens) - 2)
                                if self.tokens[j] == "tl::op"), -1)
-                self.found.append(Unwritten(name, number))
+                if all(earlier.name != name for earlier in self.found):
+                    self.found.append(Unwritten(name, number))
                 del unset[name]
 
 
