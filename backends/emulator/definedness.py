@@ -179,8 +179,8 @@ class _Walk:
             at = end + 1
 
     def reads(self, at: int, stop: int, unset: Unset) -> None:
-        """Reports what is read in [at, stop) without a value, unless it was before: a loop may not run at all, and what
-        its body read is then read behind it."""
+        """Reports what is read in [at, stop) without a value, unless it was before: what the body of a loop read is
+        still without one behind it, where the loop may not run at all."""
         for i in range(at, stop):
             name = self.tokens[i]
             if name in unset and self.tokens[i - 1] != ".":

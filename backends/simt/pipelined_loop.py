@@ -148,10 +148,4 @@ class Loop:
 
     def replace(self, before: Sequence[Op], new: Op, after: Sequence[Op]) -> None:
         """`new`, whose first results are those of the loop, in its place."""
-        for old, value in zip(self.op.results, new.results, strict=False):
-            value.name = old.name
-        place = self.around.ops.index(self.op)
-        self.around.ops[place:place + 1] = [*before, new, *after]
-        replaced = dict(zip(self.op.results, new.results, strict=False))
-        for op in Region([], self.around.ops[place:]).walk():
-            op.operands = [replaced.get(v, v) for v in op.operands]
+        self.around.replace(self.op, [*before, new, *after], new.results[:len(self.op.results)])
