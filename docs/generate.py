@@ -224,6 +224,7 @@ NumPy and functions of your own may be called. Comprehensions, lambdas and unpac
 is refused, with the line and what to write instead.
 
 **Operators** are Python's: `+ - * / // % ** & | ^ ~ << >>`, comparisons, `and or not`. Shapes broadcast as in NumPy.
+Both sides of `and`, `or` and `a if c else b` are computed where the condition is known only when the kernel runs.
 Powers are `x ** n`, where n is a constant integer from -8 to 8 but not 0, or 0.5 or -0.5, and `2 ** x`.
 `x[:, None]`, `x[0]` and `x[2:4]` index with constants; `x.T`, `x.shape`, `x.dtype`, `x.ndim`, `x.to(dtype)`,
 `x.reshape(…)` and `x.permute(…)` are methods, and so are the functions marked with a dot below: `x.exp()` is

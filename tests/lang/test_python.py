@@ -53,6 +53,98 @@ def lambdas(x: X, y: Y):
     tile.store(y, 0, times[2](times[0](row) + times[1](row, d=10)))
 
 
+@tile.kernel
+def written_until(n: tile.i32, y: Y):
+    """What follows a `return` under a run-time condition in an unrolled loop, or under a constant one, was lost."""
+    tile.store(y, 0, tile.zeros(4))
+    for i in tile.static_range(2):
+        if i >= 0:
+            for j in (0, 1):
+                if n == i * 2 + j:
+                    if j == 1:
+                        tile.store(y, i * 2 + j, 9.0)
+                        return
+                elif n > 4:
+                    return
+                tile.store(y, i * 2 + j, 1.0)
+        tile.store(y, i * 2, 2.0)
+    tile.store(y, 3, 5.0)
+
+
+@tile.function
+def place(n, values):
+    for i, value in enumerate(values):
+        if n == value:
+            return i
+    return -1
+
+
+@tile.kernel
+def found(n: tile.i32, y: Y):
+    tile.store(y, 0, tile.zeros(4) + place(n, (0, 2, 3)))
+
+
+@tile.kernel
+def operands(n: tile.i32, y: Y):
+    """`and` and `or` gave whether, where Python gives one of the operands."""
+    some = tile.arange(4) - n
+    chosen = (n or 7) + ((n and 5 and n + 2) or -1) * 10 + (5 and n) * 100 + ((n > 1) and 4) * 1000
+    chosen += (some or 9) * 10000 + (3 if n else 5) + (n > 1 or n > 3) * 100000
+    tile.store(y, 0, chosen.to(tile.f32))
+
+
+TABLE, HALVES = np.array([1, 2, 5]), np.array([0.5, 1.5], np.float32)
+
+
+@tile.kernel
+def elements(n: tile.i32, y: Y):
+    a, b = HALVES
+    first, *_ = [v for v in TABLE]
+    tile.store(y, 0, TABLE[2] * tile.full((4,), n, tile.f32) + HALVES[0] * n + (TABLE[1] - n) * first + a * n + b)
+
+
+@tile.kernel
+def bound_around(n: tile.i32, y: Y):
+    """`:=` in a comprehension binds the name around it."""
+    last, v = 0, 50
+    total = sum([(last := v) + n for v in (1, 2, 3)])
+    tile.store(y, 0, tile.zeros(4) + total + 100 * last + v)
+
+
+@tile.kernel
+def formatted(n: tile.i32, y: Y):
+    assert f"{3.14159:.2f} {'a'!r} {5:>{1 + 2}}" == "3.14 'a'   5"
+    tile.store(y, 0, tile.zeros(4))
+
+
+def _until(n: int) -> list[int]:
+    y = [0] * 4
+    for i in range(2):
+        for j in (0, 1):
+            if n == i * 2 + j:
+                if j == 1:
+                    y[i * 2 + j] = 9
+                    return y
+            elif n > 4:
+                return y
+            y[i * 2 + j] = 1
+        y[i * 2] = 2
+    return [*y[:3], 5]
+
+
+@pytest.mark.parametrize(("kernel", "means"), [
+    (written_until, _until), (found, lambda n: {0: 0, 2: 1, 3: 2}.get(n, -1)),
+    (operands, lambda n: (n or 7) + ((n and 5 and n + 2) or -1) * 10 + n * 100 + ((n > 1) and 4) * 1000 + np.array(
+        [i - n or 9 for i in range(4)]) * 10000 + (3 if n else 5) + (n > 1 or n > 3) * 100000),
+    (elements, lambda n: 5 * n + 0.5 * n + 2 - n + 0.5 * n + 1.5),
+    (bound_around, lambda n: 6 + 3 * n + 300 + 50), (formatted, lambda n: 0),
+])
+def test_numbers_as_in_python(kernel: Any, means: Callable[[int], Any]) -> None:
+    for n in (0, 1, 2, 3, 4, 5):
+        for run in (kernel, kernel.reference):
+            np.testing.assert_array_equal(run(n, np.empty(4, np.float32)), np.zeros(4) + means(n))
+
+
 @pytest.mark.parametrize(("kernel", "means"), [
     (limits, lambda x: np.maximum(x[0], 1) + np.minimum(x[0], 2) + x[0].max()),
     (unpacked, lambda x: x[0] * x[1].sum()), (lists, lambda x: 2 * x.sum(0) + 100 * x[1:].sum(0)),
@@ -109,7 +201,23 @@ def both_meanings(x: X, y: Y):
     tile.store(y, 0, max(row, 1, axis=0))
 
 
+@tile.kernel
+def named_in_while(x: X, y: Y):
+    n = tile.grid(3)
+    while (n := n + 1) < 5:
+        tile.print(n)
+
+
+@tile.kernel
+def named_perhaps(x: X, y: Y):
+    n = tile.grid(3)
+    m = n > 1 and (k := n) > 2
+    tile.print(m, k)
+
+
 @pytest.mark.parametrize(("kernel", "error", "message"), [
+    (named_in_while, errors.UnsupportedSyntax, "`:= in the condition of a loop` is not supported(.|\n)*n := n"),
+    (named_perhaps, errors.UnsupportedSyntax, "`:= in what a run-time condition decides about` is not supported"),
     (both_meanings, errors.UnsupportedSyntax, "unexpected keyword argument 'axis'"),
     (element, errors.UnsupportedSyntax, r"row\[0\]\n.*\n  try:   tile.where"),
     (tensor, errors.UnsupportedSyntax, r"y\[0\]\n.*\n  try:   tile.store"),

@@ -20,8 +20,8 @@ from tilelang.lang import math, memory, shaping
 from tilelang.lang.builtins import PUBLIC
 from tilelang.lang.elsewhere import HINTS, LEFT_OUT
 from tilelang.lang.emitter import Emitter
-from tilelang.lang.source import Source
-from tilelang.lang.values import Memory, Tile, as_tile
+from tilelang.lang.source import Source, assigned_names
+from tilelang.lang.values import Memory, Tile
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -93,7 +93,7 @@ class Expressions:
         method = getattr(self, f"eval_{type(node).__name__}", None)
         if method is None:
             raise self.unsupported(node, type(node).__name__)
-        return method(node)
+        return _plain(method(node))
 
     def unsupported(self, node: ast.AST, what: str, try_: str = "compute it outside and pass it as tile.Const") -> \
             UnsupportedSyntax:
@@ -193,8 +193,7 @@ class Expressions:
                                 got=f"no variable, parameter or global `{node.id}`",
                                 try_=f"{extents[0]}, or a parameter `{node.id}: tile.Const` for tiles of that extent"
                                 if extents else " or ".join(near) or "assign it first") from None
-        value = self.emitter.capture(place, node.id, now)
-        return value.item() if isinstance(value, np.generic) else value
+        return self.emitter.capture(place, node.id, now)
 
     def eval_Attribute(self, node: ast.Attribute) -> Any:
         value = self.eval(node.value)
@@ -222,13 +221,17 @@ class Expressions:
         return list(self.eval_Tuple(node))
 
     def eval_JoinedStr(self, node: ast.JoinedStr) -> str:
-        parts = []
-        for part in node.values:
-            value = self.eval(part.value) if isinstance(part, ast.FormattedValue) else self.eval(part)
-            if isinstance(value, Tile):
-                raise self.unsupported(node, "an f-string of a tile", "tile.print(\"x =\", x)")
-            parts.append(str(value))
-        return "".join(parts)
+        return "".join([str(self.eval(part)) for part in node.values])
+
+    def eval_FormattedValue(self, node: ast.FormattedValue) -> str:
+        value = self.eval(node.value)
+        if isinstance(value, Tile):
+            raise self.unsupported(node, "an f-string of a tile", "tile.print(\"x =\", x)")
+        if node.conversion >= 0:
+            written: dict[str, Callable[[Any], str]] = {"s": str, "r": repr, "a": ascii}
+            value = written[chr(node.conversion)](value)
+        text: str = self.apply(node, format, value, self.eval(node.format_spec) if node.format_spec else "")
+        return text
 
     # -- operators ---------------------------------------------------------------------------------------------------
     def eval_BinOp(self, node: ast.BinOp) -> Any:
@@ -248,25 +251,39 @@ class Expressions:
         return out
 
     def eval_BoolOp(self, node: ast.BoolOp) -> Any:
+        """One of the operands, as in Python; element by element of tiles, all of which are computed."""
         is_and = isinstance(node.op, ast.And)
-        out: Any = None
-        for part in node.values:
-            value = self.eval(part)
-            if not isinstance(value, Tile) and not isinstance(out, Tile):
-                out = value
-                if bool(value) != is_and:
-                    return value
-            else:
-                pair = [as_tile(bool(v) if not isinstance(v, Tile) else v) for v in (out, value)]
-                pair = [t if t.dtype.kind == "bool" else t != 0 for t in pair]
-                out = pair[1] if out is None else \
-                    self.apply(node, operator.and_ if is_and else operator.or_, *pair)
+        out = self.eval(node.values[0])
+        for part in node.values[1:]:
+            if isinstance(out, Tile):
+                self.unconditional(part, "what a run-time condition decides about")
+                value, flag = self.eval(part), self.apply(node, self.truth, out)
+                if flag is out and (isinstance(value, bool) or isinstance(value, Tile) and value.dtype.kind == "bool"):
+                    out = self.apply(node, operator.and_ if is_and else operator.or_, out, value)
+                else:
+                    out = self.apply(node, math.where, flag, *((value, out) if is_and else (out, value)))
+            elif bool(out) == is_and:
+                out = self.eval(part)
         return out
+
+    @staticmethod
+    def truth(test: Tile) -> Tile:
+        """Whether a tile is not zero."""
+        flag: Tile = test if test.dtype.kind == "bool" else test != 0
+        return flag
+
+    def unconditional(self, node: ast.expr, what: str) -> None:
+        """Raises UnsupportedSyntax for a `:=` where it would have to wait for a run-time condition."""
+        if named := next((n for n in ast.walk(node) if isinstance(n, ast.NamedExpr)), None):
+            raise self.unsupported(named, f":= in {what}", "assign it in a statement before")
 
     def eval_IfExp(self, node: ast.IfExp) -> Any:
         test = self.eval(node.test)
         if isinstance(test, Tile):
-            return self.apply(node, math.where, test, self.eval(node.body), self.eval(node.orelse))
+            for part in (node.body, node.orelse):
+                self.unconditional(part, "what a run-time condition decides about")
+            return self.apply(node, math.where, self.apply(node, self.truth, test), self.eval(node.body),
+                              self.eval(node.orelse))
         return self.eval(node.body if test else node.orelse)
 
     def eval_NamedExpr(self, node: ast.NamedExpr) -> Any:
@@ -300,8 +317,7 @@ class Expressions:
             if callee is len:
                 return args[0].shape[0]
         if _allowed(callee, tiles):
-            out = self.apply(node, callee, *args, **kwargs)
-            return out.item() if isinstance(out, np.generic) else out
+            return self.apply(node, callee, *args, **kwargs)
         name = getattr(callee, "__name__", repr(callee))
         from tilelang.lang.kernel import KernelDef
         if isinstance(callee, KernelDef):
@@ -336,7 +352,8 @@ class Expressions:
 
     def _comprehension(self, node: ast.ListComp | ast.GeneratorExp) -> list[Any]:
         out: list[Any] = []
-        saved = dict(self.env)
+        own = assigned_names([gen.target for gen in node.generators])  # `:=` binds names around it
+        saved = {name: self.env[name] for name in own if name in self.env}
 
         def run(generators: Sequence[ast.comprehension]) -> None:
             if not generators:
@@ -348,7 +365,8 @@ class Expressions:
                 if all(self.eval(test) for test in gen.ifs):
                     run(inner)
         run(node.generators)
-        self.env.clear()
+        for name in own:
+            self.env.pop(name, None)
         self.env.update(saved)
         return out
 
@@ -357,7 +375,7 @@ class Expressions:
     def bind(self, target: ast.expr, value: Any) -> None:
         """Assigns to a name or a (nested) tuple of names."""
         if isinstance(target, ast.Name):
-            self.env[target.id] = value
+            self.env[target.id] = value = _plain(value)
             if isinstance(value, Tile | Memory) and not value.value.name:
                 value.value.name = target.id
         elif isinstance(target, ast.Tuple | ast.List):
@@ -379,6 +397,11 @@ class Expressions:
                                     try_="tile.where(tile.arange(n) == i, new, x)" if isinstance(owner, Tile) else
                                     "a new list: [*x[:i], new, *x[i + 1:]]" if isinstance(owner, list) else
                                     "tile.store(tensor, offsets, tile) to write memory")
+
+
+def _plain(x: Any) -> Any:
+    """A constant of NumPy as one of Python."""
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def _hashable(x: Any) -> bool:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tilelang.errors import (
@@ -22,6 +24,9 @@ from tilelang.lang.emitter import Emitter, emit
 from tilelang.lang.expressions import _BINARY, Expressions, Function, Undefined
 from tilelang.lang.source import assigned_names, returns
 from tilelang.lang.values import Tile, as_tile, offset
+
+Statement = ast.stmt | Callable[[], None]
+"""Of a function, or a step of its evaluation between two of them."""
 
 
 class Returned:
@@ -69,17 +74,24 @@ def _rebuild(value: Any, parts: list[Value]) -> Any:
 class Statements(Expressions):
     """Executes the statements of one function."""
 
-    def block(self, body: Sequence[ast.stmt]) -> Returned | None:
-        """Runs statements up to a `return`."""
-        for i, node in enumerate(body):
-            if isinstance(node, ast.If):
+    def block(self, body: Sequence[Statement]) -> Returned | None:
+        """Runs statements up to a `return`. Those that a constant condition or an unrolled loop chooses stand in its
+        place: what follows a `return` under a run-time condition is all that would follow it in Python."""
+        todo = deque(body)
+        while todo:
+            node, out = todo.popleft(), None
+            if not isinstance(node, ast.stmt):
+                node()
+            elif isinstance(node, ast.If):
                 test = self.eval(node.test)
                 if not isinstance(test, Tile):
-                    out = self.block(node.body if test else node.orelse)
+                    todo.extendleft(reversed(node.body if test else node.orelse))
                 elif returns(node.body) or returns(node.orelse):
-                    return self.branch(node, test, [*node.body, *body[i + 1:]], [*node.orelse, *body[i + 1:]])
+                    return self.branch(node, test, [*node.body, *todo], [*node.orelse, *todo])
                 else:
                     out = self.branch(node, test, node.body, node.orelse)
+            elif isinstance(node, ast.For):
+                todo.extendleft(reversed(self.unrolled(node)))
             else:
                 method = getattr(self, f"run_{type(node).__name__}", None)
                 if method is None:
@@ -135,14 +147,15 @@ class Statements(Expressions):
 
     # -- control flow on run-time values -----------------------------------------------------------------------------
     def condition(self, node: ast.expr, test: Any) -> Value:
-        flag = test if test.dtype.kind == "bool" else self.apply(node, lambda: test != 0)
+        flag = self.apply(node, self.truth, test)
         if flag.shape:
             raise ShapeMismatch("a condition must be one value", loc=self.at(node), needs="an i1 scalar",
                                 got=str(flag.value.type), try_="tile.any(x), tile.all(x), or tile.where(x, a, b)")
         value: Value = flag.value
         return value
 
-    def branch(self, node: ast.If, test: Tile, then: Sequence[ast.stmt], other: Sequence[ast.stmt]) -> Returned | None:
+    def branch(self, node: ast.If, test: Tile, then: Sequence[Statement], other: Sequence[Statement]
+               ) -> Returned | None:
         condition, before = self.condition(node.test, test), dict(self.env)
         regions, envs, outs = [Region(), Region()], [], []
         for region, body in zip(regions, (then, other), strict=True):
@@ -246,19 +259,18 @@ class Statements(Expressions):
         for name in born:
             self.env[name] = Undefined(f"a value only inside the loop in line {node.lineno}")
 
-    def run_For(self, node: ast.For) -> Returned | None:
+    def unrolled(self, node: ast.For) -> list[Statement]:
+        """The iterations of a `for` on constants, one after the other; none of one that runs in the kernel."""
         iterable = self.eval(node.iter)
         if node.orelse:
             raise self.unsupported(node.orelse[0], "for … else", "drop the else")
-        if not isinstance(iterable, memory.Loop):
-            for item in self.apply(node.iter, list, iterable):
-                self.bind(node.target, item)
-                out = self.block(node.body)
-                if out is not None:
-                    return out
-        else:
+        if isinstance(iterable, memory.Loop):
             self.loop(node, iterable)
-        return None
+            return []
+        statements: list[Statement] = []
+        for item in self.apply(node.iter, list, iterable):
+            statements += [partial(self.bind, node.target, item), *node.body]
+        return statements
 
     def loop(self, node: ast.For, iterable: memory.Loop) -> None:
         """A `for` that runs in the kernel."""
@@ -289,6 +301,7 @@ class Statements(Expressions):
     def run_While(self, node: ast.While) -> None:
         if node.orelse:
             raise self.unsupported(node.orelse[0], "while … else", "drop the else")
+        self.unconditional(node.test, "the condition of a loop")
         carried = self.carry(node)
         inits = [t.value for like in carried.values() for t in self.apply(node, _parts, like) or []]
         before, regions = dict(self.env), [Region(), Region()]
