@@ -148,6 +148,7 @@ def test_vmap() -> None:
     rows = tile.torch_op("test::rows", dims="... N -> ... N")(softmax_kernel)  # of two dimensions, as it is
     out = torch.vmap(lambda a: rows(a, BM=2, BN=64))(x)
     torch.testing.assert_close(out, torch.softmax(x, -1))
+    assert torch.vmap(lambda a, b: scale(a * b, by=2.0))(x[:0], w[:0]).shape == (0, 3, 33)
     x.requires_grad_()
     dy = torch.randn(2, *x.shape)
     grads, = torch.autograd.grad(ops.rms_norm(x, w[0]), x, dy, is_grads_batched=True)  # vmap of the backward
@@ -258,6 +259,18 @@ def test_results_written_elsewhere_have_no_gradient() -> None:
         assert torch.equal(ops.matmul(x, y, out=torch.empty(3, 5)), ops.matmul(x, y))
 
 
+def test_numbers_have_no_gradient() -> None:
+    by = torch.tensor(2.0, requires_grad=True)
+    for x in (torch.ones(2, 3), leaf(2, 3)):
+        with pytest.raises(ArgumentGradient, match="`by` of `tilelang_test::scale`, a number, has no gradient"):
+            scale(x, by=by)
+    with pytest.raises(ArgumentGradient, match="parameter `by` of `scale` requires a gradient"):
+        scale.fn(torch.ones(2, 3), by=by)
+    with torch.no_grad():
+        assert torch.equal(scale(torch.ones(2, 3), by=by), torch.full((2, 3), 2.0))
+    assert torch.equal(scale(torch.ones(2, 3), by=by.detach()), torch.full((2, 3), 2.0))
+
+
 class _Watched(TorchFunctionMode):
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return fn(*args, **(kwargs or {}))
@@ -318,7 +331,9 @@ def test_ordinary_calls_save_the_way_through_the_dispatcher(monkeypatch: pytest.
 
 
 def test_operators_are_copied_and_pickled_by_name() -> None:
-    assert pickle.loads(pickle.dumps(ops.softmax)) is copy.deepcopy(ops.softmax) is ops.softmax
+    """Also an operator of a kernel alone: a copied module keeps the operator, with its gradients."""
+    for op in (ops.softmax, scale):
+        assert pickle.loads(pickle.dumps(op)) is copy.deepcopy(op) is copy.copy(op) is op
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

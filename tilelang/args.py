@@ -151,16 +151,16 @@ def _is_stand_in(x: Any) -> bool:
         bool(c._functorch.is_functorch_wrapped_tensor(x))
 
 
-def check_gradient(arguments: Iterable[Argument], kernel: str, loc: Loc | None) -> None:
+def check_gradient(named: Iterable[tuple[str, Any]], kernel: str, loc: Loc | None) -> None:
     """Raises ArgumentGradient where a gradient is wanted of a tensor: torch does not notice calls of bare kernels."""
-    for a in arguments:
-        if wants_gradient(a.owner):
-            raise ArgumentGradient(f"parameter `{a.name}` of `{kernel}` requires a gradient", loc=loc,
+    for name, x in named:
+        if wants_gradient(x):
+            raise ArgumentGradient(f"parameter `{name}` of `{kernel}` requires a gradient", loc=loc,
                                    needs="tensors without gradients, or an operator with a backward",
-                                   got=f"{a.name}.requires_grad, and gradients are enabled",
+                                   got=f"{name}.requires_grad, and gradients are enabled",
                                    why="torch treats the results of a bare kernel as constants",
                                    try_="@tile.torch_op(\"mylib::name\", backward=...) above the kernel "
-                                   f"(docs/pytorch.md); {a.name}.detach() or torch.no_grad() if none is meant")
+                                   f"(docs/pytorch.md); {name}.detach() or torch.no_grad() if none is meant")
 
 
 def is_tensor(x: Any) -> bool:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilelang.args import Argument, check_layout, check_memory, common_device, describe, empty_like, is_tensor
+from tilelang.args import (
+    Argument,
+    check_gradient,
+    check_layout,
+    check_memory,
+    common_device,
+    describe,
+    empty_like,
+    is_tensor,
+)
 from tilelang.errors import ArgumentCount, ArgumentDType, ArgumentLayout, ArgumentRank, DimMismatch
 from tilelang.ir import codec
 from tilelang.ir.core import TensorType, TileType, Type
@@ -112,6 +121,7 @@ class Bound:
 
     def _scalar(self, p: Param, value: Any) -> None:
         if isinstance(value, np.generic) or (is_tensor(value) and getattr(value, "ndim", 1) == 0):
+            check_gradient([(p.name, value)], self.kernel.name, self.kernel.source.loc)
             value = self.scalars[p.name] = value.item()
         dt = p.spec
         assert isinstance(dt, DType)

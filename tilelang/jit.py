@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, Self
 
 from tilelang import device, hooks, locks, native, targets
 from tilelang.args import check_gradient
@@ -90,6 +90,9 @@ class ByName:
 
     def __reduce__(self) -> str:
         return self.__qualname__
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
 
 
 class Kernel(ByName, KernelDef):
@@ -189,9 +192,6 @@ class Kernel(ByName, KernelDef):
     def __reduce__(self) -> Any:
         return self._reduced or super().__reduce__()
 
-    def __deepcopy__(self, memo: Any) -> Kernel:
-        return self
-
     def is_out(self, name: str) -> bool:
         """Whether a parameter is an output the call may allocate."""
         return any(p.name == name and p.kind == "tensor" and p.tensor.mode == "out" for p in self.params)
@@ -250,7 +250,7 @@ class Kernel(ByName, KernelDef):
             return Bound(self, args, kwargs, shapes=True).outputs()
         known = self._plans  # other ones once a captured value has changed: this call's is not for those
         bound = Bound(self, args, kwargs)
-        check_gradient(bound.tensors.values(), self.name, self.source.loc)
+        check_gradient(((a.name, a.owner) for a in bound.tensors.values()), self.name, self.source.loc)
         if bound.device == "meta":
             return bound.outputs()
         name = target_of(bound)
@@ -342,7 +342,7 @@ class Kernel(ByName, KernelDef):
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """The same call by the NumPy interpreter: slow, and the definition of what the kernel means."""
         bound = Bound(self, args, kwargs)
-        check_gradient(bound.tensors.values(), self.name, self.source.loc)
+        check_gradient(((a.name, a.owner) for a in bound.tensors.values()), self.name, self.source.loc)
         bound.kernel._interpret(bound)
         return bound.outputs()
 

@@ -235,12 +235,15 @@ class TorchOp(ByName):
         own = self.signature
         if kwargs or not len(own.required) <= len(args) <= len(own.params):
             self._check(args, kwargs)
-        if not own.written and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             given = dict(zip(own.params, args, strict=False), **kwargs)
             tensors = [given.get(n) for n in own.tensors]
-            if all([x is None or isinstance(x, torch.Tensor) for x in tensors]) and nobody_looks(given.values()):
+            if not own.written and all([x is None or isinstance(x, torch.Tensor) for x in tensors]) and \
+                    nobody_looks(given.values()):
                 return self.fn(**given)
-            no_tangent(self.name, tensors)
+            no_tangent(self.name, given.values())
+            for n in given.keys() - set(own.tensors):  # of a tensor the dispatcher takes the number, and no more
+                no_gradient(f"`{n}` of `{self.name}`, a number,", given[n])
         return self._op(*args, **kwargs)
 
     def _check(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -355,11 +358,14 @@ class TorchOp(ByName):
                      for n, d, x in zip(self.signature.params, in_dims, args, strict=False)]
             out = self._op(*moved)
             return out, (0,) * len(out) if isinstance(out, tuple) else 0
-        outs = [self._op(*[x if n not in batched else x.select(d, i) for n, d, x in
-                           zip(self.signature.params, in_dims, args, strict=False)]) for i in range(info.batch_size)]
+        count = info.batch_size
+        outs = [self._op(*[x if n not in batched else x.select(d, i) if count else
+                           x.new_zeros(x.movedim(d, 0).shape[1:]) for n, d, x in
+                           zip(self.signature.params, in_dims, args, strict=False)])
+                for i in range(max(count, 1))]  # of an empty batch one of zeros, for the shapes of its results
         if not isinstance(outs[0], tuple):
-            return torch.stack(outs), 0
-        return tuple(torch.stack(o) for o in zip(*outs, strict=True)), (0,) * len(outs[0])
+            return torch.stack(outs)[:count], 0
+        return tuple(torch.stack(o)[:count] for o in zip(*outs, strict=True)), (0,) * len(outs[0])
 
     def _autocast(self, op: Any, device: str) -> Callable[..., Any]:
         """The operator with floats among the tensors `cast` in autocast's dtype, or else in the widest that comes."""
