@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.backends.cpu.processors import LEVELS, take_for
 from tilelang.backends.cpu import machine
 from tilelang.backends.cpu.compile import Lowered
 from tilelang.backends.cpu.launch import Failures
@@ -60,7 +61,10 @@ def avx2() -> machine.CpuTarget:
 
 
 def compile_for(processor: str, monkeypatch: pytest.MonkeyPatch, *kernels: Kernel) -> None:
-    """Kernels compile for the "host", or as for one with "avx2" only, for the length of a test."""
+    """Kernels compile for the "host", as for one with "avx2" only, or for a level, for the length of a test."""
+    if processor in LEVELS:
+        take_for(processor, monkeypatch, *kernels)
+        return
     if processor == "avx2" and "avx2" not in HOST.features:
         pytest.skip("needs a processor with AVX2")
     made = HOST if processor == "host" else avx2()
