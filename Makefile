@@ -23,6 +23,7 @@ docs: .venv/docs
 fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz $(SECONDS)
 	$(BIN)/python -m tests.fuzz_casts $(SECONDS)
+	$(BIN)/python -m tests.fuzz_language $(SECONDS)
 	$(BIN)/python -m tests.fuzz_mpgemm $(SECONDS)
 	$(BIN)/python -m tests.fuzz_rings $(SECONDS)
 

@@ -215,7 +215,13 @@ def named_perhaps(x: X, y: Y):
     tile.print(m, k)
 
 
+@tile.kernel
+def late(x: X, y: Y):
+    tile.store(y, 0, [lambda v: v * c for c in (2, 3)][0](tile.load(x, (0, 0), (4,))))  # noqa: B023
+
+
 @pytest.mark.parametrize(("kernel", "error", "message"), [
+    (late, errors.UnsupportedSyntax, r"a lambda that reads `c` of a comprehension(.|\n)*lambda \.\.\., c=c"),
     (named_in_while, errors.UnsupportedSyntax, "`:= in the condition of a loop` is not supported(.|\n)*n := n"),
     (named_perhaps, errors.UnsupportedSyntax, "`:= in what a run-time condition decides about` is not supported"),
     (both_meanings, errors.UnsupportedSyntax, "unexpected keyword argument 'axis'"),

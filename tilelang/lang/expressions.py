@@ -354,6 +354,11 @@ class Expressions:
         out: list[Any] = []
         own = assigned_names([gen.target for gen in node.generators])  # `:=` binds names around it
         saved = {name: self.env[name] for name in own if name in self.env}
+        for inner in [n for n in ast.walk(node) if isinstance(n, ast.Lambda)]:  # it would see the last value of all
+            taken = {a.arg for a in inner.args.args}
+            if late := [n.id for n in ast.walk(inner.body) if isinstance(n, ast.Name) and n.id in {*own} - taken]:
+                raise self.unsupported(inner, f"a lambda that reads `{late[0]}` of a comprehension",
+                                       f"a default: lambda ..., {late[0]}={late[0]}: ...")
 
         def run(generators: Sequence[ast.comprehension]) -> None:
             if not generators:
