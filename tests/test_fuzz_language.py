@@ -26,4 +26,4 @@ def test_a_mistake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unrolled loops that leave out their last iteration."""
     unrolled = Statements.unrolled
     monkeypatch.setattr(Statements, "unrolled", lambda self, node: unrolled(self, node)[:-len(node.body) - 1])
-    assert any(check(text) for text in TEXTS[:8])
+    assert any(check(text) for text in TEXTS)
