@@ -81,6 +81,7 @@ def test_mistakes() -> None:
             (lambda: nn.QuantLinear(layer.weight, torch.zeros(3)), ValueError, r"bias must be a tensor .*, got \[3\]"),
             (lambda: nn.QuantLinear(layer.weight, x_dtype="i9"), ValueError, "x_dtype must be .* got i9"),
             (lambda: nn.QuantLinear(layer.weight, decomposition="lut"), ValueError, "decomposition must be"),
+            (lambda: layer(None), TypeError, "x must be a NumPy array or a torch tensor, got NoneType"),
             (lambda: layer(layer.weight), TypeError, "x must be an array .* got QuantTensor"),
             (lambda: layer(torch.zeros(1, 64).long()), ValueError, "x must be f32, f16 or bf16, got i64")):
         with pytest.raises(error, match=text):
@@ -145,6 +146,8 @@ def test_other_dtypes_leave_the_weight_alone() -> None:
     layer = nn.QuantLinear.from_linear(torch.nn.Linear(64, 48), "u4", 32)
     weight = copy.deepcopy(layer).weight
     assert layer.bfloat16().weight == weight and layer.bias.dtype is torch.bfloat16
+    assert layer.type(torch.float16).weight == weight and layer.bias.dtype is torch.float16
+    layer.bfloat16()
     assert layer(torch.randn(2, 64).bfloat16()).dtype is torch.bfloat16
     assert layer.to("meta").weight_scale.dtype is torch.float16
 
@@ -163,6 +166,10 @@ def test_which_modules() -> None:
     assert isinstance(nn.quantize_(torch.nn.Linear(8, 8)), nn.QuantLinear)
     with pytest.raises(ValueError, match="nothing to quantise: .* got a model with 3 of them"):
         nn.quantize_(model(), filter=lambda name, m: False)
+    with pytest.raises(QuantError, match="^u1 cannot be symmetric"):
+        nn.quantize_(torch.nn.Linear(8, 8), "u1", symmetric=True)
+    with pytest.raises(QuantError, match="`a`: `w` cannot be quantised\n.*\n.*a tensor on the device meta"):
+        nn.quantize_(model().to("meta"))
     with pytest.raises(QuantError, match="`b.0`: u1 cannot be symmetric"):
         nn.quantize_(model(), "u1", symmetric=True, filter=lambda name, m: name == "b.0")
 

@@ -134,7 +134,8 @@ class QuantLinear(nn.Module):
         def moved(tensor: Any) -> Any:
             if tensor is self.bias:
                 return fn(tensor)
-            return fn(tensor.view(torch.uint8)).view(tensor.dtype)  # moved, but no number becomes another
+            raw = fn(tensor.view(torch.uint8))  # moved, but no number becomes another
+            return raw.view(tensor.dtype) if raw.dtype is torch.uint8 else tensor.to(raw.device)
         return super()._apply(moved, recurse)  # type: ignore[no-any-return]
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -169,8 +170,9 @@ def quantize_(model: nn.Module, dtype: DType | str = "u4", group: int | None = 1
             try:
                 made[module] = QuantLinear.from_linear(module, dtype, group, **how).train(module.training)
             except QuantError as error:
-                raise QuantError(f"`{name}`: {error.message}", needs=error.needs, got=error.got,
-                                 try_=error.try_ or "leave it out with filter=...") from error
+                place = name and f"`{name}`: "
+                raise QuantError(place + error.message, needs=error.needs, got=error.got,
+                                 try_=error.try_ or place and "leave it out with filter=...") from error
         if not name:
             return made[module]
         owner, _, attribute = name.rpartition(".")

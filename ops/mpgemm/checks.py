@@ -51,7 +51,7 @@ def check(x: Any, shape: tuple[int, int], bias: Any, residual: Any, activation: 
                         f"{getattr(codes, 'dtype', 'vectors')}: activations are quantised on the way in; pass them as "
                         'they were and x_dtype="i8", for a scale of each group of columns with x_group="group"')
     for name, a in (("x", x), ("bias", bias), ("residual", residual)):
-        if a is not None and not (hasattr(a, "shape") and hasattr(a, "dtype")):
+        if (a is not None or name == "x") and not (hasattr(a, "shape") and hasattr(a, "dtype")):
             raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(a).__name__}")
         if a is not None and is_torch(x) and not is_torch(a):
             raise TypeError(f"{name} must be a torch tensor, as x is, got {type(a).__name__}; "

@@ -143,6 +143,16 @@ def test_mistakes(message: str, arguments: Any, options: Any) -> None:
     assert str(error.value).startswith(message) and "needs:" in str(error.value)
 
 
+def test_what_has_no_numbers_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    for w, got in ((torch.ones(4, 32, device="meta"), "device meta"), (torch.ones(4, 32).to_sparse(), "sparse_coo")):
+        with pytest.raises(QuantError, match=f"`w` cannot be quantised(.|\n)*{got}"):
+            tile.quantize(w, "u4")
+    for options in ({"dtype": 4}, {"dtype": "u4", "scale_dtype": np.float16}):
+        with pytest.raises(QuantError, match="dtype` is no number type"):
+            tile.quantize(np.ones((4, 32), np.float32), **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("options", [{"group": 32.0}, {"group": [1, 32]}, {"group": (1, 2, 3)}, {"group": "all"},
                                      {"scale_dtype": "u6", "scale_group": 0}])
 def test_impossible_groups(options: Any) -> None:

@@ -1,6 +1,7 @@
 """Quantisation by rounding to nearest, with a scale for each block of a matrix."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
@@ -45,7 +46,14 @@ def quantize(w: Any, dtype: DType | str, group: int | tuple[int, int] | None = 1
     """
     dt = dtype_named(dtype) if isinstance(dtype, str) else dtype
     sdt = dtype_named(scale_dtype) if isinstance(scale_dtype, str) else scale_dtype
+    for name, of in (("dtype", dt), ("scale_dtype", sdt)):
+        need(isinstance(of, DType), f"`{name}` is no number type", "a name such as 'u4', or a tile.DType", repr(of))
     need(is_tensor(w), "`w` cannot be quantised", "a tensor", type(w).__name__)
+    if is_torch(w):
+        need(w.layout is sys.modules["torch"].strided, "`w` cannot be quantised", "a dense tensor", w.layout,
+             "w.to_dense()")
+        need(not w.is_meta, "`w` cannot be quantised", "numbers", "a tensor on the device meta, which has none",
+             "load the weights first; quantised ones can be moved to meta and loaded into")
     source = describe("w", on_host(w), None)
     need(len(source.shape) == 2 and 0 not in source.shape, "`w` cannot be quantised", "shape (N, K), not empty",
          tuple(source.shape), "w.reshape(w.shape[0], -1)")
