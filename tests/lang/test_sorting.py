@@ -62,10 +62,11 @@ def test_stable_sort(dt: str, shape: tuple[int, int], axis: int, down: bool) -> 
     check(dt, shape, axis, down)
 
 
+@pytest.mark.parametrize("processor", ["avx2", "x86-64-v4"])
 @pytest.mark.parametrize(("dt", "shape", "axis", "down"), CASES[2:4])
-def test_stable_sort_with_other_registers(dt: str, shape: tuple[int, int], axis: int, down: bool,
+def test_stable_sort_with_other_registers(dt: str, shape: tuple[int, int], axis: int, down: bool, processor: str,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_for("avx2", monkeypatch, both, alone)
+    compile_for(processor, monkeypatch, both, alone)
     check(dt, shape, axis, down)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
+from unittest.mock import patch
 
 import llvmlite.binding as llvm
 import pytest
@@ -36,6 +37,13 @@ def level(name: str) -> machine.CpuTarget:
     return machine.processor(cpu, ",".join([*(f"+{f}" for f in sorted(have)), *off]), have)
 
 
+def assembly(name: str, kernel: Kernel, *args: Any, **constants: Any) -> str:
+    """A kernel's, for a level."""
+    target = level(name)
+    with patch.object(machine, "host", lambda: target):
+        return str(kernel.lower(*args, **constants).assembly)
+
+
 def take_for(name: str, monkeypatch: pytest.MonkeyPatch, *kernels: Kernel) -> machine.CpuTarget:
     """This processor is taken for one of a level, kernels compile for it and run, for the length of a test, which is
     skipped where even LLVM cannot make up for what is missing."""
@@ -44,7 +52,8 @@ def take_for(name: str, monkeypatch: pytest.MonkeyPatch, *kernels: Kernel) -> ma
         pytest.skip(f"needs a processor with {', '.join(missing)}")
     if not all(here.get(f) for f in LEVELS[name]):
         target = replace(target, cpu=machine.host().cpu, attributes=machine.host().attributes)
-        monkeypatch.setattr(machine, "optimise", lambda text, made: optimise(in_software(text), made))
+        monkeypatch.setattr(machine, "optimise", lambda text, made: optimise(
+            in_software(text) if made.attributes == target.attributes else text, made))
     monkeypatch.setattr(machine, "host", lambda: target)
     for kernel in kernels:
         monkeypatch.setattr(kernel, "_compiled", {})

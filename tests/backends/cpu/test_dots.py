@@ -12,6 +12,7 @@ import torch
 
 import tilelang as tile
 from tests.backends.cpu.native import HOST, avx2, compile_for, native
+from tests.backends.cpu.processors import assembly
 from tests.casting import EVERY, patterns
 from tests.ir.op_examples import EXAMPLES, example, tiles
 from tilelang import ops
@@ -58,6 +59,17 @@ def test_packed_operands(types: tuple[torch.dtype, torch.dtype], shape: tuple[in
     for bm, bn in ((12, 32), (m, n)):
         batched(a, b, c, BM=bm, BN=bn, BK=-(-k // 4) * 4)
         assert torch.equal(c.long(), want)
+
+
+@pytest.mark.parametrize("dt", [torch.int8, torch.int16, torch.bfloat16])
+def test_blocks_of_avx512(dt: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks and such that cross edges, by its three instructions of groups; bf16 is of small integers."""
+    compile_for("newest", monkeypatch, matmul_kernel)
+    a, b = (torch.randint(-128, 128, shape).to(dt) for shape in ((25, 37), (37, 33)))
+    acc = tile.f32 if dt.is_floating_point else tile.i32
+    c = torch.empty(25, 33, dtype=torch.float32 if dt.is_floating_point else torch.int32)
+    matmul_kernel(a, b, c, BM=16, BN=32, BK=40, ACC=acc)
+    assert torch.equal(c.long(), a.long() @ b.long())
 
 
 @tile.kernel
@@ -136,15 +148,13 @@ def test_sums_of_bytes_stay_in_registers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("key", [key for key in EXAMPLES if key.startswith(("lookup4", "dot2", "dot4"))])
-@pytest.mark.parametrize("features", [{"avx2"}, set()], ids=str)
-def test_words_without_their_instructions(key: str, features: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if "avx2" not in HOST.features:
-        pytest.skip("needs a processor with AVX2")
-    without = replace(HOST, features=HOST.features - {"vbmi", "bf16"})
-    for made in (replace(avx2(), features=frozenset(features)), without):
-        monkeypatch.setattr(machine, "host", lambda made=made: made)
-        fn = example(key)
-        assert difference(fn, native(fn), np.random.default_rng(1)) == ""
+@pytest.mark.parametrize("processor", ["avx2", "no avx2", "x86-64-v4", "newest"])
+def test_words_with_and_without_their_instructions(key: str, processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_for(processor.removeprefix("no "), monkeypatch)
+    if processor == "no avx2":
+        monkeypatch.setattr(machine, "host", lambda: replace(avx2(), features=frozenset()))
+    fn = example(key)
+    assert difference(fn, native(fn), np.random.default_rng(1)) == ""
 
 
 @tile.kernel
@@ -153,7 +163,7 @@ def sevens(x: tile.Tensor[tile.u32, "N"], y: tile.Tensor[tile.i32, "N"], z: tile
     tile.store(z, (0,), tile.dot4(codes, tile.load(y, (0,), (40,)), tile.zeros((40,), tile.i32)))
 
 
-@pytest.mark.parametrize("processor", ["host", "avx2"])
+@pytest.mark.parametrize("processor", ["host", "avx2", "x86-64-v4", "newest"])
 def test_products_of_seven_bits_fit_into_words(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of two of i16 are enough for them, at the ends of the range, too; AVX2 then widens nothing."""
     compile_for(processor, monkeypatch, sevens)
@@ -179,10 +189,12 @@ def chained(x: tile.Tensor[tile.u32, "S N"], y: tile.Tensor[tile.i32, "S N"], z:
     tile.store(z, (0,), total)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 6, 7])
-def test_sums_of_products_stay_narrow_as_long_as_they_fit(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bits", "processor"), [*((bits, "x86-64-v3") for bits in (1, 2, 4, 6, 7)),
+                                                 (4, "x86-64-v4"), (7, "x86-64-v4")])
+def test_sums_of_products_stay_narrow_as_long_as_they_fit(bits: int, processor: str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """At the ends of the range, where one more would wrap; u4 is widened once for eight products, u7 each time."""
-    compile_for("avx2", monkeypatch, chained)
+    compile_for(processor, monkeypatch, chained)
     steps = 128 // (1 << bits) + 2
     rng = np.random.default_rng(bits)
     x, y = rng.integers(0, 256, (steps, 40, 4), np.uint8), rng.integers(-128, 128, (steps, 40, 4), np.int8)
@@ -192,16 +204,15 @@ def test_sums_of_products_stay_narrow_as_long_as_they_fit(bits: int, monkeypatch
     words = x.view(np.uint32)[:, :, 0], y.view(np.int32)[:, :, 0]
     chained(*words, z, BITS=bits, STEPS=steps)
     np.testing.assert_array_equal(z, want)
-    code = chained.lower(*words, z, BITS=bits, STEPS=steps).assembly
+    code = assembly(processor, chained, *words, z, BITS=bits, STEPS=steps)
     each = ((1 << 15) - 1) // (2 * 128 * ((1 << bits) - 1))
     assert code.count("vpmaddwd") * steps == code.count("vpmaddubsw") * -(-steps // each) > 0
 
 
+@pytest.mark.skipif(not HOST.triple.startswith("x86_64"), reason="looks at x86 instructions")
 def test_words_of_look_ups_go_through_one_instruction() -> None:
     """Look-ups in a table of 64 bytes: a byte shuffle for 64 bytes, nothing from memory one by one."""
-    if not {"vbmi", "vnni"} <= HOST.features:
-        pytest.skip("needs a processor with AVX-512 VBMI and VNNI")
-    lines = looked_up.lower(np.zeros(64, np.int8), np.zeros(64, np.uint32), np.zeros(64, np.int32)).assembly
+    lines = assembly("newest", looked_up, np.zeros(64, np.int8), np.zeros(64, np.uint32), np.zeros(64, np.int32))
     assert 0 < lines.count("vpermb") <= lines.count("vpdpbusd") and "gather" not in lines
 
 
@@ -246,26 +257,25 @@ def test_every_pair_has_an_instruction_that_takes_its_numbers() -> None:
 
 @pytest.mark.parametrize(("operands", "sums"), [((0, 256), (0, 256)), ((120, 134), (110, 145)), ((50, 78), (0, 32)),
                                                 ((0, 130), (0, 4)), ((180, 256), (230, 256))])
-def test_products_of_bf16_are_rounded_as_their_meaning_says(operands: tuple[int, int], sums: tuple[int, int]) -> None:
+def test_products_of_bf16_are_rounded_as_their_meaning_says(operands: tuple[int, int], sums: tuple[int, int],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, with biased exponents from these ranges: all, ordinary ones, products and sums below the smallest
     normal number, subnormal operands, overflow and what is not finite."""
-    if "bf16" not in HOST.features:
-        pytest.skip("needs a processor with AVX512-BF16")
+    compile_for("host" if "bf16" in HOST.features else "newest", monkeypatch)
     rng = np.random.default_rng(0)
 
     def numbers(bits: int, exponents: tuple[int, int], *shape: int) -> np.ndarray:
         sign, rest = (rng.integers(0, 1 << b, shape) for b in (1, bits))
         return sign << bits + 8 | rng.integers(*exponents, shape) << bits | rest
-    a, b = (numbers(7, operands, *shape).astype(np.uint16) for shape in ((64, 16, 2), (64, 2, 16)))
-    c, y = numbers(23, sums, 64, 16, 16).astype(np.uint32).view(np.float32), np.zeros((64, 16, 16), np.float32)
+    a, b = numbers(7, operands, 2, 1 << 14, 2).astype(np.uint16)
+    c, y = numbers(23, sums, 1 << 14).astype(np.uint32).view(np.float32), np.zeros(1 << 14, np.float32)
     group = DotGroups([Value(TileType((n,), dtype(name))) for n, name in ((16, "f32"), (32, "bf16"), (32, "bf16"))])
     with np.errstate(all="ignore"):
-        want = group.eval(None, c.ravel(), np.broadcast_to(a[:, :, None], (64, 16, 16, 2)),
-                          np.broadcast_to(b.swapaxes(1, 2)[:, None], (64, 16, 16, 2)))
-    fn = parse(tiles("pairs", "%r = dot %a, %b, %c {dtype=f32} : f32[64, 16, 16]", {
-        "a": "bf16[64, 16, 2]", "b": "bf16[64, 2, 16]", "c": "f32[64, 16, 16]"}, {"r": "f32[64, 16, 16]"}))
-    native(fn)([a, b, c, y])
-    assert same_bits(want, y.ravel(), dtype("f32")).all()
+        want = group.eval(None, c, a, b)
+    fn = parse(tiles("pairs", "%r = dot2 %a, %b, %c : f32[16384]", {
+        "a": "u32[16384]", "b": "u32[16384]", "c": "f32[16384]"}, {"r": "f32[16384]"}))
+    native(fn)([a.view(np.uint32)[:, 0], b.view(np.uint32)[:, 0], c, y])
+    assert same_bits(want, y, dtype("f32")).all()
 
 
 @pytest.mark.usefixtures("target")

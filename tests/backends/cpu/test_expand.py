@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import tilelang as tile
-from tilelang.backends.cpu.machine import host
+from tests.backends.cpu.native import compile_for
+from tests.backends.cpu.processors import assembly, take_for
+from tilelang.backends.cpu import machine
 
 
 @tile.kernel
@@ -33,6 +35,12 @@ def packed(dtype: Any, n: int, k: int, words: int) -> tuple[Any, Any]:
     return x, bits
 
 
+@pytest.fixture(params=["host", "x86-64-v4"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_for(request.param, monkeypatch, rows, columns, part)
+
+
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize(("kernel", "dtype", "first"), [
     (rows, np.float32, 0), (rows, np.float32, 2), (rows, np.float16, 0), (rows, np.int8, 0), (rows, np.float64, 0),
     (columns, np.float32, 0), (columns, np.float16, 2)])
@@ -62,6 +70,7 @@ def part(x: tile.Tensor[tile.f32, "N K"], bits: tile.Tensor[tile.i32, "N W"], y:
     tile.store(y, (0, 0), full[:, 5:56:3] + tile.expand_load(x, (0, 0), tile.load(bits, (0, 0), (16, 2)))[:, :17])
 
 
+@pytest.mark.usefixtures("processor")
 def test_slices() -> None:
     """Columns that do not begin with a word."""
     x, bits = packed(np.float32, 16, 40, 2)
@@ -79,15 +88,16 @@ def products(q: tile.Tensor[tile.f32, "D"], x: tile.Tensor[tile.f32, "N K"], bit
     tile.store(y, n * 64, (full * tile.load(q, 0, 128)[None, :]).sum(1))
 
 
-@pytest.mark.skipif(host().vector_bytes < 32, reason="AVX-512 and AVX2 permute whole registers")
-def test_code() -> None:
+@pytest.mark.skipif(not machine.host().triple.startswith("x86_64"), reason="looks at x86 instructions")
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64-v4"])
+def test_code(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over rows expand them in registers: nothing is gathered, and inside of the tensor no load has a mask."""
     x, bits = packed(np.float32, 256, 38, 4)
     q = np.ones(128, np.float32)
-    lowered = products.lower(q, x, bits)
-    code, whole = lowered.assembly, host().vector_bytes == 64
+    code, whole = assembly(processor, products, q, x, bits), processor == "x86-64-v4"
     assert ("vpermi2ps" if whole else "vpermd") in code and "gather" not in code
     if whole:
         loaded = [line for line in code.splitlines() if "vmovups" in line and "(%r" in line and "zmm" in line]
         assert any("{%k" in line for line in loaded) and not all("{%k" in line for line in loaded)
+    take_for(processor, monkeypatch, products)
     np.testing.assert_array_equal(products(q, x, bits), products.reference(q, x, bits))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
+from tests.backends.cpu.native import compile_for
 from tilelang.backends.cpu import machine, math
 from tilelang.errors import TargetError
 
@@ -35,17 +36,24 @@ def _erf(x: Array) -> Array:
 REFERENCE: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
     "sin": np.sin, "cos": np.cos, "tanh": np.tanh, "erf": _erf, "sigmoid": _sigmoid}
-FORMS = [*((name, False) for name in math.ULP), *((name, True) for name in math.ULP if "sqrt" not in name)]
-"""The f32 functions, and those that AVX-512 or AVX2 computes in another way."""
+FORMS = [*((name, "") for name in math.ULP), *((name, "host") for name in math.ULP if "sqrt" not in name),
+         *((name, "x86-64-v4") for name in ("exp", "exp2", "erf"))]
+"""The f32 functions, and the processors, this one and AVX-512, that may compute them in another way."""
 EXACT: dict[str, Callable[..., Array]] = {
     "floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc, "abs": np.abs, "min": np.minimum,
     "max": np.maximum}
 
 
 @cache
-def compiled(name: str, dtype: str, lanes: int | None, arity: int = 1, own: bool = False) -> Callable[..., Array]:
+def compiled(name: str, dtype: str, lanes: int | None, arity: int = 1, own: str = "") -> Callable[..., Array]:
     """The function over arrays of a multiple of `lanes` elements (None: scalars), compiled for this processor; `own`:
-    in the form that only it may have."""
+    in the form that only this processor may have."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        compile_for(own or "host", monkeypatch)
+        return _compiled(name, dtype, lanes, arity, own)
+
+
+def _compiled(name: str, dtype: str, lanes: int | None, arity: int, own: str) -> Callable[..., Array]:
     element, target, width = ELEMENTS[dtype], machine.host(), lanes or 1
     module = ir.Module(name)
     module.triple, module.data_layout = target.triple, target.data_layout
@@ -122,7 +130,7 @@ def ulps(y: Array, exact: Array) -> Array:
 
 
 @pytest.mark.parametrize(("name", "own"), FORMS)
-def test_error_of_f32(name: str, own: bool) -> None:
+def test_error_of_f32(name: str, own: str) -> None:
     x, exact = samples(), exact_samples(name)
     y = compiled(name, "f32", 16, own=own)(x)
     error = ulps(y, exact)
@@ -171,8 +179,8 @@ SPECIALS: dict[str, list[tuple[float, float]]] = {
 
 
 @pytest.mark.parametrize(("name", "dtype", "own"), [*((name, "f32", own) for name, own in FORMS),
-                                                    *((name, "f64", False) for name in math.ULP)])
-def test_special_values(name: str, dtype: str, own: bool) -> None:
+                                                    *((name, "f64", "") for name in math.ULP)])
+def test_special_values(name: str, dtype: str, own: str) -> None:
     x, expected = np.array([*SPECIALS[name], (NAN, NAN), (-NAN, NAN)], DTYPES[dtype]).T
     y = compiled(name, dtype, 1, own=own)(x)
     np.testing.assert_array_equal(y, expected)
@@ -180,23 +188,23 @@ def test_special_values(name: str, dtype: str, own: bool) -> None:
     assert np.array_equal(np.signbit(y[known]), np.signbit(expected[known]))
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_powers_of_two_are_exact(own: bool) -> None:
+@pytest.mark.parametrize("own", ["", "host", "x86-64-v4"])
+def test_powers_of_two_are_exact(own: str) -> None:
     n = np.arange(-149, 128).astype(np.float32)
     powers = np.ldexp(np.float32(1), n.astype(np.int32))
     assert np.array_equal(compiled("exp2", "f32", 1, own=own)(n), powers)
     assert np.array_equal(compiled("log2", "f32", 1, own=own)(powers), n)
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", ["", "host"])
 @pytest.mark.parametrize("name", ["tanh", "erf", "sin", "cos", "sigmoid"])
-def test_results_stay_in_range(name: str, own: bool) -> None:
+def test_results_stay_in_range(name: str, own: str) -> None:
     y = compiled(name, "f32", 16, own=own)(samples())
     assert np.nanmin(y) >= (0 if name == "sigmoid" else -1) and np.nanmax(y) <= 1
 
 
 @pytest.mark.parametrize(("name", "own"), FORMS)
-def test_lanes_do_not_change_results(name: str, own: bool) -> None:
+def test_lanes_do_not_change_results(name: str, own: str) -> None:
     """Also sin and cos, whose branch depends on the neighbours: huge and ordinary arguments are mixed."""
     x = np.concatenate([np.random.default_rng(2).permutation(samples())[:18_816], neighbours(EDGES, "f32")])
     x = x[:x.size // 192 * 192]

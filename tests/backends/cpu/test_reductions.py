@@ -9,6 +9,7 @@ import torch
 
 import tilelang as tile
 from tests.backends.cpu.native import HOST, compile_for
+from tests.backends.cpu.processors import level
 from tilelang.backends.cpu import machine
 
 EPS = 2.0 ** -23
@@ -31,7 +32,7 @@ def products(q: tile.Tensor[tile.f32, "R D"], k: tile.Tensor[tile.T, "L D"], x: 
     tile.store(y, (0, 0), total)
 
 
-@pytest.fixture(params=["host", "avx2"])
+@pytest.fixture(params=["host", "avx2", "x86-64-v4"])
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_for(request.param, monkeypatch, products)
 
@@ -54,10 +55,11 @@ def test_sums_of_products(shape: tuple[int, int, int], dtype: torch.dtype) -> No
     assert torch.equal(high, (q[:, None, :] * k.float()[None, :, :]).amax(2))
 
 
-@pytest.mark.skipif(HOST.vector_bytes != 64, reason="looks at what is made for AVX-512")
-def test_what_is_made_of_it() -> None:
+@pytest.mark.skipif(not HOST.triple.startswith("x86_64"), reason="looks at what is made for AVX-512")
+def test_what_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen sums of 4 rows and 4 keys end in one vector, later rows are asked for, and a broadcast made outside the
     loop takes no memory: beside two buffers of 4 x 64 sums there is nothing as large."""
+    monkeypatch.setattr(machine, "host", lambda: level("x86-64-v4"))
     q, k = np.zeros((4, 128), np.float32), np.zeros((256, 128), np.float32)
     (x, high), y = np.zeros((2, 4, 256), np.float32), np.zeros((4, 128), np.float32)
     thread = str(products.lower(q, k, x, y, high, R=4, N=64, D=128).thread)
@@ -89,12 +91,15 @@ def scans(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M N"], N: tile.Con
     tile.store(y, (0, 0), tile.cumsum(v, 1, reverse=REVERSE) + 3 * tile.cumprod(v, 1, reverse=REVERSE))
 
 
+@pytest.mark.parametrize("processor", ["host", "x86-64-v4"])
 @pytest.mark.parametrize(("n", "reverse"), [(2, True), (4, False), (16, True), (3, False), (32, False)])
-def test_short_rows_of_integers_are_scanned_in_registers(n: int, reverse: bool) -> None:
+def test_short_rows_of_integers_are_scanned_in_registers(n: int, reverse: bool, processor: str,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_for(processor, monkeypatch, scans)
     x = np.random.default_rng(n).integers(-9, 9, (32, n)).astype(np.int32)
     got, wanted = np.empty_like(x), np.empty_like(x)
     scans(x, got, N=n, REVERSE=reverse)
     scans.reference(x, wanted, N=n, REVERSE=reverse)
     np.testing.assert_array_equal(got, wanted)
-    held = HOST.vector_bytes == 64 and 16 % n == 0
+    held = machine.host().vector_bytes == 64 and 16 % n == 0
     assert ("lane_lookup" in str(scans.lower(x, got, N=n, REVERSE=reverse).thread)) == held
