@@ -206,8 +206,9 @@ class Kernel(ByName, KernelDef):
         try:
             if self.captured and any_changed(self.captured.values()):
                 self._renew()
-            known, target, pattern = self._plans, _target.get(), self._pattern(args, kwargs)
-            plans = known.get(pattern, [])
+            known, target = self._plans, _target.get()
+            pattern = self._pattern(args, kwargs) if kwargs or len(args) > self._leading else len(args)
+            plans: Sequence[Plan] = known.get(pattern, ())
             for plan in plans:
                 if plan.target == target:  # the common case: native code checks arguments
                     try:

@@ -97,6 +97,11 @@ def on_cpu(code: bytes) -> Any:
     return found
 
 
+def exported(array: Any) -> Any:
+    """A NumPy array, which it keeps, as what a kernel takes at every call without asking it for its memory."""
+    return _ffi().from_dlpack(array)
+
+
 def function(code: bytes, *names: str) -> tuple[Any, Loaded]:
     """The callable `tl_entry` of machine code, and what else of it is asked for by name."""
     from tilelang.backends.cpu.machine import Loaded

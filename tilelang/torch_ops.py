@@ -130,13 +130,14 @@ def no_tangent(name: str, values: Iterable[Any]) -> None:
 
 
 @cache
-def _ordinary() -> int:
-    """The keys of PyTorch's dispatcher that ordinary tensors have."""
+def _strange() -> int:
+    """The keys of PyTorch's dispatcher that ordinary tensors lack. (Those of autocast they have at all times.)"""
     from torch._C import DispatchKey, DispatchKeySet
     keys = DispatchKeySet(DispatchKey.BackendSelect) | DispatchKeySet(DispatchKey.ADInplaceOrView)
-    for key in (DispatchKey.CPU, DispatchKey.AutogradCPU, DispatchKey.CUDA, DispatchKey.AutogradCUDA):
-        keys = keys | DispatchKeySet(key)
-    return int(keys.raw_repr())
+    for device in ("CPU", "CUDA"):
+        for kind in ("", "Autograd", "Autocast"):
+            keys = keys | DispatchKeySet(getattr(DispatchKey, kind + device))
+    return ~int(keys.raw_repr())
 
 
 @cache
@@ -145,7 +146,7 @@ def _looks(keys: int, excluded: int) -> bool:
     keys come as their bits."""
     from torch._C import DispatchKeySet
     left = DispatchKeySet.from_raw_repr(keys) - DispatchKeySet.from_raw_repr(excluded)
-    return bool(left.raw_repr() & ~_ordinary())
+    return bool(left.raw_repr() & _strange())
 
 
 def nobody_looks(args: Iterable[Any]) -> bool:
@@ -153,18 +154,22 @@ def nobody_looks(args: Iterable[Any]) -> bool:
     function, so that the way through the dispatcher may be saved: ordinary tensors, no gradient, mode, transform,
     trace or profile."""
     torch = sys.modules["torch"]
-    c, tensor, gradients = torch._C, torch.Tensor, torch.is_grad_enabled()
+    c, tensor, parameter, gradients = torch._C, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled()
     if torch.autograd.forward_ad._current_level >= 0 or c._autograd._profiler_enabled() or \
-            c._len_torch_function_stack():
+            c._len_torch_function_stack() or c._is_any_autocast_enabled():
         return False
-    keys = c._dispatch_tls_local_include_set().raw_repr()
-    for x in args:
-        for t in x if isinstance(x, list | tuple) else (x,):
-            if isinstance(t, tensor):
-                if type(t) is not tensor and type(t) is not torch.nn.Parameter or gradients and t.requires_grad:
-                    return False
-                keys |= c._dispatch_keys(t).raw_repr()
-    return not keys & ~_ordinary() or not _looks(keys, c._dispatch_tls_local_exclude_set().raw_repr())
+    keys, left = c._dispatch_tls_local_include_set().raw_repr(), [x for x in args if x is not None]
+    for x in left:
+        kind = type(x)
+        if kind is tensor or kind is parameter:
+            if gradients and x.requires_grad:
+                return False
+            keys |= c._dispatch_keys(x).raw_repr()
+        elif isinstance(x, tensor):
+            return False
+        elif isinstance(x, (list, tuple)):
+            left += x
+    return not keys & _strange() or not _looks(keys, c._dispatch_tls_local_exclude_set().raw_repr())
 
 
 def _literal(default: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import allocator, empty_like
 from tilelang.errors import TargetError
+from tilelang.jit import current_target
 from tilelang.ops.mpgemm import blocks, on_cpu, on_gpu
 from tilelang.ops.mpgemm.checks import GPU, check, check_options, check_weight, dtype_named
 from tilelang.ops.mpgemm.corrections import added
@@ -56,7 +57,7 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
         made = _products[id(w)] = {}
         finalize(w, _products.pop, id(w), None)
     call = (_kind(x), bias is not None and _kind(bias), residual is not None and _kind(residual), activation,
-            out_dtype, x_dtype, x_group, decomposition, tile.on_gpu(x))
+            out_dtype, x_dtype, x_group, decomposition, current_target())
     product = made.get(call)
     if product is None:
         if len(made) >= MANY:
@@ -95,7 +96,7 @@ def _prepared(x: Any, w: QuantTensor, bias: Any, activation: str | None, residua
     run = _run(x, w, m, dt, after, activation, x_dtype, token, decomposition)
 
     def product(x: Any, w: QuantTensor, bias: Any, residual: Any) -> Any:
-        y = empty()
+        y = empty(x)
         flat = x if matrix else x.reshape(m, k)
         others = [] if bias is None else [bias]
         if residual is not None:

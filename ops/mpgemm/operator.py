@@ -18,21 +18,19 @@ from tilelang.quant.structure import flatten, unflatten
 from tilelang.sharding import is_distributed, over_rows
 from tilelang.torch_ops import nobody_looks
 
-_weights: dict[int, tuple[str, list[Any], list[int], QuantTensor]] = {}
-"""By the first tensor's identity: the description, the other tensors, and how often each was written."""
+_weights: dict[int, tuple[str, list[Any], list[int], list[int], QuantTensor]] = {}
+"""By the first tensor's identity: the description, the other tensors, which of all know how often they were written
+(those of inference mode do not), how often that was, and the weight."""
 
 
 def _known(description: str, memory: list[Any]) -> QuantTensor | None:
     """The weight over that memory that was made before, if none of it was written since."""
     found = _weights.get(id(memory[0]))
-    if found is None or found[0] != description or not all(map(is_, found[1], memory[1:])) or \
-            found[2] != _writes(memory):
+    if found is None:
         return None
-    return found[3]
-
-
-def _writes(memory: list[Any]) -> list[int]:
-    return [0 if t.is_inference() else t._version for t in memory]
+    known, others, counted, writes, w = found
+    return w if known == description and all(map(is_, others, memory[1:])) and \
+        writes == [memory[i]._version for i in counted] else None
 
 
 def _weight(description: str, memory: list[Any]) -> QuantTensor:
@@ -44,7 +42,8 @@ def _weight(description: str, memory: list[Any]) -> QuantTensor:
         if id(first) not in _weights:
             finalize(first, _weights.pop, id(first), None)
         w = unflatten(description, [t.detach() for t in memory])  # of others over the same memory
-        _weights[id(first)] = description, others, _writes(memory), w
+        counted = [i for i, t in enumerate(memory) if not t.is_inference()]
+        _weights[id(first)] = description, others, counted, [memory[i]._version for i in counted], w
     return w
 
 
@@ -126,8 +125,7 @@ def mpgemm(x: Any, w: QuantTensor, bias: Any = None, activation: str | None = No
            decomposition: str | None = None) -> Any:
     if not is_torch(x):
         return api.mpgemm(x, w, bias, activation, residual, out_dtype, x_dtype, x_group, decomposition)
-    if not tracing():
-        checks.check_weight(x, w)
+    checks.check_weight(x, w)
     description, memory = operands(w)
     return applied(x, memory, description, w.shape, bias, activation, residual, out_dtype, x_dtype, x_group,
                    decomposition)

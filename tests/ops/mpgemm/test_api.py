@@ -1,6 +1,9 @@
 """Products with quantised weights against the f64 meaning of the weight, and whole numbers to the bit."""
 from __future__ import annotations
 
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -17,6 +20,7 @@ from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ops.mpgemm import api
 from tilelang.ops.mpgemm.blocks import source
+from tilelang.ops.mpgemm.on_cpu import LITTLE
 from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
 from tilelang.ops.mpgemm.plan import ZEN3, ZEN5, Core, plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
@@ -366,6 +370,29 @@ def test_repacked_weights_do_not_outlive_their_weight() -> None:
     assert len(api._products) == products + 1 and len(api._products[id(w)]) <= api.MANY
     del w
     assert len(pack._packed) == before and len(api._products) == products
+
+
+@pytest.mark.parametrize("how, x_dtype", [("dequant_fma", None), ("dequant_fma", "i8"), ("bf16_dot", "i4"),
+                                          ("int_dot", "i8"), ("lut_act", "i8"), ("lut_act_i8", None),
+                                          ("lut_act_i8", "i4"), ("lut_weight", "i4"), ("bitplane_popc", "i4"),
+                                          ("bucket_sum", None)])
+def test_products_share_memory_one_after_the_other(how: str, x_dtype: str | None) -> None:
+    """Those of two weights of a kind, in turn and by several threads at once; and none of it keeps a weight."""
+    rng = np.random.default_rng(7)
+    ws = [weight(rng, "u4", 64, 96, 32) for _ in range(2)]
+    calls = [(np.float32(rng.standard_normal((m, 96))), w) for w in ws for m in (1, 2, 1, LITTLE // 96 + 1)]
+
+    def product(call: tuple[Any, QuantTensor]) -> Any:
+        return ops.mpgemm(*call, x_dtype=x_dtype, decomposition=how)
+    want = [ops.mpgemm(x, replace(w), x_dtype=x_dtype, decomposition=how) for x, w in calls]
+    with ThreadPoolExecutor(4) as threads:
+        for found in (map(product, calls), threads.map(product, calls * 8)):
+            for i, y in enumerate(found):
+                assert np.array_equal(y, want[i % len(calls)])
+    kept = [weakref.ref(panels(w)) for w in ws]
+    del ws, calls, found
+    gc.collect()
+    assert not any(ref() for ref in kept)
 
 
 def test_corrections_and_rows_of_several_kinds() -> None:
