@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tilelang as tile
+from tests.backends.cpu.processors import assembly, level
 from tilelang.backends.cpu import machine
 
 HOST = machine.host()
@@ -90,17 +91,18 @@ def test_x86_instructions() -> None:
 
 
 @pytest.mark.skipif(not HOST.triple.startswith("x86_64"), reason="looks at x86 instructions")
-def test_a_loop_that_streams_is_as_it_was_written() -> None:
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64-v4"])
+def test_a_loop_that_streams_is_as_it_was_written(processor: str) -> None:
     """Not unrolled, and its lines are written in order: both would make memory slower."""
     @tile.kernel
     def copy(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], B: tile.Const = 4096):
         n = tile.grid(tile.cdiv(x.shape[0], B))
         tile.store(y, (n * B,), tile.load(x, (n * B,), (B,)))
-    code = copy.lower(torch.zeros(8192), torch.zeros(8192)).assembly
+    code, register = assembly(processor, copy, torch.zeros(8192), torch.zeros(8192)), level(processor).vector_bytes
     places = [int(offset or 0) for offset in re.findall(r"vmovntps\s+%\w+, (-?\d*)\(", code)]
     loop, line = places[:4], places[4:]  # the last whole lines are stored one by one
-    assert loop == list(range(loop[0], loop[0] + 4 * HOST.vector_bytes, HOST.vector_bytes))
-    assert line == list(range(line[0], line[0] + machine.LINE, HOST.vector_bytes))
+    assert loop == list(range(loop[0], loop[0] + 4 * register, register))
+    assert line == list(range(line[0], line[0] + machine.LINE, register))
 
 
 def test_large_output() -> None:
