@@ -150,19 +150,25 @@ class Exchange:
                      *([b.all_of(conditions)] if conditions else []), phase=phase)
 
     def read(self, dt: DType, layout: RegisterLayout, shape: Sequence[int], memory: Value, place: SharedLayout,
-             where: Where = itself, phase: int | None = None) -> Value:
-        """Reads a tile into registers; those outside the tile are 0."""
+             where: Where = itself, phase: int | None = None, lead: Sequence[Index] = ()) -> Value:
+        """Reads a tile, that at index `lead` of a buffer's first dimensions, into registers; those outside the tile
+        are 0. What threads add of their own to the address is apart from the index, which loops change."""
         b, phase = self.b, self.phase if phase is None else phase
-        whole = load_matrices(b, self.threads, memory, place, layout, [], phase) \
+        whole = load_matrices(b, self.threads, memory, place, layout, lead, phase) \
             if where is itself and self.target.ldmatrix else None
         if whole is not None:
             return whole
+        start = address(b, place, [*lead, *[0] * (place.rank - len(lead))]) if lead else 0
+        place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width, parts = self._width(layout, place, dt.storage.itemsize, shape, where), []
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)
             conditions = self._clip(index, layout, shape)
-            offset = address(b, place, where(index))
-            parts.append(b.effect(th.Ld, memory, b.index(offset), *([b.all_of(conditions)] if conditions else []),
+            source, offset = memory, address(b, place, where(index))
+            if lead:
+                own, constant = b.split(offset)
+                source, offset = b.pure(simt.Block, memory, b.index(own), kept=True), b.add(start, constant)
+            parts.append(b.effect(th.Ld, source, b.index(offset), *([b.all_of(conditions)] if conditions else []),
                                   lanes=width if width > 1 else None, phase=phase).result)
         return join(b, parts)
 

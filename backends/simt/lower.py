@@ -18,7 +18,6 @@ from tilelang.backends.simt.costs import conversion_cost
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
-from tilelang.backends.simt.matrix import load_matrices
 from tilelang.backends.simt.paired import Paired, cut, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count
 from tilelang.backends.simt.sorting import Sorting
@@ -308,14 +307,11 @@ class _Lowering:
             self.of[op.result] = block = block_of(b, memory, place, lead)
             self.access.managed[block] = phase
             return
-        layout, value = layout_of(op.result), None
-        if self.target.ldmatrix:
-            value = load_matrices(b, self.threads, memory, place, layout, lead, phase)
-        elif self.target.transposed_loads:
-            value = load_transposed(b, self.threads, memory, place, layout, lead, phase)
+        layout = layout_of(op.result)
+        value = load_transposed(b, self.threads, memory, place, layout, lead, phase) \
+            if self.target.transposed_loads else None
         if value is None:
-            value = self.exchange.read(t.dtype, layout, op.result.shape, block_of(b, memory, place, lead),
-                                       SharedLayout(place.dims[len(lead):], place.swizzle), phase=phase)
+            value = self.exchange.read(t.dtype, layout, op.result.shape, memory, place, phase=phase, lead=lead)
         if inside is not None:
             n = layout.local_size
             value = b.pure(ew.Where, b.splat(inside, n), value, b.full(op.attrs["fill"], t.dtype, n))

@@ -33,7 +33,7 @@ class ThreadId(Op):
 
 class Block(Op):
     """The part of a buffer that begins `offset` elements into it: operands (buffer, offset). That of a `kept` one
-    stays in a register as an address; only `ldmatrix` and `st_async` take it."""
+    stays in a register as an address; only loads and `st_async` take it."""
     name, levels, attributes = "block", THREAD, {"kept": False}
 
     def infer(self) -> Sequence[Type]:

@@ -11,7 +11,8 @@ TL_FN constexpr u64 descriptor(u32 address) {
   static_assert(LEADING % 16 == 0 && STRIDE % 16 == 0 && LEADING >> 18 == 0 && STRIDE >> 18 == 0,
                 "14 bits of 16 bytes");
   constexpr u64 mode = WIDTH == 128 ? 1 : WIDTH == 64 ? 2 : 3;
-  return (address & 0x3ffff) >> 4 | u64(LEADING >> 4) << 16 | u64(STRIDE >> 4) << 32 | mode << 62;
+  const u32 low = ((address & 0x3ffff) >> 4) + (u32(LEADING >> 4) << 16);
+  return (u64(STRIDE >> 4) | mode << 30) << 32 | low;
 }
 
 }  // namespace tl

@@ -51,6 +51,11 @@ TL_FN srow<T> row(T* s, int off) {
 
 template <class T> TL_FN u32 shared_address(srow<T> p, int off) { return p.address + u32(off) * u32(sizeof(T)); }
 
+template <int N, class T, class... MASK>
+TL_FN vec<plain<T>, N> ld(srow<T> p, int off, MASK... mask_and_op) {
+  return ld<N>(static_cast<const T*>(__cvta_shared_to_generic(shared_address(p, off))), 0, mask_and_op...);
+}
+
 template <int N, class S, class T>
 TL_FN void cp_async(S s, int soff, const T* g, i64 goff, bool mask, op o) {
   constexpr int bytes = N * int(sizeof(T));

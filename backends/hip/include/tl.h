@@ -44,6 +44,10 @@ TL_FN T fetch_cas(T* p, plain<T> seen, plain<T> wanted) {
 
 namespace tl {
 
+// An address that accesses share: the compiler keeps it in its register unasked.
+template <class T> using srow = sptr<T>;
+template <class T> TL_FN srow<T> row(sptr<T> s, int off) { return block(s, off); }
+
 // ---- windows: buffer instructions, which give 0 and drop what lies outside. A false mask chooses an offset there.
 // By the names of the compiler's own functions: builtins for them came later than to compilers still in use.
 
