@@ -126,15 +126,15 @@ def test_sums_beside_a_carried_tile(axis: int) -> None:
 @tile.kernel
 def both_ways(a: tile.Tensor[tile.f32, "M K"], b: tile.Tensor[tile.f32, "K N"], c: tile.Out[tile.f32, "M N"],
               d: tile.Out[tile.f32, "M"]):
-    """A left operand with padded rows that a sum reads, too, and a product that is one."""
-    x = tile.exp(tile.load(a, (0, 0), (9, 64)))
+    """A left operand with padded rows, too many to be few, that a sum reads, too, and a product that is one."""
+    x = tile.exp(tile.load(a, (0, 0), (13, 64)))
     y = tile.dot(x, tile.load(b, (0, 0), (64, 20)))
     tile.store(d, (0,), x.sum(1) + x.max(1))
     tile.store(c, (0, 0), tile.dot(y, tile.load(b, (0, 0), (20, 20))))
 
 
 def test_left_operands_are_made_where_products_want_them() -> None:
-    a, b = (np.random.default_rng(7).standard_normal(shape).astype(np.float32) for shape in ((9, 64), (64, 20)))
+    a, b = (np.random.default_rng(7).standard_normal(shape).astype(np.float32) for shape in ((13, 64), (64, 20)))
     got = both_ways(a, b)
     for x, y in zip(got, both_ways.reference(a, b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4)
