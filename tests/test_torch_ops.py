@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -257,6 +259,22 @@ def test_results_written_elsewhere_have_no_gradient() -> None:
         ops.matmul(x, y, out=torch.empty(3, 5))
     with torch.no_grad():
         assert torch.equal(ops.matmul(x, y, out=torch.empty(3, 5)), ops.matmul(x, y))
+
+
+def test_operators_of_saved_programs_are_known_without_a_call() -> None:
+    """`torch.export.load` looks for them by name, in a process that may not have called any."""
+    tile.torch_op("tilelang_test::known")(_plain)
+    assert torch.ops.tilelang_test.known.default
+    names = ("attention", "attention_decode", "attention_varlen", "linear", "mpgemm", "softmax", "softmax_backward")
+    assert all(hasattr(torch.ops.tilelang, name) for name in names)
+    text = f"""if 1:
+        import sys, tilelang.ops
+        from tilelang.torch_ops import register
+        assert "torch" not in sys.modules
+        import torch
+        register()
+        assert all(hasattr(torch.ops.tilelang, name) for name in {names})"""
+    subprocess.run([sys.executable, "-c", text], check=True)
 
 
 def test_numbers_have_no_gradient() -> None:

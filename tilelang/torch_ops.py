@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -435,6 +436,19 @@ def torch_op(name: Any = None, *, backward: Any = None, outputs: str | None = No
 
     def mark(fn: Callable[..., Any]) -> TorchOp:
         module = (fn.fn if isinstance(fn, Kernel) else fn).__module__
-        return TorchOp(fn, name or f"{module.strip('_').replace('.', '_')}::{fn.__name__}", backward, outputs, wrt,
-                       dims, autocast, writes, fake)
+        op = TorchOp(fn, name or f"{module.strip('_').replace('.', '_')}::{fn.__name__}", backward, outputs, wrt,
+                     dims, autocast, writes, fake)
+        _marked.add(op)
+        op._ready()
+        return op
     return mark
+
+
+_marked: weakref.WeakSet[TorchOp] = weakref.WeakSet()
+
+
+def register() -> None:
+    """Makes the operators known to torch that were defined before torch was imported, as the first call of each does.
+    Programs of `torch.export` and AOTInductor need that where they are loaded."""
+    for op in list(_marked):
+        op._ready()

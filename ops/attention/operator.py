@@ -135,6 +135,8 @@ def _made(name: str, score_mod: Any = None, mask_mod: Any = None) -> str:
 
 # torch.compile calls it, once for each pair of functions, instead of looking into it
 _made._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _plain in _MAKE:
+    _made(_plain)  # which saved programs name
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
