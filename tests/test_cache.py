@@ -175,7 +175,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_bad_environment_variables_are_named() -> None:
     threads = "a number from 0 to 256"
     for name, text, needs in (("CHECK", "7", "0 or 1 or 2"), ("THREADS", "many", threads), ("THREADS", "-1", threads),
-                              ("THREADS", "257", threads), ("CACHE_BYTES", "1e6", "a number")):
+                              ("THREADS", "257", threads), ("CACHE_BYTES", "1e6", "a number of at least 0"),
+                              ("CACHE_BYTES", "-5", "a number of at least 0")):
         with pytest.raises(ConfigError) as caught:
             read({f"TILELANG_{name}": text})
         assert str(caught.value) == (f"the environment variable TILELANG_{name} has an invalid value\n"

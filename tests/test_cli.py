@@ -55,6 +55,7 @@ def test_a_tuned_kernel_stands_beside_its_modules(folder: Path, capsys: pytest.C
     ("compile good.py:TWO", "good.py:TWO is not a kernel\n  needs: good.py:tuned"),
     ("compile .:k", ". cannot be read"),
     ("check good.py:tuned --target cpu", "cpu has no text that the emulator runs"),
+    ("check good.py:tuned --set M=4000000000000", "Unable to allocate"),
     ("reduce good.py", "good.py is not a reproducer"), ("reduce wrong.py", "is not a reproducer: SyntaxError"),
     ("reduce none.py", "No such file"), ("reduce .", ". is not a reproducer"),
 ])

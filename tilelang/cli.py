@@ -296,6 +296,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    except (TileError, OSError) as error:  # of the kernel, or of files that cannot be read or written
+    except (TileError, OSError, MemoryError) as error:  # of the kernel, of files, or of extents beyond this machine
         print(f"tilelang: {error}", file=sys.stderr)
         return 2

@@ -49,7 +49,7 @@ def read(environ: Mapping[str, str]) -> Config:
         value: Any = int(text) if number and text.isdecimal() else text
         if number and value is text or allowed and value not in allowed:
             needs = (f"a number from {allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else
-                     " or ".join(map(str, allowed)) if allowed else "a number")
+                     " or ".join(map(str, allowed)) if allowed else "a number of at least 0")
             raise ConfigError(f"the environment variable {name} has an invalid value", needs=needs,
                               got=repr(text), try_=f"unset {name}")
         # ~ as a shell has it, and where it is now: a process may change its directory

@@ -112,6 +112,14 @@ def bound_around(n: tile.i32, y: Y):
 
 
 @tile.kernel
+def backwards(n: tile.i32, y: Y):
+    total = 0
+    for i in reversed(range(1, 4)):
+        total = total * 10 + i * n
+    tile.store(y, 0, tile.zeros(4) + total)
+
+
+@tile.kernel
 def formatted(n: tile.i32, y: Y):
     assert f"{3.14159:.2f} {'a'!r} {5:>{1 + 2}}" == "3.14 'a'   5"
     tile.store(y, 0, tile.zeros(4))
@@ -137,7 +145,7 @@ def _until(n: int) -> list[int]:
     (operands, lambda n: (n or 7) + ((n and 5 and n + 2) or -1) * 10 + n * 100 + ((n > 1) and 4) * 1000 + np.array(
         [i - n or 9 for i in range(4)]) * 10000 + (3 if n else 5) + (n > 1 or n > 3) * 100000),
     (elements, lambda n: 5 * n + 0.5 * n + 2 - n + 0.5 * n + 1.5),
-    (bound_around, lambda n: 6 + 3 * n + 300 + 50), (formatted, lambda n: 0),
+    (bound_around, lambda n: 6 + 3 * n + 300 + 50), (backwards, lambda n: 321 * n), (formatted, lambda n: 0),
 ])
 def test_numbers_as_in_python(kernel: Any, means: Callable[[int], Any]) -> None:
     for n in (0, 1, 2, 3, 4, 5):

@@ -36,6 +36,9 @@ class Loop:
         raise UnsupportedSyntax("a run-time loop cannot be unrolled", loc=here(), needs="`for i in tile.range(...)`",
                                 got="tile.range used as a value", try_="tile.static_range for constant bounds")
 
+    def __reversed__(self) -> Any:
+        return reversed(list(self))
+
 
 def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: str = "") -> Any:
     """A loop over lo, lo + step, … below hi that runs in the kernel. `stages` asks for software pipelining; on a CPU,
