@@ -103,6 +103,8 @@ def processor(cpu: str, attributes: str, have: Set[str]) -> CpuTarget:
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= have:
         vector_bytes, registers = 64, 32
         names |= {name for name in ("vnni", "vbmi", "bf16") if f"avx512{name}" in have}
+    elif {"avx2", "fma", "avxvnni"} <= have:
+        names.add("vnni")
     half = {("f16", "f32"), ("f32", "f16")} if "f16c" in have or arm else ()  # from f64 LLVM calls a library
     return CpuTarget("cpu", cpu, attributes, machine.triple, str(machine.target_data), vector_bytes, registers,
                      frozenset(names), _cache_bytes(), frozenset(half))

@@ -79,8 +79,8 @@ ZEN3 = Core(20.0, 4.2, 2.2, 1.4, 8.0, 3.0, 14.0, 45.0, 4.0, False, (0.45, 0.0215
 def core() -> Core:
     """One like the host's: with AVX-512, or without."""
     made, features = ZEN5 if cpu_vector_bytes() == 64 else ZEN3, cpu_features()
-    if "vnni" not in features:
-        made = replace(made, fours=ZEN3.fours, widened=ZEN3.widened, eights=ZEN3.eights)
+    bytes_ = ZEN5 if "vnni" in features else ZEN3
+    made = replace(made, fours=bytes_.fours, widened=bytes_.widened, eights=bytes_.eights)
     return replace(made, halves=0.0) if "bf16" in features else made
 
 

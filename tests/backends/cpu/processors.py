@@ -1,4 +1,5 @@
-"""Processors other than this one: the levels of the psABI, of which it has some, and AVX-512, in software if need be.
+"""Processors other than this one: the levels of the psABI, of which it has some, AVX-VNNI and AVX-512, in software if
+need be.
 
 Without AVX-512, LLVM cuts vectors of 64 bytes into registers that are there. What the generated code calls by name
 beside that, instructions that no IR stands for, are functions of plain IR here, one lane after the other.
@@ -25,15 +26,17 @@ V2 = BASE | {"cx16", "popcnt", "sahf", "crc32", "sse3", "ssse3", "sse4.1", "sse4
 V3 = V2 | {"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"}
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 NEWEST = V4 | {"avx512vnni", "avx512vbmi", "avx512bf16"}
-LEVELS = {"x86-64": BASE, "x86-64-v2": V2, "x86-64-v3": V3, "x86-64-v4": V4, "newest": NEWEST}
-"""LLVM's names for what each level has; the newest has all that the backend asks for."""
+LEVELS = {"x86-64": BASE, "x86-64-v2": V2, "x86-64-v3": V3, "avx-vnni": V3 | {"avxvnni"}, "x86-64-v4": V4,
+          "newest": NEWEST}
+"""LLVM's names for what each level has; the newest has all that the backend asks for, and of those without AVX-512 the
+newer ones have AVX-VNNI."""
 
 
 def level(name: str) -> machine.CpuTarget:
     """A processor of a level, which has nothing else of what this one has."""
     have = LEVELS[name]
     off = (f"-{f}" for f, on in llvm.get_host_cpu_features().items() if on and f not in have)
-    cpu = "x86-64-v4" if name == "newest" else name
+    cpu = {"avx-vnni": "x86-64-v3", "newest": "x86-64-v4"}.get(name, name)
     return machine.processor(cpu, ",".join([*(f"+{f}" for f in sorted(have)), *off]), have)
 
 
@@ -61,7 +64,7 @@ def take_for(name: str, monkeypatch: pytest.MonkeyPatch, *kernels: Kernel) -> ma
 
 
 def in_software(text: str) -> str:
-    """LLVM IR with functions in place of AVX-512's instructions."""
+    """LLVM IR with functions in place of the instructions of AVX-512 and AVX-VNNI."""
     def defined(found: re.Match[str]) -> str:
         made = INSTRUCTIONS[found[1]].defined(found[1])
         assert re.findall(VECTOR, found[0]) == re.findall(VECTOR, made.partition("\n")[0]), found[0]
@@ -78,15 +81,19 @@ Lane = Callable[..., ir.Value]
 @dataclass(frozen=True)
 class Instruction:
     """One that makes a register of `result` of registers of the types `takes`. `lane` emits one lane of what it makes,
-    from the lane's number and the operands. Source: Intel 64 and IA-32 Architectures Software Developer's Manual."""
+    from the lane's number and the operands; a processor with `feature` has it. Source: Intel 64 and IA-32
+    Architectures Software Developer's Manual."""
 
     result: ir.Type
     takes: tuple[ir.Type, ...]
     lane: Callable[..., ir.Value]
+    feature: str = "avx512bw"
 
     def defined(self, name: str) -> str:
-        """The function `software.<name>`, whose operands are in memory so that any lane can be read."""
-        result, *takes = (ir.VectorType(t, 512 // WIDTHS[t]) for t in (self.result, *self.takes))
+        """The function `software.<name>`, whose operands are in memory so that any lane can be read. The name ends
+        with the bits of a register."""
+        bits = int(name.rpartition(".")[2])
+        result, *takes = (ir.VectorType(t, bits // WIDTHS[t]) for t in (self.result, *self.takes))
         fn = ir.Function(ir.Module(), ir.FunctionType(result, takes), f"software.{name}")
         fn.linkage = "internal"
         fn.attributes.add("noinline")
@@ -160,16 +167,22 @@ def _bf16(b: ir.IRBuilder, i: ir.Value, acc: Lane, x: Lane, y: Lane) -> Any:
     return total
 
 
+def _fours(b: ir.IRBuilder, i: ir.Value, acc: Lane, x: Lane, y: Lane) -> Any:
+    """vpdpbusd: sums wrap."""
+    return b.add(acc(i), _products(b, i, 4, x, y, True))
+
+
 INSTRUCTIONS = {
     "avx512.permvar.sf.512": Instruction(F32, (F32, I32), lambda b, i, x, k: _permuted(b, i, 16, k, x)),
-    "avx512.permvar.qi.512": Instruction(I8, (I8, I8), lambda b, i, x, k: _permuted(b, i, 64, k, x)),
+    "avx512.permvar.qi.512": Instruction(I8, (I8, I8), lambda b, i, x, k: _permuted(b, i, 64, k, x), "avx512vbmi"),
     "avx512.vpermi2var.ps.512": Instruction(F32, (F32, I32, F32), lambda b, i, x, k, y: _permuted(b, i, 16, k, x, y)),
-    "avx512.vpermi2var.qi.512": Instruction(I8, (I8, I8, I8), lambda b, i, x, k, y: _permuted(b, i, 64, k, x, y)),
+    "avx512.vpermi2var.qi.512": Instruction(
+        I8, (I8, I8, I8), lambda b, i, x, k, y: _permuted(b, i, 64, k, x, y), "avx512vbmi"),
     "avx512.pshuf.b.512": Instruction(I8, (I8, I8), _shuffled),
     "avx512.pmaddw.d.512": Instruction(I32, (I16, I16), lambda b, i, x, y: _products(b, i, 2, x, y, False)),
     "avx512.pmaddubs.w.512": Instruction(
         I16, (I8, I8), lambda b, i, x, y: _saturated(b, _products(b, i, 2, x, y, True))),
-    "avx512.vpdpbusd.512": Instruction(
-        I32, (I32, I8, I8), lambda b, i, acc, x, y: b.add(acc(i), _products(b, i, 4, x, y, True))),
-    "avx512bf16.dpbf16ps.512": Instruction(F32, (F32, BF16, BF16), _bf16),
+    "avx512.vpdpbusd.256": Instruction(I32, (I32, I8, I8), _fours, "avxvnni"),
+    "avx512.vpdpbusd.512": Instruction(I32, (I32, I8, I8), _fours, "avx512vnni"),
+    "avx512bf16.dpbf16ps.512": Instruction(F32, (F32, BF16, BF16), _bf16, "avx512bf16"),
 }

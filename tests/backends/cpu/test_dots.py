@@ -61,10 +61,11 @@ def test_packed_operands(types: tuple[torch.dtype, torch.dtype], shape: tuple[in
         assert torch.equal(c.long(), want)
 
 
-@pytest.mark.parametrize("dt", [torch.int8, torch.int16, torch.bfloat16])
-def test_blocks_of_avx512(dt: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole blocks and such that cross edges, by its three instructions of groups; bf16 is of small integers."""
-    compile_for("newest", monkeypatch, matmul_kernel)
+@pytest.mark.parametrize(("dt", "processor"), [(torch.int8, "newest"), (torch.int8, "avx-vnni"),
+                                               (torch.int16, "newest"), (torch.bfloat16, "newest")])
+def test_blocks_of_newer_processors(dt: torch.dtype, processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks and such that cross edges, by their instructions of groups; bf16 is of small integers."""
+    compile_for(processor, monkeypatch, matmul_kernel)
     a, b = (torch.randint(-128, 128, shape).to(dt) for shape in ((25, 37), (37, 33)))
     acc = tile.f32 if dt.is_floating_point else tile.i32
     c = torch.empty(25, 33, dtype=torch.float32 if dt.is_floating_point else torch.int32)
@@ -148,7 +149,7 @@ def test_sums_of_bytes_stay_in_registers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("key", [key for key in EXAMPLES if key.startswith(("lookup4", "dot2", "dot4"))])
-@pytest.mark.parametrize("processor", ["avx2", "no avx2", "x86-64-v4", "newest"])
+@pytest.mark.parametrize("processor", ["avx2", "no avx2", "avx-vnni", "x86-64-v4", "newest"])
 def test_words_with_and_without_their_instructions(key: str, processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_for(processor.removeprefix("no "), monkeypatch)
     if processor == "no avx2":
@@ -163,7 +164,7 @@ def sevens(x: tile.Tensor[tile.u32, "N"], y: tile.Tensor[tile.i32, "N"], z: tile
     tile.store(z, (0,), tile.dot4(codes, tile.load(y, (0,), (40,)), tile.zeros((40,), tile.i32)))
 
 
-@pytest.mark.parametrize("processor", ["host", "avx2", "x86-64-v4", "newest"])
+@pytest.mark.parametrize("processor", ["host", "avx2", "avx-vnni", "x86-64-v4", "newest"])
 def test_products_of_seven_bits_fit_into_words(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of two of i16 are enough for them, at the ends of the range, too; AVX2 then widens nothing."""
     compile_for(processor, monkeypatch, sevens)

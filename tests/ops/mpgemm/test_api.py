@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import gc
+import platform
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -15,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilelang as tile
+from tests.backends.cpu.processors import level
 from tilelang import ops
+from tilelang.backends.cpu import machine
 from tilelang.errors import TargetError
 from tilelang.ir import codec
 from tilelang.ops.mpgemm import api
 from tilelang.ops.mpgemm.blocks import source
 from tilelang.ops.mpgemm.on_cpu import LITTLE
 from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
-from tilelang.ops.mpgemm.plan import ZEN3, ZEN5, Core, plan
+from tilelang.ops.mpgemm.plan import ZEN3, ZEN5, Core, core, plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
 
 activation = import_module("tilelang.ops.activation")
@@ -327,6 +331,20 @@ def test_a_plan_is_the_cheapest_that_can(like: Core, monkeypatch: pytest.MonkeyP
     assert plan("i8", four, 1).bound == 128 * 127 * 15
     if not like.registers:  # blocks of W are worth their while
         assert plan(tile.f32, four, 256).decomposition == "dequant_dot"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86")
+def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes take what the instructions for them take, by whatever registers."""
+    def bytes_of(core: Core) -> tuple[float, ...]:
+        return core.fours, core.widened, core.eights
+    found = {}
+    for name in "x86-64-v3", "avx-vnni", "x86-64-v4", "newest":
+        monkeypatch.setattr(machine, "host", partial(level, name))
+        found[name] = core.__wrapped__()
+    assert found["x86-64-v3"] == ZEN3 and found["newest"] == replace(ZEN5, halves=0.0)
+    for name, other, like in ("avx-vnni", ZEN3, ZEN5), ("x86-64-v4", ZEN5, ZEN3):
+        assert bytes_of(found[name]) == bytes_of(like) and found[name].sums == other.sums
 
 
 def test_mistakes() -> None:
