@@ -185,6 +185,9 @@ class OnDevice(torch.Tensor):
     def get_device(self) -> int:
         return self.number
 
+    def new_empty(self, *shape: Any, **how: Any) -> torch.Tensor:
+        return on_device(torch.empty(*shape, **how), self.number)
+
 
 @lru_cache(maxsize=1)
 def _exchange() -> ctypes.CDLL:
