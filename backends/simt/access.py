@@ -214,7 +214,7 @@ class Access:
         size, rank, phase = t.dtype.storage.itemsize, len(shape), self.managed.get(buffer, 0)
         layout = blocked(shape, self.threads.count, tuple(reversed(range(rank))), max(16 // size, 1))
         run = place.run(-1) if place.dims else 1
-        start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
+        start = slice_start(b, place, lead)
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width = gcd(self.vector(op, memory, offsets, layout, shape), run)
         leader = self.threads.leader(layout)
@@ -256,7 +256,7 @@ class Access:
         window, ends = open_window(b, self.facts, memory, offsets, starts, strides, axes, shape, True)
         warp = b.to_index(b.pure(simt.Warp, count=self.threads.count, warp=self.target.warp))
         own = b.mul(b.to_index(self.threads.thread), each)
-        first = b.add(address(b, whole, [*lead, *[0] * len(shape)]), b.mul(warp, self.target.warp * each))
+        first = b.add(slice_start(b, whole, lead), b.mul(warp, self.target.warp * each))
         for done in range(0, prod(shape), self.threads.count * each):
             index = undone(b, place, b.add(own, done))
             offset: Index = 0
@@ -363,8 +363,12 @@ def block_of(b: ThreadBuilder, memory: Value, place: SharedLayout, lead: Sequenc
     """The block of a buffer at the index of its first dimensions: its address is computed once for all accesses."""
     if not lead:
         return memory
-    start = b.index(address(b, place, [*lead, *[0] * (place.rank - len(lead))]))
-    return b.pure(simt.Block, memory, start)
+    return b.pure(simt.Block, memory, b.index(slice_start(b, place, lead)))
+
+
+def slice_start(b: ThreadBuilder, place: SharedLayout, lead: Sequence[Index]) -> Index:
+    """Where the slice of a buffer at an index of its first dimensions begins."""
+    return address(b, place, [*lead, *[0] * (place.rank - len(lead))])
 
 
 def _linear(b: ThreadBuilder, place: SharedLayout, index: Sequence[Index]) -> Index:

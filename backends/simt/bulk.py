@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from tilelang.backends.clike.rendered import tensor_maps
-from tilelang.backends.simt.access import address
+from tilelang.backends.simt.access import slice_start
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import bulk
 from tilelang.ir import elementwise as ew
@@ -179,7 +179,7 @@ def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Seque
     place in the buffer, its coordinates in the tensor, and what its map says."""
     t = buffer.type
     assert isinstance(t, BufferType) and isinstance(memory.type, TensorType) and t.layout is not None
-    start = address(b, t.layout, [*lead, *[0] * (t.rank - len(lead))])
+    start = slice_start(b, t.layout, lead)
     found = boxes(SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle), t.dtype.storage.itemsize)
     assert isinstance(found, Boxes), found
     steps = dict[int, Value]()

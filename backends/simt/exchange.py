@@ -14,7 +14,7 @@ from sys import maxsize
 
 import numpy as np
 
-from tilelang.backends.simt.access import address, join, lanes_of
+from tilelang.backends.simt.access import address, join, lanes_of, slice_start
 from tilelang.backends.simt.matrix import as_rows, load_matrices, store_matrices
 from tilelang.backends.simt.registers import Threads, local_offsets, vector_width
 from tilelang.backends.simt.target import SimtTarget
@@ -158,7 +158,7 @@ class Exchange:
             if where is itself and self.target.ldmatrix else None
         if whole is not None:
             return whole
-        start = address(b, place, [*lead, *[0] * (place.rank - len(lead))]) if lead else 0
+        start = slice_start(b, place, lead)
         place = SharedLayout(place.dims[len(lead):], place.swizzle)
         width, parts = self._width(layout, place, dt.storage.itemsize, shape, where), []
         for first in range(0, layout.local_size, width):

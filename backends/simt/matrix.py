@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tilelang.backends.simt.access import address, join, lanes_of
+from tilelang.backends.simt.access import address, join, lanes_of, slice_start
 from tilelang.backends.simt.registers import Threads, local_offsets
 from tilelang.backends.thread.builder import I32, Index, ThreadBuilder
 from tilelang.ir import elementwise as ew
@@ -84,7 +84,7 @@ def _accesses(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLa
     def bit(n: int) -> Index:
         """Bit n of the number of the matrix whose row this lane addresses."""
         return b.to_index(b.pure(ew.And, b.pure(ew.Shr, lane, b.const(3 + n, I32)), b.const(1, I32)))
-    start = address(b, place, [*lead, *[0] * (place.rank - len(lead))])
+    start = slice_start(b, place, lead)
     scale = [1] * (layout.rank - 2) + [rows, columns]
     out = []
     for first in range(0, rest.local_size, count):
