@@ -4,16 +4,15 @@ target, such as `hip`, text is for those GPUs alone that have it in their names.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.backends.cpu.native import native
 from tests.backends.simt.emulated import emulated
+from tests.search import search
 from tests.strategies import functions
 from tilelang.ir.core import Function
 from tilelang.passes.cse import cse
@@ -62,16 +61,8 @@ def main(seconds: float, pattern: str = "") -> int:
     if not targets:
         print(f"no target has {pattern!r} in its name: {', '.join(EMULATED)}", file=sys.stderr)
         return 2
-    end, count, last = time.monotonic() + seconds, 0, ("", "", "")
 
-    @settings(max_examples=500, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
-              suppress_health_check=list(HealthCheck))
-    @given(functions(old_values=False))
-    def batch(fn: Function) -> None:
-        nonlocal count, last
-        if time.monotonic() > end and not last[0]:
-            return  # what was found is still shrunk
-        count += 1
+    def examine(fn: Function) -> tuple[str, str, str] | None:
         number, gpu = divmod(len(str(fn)), 2)  # the same when it is shrunk
         for target in ("passes", "cpu", *([targets[number % len(targets)]] if gpu else [])):
             try:
@@ -79,19 +70,15 @@ def main(seconds: float, pattern: str = "") -> int:
             except Exception as error:
                 found = f"{type(error).__name__}: {error}".splitlines()[0]
             if found:
-                last = f"{target}: {found}", str(fn), target
-                raise AssertionError(last[0].split(";")[0][:40])
-    while time.monotonic() < end:
-        try:
-            batch()
-        except BaseException as error:
-            if not last[0] or isinstance(error, KeyboardInterrupt):
-                raise
-            path = Path("fuzz_reproducer.py")
-            path.write_text(REPRODUCER.format(found=last[0].replace('"', "'"), text=last[1], target=last[2]),
-                            encoding="utf-8")
-            print(f"after {count} functions: {last[0]}\n\n{last[1]}\nwritten to {path}: python -m {path.stem}")
-            return 1
+                return f"{target}: {found}", str(fn), target
+        return None
+    count, failed = search(seconds, functions(old_values=False), examine)
+    if failed:
+        found, text, target = failed
+        path = Path("fuzz_reproducer.py")
+        path.write_text(REPRODUCER.format(found=found.replace('"', "'"), text=text, target=target), encoding="utf-8")
+        print(f"after {count} functions: {found}\n\n{text}\nwritten to {path}: python -m {path.stem}")
+        return 1
     print(f"{count} random functions, no difference")
     return 0
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 import builtins
 import linecache
 import sys
-import time
 import types
 from random import Random
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import tilelang as tile
+from tests.search import search
 
 INDENT, WIDTH, PROGRAMS = "    ", 4, 2
 HEAD = """\
@@ -299,32 +298,17 @@ def check(text: str) -> str:
 
 def main(seconds: float) -> int:
     """Runs random programs for about `seconds`; 1 if one of them failed."""
-    end, count, last = time.monotonic() + seconds, 0, ("", "")
-
-    @settings(max_examples=200, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
-              suppress_health_check=list(HealthCheck))
-    @given(st.randoms(use_true_random=False))
-    def batch(random: Random) -> None:
-        nonlocal count, last
-        text = Writer(random).text()
-        if time.monotonic() > end and not last[0]:
-            return  # what was found is still shrunk
-        count += 1
+    def examine(text: str) -> tuple[str, str] | None:
         try:
             found = check(text)
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
-        if found:
-            last = found, text
-            raise AssertionError(found.splitlines()[0][:40])
-    while time.monotonic() < end:
-        try:
-            batch()
-        except BaseException as error:
-            if not last[0] or isinstance(error, KeyboardInterrupt):
-                raise
-            print(f"after {count} programs: {last[0]}\n\n{last[1]}")
-            return 1
+        return (found, text) if found else None
+    count, failed = search(
+        seconds, st.randoms(use_true_random=False).map(lambda random: Writer(random).text()), examine)
+    if failed:
+        print(f"after {count} programs: {failed[0]}\n\n{failed[1]}")
+        return 1
     print(f"{count} random programs, no difference")
     return 0
 
