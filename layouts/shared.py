@@ -116,6 +116,10 @@ class SharedLayout:
         """Whether no two elements share an offset."""
         return len(np.unique(self.table())) == prod(self.shape)
 
+    def inner(self, lead: int) -> SharedLayout:
+        """Of a slice at an index of the first `lead` dimensions, counted from where the slice begins."""
+        return SharedLayout(self.dims[lead:], self.swizzle)
+
     def permute(self, order: Sequence[int]) -> SharedLayout:
         """Dimension i of the result is dimension `order[i]`."""
         return SharedLayout(tuple(self.dims[d] for d in order), self.swizzle)

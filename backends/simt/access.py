@@ -215,7 +215,7 @@ class Access:
         layout = blocked(shape, self.threads.count, tuple(reversed(range(rank))), max(16 // size, 1))
         run = place.run(-1) if place.dims else 1
         start = slice_start(b, place, lead)
-        place = SharedLayout(place.dims[len(lead):], place.swizzle)
+        place = place.inner(len(lead))
         width = gcd(self.vector(op, memory, offsets, layout, shape), run)
         leader = self.threads.leader(layout)
         ordered, source_phase = memory in self.written, self.phase(memory)
@@ -249,7 +249,7 @@ class Access:
         t = buffer.type
         assert isinstance(t, BufferType)
         whole, shape = t.layout or shared(t.shape), t.shape[len(lead):]
-        place = SharedLayout(whole.dims[len(lead):], whole.swizzle)
+        place = whole.inner(len(lead))
         each = self.target.dma // t.dtype.storage.itemsize
         starts = [b.to_index(self.of.get(v, v)) for v in offsets]
         strides = [b.stride(memory, a) for a in range(len(offsets))]

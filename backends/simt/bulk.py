@@ -180,7 +180,7 @@ def _each(b: ThreadBuilder, memory: Value, offsets: Sequence[Value], axes: Seque
     t = buffer.type
     assert isinstance(t, BufferType) and isinstance(memory.type, TensorType) and t.layout is not None
     start = slice_start(b, t.layout, lead)
-    found = boxes(SharedLayout(t.layout.dims[len(lead):], t.layout.swizzle), t.dtype.storage.itemsize)
+    found = boxes(t.layout.inner(len(lead)), t.dtype.storage.itemsize)
     assert isinstance(found, Boxes), found
     steps = dict[int, Value]()
     if part is not None:

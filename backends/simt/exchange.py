@@ -159,7 +159,7 @@ class Exchange:
         if whole is not None:
             return whole
         start = slice_start(b, place, lead)
-        place = SharedLayout(place.dims[len(lead):], place.swizzle)
+        place = place.inner(len(lead))
         width, parts = self._width(layout, place, dt.storage.itemsize, shape, where), []
         for first in range(0, layout.local_size, width):
             index = self._index(layout, first)

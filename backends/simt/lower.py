@@ -327,8 +327,7 @@ class _Lowering:
         place = t.layout or shared(t.shape)
         with self.b.branch(inside) if inside is not None else nullcontext():
             self.exchange.write(self.of[src], src.dtype, layout_of(src), src.shape,
-                                block_of(self.b, memory, place, lead),
-                                SharedLayout(place.dims[len(lead):], place.swizzle),
+                                block_of(self.b, memory, place, lead), place.inner(len(lead)),
                                 phase=self.access.managed.get(memory, 0))
 
     def _slice(self, op: Op) -> tuple[list[Index], Value | None]:

@@ -67,7 +67,7 @@ def _accesses(b: ThreadBuilder, threads: Threads, memory: Value, place: SharedLa
     """The accesses to the tile at index `lead` of the first dimensions of a buffer, and whether they transpose; None
     where the instructions do not apply."""
     size = memory.dtype.storage.itemsize
-    tile_place = SharedLayout(place.dims[len(lead):], place.swizzle)
+    tile_place = place.inner(len(lead))
     if tile_place.shape != layout.shape or memory.dtype.kind == "bool":
         return None
     found = fragments(layout, tile_place, size)

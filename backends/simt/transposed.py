@@ -38,7 +38,7 @@ def load_transposed(b: ThreadBuilder, threads: Threads, memory: Value, place: Sh
                     lead: Sequence[Index], phase: int) -> Value | None:
     """The tile at index `lead` of the first dimensions of a buffer, in `layout`; None where the instruction cannot:
     elements that a lane names must be neighbours in memory, at a multiple of their size."""
-    tile_place = SharedLayout(place.dims[len(lead):], place.swizzle)
+    tile_place = place.inner(len(lead))
     size = memory.dtype.storage.itemsize
     named = reader(layout, size) if tile_place.shape == layout.shape else None
     if named is None or not _together(tile_place, BYTES // size):
