@@ -73,7 +73,7 @@ def forward_kernel(
         check_span(first_q, S, q.shape[2], longest)
     if cu_k is not None and table is None:
         check_span(first_k, L, extent, extent)
-    at_q, at_k = (b if cu_q is None else 0), (b if cu_k is None else 0)
+    at_q, at_k = (b if cu_q is None else 0), (b if cu_k is None or table is not None else 0)
     if RIGHT is not None and not ragged:
         m = tile.cdiv(S, BM) - 1 - m  # the longest rows begin first
     shift = L - S

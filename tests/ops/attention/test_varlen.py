@@ -63,7 +63,7 @@ def wavy_at(s: torch.Tensor, b: int, h: torch.Tensor, i: torch.Tensor, j: torch.
 @pytest.mark.parametrize(("page", "target"), [(16, "cpu"), (48, "cpu"), (16, "emulate:cuda:sm_80"),
                                               (16, "emulate:hip:gfx942")])
 def test_pages(page: int, target: str) -> None:
-    """Rows of pages that no sequence reaches hold NaN."""
+    """Rows of pages that no sequence reaches hold NaN. With lengths as `cu_seqlens_k` all read the first's pages."""
     torch.manual_seed(1)
     lengths = torch.tensor([33, 0, 70], dtype=torch.int32)
     cu_q = starts((5, 4, 20))
@@ -83,6 +83,8 @@ def test_pages(page: int, target: str) -> None:
             k[where, at % page], v[where, at % page] = keys[at], values[at]
     with tile.target(target):
         got = attention_varlen(q, k, v, cu_q, None, 20, 0, causal=True, seqused_k=lengths, block_table=table)
+        same = attention_varlen(q, k, v, cu_q, starts(lengths.tolist()), 20, 0, causal=True, block_table=table)
+    assert torch.equal(got, same)
     for b, (keys, values) in enumerate(alone):
         args = one(q, cu_q, b), keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
         want, _ = oracle(*(x.double() for x in args), causal=True)
