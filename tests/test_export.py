@@ -154,9 +154,70 @@ def test_names_that_are_none_in_c(tmp_path: Path) -> None:
                         f"-I{tmp_path}", *(f"-I{p}" for p in tvm_ffi.libinfo.include_paths())], check=True)
     kernel = odd.lower(x, x, 2.0, 1, target="hip:gfx942").source.partition("TL_KERNEL(")[2].partition("{")[0]
     assert kernel.isascii() and "gruf6udfe" in kernel
-    for name in ("int", "größe", 3):
+    for name in ("int", "größe", 3, "nullptr", "main", "memset"):
         with pytest.raises(errors.ArgumentCount, match="is not a valid name of a C function"):
             odd.export(tmp_path, x, x, 2.0, 1, name=name)
+
+
+@tile.kernel
+def alike(x: tile.Tensor[tile.u3, "N"], x_shape: tile.f32, int: tile.i32, int_: tile.i32, NULL: tile.f64,
+          DLTensor: tile.u8, memset: tile.bf16, kTVMFFIInt: tile.i1, y: tile.Out[tile.f32, "N"]):
+    tile.store(y, 0, tile.load(x, 0, 8).to(tile.f32) * x_shape + (int - int_).to(tile.f32))
+
+
+REFUSED = """
+#include "alike.h"
+#include "ALIKE.h"
+#include <stdio.h>
+
+int main(void) {
+  unsigned char bytes[3] = {0x88, 0xc6, 0xfa};
+  float y[8];
+  int64_t b = 3, n = 8, one = 1, three = 3, far = INT64_MIN, back = -3;
+  DLTensor x = {bytes, {kDLCPU, 0}, 1, {kDLUInt, 8, 1}, &b, &one, 0};
+  DLTensor out = {y, {kDLCPU, 0}, 1, {kDLFloat, 32, 1}, &n, &one, 0}, nowhere = out, shapeless = out;
+  nowhere.data = 0;
+  shapeless.shape = 0;
+  if (alike(&x, &n, &three, 2, 5, 4, 0, 0, 0, 1, &out)) return 1;
+  for (int i = 0; i < 8; i++) printf("%g ", y[i]);
+  printf("%d", ALIKE(&x, &n, &three, 2, 5, 4, 0, 0, 0, 1, &nowhere));
+  printf("%d", alike(&x, &n, &three, 2, 5, 4, 0, 0, 0, 1, &shapeless));
+  printf("%d", alike(0, &n, &three, 2, 5, 4, 0, 0, 0, 1, &out));
+  printf("%d", alike(&x, 0, &three, 2, 5, 4, 0, 0, 0, 1, &out));
+  printf("%d", alike(&x, &n, &far, 2, 5, 4, 0, 0, 0, 1, &out));
+  printf("%d", alike(&x, &n, &back, 2, 5, 4, 0, 0, 0, 1, &out));
+  printf("%d", alike(&x, &n, &three, 2, 5, 4, 0, 256, 0, 1, &out));
+  x.strides = &far;
+  printf("%d", alike(&x, &n, &three, 2, 5, 4, 0, 0, 0, 1, &out));
+  return 0;
+}
+"""
+
+
+def test_a_program_in_c_of_two_kernels_with_arguments_that_are_refused(tmp_path: Path) -> None:
+    """Names that collide in C, null pointers, and strides that leave the bytes of a packed tensor."""
+    x, y = tile.Packed.from_codes(np.arange(8), tile.u3), np.zeros(8, np.float32)
+    for name in ("alike", "ALIKE"):
+        alike.export(tmp_path, x, 2.0, 5, 4, 0.0, 0, 0.0, True, y, name=name)
+    (tmp_path / "main.c").write_text(REFUSED)
+    ffi = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    subprocess.run([*compiler(), "-x", "c", "-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o",
+                    str(tmp_path / "main"), str(tmp_path / "main.c"), "-x", "none", str(tmp_path / "alike.so"),
+                    str(tmp_path / "ALIKE.so"), f"-I{tmp_path}", *(f"-I{p}" for p in tvm_ffi.libinfo.include_paths()),
+                    "-Wl,--no-as-needed", str(ffi), f"-Wl,-rpath,{tmp_path}:{ffi.parent}"], check=True, timeout=120)
+    run = subprocess.run([str(tmp_path / "main")], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "1 3 5 7 9 11 13 15 " + "-1" * 8)
+
+
+def test_a_program_keeps_the_library_it_has_loaded(tmp_path: Path) -> None:
+    x = np.ones(8, np.float32)
+    library = odd.export(tmp_path, x, x, 2.0, 1)
+    old = tvm_ffi.load_module(library)
+    before = library.stat().st_ino
+    assert odd.export(tmp_path, x, x, 2.0, 1) == library and library.stat().st_ino != before
+    old.odd(x, y := np.zeros(8, np.float32), 2.0, 1)
+    assert (y == 3).all()
+    assert {file.name for file in tmp_path.iterdir()} == {"odd.so", "odd.h", "odd.json"}
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,9 @@ from tilelang.version import __version__
 if TYPE_CHECKING:
     from tilelang.backends.cpu.launch import Failures
 
+_OWN = set("DLTensor TVMFFIAny int32_t int64_t main memset".split())
+"""Names that headers use, and the one that every program has."""
+
 
 def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = None, target: str = "cpu",
            **kwargs: Any) -> Path:
@@ -31,34 +35,36 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
     It runs on Linux: for "cpu" on processors that have what this one has, for GPUs on those of the architecture (no
     device is needed here). Raises TargetError for other targets, for kernels that print on the CPU, and where there is
     no C++ compiler or none for the GPU; ArgumentCount for a name that C does not allow; and what compiling raises."""
-    from tilelang.backends.clike.expressions import RESERVED
     from tilelang.backends.cpu.launch import Failures
     machine = targets.check(target, runs=False)
     if machine != "cpu" and not targets.on_device(machine):
         raise TargetError(f"kernels are exported for the CPU and GPUs, not for {target}",
                           needs="cpu, cuda, hip, cuda:sm_… or hip:gfx…", got=target, try_='target="cpu"')
     name = kernel.name if name is None else name
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _taken():
         raise ArgumentCount(f"{name!r} is not a valid name of a C function", got=repr(name), try_='name="kernel"',
-                            needs="a letter, then letters, digits and _; not a keyword of C")
+                            needs="a letter, then letters, digits and _; no keyword or name of C's own")
     lowered = kernel.lower(*args, target=target, **kwargs)
     params = lowered.tile.params
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    library = directory / f"{name}.so"
-    wants = "; ".join(map(_wanted, params))
+    wants = "; ".join([*map(_wanted, params), "what is written shares no memory with another argument"])
     failures = Failures(("ValueError", f"{name}: the arguments are not what it was compiled for: {wants}"),
                         ("RuntimeError", f"{name}: an assertion failed, or there is no memory"))
-    if machine == "cpu":
-        about = _on_cpu(lowered, name, failures, library)
-    else:
-        about = _on_gpu(lowered, name, failures, library)
     where = "on the CPU" if machine == "cpu" else "on one GPU: the call is put on the stream of TVMFFIEnvSetStream"
-    (directory / f"{name}.h").write_text(_header(name, params, where), encoding="utf-8")
-    (directory / f"{name}.json").write_text(json.dumps({
-        "name": name, "symbol": f"__tvm_ffi_{name}", "library": library.name, "target": lowered.target.name, **about,
-        "tilelang": __version__, "parameters": [_entry(p) for p in params]}, indent=1) + "\n", encoding="utf-8")
-    return library
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=directory) as folder:
+        library = Path(folder) / f"{name}.so"
+        about = (_on_cpu if machine == "cpu" else _on_gpu)(lowered, name, failures, library)
+        library.with_suffix(".h").write_text(_header(name, params, where), encoding="utf-8")
+        manifest = library.with_suffix(".json")
+        manifest.write_text(json.dumps({
+            "name": name, "symbol": f"__tvm_ffi_{name}", "library": library.name, "target": lowered.target.name,
+            **about, "tilelang": __version__, "parameters": [_entry(p) for p in params]}, indent=1) + "\n",
+                            encoding="utf-8")
+        # Whole files take the place of older ones, which a program may have loaded; the one that names others is last.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == manifest):
+            file.replace(directory / file.name)
+    return directory / library.name
 
 
 def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:
@@ -123,8 +129,8 @@ def _header(name: str, params: Sequence[Value], where: str) -> str:
  * Every DLTensor has strides and lies {where}.
  * Gives 0, or -1 after an error; TVMFFIErrorMoveFromRaised tells which.
  */
-#ifndef TILELANG_{name.upper()}_H
-#define TILELANG_{name.upper()}_H
+#ifndef TILELANG_{name}_H
+#define TILELANG_{name}_H
 #include <string.h>
 #include <tvm/ffi/c_api.h>
 #ifdef __cplusplus
@@ -148,30 +154,37 @@ static inline int {name}({', '.join(declared)}) {{
 
 def _arguments(params: Sequence[Value]) -> tuple[list[str], list[str]]:
     """How the function for C declares its parameters, and the statements that make arguments of tvm-ffi's of them."""
-    from tilelang.backends.clike.expressions import RESERVED
     from tilelang.backends.clike.rendered import c_name
-    declared, filled = list[str](), list[str]()
+    declared, filled, taken = list[str](), list[str](), _taken()
 
-    def put(kind: str, field: str, value: str) -> None:
-        at = f"tl_args[{len(filled)}]"
-        filled.append(f"  {at}.type_index = {kind};\n  {at}.{field} = {value};")
+    def put(kind: str, field: str, value: str, there: str = "") -> None:
+        at, null = f"tl_args[{len(filled)}]", there and " : kTVMFFINone"
+        filled.append(f"  {at}.type_index = {there}{kind}{null};\n  {at}.{field} = {there}{value}{there and ' : 0'};")
     for p in params:
+        packed = isinstance(p.type, TensorType) and p.type.dtype.packed
+        arrays = ("_shape", "_strides") if packed else ()
         known = c_name(p.name)
-        known += "_" * (known in RESERVED or known.startswith("tl_"))
+        while known.startswith(("tl_", "_", "kTVMFFI")) or taken & {known + array for array in ("", *arrays)}:
+            known = f"p{known}" if known.startswith(("tl_", "_", "kTVMFFI")) else f"{known}_"
+        taken |= {known + array for array in ("", *arrays)}
         if isinstance(p.type, TileType):
             real = p.type.dtype.kind == "float"
             declared.append(f"{'double' if real else 'int64_t'} {known}")
             put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", known)
             continue
-        assert isinstance(p.type, TensorType)
         declared.append(f"DLTensor* {known}")
         put("kTVMFFIDLTensorPtr", "v_ptr", known)
-        if p.type.dtype.packed:
-            for what in ("shape", "strides"):
-                declared.append(f"const int64_t* {known}_{what}")
-                for axis in range(p.type.rank):
-                    put("kTVMFFIInt", "v_int64", f"{known}_{what}[{axis}]")
+        for array in arrays:
+            declared.append(f"const int64_t* {known}{array}")
+            for axis in range(p.type.rank):
+                put("kTVMFFIInt", "v_int64", f"{known}{array}[{axis}]", f"{known}{array} ? ")
     return declared, filled
+
+
+def _taken() -> set[str]:
+    """Names that no function or parameter of a header can have."""
+    from tilelang.backends.clike.expressions import RESERVED
+    return RESERVED | _OWN
 
 
 def _note(p: Value) -> str:

@@ -163,11 +163,15 @@ def _bitcast(x: str, src: DType, dst: DType) -> str:
 
 
 RESERVED = set("""
-smem workers tl i int float double bool char short long for while if else do return const auto new delete
-this class struct union enum template typename operator switch case default break continue goto static signed
-unsigned void volatile true false register extern inline namespace using public private and or not xor asm
-sizeof try catch throw
+smem workers tl i NULL linux unix alignas alignof and and_eq asm atomic auto bitand bitor bool break case catch char
+char8_t char16_t char32_t class co_await co_return co_yield compl concept const const_cast consteval constexpr
+constinit continue decltype default delete do double dynamic_cast else enum explicit export extern false float for
+friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
+public register reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct
+switch template this thread_local throw true try typedef typeid typename typeof typeof_unqual union unsigned using
+virtual void volatile wchar_t while xor xor_eq
 """.split())
+"""What the emitted code says itself, macros that compilers bring, and the keywords of C23 and C++20."""
 
 
 def memory_type(v: Value) -> str:

@@ -187,6 +187,7 @@ class Entry(ABC):
         b = self.b
         is_object = b.icmp_signed("==", kind, I32(_OBJECT))
         self.require(b.or_(is_object, b.icmp_signed("==", kind, I32(_DL_POINTER))))
+        self.there(payload)
         tensor = b.inttoptr(b.add(payload, b.select(is_object, I64(_OBJECT_HEADER), I64(0))), PTR)
 
         def field(n: int, typ: ir.Type) -> ir.Value:
@@ -201,7 +202,13 @@ class Entry(ABC):
         shape, strides = field(5, PTR), field(6, PTR)
         if rank:
             self.require(b.icmp_unsigned("!=", strides, ir.Constant(PTR, None)))
+            self.there(b.ptrtoint(shape, I64))
         return b.add(b.ptrtoint(field(0, PTR), I64), field(7, I64)), shape, strides
+
+    def there(self, address: ir.Value, free: ir.Value = I1(0)) -> None:
+        """Requires an address of callers that are not ours, unless `free`."""
+        if self.failures.guard is not None:
+            self.require(self.b.or_(self.b.icmp_unsigned("!=", address, I64(0)), free))
 
     def tensor(self, ctx: ir.Value, i: int, t: TensorType, kind: ir.Value, payload: ir.Value) -> None:
         b = self.b
@@ -211,13 +218,16 @@ class Entry(ABC):
         self.layout(ctx, i, t, address, sizes, 8 * t.dtype.storage.itemsize)
 
     def packed(self, ctx: ir.Value, i: int, t: TensorType, pairs: Sequence[tuple[ir.Value, ir.Value]]) -> None:
-        address, shape, _ = self.header(t, *pairs[0], 1)
+        b = self.b
+        address, shape, strides = self.header(t, *pairs[0], 1)
+        size = b.load(shape, typ=I64)
+        self.require(b.or_(b.icmp_signed("<=", size, I64(1)), b.icmp_signed("==", b.load(strides, typ=I64), I64(1))))
         for kind, _ in pairs[1:]:
-            self.require(self.b.icmp_signed("==", kind, I32(_INT)))
+            self.require(b.icmp_signed("==", kind, I32(_INT)))
         numbers = [payload for _, payload in pairs[1:]]
-        _, last = self.layout(ctx, i, t, address, list(zip(numbers[:t.rank], numbers[t.rank:], strict=True)), 1)
-        size = self.b.load(shape, typ=I64)  # the bytes must hold the last element
-        self.require(self.b.icmp_signed("<=", self.b.sub(last, address), size))
+        first, last = self.layout(ctx, i, t, address, list(zip(numbers[:t.rank], numbers[t.rank:], strict=True)), 1)
+        self.require(b.icmp_signed(">=", b.sub(first, address), I64(0)))  # the bytes must hold every element
+        self.require(b.icmp_signed("<=", b.sub(last, address), size))
 
     def layout(self, ctx: ir.Value, i: int, t: TensorType, address: ir.Value,
                sizes: Sequence[tuple[ir.Value, ir.Value]], bits: int) -> tuple[ir.Value, ir.Value]:
@@ -229,6 +239,7 @@ class Entry(ABC):
         empty: ir.Value = I1(0)  # then strides say nothing
         for extent, _ in sizes:
             empty = b.or_(empty, b.icmp_signed("==", extent, I64(0)))
+        self.there(address, empty)
         unit = t.dtype.bits if bits == 1 else 1
         if self.failures.guard is None:
             self.neighbours(t, sizes, unit)
@@ -250,7 +261,11 @@ class Entry(ABC):
                 self.require(b.icmp_signed("==", extent, known))
             self.put(ctx, ("shape", i, axis), extent)
             self.put(ctx, ("stride", i, axis), stride)
-            reach = b.mul(b.sub(extent, I64(1)), stride)
+            product = b.smul_with_overflow(b.sub(extent, I64(1)), stride)
+            reach = b.extract_value(product, 0)
+            if bits == 1:  # `packed` adds them up to tell whether the bytes suffice: none may wrap
+                small = b.icmp_unsigned("<", b.add(reach, I64(1 << 58)), I64(1 << 59))
+                self.require(b.or_(b.and_(small, b.not_(b.extract_value(product, 1))), empty))
             back = b.icmp_signed("<", reach, I64(0))
             low = b.add(low, b.select(back, reach, I64(0)))
             high = b.add(high, b.select(back, I64(0), reach))
