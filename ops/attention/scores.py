@@ -141,7 +141,7 @@ def key_block(x, b, g, n, first, length, table, ROWS, COLUMNS, ZERO):
     else:
         block = tile.load(x, (b, g, first + n, 0), (ROWS, COLUMNS))
     if ZERO:
-        block = tile.where(n + tile.arange(ROWS)[:, None] < length, block, 0.0)
+        block = tile.where(n + tile.arange(ROWS)[:, None] < length, block, tile.zeros((), block.dtype))
     return block
 
 

@@ -92,15 +92,18 @@ def test_few_bits(dt: tile.DType) -> None:
         sizes[0] += 2 * (zeros[0].swapaxes(2, 3) * parameters["k_scale"][:, :, None]).abs()
         sizes[1] += 2 * (zeros[1] * parameters["v_scale"][..., None]).abs()
     check(q, keys.float(), tokens.float(), got, {"causal": True}, sizes=sizes)
+    lengths = torch.full((2,), 70, dtype=torch.int32)  # of fp8 they were refused
+    assert torch.equal(ops.attention_decode(q, ks, vs, seqused_k=lengths, **parameters), got[0])
 
 
-def test_few_bits_emulated() -> None:
+@pytest.mark.parametrize("dt", [tile.i8, tile.f8e5m2], ids=str)
+def test_few_bits_emulated(dt: tile.DType) -> None:
     torch.manual_seed(4)
     q, k, v = torch.randn(1, 2, 1, 16).half(), torch.randn(1, 1, 40, 16), torch.randn(1, 1, 40, 16)
-    codes, others, parameters = ops.quantize_kv(k, v, tile.i8)
+    codes, others, parameters = ops.quantize_kv(k, v, dt)
     want = ops.attention_decode(q, codes, others, **parameters)
     with tile.target("emulate:cuda:sm_80"):
-        got = ops.attention_decode(q, codes, others, **parameters)
+        got = ops.attention_decode(q, codes, others, seqused_k=torch.tensor([40], dtype=torch.int32), **parameters)
     assert ((got - want).abs() <= 4 * 2.0 ** -11 * v.abs().max()).all()  # scaled queries and weights round to f16
 
 
