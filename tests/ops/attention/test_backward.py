@@ -59,8 +59,11 @@ def test_options(name: str) -> None:
 def test_nothing_to_do(batch: int, queries: int, keys: int) -> None:
     q, k = torch.zeros(batch, 2, queries, 16), torch.zeros(batch, 2, keys, 16)
     o, lse = ops.attention(q, k, k, return_lse=True)
-    for got, like in zip(ops.attention_backward(torch.ones_like(o), q, k, k, o, lse), (q, k, k), strict=True):
-        assert torch.equal(got, torch.zeros_like(like))
+    options: dict[str, Any] = {"alibi": torch.ones(2), "needs_alibi": True}
+    like = q, k, k, torch.zeros(batch, 2)
+    for more, some in ({}, like[:3]), (options, like):
+        for got, x in zip(ops.attention_backward(torch.ones_like(o), q, k, k, o, lse, **more), some, strict=True):
+            assert torch.equal(got, torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
