@@ -88,3 +88,31 @@ def test_torch_compile_breaks_the_graph_at_a_kernel() -> None:
     assert 0 < torch._dynamo.utils.counters["frames"]["total"] < 10
     with pytest.raises(torch._dynamo.exc.Unsupported, match="tile.torch_op"):
         torch.compile(lambda x: double(x) + 1, backend="eager", fullgraph=True)(torch.ones(100))
+
+
+def test_whole_numbers_of_64_bits_are_taken_whole() -> None:
+    """tvm-ffi's integers are i64: the upper half of u64 is passed in another way, and -1 is none of them."""
+    @tile.kernel
+    def low(n: tile.u64, y: tile.Out[tile.u64, "N"]):
+        tile.store(y, 0, tile.full((4,), 1, tile.u64) * n)
+    y = np.zeros(4, np.uint64)
+    for n in (5, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, np.uint64(1 << 63), 6):
+        low(n, y)
+        assert (y == int(n)).all()
+    for n in (-1, 1 << 64):
+        with pytest.raises(errors.ArgumentDType, match="is not a valid u64"):
+            low(n, y)
+
+
+def test_numbers_of_small_floats() -> None:
+    @tile.kernel
+    def wide(x: tile.f6e3m2, y: tile.Out[tile.f32, "N"]):
+        tile.store(y, 0, tile.full((4,), 1.0, tile.f32) * x.to(tile.f32))
+    y = np.zeros(4, np.float32)
+    for given, value in ((1.5, 1.5), (1, 1), (-100.0, -28)):
+        wide(given, y)
+        assert (y == value).all()
+    with pytest.raises(errors.UnsupportedSyntax, match="a dtype that no number is passed as"):
+        @tile.kernel
+        def scaled(x: tile.e8m0, y: tile.Out[tile.f32, "N"]):
+            tile.store(y, 0, x.to(tile.f32))

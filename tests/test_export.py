@@ -98,10 +98,10 @@ def test_the_manifest(library: Path) -> None:
 
 
 @tile.kernel
-def unpacked(x: tile.Tensor[tile.u3, "M N"], y: tile.InOut[tile.f32, "M N"], by: tile.f32, least: tile.i32):
+def unpacked(x: tile.Tensor[tile.u3, "M N"], y: tile.InOut[tile.f32, "M N"], by: tile.f32, least: tile.u64):
     m = tile.grid(x.shape[0])
     for n in tile.range(0, x.shape[1], 8):
-        v = tile.maximum(tile.load(x, (m, n), (8,)).to(tile.i32), least)
+        v = tile.maximum(tile.load(x, (m, n), (8,)).to(tile.u64), least)
         tile.store(y, (m, n), tile.load(y, (m, n), (8,)) + v.to(tile.f32) * by)
 
 
@@ -112,7 +112,7 @@ def test_packed_tensors_and_numbers(tmp_path: Path) -> None:
     module.unpacked(x.buffer, *x.shape, *x.strides, y, 0.5, 2)
     assert np.array_equal(y, 1 + np.maximum(codes, 2) * 0.5)
     assert "static inline int unpacked(DLTensor* x, const int64_t* x_shape, const int64_t* x_strides, DLTensor* y, " \
-        "double by, int64_t least)" in (tmp_path / "unpacked.h").read_text()
+        "double by, uint64_t least)" in (tmp_path / "unpacked.h").read_text()
 
 
 @pytest.mark.parametrize(("target", "file"), [

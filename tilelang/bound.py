@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from ctypes import c_void_p
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,7 +191,8 @@ class Bound:
                 a = self.tensors[p.name]
                 out += a.ffi()
             elif p.kind == "scalar":
-                out.append(self.scalars[p.name])
+                x = self.scalars[p.name]
+                out.append(c_void_p(x) if type(x) is int and x >> 63 > 0 else x)  # ints of tvm-ffi are i64
         return out
 
     def memory(self, on_host: bool = True) -> tuple[list[Any], list[tuple[int, ...]], list[tuple[int, ...]]]:

@@ -21,7 +21,7 @@ from tilelang.version import __version__
 if TYPE_CHECKING:
     from tilelang.backends.cpu.launch import Failures
 
-_OWN = set("DLTensor TVMFFIAny int32_t int64_t main memset".split())
+_OWN = set("DLTensor TVMFFIAny int32_t int64_t uint64_t main memset".split())
 """Names that headers use, and the one that every program has."""
 
 
@@ -168,9 +168,11 @@ def _arguments(params: Sequence[Value]) -> tuple[list[str], list[str]]:
             known = f"p{known}" if known.startswith(("tl_", "_", "kTVMFFI")) else f"{known}_"
         taken |= {known + array for array in ("", *arrays)}
         if isinstance(p.type, TileType):
-            real = p.type.dtype.kind == "float"
-            declared.append(f"{'double' if real else 'int64_t'} {known}")
-            put("kTVMFFIFloat" if real else "kTVMFFIInt", "v_float64" if real else "v_int64", known)
+            c_type, kind, field = ("double", "kTVMFFIFloat", "v_float64") if p.type.dtype.kind == "float" else \
+                ("uint64_t", "kTVMFFIOpaquePtr", "v_uint64") if p.type.dtype.name == "u64" else \
+                ("int64_t", "kTVMFFIInt", "v_int64")
+            declared.append(f"{c_type} {known}")
+            put(kind, field, known)
             continue
         declared.append(f"DLTensor* {known}")
         put("kTVMFFIDLTensorPtr", "v_ptr", known)

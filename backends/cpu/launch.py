@@ -21,7 +21,7 @@ from tilelang.ir.dtypes import DType, dtype
 PTR = ir.PointerType()
 _ANY = ir.LiteralStructType([I32, I32, I64])  # TVMFFIAny: type index, padding, payload
 _TENSOR = ir.LiteralStructType([PTR, I32, I32, I32, I32, PTR, PTR, I64])  # DLTensor; the dtype is one word
-_INT, _BOOL, _FLOAT, _DL_POINTER, _OBJECT = 1, 2, 3, 7, 70
+_INT, _BOOL, _FLOAT, _OPAQUE, _DL_POINTER, _OBJECT = 1, 2, 3, 4, 7, 70
 _OBJECT_HEADER = 24
 _CPU = 1  # DLDeviceType
 _SMALL_FLOATS = {"f8e4m3": 10, "f8e4m3fnuz": 11, "f8e5m2": 12, "f8e5m2fnuz": 13, "e8m0": 14}  # DLDataTypeCode
@@ -158,7 +158,11 @@ class Entry(ABC):
     def scalar(self, ctx: ir.Value, i: int, dt: DType, kind: ir.Value, payload: ir.Value) -> None:
         b = self.b
         if dt.kind != "float":
-            self.require(b.or_(b.icmp_signed("==", kind, I32(_INT)), b.icmp_signed("==", kind, I32(_BOOL))))
+            number = b.or_(b.icmp_signed("==", kind, I32(_INT)), b.icmp_signed("==", kind, I32(_BOOL)))
+            if dt.name == "u64":  # those that no i64 holds come as addresses
+                number = b.and_(number, b.icmp_signed(">=", payload, I64(0)))
+                number = b.or_(number, b.icmp_signed("==", kind, I32(_OPAQUE)))
+            self.require(number)
             if dt.bits < 64:
                 in_range = b.and_(b.icmp_signed(">=", payload, I64(dt.min)), b.icmp_signed("<=", payload, I64(dt.max)))
                 self.require(in_range)
@@ -171,7 +175,7 @@ class Entry(ABC):
             bits = b.bitcast(value, I64)
         else:
             code = emit_cast(b, value, dtype("f64"), dt, self.target)
-            bits = b.zext(b.bitcast(code, ir.IntType(dt.bits)), I64)
+            bits = b.zext(code if isinstance(code.type, ir.IntType) else b.bitcast(code, ir.IntType(dt.bits)), I64)
         self.put(ctx, ("value", i), bits)
 
     def argument(self, args: ir.Value, i: int) -> tuple[ir.Value, ir.Value]:

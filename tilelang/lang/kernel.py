@@ -82,6 +82,10 @@ class KernelDef:
             return Param(p.name, "const", None, p.default)
         if isinstance(annotation, DType) or annotation in _SCALARS:
             spec = annotation if isinstance(annotation, DType) else dtype(_SCALARS[annotation])
+            if spec.kind not in ("bool", "int", "uint", "float"):
+                raise UnsupportedSyntax(f"parameter `{p.name}` of `{self.name}` has a dtype that no number is passed "
+                                        "as", loc=self.source.loc, needs="a float, an integer or i1", got=str(spec),
+                                        try_=f"{p.name}: tile.f32, and .to(tile.{spec}) in the kernel")
             return Param(p.name, "scalar", spec, p.default)
         raise UnsupportedSyntax(f"parameter `{p.name}` of `{self.name}` has no usable annotation", loc=self.source.loc,
                                 needs="tile.Tensor[...], tile.Out[...], tile.InOut[...], tile.Const, a dtype, int, "
