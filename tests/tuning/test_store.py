@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +46,33 @@ for i in range(40):
     running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "t.sqlite"), str(i)]) for i in range(3)]
     assert [p.wait(60) for p in running] == [0, 0, 0]
     assert len(Store(tmp_path / "t.sqlite").trials(KEY)) == 120
+
+
+@pytest.mark.parametrize("config", ["{not json", "3", '{"B": {}}', '{"B": {"dtype": "f99x"}}', "[[1]]", None])
+def test_damaged_rows_are_found_anew(tmp_path: Path, config: str | None) -> None:
+    store = Store(tmp_path / "t.sqlite")
+    store.put_best(KEY, Best({"B": 2}, 0.5))
+    store.put_trial(KEY, {"B": 2}, Trial("code", "timed", ms=0.5))
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        connection.execute("UPDATE best_2 SET config = ?, ms = 'soon'", [config])
+        connection.execute("UPDATE trial_2 SET ms = 'soon'")
+    assert store.best(KEY) is None and store.results() == [] and store.trials(KEY) == {}
+    store.put_best(KEY, Best({"B": 4}, 0.25))
+    assert store.best(KEY) == Best({"B": 4}, 0.25)
+
+
+def test_a_file_that_stays_locked_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilelang.tuning.store._PATIENCE", 1.0)
+    store = Store(tmp_path / "t.sqlite")
+    store.put_best(KEY, Best({"B": 2}, 0.5))
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        start = time.monotonic()
+        for _ in range(5):
+            assert store.best(KEY) is None
+        assert 0.9 < time.monotonic() - start < 4
+        other.rollback()
+    assert store.best(KEY) == Best({"B": 2}, 0.5)
 
 
 def test_damage_and_unusable_places_only_lose_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

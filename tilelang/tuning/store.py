@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,9 @@ CREATE TABLE IF NOT EXISTS trial_2 (problem TEXT, config TEXT, code TEXT, status
 CREATE TABLE IF NOT EXISTS best_2 (problem TEXT PRIMARY KEY, info TEXT, config TEXT, ms REAL, code TEXT, made REAL);
 """
 """The names end with another number when columns change: versions of this package share the file."""
+
+_PATIENCE = 30.0
+"""Seconds for which another process may keep the file locked; who has waited in vain once does not again."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,11 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The inverse of `to_json`."""
-    return {k: dtype(v["dtype"]) if isinstance(v, dict) else v for k, v in json.loads(text).items()}
+    """The inverse of `to_json`. Raises ValueError for other text."""
+    try:
+        return {k: dtype(v["dtype"]) if isinstance(v, dict) else v for k, v in json.loads(text).items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a configuration: {text[:80]}") from error
 
 
 class Store:
@@ -85,7 +91,7 @@ class Store:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # its owner's alone
-        connection = sqlite3.connect(self.path, timeout=30)
+        connection = sqlite3.connect(self.path, timeout=0.1 if self._warned else _PATIENCE)
         try:
             with connection:
                 connection.executescript(_TABLES)
@@ -117,8 +123,10 @@ class Store:
 
     def best(self, problem: Key) -> Best | None:
         """The result for a problem."""
-        rows = self._run("SELECT config, ms, code FROM best_2 WHERE problem = ?", [problem.hash])
-        return Best(from_json(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+        for text, ms, code in self._run("SELECT config, ms, code FROM best_2 WHERE problem = ?", [problem.hash]):
+            with suppress(ValueError, TypeError):  # damaged: found anew, and replaced
+                return Best(from_json(text), float(ms), code)
+        return None
 
     def put_best(self, problem: Key, best: Best) -> None:
         """Keeps a result in place of an earlier one."""
@@ -128,7 +136,8 @@ class Store:
     def trials(self, problem: Key) -> dict[str, Trial]:
         """What is known of a problem's configurations (as text)."""
         rows = self._run("SELECT config, code, status, why, ms FROM trial_2 WHERE problem = ?", [problem.hash])
-        return {config: Trial(*rest) for config, *rest in rows}
+        return {config: Trial(code, status, why, ms) for config, code, status, why, ms in rows
+                if ms is None or isinstance(ms, float)}
 
     def put_trial(self, problem: Key, config: Mapping[str, Any], trial: Trial) -> None:
         """Keeps what has been learnt of a configuration."""
@@ -142,8 +151,11 @@ class Store:
 
     def results(self) -> list[dict[str, Any]]:
         """All results: the fields of `Key`, and config, ms and when it was made (seconds since 1970)."""
-        return [{**json.loads(info), "config": json.loads(config), "ms": ms, "made": made} for info, config, ms, made
-                in self._run("SELECT info, config, ms, made FROM best_2 ORDER BY made")]
+        out: list[dict[str, Any]] = []
+        for info, text, ms, made in self._run("SELECT info, config, ms, made FROM best_2 ORDER BY made"):
+            with suppress(ValueError, TypeError):  # damaged
+                out.append({**json.loads(info), "config": json.loads(text), "ms": float(ms), "made": float(made)})
+        return out
 
     def clear(self) -> int:
         """Removes everything; gives how many results there were."""
@@ -164,7 +176,8 @@ def shipped(path: Path, problem: Key) -> Best | None:
     wanted = {k: v for k, v in json.loads(json.dumps(asdict(problem))).items() if k != "version"}
     for row in _read(path):
         if all(row.get(k) == v for k, v in wanted.items()):
-            return Best(from_json(json.dumps(row["config"])), row["ms"])
+            with suppress(ValueError, TypeError):
+                return Best(from_json(json.dumps(row["config"])), float(row["ms"]))
     return None
 
 
