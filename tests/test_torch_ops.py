@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tilelang as tile
 from tilelang import nn, ops
-from tilelang.errors import ArgumentGradient
+from tilelang.errors import ArgumentDType, ArgumentGradient
 from tilelang.ops.softmax import softmax_kernel
 from tilelang.torch_ops import nobody_looks
 
@@ -137,6 +137,14 @@ def test_other_arrays_and_outputs_go_round_the_operator() -> None:
     assert ops.matmul(torch.eye(2), torch.eye(2), out=out) is out and torch.equal(out, torch.eye(2))
     assert torch.equal(ops.matmul(torch.eye(2), torch.eye(2), out=None), out)
     assert "define" in scale.lower(x, by=2.0).source  # still a kernel
+
+
+def test_vmap_over_a_number() -> None:
+    x = torch.randn(3, 4, 10)
+    assert torch.vmap(lambda a, by: scale(a, by), (0, None))(x, torch.tensor(2.0)).equal(2 * x)
+    for call in (lambda a, by: scale(a, by), lambda a, by: torch.func.grad(lambda a: scale(a, by).sum())(a)):
+        with pytest.raises(ArgumentDType, match=r"parameter `by` of `\w+::scale` is one number"):
+            torch.vmap(call)(x, torch.ones(3))
 
 
 def test_vmap() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tilelang import locks
 from tilelang.args import is_torch, wants_gradient
-from tilelang.errors import ArgumentGradient, TileError
+from tilelang.errors import ArgumentDType, ArgumentGradient, TileError
 from tilelang.jit import ByName, Kernel, target
 from tilelang.sharding import Dims, on_one_mesh
 from tilelang.targets import SHAPES
@@ -128,6 +128,18 @@ def no_tangent(name: str, values: Iterable[Any]) -> None:
         raise ArgumentGradient(f"`{name}` has no derivative in forward mode (torch.func.jvp, forward_ad)",
                                needs="tensors without tangents", got="a tensor with one",
                                try_="the backward mode: torch.autograd.grad")
+
+
+def one_number(parameter: str, name: str, x: Any) -> None:
+    """Raises ArgumentDType for a tensor of torch.func's that is not one number: vmap has one for each element."""
+    import torch
+    if isinstance(x, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        try:
+            x.item()
+        except RuntimeError:
+            raise ArgumentDType(f"parameter `{parameter}` of `{name}` is one number", needs="a number, the same for "
+                                "the whole batch", got=f"a tensor {list(x.shape)} inside of torch.func.vmap",
+                                try_=f"in_dims=None for {parameter}, or a loop over its values") from None
 
 
 @cache
@@ -250,6 +262,7 @@ class TorchOp(ByName):
             no_tangent(self.name, given.values())
             for n in given.keys() - set(own.tensors):  # of a tensor the dispatcher takes the number, and no more
                 no_gradient(f"`{n}` of `{self.name}`, a number,", given[n])
+                one_number(n, self.name, given[n])
         return self._op(*args, **kwargs)
 
     def _check(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def test_a_file_of_an_older_version_is_used_beside_it(tmp_path: Path) -> None:
     assert store.best(KEY) == Best({"B": 2}, 0.5, "code") and store.trials(KEY)
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"a": 3}', "[{}]", "no json"])
+@pytest.mark.parametrize("text", ["[1]", '{"a": 3}', "[{}]", "no json", "[" * 5000])
 def test_shipped_files_that_are_something_else(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)

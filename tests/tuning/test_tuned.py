@@ -317,6 +317,12 @@ def test_choices_are_lists(choices: dict[str, Any]) -> None:
         tile.autotune(scaled, **choices)
 
 
+@pytest.mark.parametrize("budget", [-1, float("nan"), "60", None])
+def test_a_budget_is_a_time(budget: Any) -> None:
+    with pytest.raises(errors.TuningError, match="`budget` of `scaled` is no time"):
+        tile.autotune(scaled, BM=[8], budget=budget)
+
+
 TUNED = tile.autotune(BM=[1, 4])(scaled)
 
 

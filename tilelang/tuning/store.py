@@ -188,7 +188,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if not isinstance(rows, list) or not all(isinstance(r, dict) and {"config", "ms"} <= r.keys() for r in rows):
             raise ValueError("it was not written by `python -m tilelang tuning export`")
         return rows
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _log.warning("results of tuning in %s cannot be read: %s", path, error)
         return []
 

@@ -48,6 +48,9 @@ class Tuned(ByName):
             if isinstance(given, str) or not isinstance(given, Iterable):
                 raise TuningError(f"`{what}` of `{kernel.name}` is not a list", loc=kernel.source.loc,
                                   needs="a list", got=repr(given), try_=f"{what}=[{given!r}]")
+        if not isinstance(budget, int | float) or not budget >= 0:
+            raise TuningError(f"`budget` of `{kernel.name}` is no time", loc=kernel.source.loc,
+                              needs="seconds, at least 0", got=repr(budget), try_="budget=60")
         self.choices = {k: list(v) for k, v in choices.items()} or derived(kernel)
         self.compile_on, self.time_on = compile_on, time_on
         kernel.bind(**dict.fromkeys(self.choices))  # raises for what is no constant
