@@ -15,7 +15,7 @@ from tilelang.ops.attention.backward import (
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.attention.decode import few, run
 from tilelang.ops.attention.forward import forward_kernel
-from tilelang.ops.attention.options import Options, blocks, check_heads, made, options, page_block
+from tilelang.ops.attention.options import Options, blocks, check_batch, check_heads, made, options, page_block
 from tilelang.ops.common import dtype_of
 from tilelang.ops.reduction import sum_rows
 
@@ -113,9 +113,11 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
     results may be wrong, infinite or NaN. Gradients start from the LSE, whose rounding changes weights by a factor of
     up to exp(2^-24 |score|). Raises ValueError for arguments that do not fit together."""
     check_heads(q, k, v)
+    check_batch(q.shape[0], k, seqused_q, seqused_k)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
-    if out is None and block_mask is None and seqused_q is None and few(q, k):
+    alike = dtype_of(q) is dtype_of(k) is dtype_of(v)  # which caches need not be
+    if out is None and block_mask is None and seqused_q is None and alike and few(q, k):
         o, lse = run(q, k, v, opts, seqused_k)
         return (o, lse) if return_lse else o
     all_written = seqused_q is None
@@ -136,6 +138,7 @@ def attention_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, causal
     gradient of the bias, in its shape, then with `needs_alibi` that of the slopes, f32 [B, H]. Deterministic. Raises
     ValueError, and UnsupportedSyntax for a `score_mod` without a derivative."""
     check_heads(q, k, v)
+    check_batch(q.shape[0], k, seqused_q, seqused_k)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, bias, score_mod, mask_mod, q.shape[0], k.shape[2],
                    block_mask)
     return backward(do, q, k, v, o, lse, opts, dlse, q.shape[2], k.shape[2],

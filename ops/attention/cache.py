@@ -5,7 +5,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.attention.options import made
+from tilelang.ops.attention.options import check_batch, made
 from tilelang.ops.common import block, check_floats, dtype_of
 
 
@@ -112,6 +112,11 @@ def append_kv(k_cache: Any, v_cache: Any, k: Any, v: Any, seqused: Any, *, cos: 
     a row without angles."""
     if (cos is None) != (sin is None):
         raise ValueError("cos and sin come together")
+    if not len(k.shape) == len(v.shape) == len(k_cache.shape) == len(v_cache.shape) == 4:
+        raise ValueError("append_kv takes k, v and caches of 4 dimensions, got "
+                         f"{', '.join([str(list(x.shape)) for x in (k, v, k_cache, v_cache)])}")
+    if block_table is None:
+        check_batch(k.shape[0], k_cache)
     d = k.shape[3]
     append_kernel(k, v, k_cache, v_cache, seqused, cos=cos, sin=sin, table=block_table, BD=d, BE=v.shape[3],
                   HALF=d // 2 if cos is None else _half(cos, sin, d), INTERLEAVED=interleaved)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.jit import only_allocates
-from tilelang.ops.attention.options import Options, check_heads, made, options, page_block
+from tilelang.ops.attention.options import Options, check_batch, check_heads, made, options, page_block
 from tilelang.ops.attention.scores import (
     LOG2E,
     biased,
@@ -199,6 +199,12 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
     """(result, LSE) by the kernels; `given` are further arguments of the first."""
     batch, heads, queries, d = q.shape
     groups, e = k.shape[1], v.shape[3]
+    if block_table is None:
+        check_batch(batch, k)
+    elif len(block_table.shape) != 2:
+        raise ValueError(f"block_table needs shape [{batch}, pages of a sequence], got {list(block_table.shape)}")
+    if splits is not None and splits < 0:
+        raise ValueError(f"splits must be a count, got {splits}")
     if given.get("k_bits") is not None:
         d_k, e = (WORD * given[name].shape[3] for name in ("k_bits", "v_bits"))
     else:
@@ -262,5 +268,8 @@ def mla_decode(q: Any, cache: Any, causal: bool = True, scale: float | None = No
     As in `attention_decode`: `seqused` i32 [B], `block_table` i32 [B, P] of pages [pages, page, D], `splits`; `causal`
     is bottom-right aligned. `scale` defaults to 1 / sqrt(D), which is not the scale of the heads before absorption.
     Raises ValueError."""
+    if len(q.shape) != 4 or len(cache.shape) != 3:
+        raise ValueError(f"mla_decode needs q of 4 dimensions and a cache of 3, got {list(q.shape)} and "
+                         f"{list(cache.shape)}")
     o, lse = _mla(q, cache, seqused, block_table, columns, causal, scale_of(q.shape[3], scale), splits)
     return (o, lse) if return_lse else o

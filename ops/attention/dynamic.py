@@ -14,7 +14,7 @@ import tilelang as tile
 from tilelang.args import empty_like
 from tilelang.ops.attention import api
 from tilelang.ops.attention.blockmask import listed
-from tilelang.ops.attention.options import Options, blocks, check_heads, made, window_sizes
+from tilelang.ops.attention.options import Options, blocks, check_batch, check_heads, check_ranks, made, window_sizes
 from tilelang.ops.attention.reference import reference as attention_reference
 from tilelang.ops.common import block, dtype_of, scale_of
 
@@ -117,6 +117,7 @@ def _backward(do: Any, dlse: Any, q: Any, k: Any, v: Any, bias: Any, o: Any, lse
                dims="b h S D, b h L D, b h L E, b h L -> b h S E, b h S, b h L", autocast="lower q k v")
 def _forward(q: Any, k: Any, v: Any, bias: Any, keep: int, causal: bool, scale: float) -> tuple[Any, Any, Any]:
     check_heads(q, k, v)
+    check_batch(q.shape[0], k)
     if tuple(bias.shape) != tuple(k.shape[:3]) or keep < 1:
         raise ValueError(f"bias needs shape {list(k.shape[:3])} and keep a count of at least 1, got "
                          f"{list(bias.shape)} and {keep}")
@@ -144,6 +145,7 @@ def dynamic_mask_attention(q: Any, k: Any, v: Any, bias: Any, keep: int, causal:
     Returns [B, H, S, E] in the dtype of q, and with `return_lse` the LSE f32 [B, H, S], too; a query that sees no key
     has the result 0 and an LSE of +inf. Gradients for q, k, v and bias, deterministic; they take the choice of keys as
     constant. Raises ValueError for arguments that do not fit together."""
+    check_ranks(4, q, k, v)
     o, lse, _ = _forward(q, k, v, bias, keep, causal, scale_of(q.shape[3], scale))
     return (o, lse) if return_lse else o
 

@@ -9,8 +9,7 @@ import tilelang as tile
 from tilelang.args import is_torch
 from tilelang.ops.attention import api, decode, varlen
 from tilelang.ops.attention.blockmask import BlockMask
-from tilelang.ops.attention.options import check_ranks, made, options, spread, window_sizes
-from tilelang.ops.common import scale_of
+from tilelang.ops.attention.options import check_ranks, made, options
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
 from tilelang.torch_ops import no_gradient
@@ -176,13 +175,13 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
                                        mask_mod=mask_mod, seqused_q=seqused_q, seqused_k=seqused_k,
                                        block_table=block_table, return_lse=return_lse, out=out)
     check_ranks(3, q, k, v)
+    batch = len(cu_seqlens_q) - 1
+    opts = options(varlen.heads_first(q), causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod,
+                   batch, 0)
     op = _operators[_made("attention_varlen", score_mod, mask_mod)]
-    window_sizes(causal, window)
     left, right = (-1, -1) if window is None else window
     o, lse = op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal,
-                scale_of(q.shape[2], scale), left, right, softcap or 0.0,
-                alibi if alibi is None else spread(alibi, (len(cu_seqlens_q) - 1, q.shape[1])), sinks, seqused_q,
-                seqused_k)
+                opts.scale, left, right, softcap or 0.0, opts.tensors.get("alibi"), sinks, seqused_q, seqused_k)
     return (o, lse) if return_lse else o
 
 

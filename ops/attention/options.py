@@ -1,6 +1,7 @@
 """What a call of attention may ask for, checked, in the form in which the kernels take it."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -41,7 +42,7 @@ class Options:
 
 def window_sizes(causal: bool, window: Any) -> tuple[int | None, int | None]:
     """(LEFT, RIGHT): how many keys before and behind its own place a query sees; None for all. Raises ValueError."""
-    given = (-1, -1) if window is None else tuple(window)
+    given = (-1, -1) if window is None else tuple(window) if isinstance(window, list | tuple) else ()
     if len(given) != 2 or not all(isinstance(n, int) and n >= -1 for n in given):
         raise ValueError(f"window must be a pair of counts (left, right), -1 for all, got {window!r}")
     left, right = given[0], 0 if causal else given[1]
@@ -72,8 +73,8 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
     consts: dict[str, Any] = {"LEFT": left, "RIGHT": right}
     tensors: dict[str, Any] = {}
     if softcap:
-        if softcap < 0:
-            raise ValueError(f"softcap must be positive, got {softcap}")
+        if not 0 < softcap < math.inf:
+            raise ValueError(f"softcap must be positive and finite, got {softcap}")
         consts["CAP"] = float(softcap)
     for name, mod, what in (("MOD", score_mod, "score_mod(score, b, h, i, j)"),
                             ("MASK", mask_mod, "mask_mod(b, h, i, j)")):
@@ -96,10 +97,22 @@ def options(q: Any, causal: bool, scale: float | None, window: Any, softcap: flo
     return Options(scale_of(q.shape[3], scale), tensors, consts, sinks, block_mask)
 
 
-def check_heads(q: Any, k: Any, v: Any) -> None:
-    """Raises ValueError for dtypes and head counts that do not fit."""
+def check_heads(q: Any, k: Any, v: Any, rank: int = 4) -> None:
+    """Raises ValueError for dtypes, numbers of dimensions (of q; those of k and v are 4) and head counts that do not
+    fit."""
     check_floats("attention", q)
+    if len(q.shape) != rank or len(k.shape) != 4 or len(v.shape) != 4:
+        raise ValueError(f"attention needs q of {rank} dimensions, k and v of 4, got {list(q.shape)}, "
+                         f"{list(k.shape)}, {list(v.shape)}")
     check_head_counts(q.shape[1], k.shape[1], v.shape[1])
+
+
+def check_batch(batch: int, keys: Any = None, *used: Any) -> None:
+    """Raises ValueError unless there are keys and lengths `used` for just so many sequences: a kernel takes what it
+    does not find for 0. None stands for what is not given; kernels refuse what is no tensor."""
+    for name, x in (("keys", keys), *(("lengths", n) for n in used)):
+        if hasattr(x, "shape") and x.shape[0] != batch:
+            raise ValueError(f"{batch} sequences need {name} of as many, got those of {x.shape[0]}")
 
 
 def check_longest(queries: int, keys: int | None, max_seqlen_q: int, max_seqlen_k: int) -> None:
@@ -134,7 +147,9 @@ def made(like: Any, shape: tuple[int, ...], dt: tile.DType, filled: float | None
 
 
 def page_block(page: int, limit: int = 128) -> int:
-    """The largest number of keys up to `limit` that divides a page."""
+    """The largest number of keys up to `limit` that divides a page. Raises ValueError for one of none."""
+    if page == 0:
+        raise ValueError("a page must hold a key at least, got pages of 0")
     return next(n for n in range(min(page, limit), 0, -1) if page % n == 0)
 
 

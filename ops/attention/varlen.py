@@ -5,7 +5,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.ops.attention.api import backward, forward
-from tilelang.ops.attention.options import check_heads, check_longest, made, options
+from tilelang.ops.attention.options import check_batch, check_heads, check_longest, made, options
 from tilelang.ops.common import dtype_of
 
 
@@ -41,6 +41,7 @@ def attention_varlen(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
         raise ValueError("with a block_table, cu_seqlens_k or seqused_k must give the lengths")
     q, k, v = heads_first(q), *((heads_first(x) if block_table is None else pages(x)) for x in (k, v))
     check_heads(q, k, v)
+    check_batch(batch, block_table, seqused_q, seqused_k)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, batch, 0)
     o = made(q, (q.shape[2], q.shape[1], v.shape[3]), dtype_of(q), 0) if out is None else out
     lse = made(q, (1, *q.shape[1:3]), tile.dtype("f32"), float("inf")) if return_lse else None
@@ -62,6 +63,7 @@ def attention_varlen_backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any,
     q, k, v, do, o = (heads_first(x) for x in (q, k, v, do, o))
     check_heads(q, k, v)
     batch = len(cu_seqlens_q) - 1
+    check_batch(batch, None, seqused_q, seqused_k)
     opts = options(q, causal, scale, window, softcap, alibi, sinks, None, score_mod, mask_mod, batch, 0)
     dq, dk, dv, *rest = backward(
         do, q, k, v, o, lse[None], opts, None if dlse is None else dlse[None], max_seqlen_q, max_seqlen_k,

@@ -8,7 +8,7 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like, is_torch
 from tilelang.jit import architecture
-from tilelang.ops.attention.options import check_heads, check_longest, spread, window_sizes
+from tilelang.ops.attention.options import check_batch, check_heads, check_longest, check_ranks, spread, window_sizes
 from tilelang.ops.common import block, dtype_of, scale_of
 from tilelang.ops.lla.backward import columns_kernel, rows_kernel
 from tilelang.ops.lla.forward import forward_kernel
@@ -71,9 +71,10 @@ def _forward(q: Any, k: Any, v: Any, lam: Any, scale: float, ridge: str, left: i
     return o, rho, top, omega, delta
 
 
-def check(q: Any, k: Any, v: Any, ridge: str) -> None:
-    """Raises ValueError for dtypes, head counts and ridges that do not fit."""
-    check_heads(q, k, v)
+def check(q: Any, k: Any, v: Any, ridge: str, rank: int = 4) -> None:
+    """Raises ValueError for dtypes, shapes and ridges that do not fit."""
+    check_heads(q, k, v, rank)
+    check_batch(q.shape[0], k)
     if ridge not in RIDGES:
         raise ValueError(f"ridge must be 'rel' or 'abs', got {ridge!r}")
 
@@ -98,7 +99,11 @@ def per_query(lam: Any, q: Any, shape: tuple[int, ...]) -> Any:
         raise ValueError(f"lam must be a number from 0 on, got {lam}")
     if not is_torch(q):
         return spread(np.asarray(lam, np.float32), shape)
-    return spread(lam.float() if is_torch(lam) else q.new_full((), lam).float(), shape)
+    given = lam.float() if is_torch(lam) else q.new_full((), lam).float()
+    try:
+        return spread(given, shape)
+    except RuntimeError:
+        raise ValueError(f"lam must broadcast to {list(shape)}, its shape is {list(given.shape)}") from None
 
 
 def lla(q: Any, k: Any, v: Any, lam: Any = 1.0, causal: bool = False, scale: float | None = None, *,
@@ -120,6 +125,7 @@ def lla(q: Any, k: Any, v: Any, lam: Any = 1.0, causal: bool = False, scale: flo
     a block have fallen to `tolerance` (by default a quarter of the distance from 1 to the dtype's next number).
     Normalised queries and keys with lam from 0.1 on take few steps; for smaller lam use f32. Gradients for q, k, v and
     lam. Raises ValueError for arguments that do not fit together."""
+    check_ranks(4, q, k, v)
     return _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
                     iterations, tolerance)[0]
 

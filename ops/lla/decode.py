@@ -127,7 +127,7 @@ def merge_kernel(
 @tile.torch_op("tilelang::lla_decode", dims="b h D, b h L D, b h L E, b h, b -> b h E", outputs="o", autocast="lower")
 def _decode(q: Any, k: Any, v: Any, lam: Any, used: Any, scale: float, ridge: str, left: int | None,
             splits: int | None) -> Any:
-    check(q, k, v, ridge)
+    check(q, k, v, ridge, 3)
     if splits is None:
         programs = -(-2 * tile.get_num_threads() // max(1, q.shape[0] * q.shape[1]))
         splits = max(1, min(-(-k.shape[2] // 512), programs))
@@ -147,5 +147,9 @@ def lla_decode(q: Any, k: Any, v: Any, lam: Any = 1.0, scale: float | None = Non
     [B, H, E]. `seqused` i32 [B] says how much of each sequence is valid; of a `window` of n only the last n + 1 keys
     count. Reads keys and values once, in `splits` parts at a time (by the number of threads unless given); solves
     exactly. No gradient. `lam` broadcasts to [B, H]. Raises ValueError for what does not fit together."""
+    for name, count in (("window", window), ("splits", splits)):
+        if count is not None and count < 0:
+            raise ValueError(f"{name} must be a count, got {count}: leave it out, or pass None, for all keys and "
+                             "as many splits as there are threads")
     scale = scale_of(q.shape[2], scale)
     return _decode(q, k, v, per_query(lam, q, tuple(q.shape[:2])), seqused, scale, ridge, window, splits)

@@ -307,3 +307,11 @@ def test_mistakes_are_named(change: Case, text: str) -> None:
     q, k, v = draw()
     with pytest.raises(ValueError, match=text):
         lla(**{"q": q, "k": k, "v": v, **change})
+
+
+def test_decoding_refuses_what_gave_zeros() -> None:
+    q, k = torch.zeros(1, 2, 8), torch.zeros(1, 2, 5, 8)
+    for more, text in (({"window": -1}, "window must be a count"), ({"splits": -2}, "splits must be a count"),
+                       ({"lam": torch.ones(3)}, r"lam must broadcast to \[1, 2\]")):
+        with pytest.raises(ValueError, match=text):
+            lla_decode(q, k, k, **more)

@@ -176,6 +176,13 @@ def test_mistakes() -> None:
     x = torch.zeros(1, 2, 8, 16)
     with pytest.raises(ValueError, match="must give the lengths"):
         ops.attention_decode(x, x, x, block_table=torch.zeros(1, 1, dtype=torch.int32))
+    with pytest.raises(ValueError, match="block_table needs shape"):
+        ops.attention_decode(x, x, x, block_table=torch.zeros(1, dtype=torch.int32), seqused_k=torch.ones(1).int())
+    with pytest.raises(ValueError, match="a page must hold a key"):
+        ops.attention_decode(x, x[:, :, :0], x[:, :, :0], block_table=torch.zeros(1, 1, dtype=torch.int32),
+                             seqused_k=torch.zeros(1, dtype=torch.int32))
+    with pytest.raises(ValueError, match="splits must be a count"):
+        ops.attention_decode(x, x, x, splits=-1)
     with pytest.raises(ValueError, match="needs a scale"):
         ops.attention_decode(x, x, x, k_zero=torch.zeros(1, 2, 16))
     with pytest.raises(ValueError, match="cos and sin"):

@@ -10,6 +10,7 @@ import torch
 import tilelang as tile
 from tests.ops.attention.oracle import EPS, attention, bounds, doubled, two_of_three, wavy
 from tilelang import ops
+from tilelang.errors import ArgumentDType
 from tilelang.ops.attention import api, options, reference
 from tilelang.ops.attention.options import blocks
 
@@ -114,7 +115,11 @@ def test_the_reference_says_the_same() -> None:
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"window": (3,)}, "window must be"), ({"window": (-2, 0)}, "window must be"), ({"softcap": -1.0}, "softcap"),
+    ({"window": (3,)}, "window must be"), ({"window": 3}, "window must be"),
+    ({"softcap": float("inf")}, "softcap must be positive and finite"),
+    ({"seqused_k": torch.tensor([8, 8], dtype=torch.int32)}, "1 sequences need lengths of as many, got those of 2"),
+    ({"seqused_q": torch.zeros(0, dtype=torch.int32)}, "1 sequences need lengths of as many, got those of 0"),
+    ({"window": (-2, 0)}, "window must be"), ({"softcap": -1.0}, "softcap"),
     ({"alibi": torch.ones(3)}, r"alibi needs shape \[2\]"), ({"sinks": torch.ones(3)}, r"sinks needs shape \[2\]"),
     ({"score_mod": lambda s, b, h, i, j: s}, "@tile.function"), ({"bias": torch.ones(3, 3)}, "bias"),
 ])
@@ -130,6 +135,34 @@ def test_mistaken_tensors() -> None:
         ops.attention(x.double(), x.double(), x.double())
     with pytest.raises(ValueError, match="multiple of the"):
         ops.attention(torch.zeros(1, 3, 8, 16), x, x)
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_keys_of_other_batches_are_refused(queries: int) -> None:
+    """Kernels took those that are missing for 0, and left out the others."""
+    q, x, bias = torch.zeros(2, 2, queries, 16), torch.zeros(1, 2, 8, 16), torch.zeros(1, 2, 8)
+    none = torch.zeros(2, dtype=torch.int32)
+    for call in (lambda: ops.attention(q, x, x), lambda: ops.attention_decode(q, x, x), lambda: ops.lla(q, x, x),
+                 lambda: ops.attention_backward(q, q, x, x, q, q[..., 0]),
+                 lambda: ops.mla_decode(q, x[:, 0], columns=9), lambda: ops.append_kv(x, x, q, q, none),
+                 lambda: ops.dynamic_mask_attention(q, x, x, bias, 3)):
+        with pytest.raises(ValueError, match="2 sequences need keys of as many, got those of 1"):
+            call()
+
+
+def test_few_queries_take_keys_of_their_dtype_as_many_do() -> None:
+    q, x = torch.zeros(1, 2, 1, 16), torch.zeros(1, 2, 8, 16)
+    with pytest.raises(ArgumentDType):
+        ops.attention(q, x.double(), x.double())
+
+
+def test_tensors_of_other_ranks_are_refused() -> None:
+    x, y = torch.zeros(2, 8, 16), torch.zeros(1, 2, 8, 16)
+    for call in (lambda: ops.lla(x, y, y), lambda: ops.lla_decode(y, y, y), lambda: ops.mla_decode(x, x),
+                 lambda: ops.dynamic_mask_attention(x, y, y, x[:1], 3),
+                 lambda: ops.append_kv(y, y, x, x, torch.zeros(2, dtype=torch.int32))):
+        with pytest.raises(ValueError, match="dimensions"):
+            call()
 
 
 @pytest.mark.parametrize(("target", "dt"), [("cpu", torch.float32), ("cpu", torch.bfloat16),

@@ -110,6 +110,10 @@ def test_mistakes() -> None:
     x, cu = torch.zeros(8, 2, 16), torch.tensor([0, 8], dtype=torch.int32)
     with pytest.raises(ValueError, match="cu_seqlens_k is needed"):
         attention_varlen(x, x, x, cu, None, 8, 8)
+    with pytest.raises(ValueError, match=r"alibi needs shape \[2\] or \[1, 2\]"):
+        attention_varlen(x, x, x, cu, cu, 8, 8, alibi=torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="1 sequences need lengths of as many, got those of 2"):
+        attention_varlen(x, x, x, cu, cu, 8, 8, seqused_k=cu)
     with pytest.raises(ValueError, match="must give the lengths"):
         attention_varlen(x, x[None], x[None], cu, None, 8, 8, block_table=torch.zeros(1, 1, dtype=torch.int32))
 
