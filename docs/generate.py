@@ -216,12 +216,12 @@ A kernel is a Python function marked `@tile.kernel`. It is called with arrays or
 | `tile.Tensor[tile.T, "N"]` | any dtype; in a call, one capital letter stands for one dtype |
 
 **Statements** are assignments, `for` over `tile.range` or `tile.persistent` (loops that run in the kernel) or over
-`tile.static_range` and tuples of constants (unrolled), `while`, `if`, `assert`, `return` in functions, and calls. An
-`if` on constants is decided when the kernel is compiled, one on a scalar when it runs; tiles have `tile.where`
-instead. What is assigned in a loop or a branch keeps its shape and dtype. Functions marked `@tile.function` are
-inlined where they are called. Names from outside the kernel are constants, on which functions of Python, ufuncs of
-NumPy and functions of your own may be called. Comprehensions, lambdas and unpacking work as in Python. Anything else
-is refused, with the line and what to write instead.
+`tile.static_range` and tuples of constants (unrolled), `while`, `if`, `continue`, `assert`, `return`, and calls.
+`range` is `tile.range`. An `if` on constants is decided when the kernel is compiled, one on a scalar when it runs;
+tiles have `tile.where` instead. What is assigned in a loop or a branch keeps its shape and dtype. Functions marked
+`@tile.function` are inlined where they are called. Names from outside the kernel are constants, on which functions of
+Python, ufuncs of NumPy and functions of your own may be called. Comprehensions, lambdas and unpacking work as in
+Python. Anything else is refused, with the line and what to write instead.
 
 **Operators** are Python's: `+ - * / // % ** & | ^ ~ << >>`, comparisons, `and or not`. Shapes broadcast as in NumPy.
 Both sides of `and`, `or` and `a if c else b` are computed where the condition is known only when the kernel runs.

@@ -51,7 +51,8 @@ a tile extent must be known when the kernel is compiled
      |     ^^^^^^^^^^^^^^^^^^^^^^^^^
   needs: a Python int or a tile.Const parameter
   got:   a run-time i32
-  try:   use a constant block size with tile.cdiv for the grid, or make it a tile.Const"""),
+  try:   use a constant block size with tile.cdiv for the grid, or make it a tile.Const; tile.static_range unrolls \
+loops in which it changes"""),
     "index": (errors.IndexOutOfRange, """\
 a constant index outside the tile
   --> FILE:41 in index

@@ -41,8 +41,9 @@ class Loop:
 
 
 def range(lo: Any, hi: Any = None, step: Any = 1, *, stages: int = 1, schedule: str = "") -> Any:
-    """A loop over lo, lo + step, … below hi that runs in the kernel. `stages` asks for software pipelining; on a CPU,
-    loads that do not feed a `dot` are prefetched `stages` - 1 iterations ahead.
+    """A loop over lo, lo + step, … below hi that runs in the kernel; with a negative constant `step`, over those above
+    hi. `stages` asks for software pipelining; on a CPU, loads that do not feed a `dot` are prefetched `stages` - 1
+    iterations ahead.
 
     `schedule` says how a pipelined loop of products overlaps copies with multiplication, where the target has several
     ways. On gfx942 and gfx950, "pingpong" lets the two halves of eight warps take turns, and "interleave" reads shared

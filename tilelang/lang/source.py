@@ -4,7 +4,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from types import FunctionType
 from typing import Any
@@ -102,3 +102,23 @@ def assigned_names(nodes: Sequence[ast.AST]) -> list[str]:
 def returns(nodes: list[ast.stmt]) -> bool:
     """Whether a `return` stands anywhere in the statements."""
     return any(isinstance(inner, ast.Return) for node in nodes for inner in ast.walk(node))
+
+
+def without_continue(body: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """The body of a loop in which what follows an `if` with a `continue` stands in its branches."""
+    out: list[ast.stmt] = []
+    for at, node in enumerate(body):
+        if isinstance(node, ast.Continue):
+            break
+        if isinstance(node, ast.If) and any(_continues(node)):
+            branches = (without_continue([*side, *body[at + 1:]]) for side in (node.body, node.orelse))
+            out.append(ast.copy_location(ast.If(node.test, *branches), node))
+            break
+        out.append(node)
+    return out
+
+
+def _continues(node: ast.stmt) -> Iterator[bool]:
+    """Whether statements of the same loop, below this one, are `continue`."""
+    for inner in ast.iter_child_nodes(node):
+        yield isinstance(inner, ast.Continue) or isinstance(inner, ast.If) and any(_continues(inner))

@@ -20,9 +20,9 @@ from tilelang.errors import (
 from tilelang.ir import control
 from tilelang.ir.core import Region, Value
 from tilelang.lang import memory
-from tilelang.lang.emitter import Emitter, emit
+from tilelang.lang.emitter import Emitter, emit, here
 from tilelang.lang.expressions import _BINARY, Expressions, Function, Undefined
-from tilelang.lang.source import assigned_names, returns
+from tilelang.lang.source import assigned_names, returns, without_continue
 from tilelang.lang.values import Tile, as_tile, offset
 
 Statement = ast.stmt | Callable[[], None]
@@ -269,7 +269,7 @@ class Statements(Expressions):
             return []
         statements: list[Statement] = []
         for item in self.apply(node.iter, list, iterable):
-            statements += [partial(self.bind, node.target, item), *node.body]
+            statements += [partial(self.bind, node.target, item), *without_continue(node.body)]
         return statements
 
     def loop(self, node: ast.For, iterable: memory.Loop) -> None:
@@ -282,10 +282,10 @@ class Statements(Expressions):
         region = Region([index])
         with self.emitter.open(region):
             self.enter(carried, region)
-            position = Tile(index)
+            position = -Tile(index) if _down(iterable) else Tile(index)
             self.bind(node.target, self.apply(node.iter, _unravel, position, iterable.unravel)
                       if len(iterable.unravel) > 1 else position)
-            self.block(node.body)
+            self.block(without_continue(node.body))
             for name in targets:
                 if name not in before:
                     del self.env[name]
@@ -316,13 +316,13 @@ class Statements(Expressions):
         self.env = dict(before)
         with self.emitter.open(regions[1]):
             self.enter(carried, regions[1])
-            self.block(node.body)
+            self.block(without_continue(node.body))
             self.leave(node, carried, before)
         op = self.apply(node, emit, control.While, *inits, regions=regions)
         self.finish(node, carried, before, list(op.results))
 
 
-_INSTEAD = {"Break": "put the condition into `while`, or use tile.where", "Continue": "use `if`, or tile.where",
+_INSTEAD = {"Break": "put the condition into `while`, or use tile.where",
             "FunctionDef": "define it outside and mark it @tile.function", "With": "call the functions directly",
             "Try": "kernels have no exceptions: check with `assert`", "Import": "import outside the kernel",
             "ImportFrom": "import outside the kernel", "ClassDef": "define classes outside",
@@ -330,14 +330,23 @@ _INSTEAD = {"Break": "put the condition into `while`, or use tile.where", "Conti
             "Nonlocal": "pass values as parameters", "Match": "use if / elif"}
 
 
+def _down(loop: memory.Loop) -> bool:
+    return isinstance(loop.step, int) and loop.step < 0
+
+
 def _bounds(loop: memory.Loop) -> list[Value]:
+    """lo, hi and step of the loop that runs: of one that counts down, their negatives, as are its indices."""
     tiles = [as_tile(b) for b in (loop.lo, loop.hi, loop.step)]
     wide = max((t.dtype for t in tiles), key=lambda d: d.bits)
-    message = "the step of a loop must be positive"
-    if isinstance(loop.step, int) and loop.step < 1:
-        raise TileError(message, needs="at least 1", got=str(loop.step), try_="loop upwards and compute n - 1 - i")
+    if isinstance(loop.step, int) and not loop.step:
+        raise TileError("the step of a loop must not be 0", needs="another number", got="0", try_="a `while`")
+    if _down(loop):
+        if unsigned := [t.dtype for t in tiles if t.dtype.kind == "uint"]:
+            raise DTypeMismatch("a loop over unsigned numbers cannot count down", loc=here(), needs="signed bounds",
+                                got=str(unsigned[0]), try_="cast the bounds: n.to(tile.i32)")
+        return [offset(-t.to(wide)) for t in tiles]
     if isinstance(loop.step, Tile) and not isinstance(loop.step.value.owner, control.NumWorkers):
-        memory.assert_(loop.step > 0, message)  # or it would never end
+        memory.assert_(loop.step > 0, "the step of a loop must be positive")  # or it would never end
     return [offset(t.to(wide)) for t in tiles]
 
 

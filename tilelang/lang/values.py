@@ -196,7 +196,8 @@ class Tile:
 
     def reshape(self, *shape: Any) -> Tile:
         """The same elements in row-major order; one extent may be -1."""
-        extents = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        extents = [e if isinstance(e, int) else extent(e) for e in wanted]
         if extents.count(-1) == 1:
             rest = 1
             for e in extents:
@@ -292,7 +293,8 @@ def extent(x: Any) -> int:
     if isinstance(x, Tile):
         raise NonConstantExtent("a tile extent must be known when the kernel is compiled", loc=here(),
                                 needs="a Python int or a tile.Const parameter", got=f"a run-time {x.value.type}",
-                                try_="use a constant block size with tile.cdiv for the grid, or make it a tile.Const")
+                                try_="use a constant block size with tile.cdiv for the grid, or make it a tile.Const; "
+                                "tile.static_range unrolls loops in which it changes")
     if isinstance(x, bool) or not isinstance(x, int) or x < 1:
         raise NonConstantExtent("a tile extent must be a positive integer", loc=here(), needs="an int of at least 1",
                                 got=repr(x), try_="// divides integers" if isinstance(x, float) else
@@ -408,7 +410,8 @@ def getitem(x: Tile, index: Any) -> Tile:
         else:
             if isinstance(item, Tile) or not isinstance(item, int):
                 raise NonConstantExtent("an index into a tile must be constant", loc=here(), needs="a Python int",
-                                        got=repr(item), try_="tile.lookup(table, index), or reduce with tile.where")
+                                        got=repr(item), try_="tile.lookup(table, index), or reduce with tile.where; "
+                                        "tile.static_range counts by constants")
             if not -n <= item < n:
                 raise IndexOutOfRange("a constant index outside the tile", loc=here(),
                                       needs=f"{-n} to {n - 1}", got=str(item),
