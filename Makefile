@@ -22,6 +22,7 @@ docs: .venv/docs
 
 fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz $(SECONDS)
+	$(BIN)/python -m tests.fuzz_attention $(SECONDS)
 	$(BIN)/python -m tests.fuzz_casts $(SECONDS)
 	$(BIN)/python -m tests.fuzz_language $(SECONDS)
 	$(BIN)/python -m tests.fuzz_mpgemm $(SECONDS)

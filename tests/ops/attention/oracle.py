@@ -47,12 +47,12 @@ def scores(q: torch.Tensor, k: torch.Tensor, causal: bool = False, scale: float 
     if causal or window[1] >= 0:
         seen &= j <= place + (0 if causal else window[1])
     if mask_mod is not None:
-        seen &= MODS[mask_mod](b, h, i, j)
+        seen &= MODS.get(mask_mod, mask_mod)(b, h, i, j)
     if bias is not None and bias.dtype == torch.bool:
         seen = seen & bias
     elif bias is not None:
         s = s + bias.to(s.dtype)
-    return s, seen
+    return s, seen & (s > -torch.inf)
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: Any = None, **options: Any) -> Any:
@@ -60,8 +60,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: Any = No
     s, seen = scores(q, k, **options)
     s = s.masked_fill(~seen, -torch.inf)
     every = s if sinks is None else torch.cat([s, sinks.to(s.dtype)[None, :, None, None].expand(*s.shape[:3], 1)], -1)
-    lse = torch.logsumexp(every, -1)
-    lse = lse.masked_fill(torch.isinf(lse), 0)
+    none = (every == -torch.inf).all(-1)
+    lse = torch.logsumexp(every.masked_fill(none[..., None], 0), -1).masked_fill(none, 0)
     return torch.exp(s - lse[..., None]) @ v.repeat_interleave(q.shape[1] // max(v.shape[1], 1), 1), lse
 
 
@@ -83,9 +83,9 @@ def bounds(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
     terms, size = (x.abs().repeat_interleave(repeat, 1) for x in sizes or (k, v))
     u = 2.0 ** -24
     sinks = options.pop("sinks", None)
-    scale = options.get("scale") or q.shape[-1] ** -0.5
-    s, _ = scores(q, k, **options)
-    t = 1.4 * (q.shape[-1] + 24) * u * (q.abs() @ terms.transpose(-1, -2) * scale + s.abs())
+    scale = abs(options.get("scale") or q.shape[-1] ** -0.5)
+    s, seen = scores(q, k, **options)
+    t = 1.4 * (q.shape[-1] + 24) * u * (q.abs() @ terms.transpose(-1, -2) * scale + s.abs()).masked_fill(~seen, 0)
     t = t.amax(-1) if t.shape[-1] else torch.zeros(t.shape[:-1], dtype=torch.float64)
     sums = (k.shape[-2] + 16) * u
     size, _ = attention(q, k.repeat_interleave(repeat, 1), size, sinks=None if sinks is None else sinks.double(),
