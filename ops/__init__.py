@@ -13,6 +13,7 @@ from tilelang.ops.attention import (
     lowrank_attention,
     mla_decode,
     quantize_kv,
+    register_mods,
     rotate,
 )
 from tilelang.ops.based import based, based_state, based_step
@@ -59,6 +60,7 @@ __all__ = [
     "mla_decode",
     "mpgemm",
     "quantize_kv",
+    "register_mods",
     "rms_norm",
     "rotate",
     "selective_scan",

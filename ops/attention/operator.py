@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
+from tilelang import locks
 from tilelang.args import is_torch
 from tilelang.ops.attention import api, decode, varlen
 from tilelang.ops.attention.blockmask import BlockMask
+from tilelang.ops.attention.mods import name_of
 from tilelang.ops.attention.options import check_ranks, made, options
 from tilelang.quant.nodes import to_torch
 from tilelang.quant.structure import flatten, unflatten
@@ -20,7 +22,7 @@ _DECODE_DIMS = ("B h S D, C h L D, C h L E, B, B P, B h, h, B h D, B h D, C h L,
                 " -> B h S E, B h S")
 
 
-def _whole(score_mod: Any, mask_mod: Any) -> Any:
+def _whole(name: str, score_mod: Any, mask_mod: Any) -> Any:
     """The operator of `attention` with these functions, which no schema can hold."""
 
     def mods(q: Any, k: Any, bm: int, bn: int, *blocks: Any) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def _whole(score_mod: Any, mask_mod: Any) -> Any:
             needs_alibi=needs_alibi, **mods(q, k, bm, bn, row_counts, row_blocks, column_counts, column_blocks))
         return (*grads[:3], *_rest(q, grads[3:], sinks is not None, needs_bias, needs_alibi))
 
-    @tile.torch_op(_name("attention", score_mod, mask_mod), backward=backward, outputs="o lse",
+    @tile.torch_op(name, backward=backward, outputs="o lse",
                    wrt="q k v sinks bias alibi", dims=_DIMS, autocast="lower q k v")
     def attention(q: Any, k: Any, v: Any, causal: bool, scale: float, left: int, right: int, softcap: float,
                   alibi: Any = None, sinks: Any = None, bias: Any = None, seqused_q: Any = None,
@@ -53,7 +55,7 @@ def _whole(score_mod: Any, mask_mod: Any) -> Any:
     return attention
 
 
-def _packed(score_mod: Any, mask_mod: Any) -> Any:
+def _packed(name: str, score_mod: Any, mask_mod: Any) -> Any:
     """The operator of `attention_varlen` with these functions."""
     mods = {"score_mod": score_mod, "mask_mod": mask_mod}
 
@@ -68,7 +70,7 @@ def _packed(score_mod: Any, mask_mod: Any) -> Any:
         dq, dk, dv = (x.contiguous() if hasattr(x, "contiguous") else x for x in grads[:3])
         return dq, dk, dv, *_rest(q, grads[3:], sinks is not None, needs_alibi)
 
-    @tile.torch_op(_name("attention_varlen", score_mod, mask_mod), backward=backward, outputs="o lse",
+    @tile.torch_op(name, backward=backward, outputs="o lse",
                    wrt="q k v sinks alibi", dims=_VARLEN_DIMS, autocast="lower q k v")
     def attention_varlen(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, causal: bool,
                          scale: float, left: int, right: int, softcap: float, alibi: Any = None, sinks: Any = None,
@@ -79,22 +81,16 @@ def _packed(score_mod: Any, mask_mod: Any) -> Any:
     return attention_varlen
 
 
-def _name(name: str, score_mod: Any, mask_mod: Any) -> str:
-    """A function is kept by its operator for as long as the process lives, and so its identity."""
-    ids = [f"_{id(mod):x}" if mod is not None else "_" for mod in (score_mod, mask_mod)]
-    return f"tilelang::{name}" + ("" if score_mod is None and mask_mod is None else "".join(ids))
-
-
 def _rest(q: Any, grads: Any, *there: bool) -> Any:
     """The gradients, which are those that are there, with empty tensors for the others."""
     found = iter(grads)
     return (next(found) if is_there else made(q, (0,), tile.dtype("f32")) for is_there in there)
 
 
-def _decode(score_mod: Any, mask_mod: Any) -> Any:
+def _decode(name: str, score_mod: Any, mask_mod: Any) -> Any:
     """The operator of `attention_decode` with these functions. Caches come as memory and a description."""
 
-    @tile.torch_op(_name("attention_decode", score_mod, mask_mod), outputs="o lse", dims=_DECODE_DIMS)
+    @tile.torch_op(name, outputs="o lse", dims=_DECODE_DIMS)
     def attention_decode(q: Any, k: Any, v: Any, k_packed: str, v_packed: str, causal: bool, scale: float, left: int,
                          right: int, softcap: float, seqused_k: Any = None, block_table: Any = None, alibi: Any = None,
                          sinks: Any = None, k_scale: Any = None, k_zero: Any = None, v_scale: Any = None,
@@ -126,9 +122,11 @@ _operators: dict[str, Any] = {}
 
 def _made(name: str, score_mod: Any = None, mask_mod: Any = None) -> str:
     """The key of the operator of that name with these functions."""
-    key = _name(name, score_mod, mask_mod)
+    key = f"tilelang::{name}{name_of(score_mod, mask_mod)}"
     if key not in _operators:
-        _operators[key] = _MAKE[name](score_mod, mask_mod)
+        with locks.registering:
+            if key not in _operators:
+                _operators[key] = _MAKE[name](key, score_mod, mask_mod)
     return key
 
 
@@ -136,6 +134,13 @@ def _made(name: str, score_mod: Any = None, mask_mod: Any = None) -> str:
 _made._dynamo_marked_constant = True  # type: ignore[attr-defined]
 for _plain in _MAKE:
     _made(_plain)  # which saved programs name
+
+
+def register_mods(score_mod: Any = None, mask_mod: Any = None) -> None:
+    """Makes attention with these functions known to torch, as a call does, where a saved program that contains it is
+    loaded: operators are named by what the functions are called and mean."""
+    for name in _MAKE:
+        _made(name, score_mod, mask_mod)
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None = None, *, window: Any = None,
