@@ -212,6 +212,7 @@ A kernel is a Python function marked `@tile.kernel`. It is called with arrays or
 | `z: tile.InOut[tile.f32, "M"]` | a tensor that is read and written |
 | `s: tile.f32` | a number |
 | `b: tile.Tensor[tile.f32, "N"] = None` | may be left out: the kernel asks `if b is not None:` when it is compiled |
+| `r: tile.Out[tile.f32, "N"] = None` | an output only of calls that pass it; those that each call makes stand before |
 | `B: tile.Const = 64` | a constant: the kernel is compiled for each value; one named like a dimension is its extent |
 | `tile.Tensor[tile.T, "N"]` | any dtype; in a call, one capital letter stands for one dtype |
 
