@@ -220,6 +220,25 @@ def test_a_program_keeps_the_library_it_has_loaded(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"odd.so", "odd.h", "odd.json"}
 
 
+@tile.kernel
+def careful(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"]):
+    v = tile.load(x, 0, 8)
+    assert (v >= 0).all(), "a negative number"
+    assert (v < 9).all()
+    tile.store(y, 0, v)
+
+
+def test_an_assertion_says_which(tmp_path: Path) -> None:
+    x = np.ones(8, np.float32)
+    call = tvm_ffi.load_module(careful.export(tmp_path, x, x.copy())).careful
+    for bad, message in ((-x, "careful: a negative number .line .* of test_export.py"),
+                         (9 * x, "careful: .v < 9..all.. .line")):
+        with pytest.raises(RuntimeError, match=message):
+            call(bad, x.copy())
+    call(x, y := np.zeros_like(x))
+    assert (y == 1).all()
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     @tile.kernel
     def prints(x: tile.Tensor[tile.f32, "N"]):

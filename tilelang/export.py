@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
     directory.mkdir(parents=True, exist_ok=True)
     wants = "; ".join([*map(_wanted, params), "what is written shares no memory with another argument"])
     failures = Failures(("ValueError", f"{name}: the arguments are not what it was compiled for: {wants}"),
-                        ("RuntimeError", f"{name}: an assertion failed, or there is no memory"))
+                        ("RuntimeError", (*_assertions(lowered, name), f"{name}: there is no memory")))
     where = "on the CPU" if machine == "cpu" else "on one GPU: the call is put on the stream of TVMFFIEnvSetStream"
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=directory) as folder:
         library = Path(folder) / f"{name}.so"
@@ -65,6 +65,14 @@ def export(kernel: Any, directory: str | Path, *args: Any, name: str | None = No
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == manifest):
             file.replace(directory / file.name)
     return directory / library.name
+
+
+def _assertions(lowered: Any, name: str) -> Iterator[str]:
+    """What the library says for each assertion of a kernel, in the order of their numbers."""
+    for op in lowered.thread.walk():
+        if op.name == "assert":
+            what = str(op.attrs["message"] or "assertion failed").split("\0")[0]
+            yield f"{name}: {what}" + (f" (line {op.loc.line} of {Path(op.loc.file).name})" if op.loc else "")
 
 
 def _on_cpu(lowered: Any, name: str, failures: Failures, library: Path) -> dict[str, Any]:

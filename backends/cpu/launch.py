@@ -44,14 +44,14 @@ def dlpack_codes(dt: DType) -> tuple[tuple[int, ...], int]:
 
 @dataclass(frozen=True)
 class Failures:
-    """(kind, message) of the errors an entry raises: for arguments it was not compiled for, and where it stops (no
-    message: four letters that are the code).
+    """Kinds and messages of the errors an entry raises: for arguments it was not compiled for, and where it stops: one
+    message for each assertion, and the last for no memory (none: four letters that are the code).
 
     Without the first it gives False for such arguments, which takes a hundredth of the time. Others may then be
     compiled: an argument whose neighbours along a dimension are adjacent is refused where the type does not say so."""
 
     guard: tuple[str, str] | None = None
-    failed: tuple[str, str | None] = ("TilelangFailed", None)
+    failed: tuple[str, tuple[str, ...]] = ("TilelangFailed", ())
 
 
 def emit_entry(module: ir.Module, name: str, params: Sequence[Value], scratch: int, target: CpuTarget,
@@ -334,5 +334,11 @@ class _Pool(Entry):
         b.position_at_end(fine)
         b.ret(I32(0))
         b.position_at_end(failed)
-        kind, message = self.failures.failed
-        self.throw(kind, self.letters(code) if message is None else text_constant(self.module, message))
+        kind, messages = self.failures.failed
+        if not messages:
+            return self.throw(kind, self.letters(code))
+        *asserted, memory = (text_constant(self.module, message) for message in messages)
+        message = memory
+        for number, text in enumerate(asserted, 1):
+            message = b.select(b.icmp_signed("==", code, I32(number)), text, message)
+        self.throw(kind, message)
