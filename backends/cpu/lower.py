@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 from tilelang.backends.cpu import dots
@@ -379,11 +380,12 @@ def _zero_beyond(v: Value, dim: int, nest_of: dict[Value, th.Nest]) -> tuple[Val
         if op.name == "permute":
             dim = op.attrs["order"][dim]
         elif op.name == "reshape":
-            kept = [i for i, e in enumerate(op.operands[0].shape) if e != 1]
-            rank = sum(1 for e in op.result.shape[:dim] if e != 1)
-            if op.result.shape[dim] == 1:
+            kept = [i for i in range(len(op.operands[0].shape))
+                    if op.operands[0].shape[i] == op.result.shape[dim] != 1
+                    and prod(op.operands[0].shape[i + 1:]) == prod(op.result.shape[dim + 1:])]
+            if not kept:  # its places are not those of one dimension before
                 return None
-            dim = kept[rank]
+            dim = kept[0]
         elif op.name != "cast":
             return None
         op = op.operands[0].owner

@@ -307,3 +307,21 @@ def test_classes_of_operands(step: int, k: int) -> None:
     body = "\n".join(f"%r{i} = dot %a{i}, %b{i} {{dtype={acc}}} : {acc}[3, 4]" for i, acc in enumerate(accs))
     fn = parse(tiles("dots", body, inputs, {f"r{i}": f"{acc}[3, 4]" for i, acc in enumerate(accs)}))
     assert difference(fn, native(fn), np.random.default_rng(0), trials=2) == ""
+
+
+@tile.kernel
+def rows_of_a_line(x: tile.Tensor[tile.T, "A"], w: tile.Tensor[tile.f32, "B C"], y: tile.Out[tile.f32, "16 8"],
+                   z: tile.Out[tile.f32, "16 8"]):
+    a = tile.load(x, 0, 1024).reshape(16, 64)
+    tile.store(y, (0, 0), tile.dot(a, tile.load(x, 0, 512).reshape(8, 64).T))
+    tile.store(z, (0, 0), tile.dot(a, tile.load(w, (0, 0), (64, 8))))
+
+
+@pytest.mark.parametrize("dt", [np.float32, np.float16])
+def test_operands_may_be_reshaped(dt: type[np.floating]) -> None:
+    """How far k runs was asked of a dimension that the tile had not before the reshape: an IndexError."""
+    x = np.random.default_rng(0).integers(-3, 4, 1000).astype(dt)
+    w = np.random.default_rng(1).integers(-3, 4, (50, 8)).astype(np.float32)
+    full = np.pad(x, (0, 24)).astype(np.float32).reshape(16, 64)
+    y, z = rows_of_a_line(x, w)
+    assert np.array_equal(y, full @ full[:8].T) and np.array_equal(z, full[:, :50] @ w)
