@@ -22,7 +22,7 @@ def even(extent: int, largest: int, multiple: int) -> int:
 
 def rows(x: Any) -> Any:
     """[..., N] as [M, N]; a view where the memory allows it."""
-    return x if len(x.shape) == 2 else x.reshape(-1, x.shape[-1])
+    return x if len(x.shape) == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def check_floats(name: str, x: Any, rank: int = 1) -> None:

@@ -1,6 +1,7 @@
 """Sums over rows: what gradients of weights that all rows share end in."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ def sum_rows_kernel(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.U, "N"], BM:
 
 
 def sum_rows(x: Any, like: Any) -> Any:
-    """The sum over the first dimension of [M, N], in the dtype of `like`; always in the same order."""
-    out = empty_like(like, (x.shape[1],), dtype_of(like))
-    return sum_rows_kernel(x, out, BM=block(x.shape[0], 64, 8), BN=block(x.shape[1], 256, 64))
+    """The sum over the first dimension of [M, ...], in the dtype of `like`; always in the same order."""
+    shape = tuple(x.shape[1:])
+    count = math.prod(shape)
+    out = empty_like(like, (count,), dtype_of(like))
+    total = sum_rows_kernel(x.reshape(x.shape[0], count), out, BM=block(x.shape[0], 64, 8), BN=block(count, 256, 64))
+    return total.reshape(shape)
 
 
 def reference(x: Any) -> Any:

@@ -260,7 +260,7 @@ def _backward(u: Any, delta: Any, A: Any, B: Any, C: Any, states: Any, dy: Any, 
     def summed(parts: Any, like: Any) -> Any:
         if like is None:
             return empty_like(u, (0,), F32)
-        return sum_rows(parts.reshape(parts.shape[0], -1), like).reshape(like.shape)
+        return sum_rows(parts, like).reshape(like.shape)
     return (du, ddelta, summed(dA, A), summed(dB, B), summed(dC, C), summed(dD, D),
             summed(None, None) if dz is None else dz, summed(dbias, delta_bias),
             dinitial.reshape(batch, u.shape[1], A.shape[1]))

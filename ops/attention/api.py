@@ -80,8 +80,7 @@ def backward(do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, opts: Options, d
                      ROWS=shape[2] == queries, COLUMNS=shape[3] == keys)
         more.append(dbias.reshape(tuple(bias.shape)))
     if parts is not None:
-        batch, heads = parts.shape[1:]
-        more.append(sum_rows(parts.reshape(parts.shape[0], batch * heads), parts).reshape(batch, heads))
+        more.append(sum_rows(parts, parts))
     return dq, dk, dv, *more
 
 

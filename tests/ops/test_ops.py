@@ -104,3 +104,13 @@ def test_blocks_of_products(m: int, n: int, k: int, size: int) -> None:
     assert -(-m // bm) * -(-n // bn) >= min(tile.get_num_threads(), -(-m // 64) * -(-n // widest))
     for extent, made, step in ((m, bm, 4), (n, bn, 32), (k, bk, 8)):  # no block is mostly empty
         assert made - step < extent and -(-extent // made) * made - extent < made
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 3, 0), (0, 3, 4)], ids=str)
+def test_rows_of_nothing_and_no_rows(shape: tuple[int, ...]) -> None:
+    """Several dimensions became one of -1, of which nothing tells the extent."""
+    x, w = torch.randn(shape, requires_grad=True), torch.randn(5, shape[-1], requires_grad=True)
+    with tile.target("reference"):
+        for y in (ops.softmax(x), ops.rms_norm(x, w[0]), ops.linear(x, w)):
+            grads = torch.autograd.grad(y.sum(), (x, w), allow_unused=True, materialize_grads=True)
+            assert y.shape[:-1] == shape[:-1] and all(not g.any() for g in grads)

@@ -86,7 +86,8 @@ def check(given: dict[str, torch.Tensor], softplus: bool = True) -> None:
 
 @pytest.mark.parametrize(("shape", "drop", "softplus"), [
     ((2, 20, 37, 5, 2), (), True), ((1, 3, 1, 1, 1), ("z",), True), ((1, 40, 70, 16, 1), ("D", "delta_bias"), True),
-    ((1, 6, 40, 20, 3), ("z", "D", "delta_bias", "initial_state"), False), ((1, 4, 0, 4, 1), ("z",), True)])
+    ((1, 6, 40, 20, 3), ("z", "D", "delta_bias", "initial_state"), False), ((1, 4, 0, 4, 1), ("z",), True),
+    ((0, 6, 9, 3, 2), (), True)])
 def test_selective_scan(shape: tuple[int, ...], drop: tuple[str, ...], softplus: bool) -> None:
     given = {n: x for n, x in draw(*shape).items() if n not in drop}
     if not softplus:
