@@ -342,8 +342,7 @@ def decode(case: Case) -> tuple[Call, Callable[..., Any]]:
             leaves[name] = torch.tensor(kept).to(leaves[name].dtype).reshape(leaves[name].shape)
     elif "codes" in given and length and batch:
         cache = [x.float() if case.pick("from f32", (True, False)) else x for x in cache]
-        kinds = CODES[:6 if "numpy" in given else 7 if case.dtype == "f16" else 8]
-        *cache, extra = ops.quantize_kv(*cache, case.pick("codes", kinds))
+        *cache, extra = ops.quantize_kv(*cache, case.pick("codes", CODES[:6 if "numpy" in given else 8]))
     elif not latent and case.dtype == "f32":
         cache = [x.to(DTYPES[case.pick("cache", ("f32", "f32", "f16", "bf16"))]) for x in cache]
         leaves["k"], leaves["v"] = cache[0].float(), cache[1].float()
@@ -368,8 +367,7 @@ def decode(case: Case) -> tuple[Call, Callable[..., Any]]:
 
 
 CODES = ("i8", "u8", "u4", "u2", "u3", "u6", "f8e4m3", "f8e5m2")
-"""The last two have no arrays of NumPy; scales of the last are so small that scaled queries are no normal numbers of
-f16, of which no bound knows."""
+"""The last two have no arrays of NumPy."""
 
 
 def meant(call: Call, cache: list[Any], extra: dict[str, Any]) -> None:

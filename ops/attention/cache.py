@@ -198,12 +198,15 @@ def _quantize(k: Any, v: Any, dtype: str) -> tuple[Any, Any, Any, Any, Any, Any]
     check_floats("quantize_kv", k, 4)
     dt, (batch, groups, length, d) = tile.dtype(dtype), k.shape
     f32, out = tile.dtype("f32"), []
+    # Floats are as fine below their largest. f8e5m2's 57344 would make scales so small that f16 queries times them
+    # are no normal numbers any more.
+    top = min(float(dt.max), 448.0)
     for x, kernel, shape in ((k, quantize_keys_kernel, (batch, groups, d)),
                              (v, quantize_values_kernel, (batch, groups, length))):
         codes, memory = _codes(x, dt)
         scale = empty_like(x, shape, f32)
         zero = empty_like(x, shape, f32) if dt.kind == "uint" else None
-        kernel(x, codes, scale, zero, BN=block(length, 128, 16), BD=block(x.shape[3], 1 << 12, 16), TOP=float(dt.max))
+        kernel(x, codes, scale, zero, BN=block(length, 128, 16), BD=block(x.shape[3], 1 << 12, 16), TOP=top)
         out += [memory, scale, empty_like(x, (0,), f32) if zero is None else zero]
     k_codes, k_scale, k_zero, v_codes, v_scale, v_zero = out
     return k_codes, k_scale, k_zero, v_codes, v_scale, v_zero

@@ -72,7 +72,7 @@ def values(codes: Any, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.
     return (x - (0 if zero is None else zero.double())) * scale.double()
 
 
-@pytest.mark.parametrize("dt", [tile.i8, tile.u8, tile.u4, tile.u2, tile.f8e4m3], ids=str)
+@pytest.mark.parametrize("dt", [tile.i8, tile.u8, tile.u4, tile.u2, tile.f8e4m3, tile.f8e5m2], ids=str)
 def test_few_bits(dt: tile.DType) -> None:
     torch.manual_seed(3)
     q, k, v = torch.randn(2, 4, 1, 32), torch.randn(2, 2, 70, 32) + 1, torch.randn(2, 2, 70, 40)
@@ -94,6 +94,17 @@ def test_few_bits(dt: tile.DType) -> None:
     check(q, keys.float(), tokens.float(), got, {"causal": True}, sizes=sizes)
     lengths = torch.full((2,), 70, dtype=torch.int32)  # of fp8 they were refused
     assert torch.equal(ops.attention_decode(q, ks, vs, seqused_k=lengths, **parameters), got[0])
+
+
+@pytest.mark.parametrize("dt", [tile.i8, tile.f8e4m3, tile.f8e5m2], ids=str)
+def test_scaled_queries_keep_their_digits(dt: tile.DType) -> None:
+    """Queries of f16 times scales of f8e5m2 were no normal numbers; the LSE of one key is its score."""
+    torch.manual_seed(5)
+    q, k = torch.randn(1, 1, 1, 64).half(), 0.05 * torch.randn(1, 1, 1, 64)
+    codes, others, parameters = ops.quantize_kv(k, k, dt)
+    _, lse = ops.attention_decode(q, codes, others, scale=1.0, return_lse=True, **parameters)
+    terms = q.double() * values(codes, parameters["k_scale"][:, :, None], None)
+    assert ((lse - terms.sum(3)).abs() <= 2.0 ** -10 * terms.abs().sum(3)).all()
 
 
 @pytest.mark.parametrize("dt", [tile.i8, tile.f8e5m2], ids=str)
