@@ -123,8 +123,8 @@ def lla(q: Any, k: Any, v: Any, lam: Any = 1.0, causal: bool = False, scale: flo
     Inputs are f32, f16 or bf16; the fits are computed in f32, by conjugate gradients of at most `iterations` steps (by
     default enough for f32; in exact arithmetic D steps would be). They end as soon as the residuals of all queries of
     a block have fallen to `tolerance` (by default a quarter of the distance from 1 to the dtype's next number).
-    Normalised queries and keys with lam from 0.1 on take few steps; for smaller lam use f32. Gradients for q, k, v and
-    lam. Raises ValueError for arguments that do not fit together."""
+    Normalised queries and keys with lam from 0.1 on ("abs": from a tenth of the sum of the weights on) take few steps;
+    for smaller lam use f32. Gradients for q, k, v and lam. Raises ValueError for what does not fit together."""
     check_ranks(4, q, k, v)
     return _forward(q, k, v, per_query(lam, q, tuple(q.shape[:3])), *_options(q, causal, scale, ridge, window),
                     iterations, tolerance)[0]
