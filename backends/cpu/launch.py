@@ -278,7 +278,7 @@ class Entry(ABC):
         if t.writable:  # no element stands twice
             self.require(b.or_(b.not_(repeats), empty))
         element = t.dtype.bits if bits == 1 else bits
-        first = b.add(address, b.ashr(b.mul(low, I64(bits)), I64(3)))
+        first = b.select(empty, address, b.add(address, b.ashr(b.mul(low, I64(bits)), I64(3))))
         end = b.add(b.mul(high, I64(bits)), I64(element + 7))
         last = b.select(empty, first, b.add(address, b.ashr(end, I64(3))))
         self.spans.append((t, first, last))
