@@ -28,9 +28,15 @@ def causal(b, h, i, j):
     return j <= i
 
 
+@tile.function
+def tilted(s, b, h, i, j):
+    """A change of scores."""
+    return s + 0.5 * (i - j)
+
+
 HELD = blocks("cuda:sm_80", tile.u4, 128)
-CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK": causal, "BITS": 4, "DTYPE": None,
-             "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, **below(HELD, 4)}
+CONSTANTS = {"CAUSAL": True, "GELU": True, "ACC": tile.f32, "ACT": silu, "MASK": causal, "MOD": tilted, "BITS": 4,
+             "DTYPE": None, "TOP": 127.0, "ZERO": None, "MINIMUM": False, "TOKEN": True, "ROWS": 2, **below(HELD, 4)}
 """Those that are no extents of blocks."""
 OWN = {"ops/mpgemm/gpu.py:product_kernel": {"DTYPE": tile.u4},
        "ops/mpgemm/gemv.py:gemv_kernel": {"DTYPE": tile.u4, "BM": 8, "GROUP": 1, **beside(HELD, 4)},
