@@ -24,3 +24,12 @@ def test_every_width(name: str) -> None:
         y = np.zeros((5, 75), kind)
         unpack(x, y)
         np.testing.assert_array_equal(y, x.values().astype(kind))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_no_elements(shape: tuple[int, int]) -> None:
+    """No byte holds them, whatever strides say."""
+    for rows in (20, 40):
+        y = np.zeros(shape, np.uint64)
+        unpack(tile.Packed.from_codes(np.zeros(shape, np.uint64), tile.u4, rows), y)
+        assert y.shape == shape
