@@ -195,10 +195,20 @@ def _exp2_scaled(v: _Lanes, f: ir.Value, n: ir.Value) -> ir.Value:
     return b.fmul(scaled, v.from_bits(rest))
 
 
+def _down_to(v: _Lanes, low: float, x: ir.Value, power: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """`power` of x, 0 below `low`. On Intel's processors `vscalefps` takes 70 ns for a result that is not normal, but
+    none for what a mask leaves out."""
+    if not v.avx512:
+        return power(v.at_least(x, low))
+    return v.b.select(v.less(x, low), v.c(0.0), power(x))
+
+
 def _exp2(v: _Lanes, x: ir.Value) -> ir.Value:
-    x = v.at_most(v.at_least(x, -151.0), 129.0)
-    n = v.b.fadd(x, v.c(_MAGIC + 254))
-    return _exp2_scaled(v, v.b.fsub(x, v.b.fsub(n, v.c(_MAGIC + 254))), n)
+    def power(x: ir.Value) -> ir.Value:
+        x = v.at_most(x, 129.0)
+        n = v.b.fadd(x, v.c(_MAGIC + 254))
+        return _exp2_scaled(v, v.b.fsub(x, v.b.fsub(n, v.c(_MAGIC + 254))), n)
+    return _down_to(v, -151.0, x, power)
 
 
 def _times_log2e(v: _Lanes, x: ir.Value, sign: float, offset: float) -> tuple[ir.Value, ir.Value]:
@@ -209,7 +219,7 @@ def _times_log2e(v: _Lanes, x: ir.Value, sign: float, offset: float) -> tuple[ir
 
 
 def _exp(v: _Lanes, x: ir.Value) -> ir.Value:
-    return _exp2_scaled(v, *_times_log2e(v, v.at_most(v.at_least(x, -105.0), 89.0), 1.0, 254))
+    return _down_to(v, -105.0, x, lambda x: _exp2_scaled(v, *_times_log2e(v, v.at_most(x, 89.0), 1.0, 254)))
 
 
 def _sigmoid(v: _Lanes, x: ir.Value) -> ir.Value:
