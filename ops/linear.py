@@ -14,8 +14,9 @@ from tilelang.ops.matmul import blocks, matmul, packed_size
 from tilelang.ops.reduction import sum_rows
 from tilelang.targets import cpu_registers
 
-FEW, ROWS = 48, 14
-"""Rows of x up to which the weight is better not packed, on CPUs with 16 registers, and most rows of a block then."""
+FEW, ROWS = {16: 48, 32: 12}, 14
+"""Rows of f32 up to which the weight is better not packed, on CPUs with so many registers, and most rows of a block
+then."""
 
 
 @tile.function
@@ -60,14 +61,14 @@ def _blocks(x: Any, w: Any) -> dict[str, int]:
 def _sizes(m: int, k: int, n: int, dt: Any, gpu: bool, threads: int) -> dict[str, int]:
     """Block extents for x [m, k] and w [n, k] of a torch or NumPy dtype; those of `blocks` go by the threads, too."""
     size = packed_size(dtype(dt), gpu)
-    few = m <= FEW and not gpu and cpu_registers() == 16
+    few = not gpu and m <= FEW[cpu_registers()] * size // 4
     found = few_rows(max(m, 1), k) if few else blocks(m, n, k, size, gpu)
     return dict(zip(("BM", "BN", "BK"), found, strict=True))
 
 
 def few_rows(m: int, k: int) -> tuple[int, int, int]:
-    """(BM, BN, BK) of a product of few rows with 16 registers: few rows of w at a time, where they are pages long, for
-    memory to read along them; else so many that x stays in the first level of the caches with them."""
+    """(BM, BN, BK) of a product of few rows: few rows of w at a time, where they are pages long, for memory to read
+    along them; else so many that x stays in the first level of the caches with them."""
     if m <= 2 and k >= 1024:
         return m, 8, even(k, 4096, 8)
     return even(m, ROWS, 1), 64, next((deep for deep in range(384, 255, -8) if k % deep == 0), even(k, 384, 8))
