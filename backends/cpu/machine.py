@@ -20,6 +20,8 @@ OPT_LEVEL = 3
 LINE = 64
 """Bytes of a cache line."""
 _USUAL_CACHE = 32 << 20
+_SLOW_PAIRS = {"sapphirerapids", "emeraldrapids", "graniterapids", "graniterapids-d"}
+"""LLVM's names of processors whose `vdpbf16ps` multiplies half as much in a cycle as their products of f32 do."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def processor(cpu: str, attributes: str, have: Set[str]) -> CpuTarget:
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= have:
         vector_bytes, registers = 64, 32
         names |= {name for name in ("vnni", "vbmi", "bf16") if f"avx512{name}" in have}
+        if cpu in _SLOW_PAIRS:
+            names -= {"bf16"}
     elif {"avx2", "fma", "avxvnni"} <= have:
         names.add("vnni")
     half = {("f16", "f32"), ("f32", "f16")} if "f16c" in have or arm else ()  # from f64 LLVM calls a library

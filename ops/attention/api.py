@@ -91,10 +91,10 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False, scale: float | None 
     """softmax(scale q k^T) v for q [B, H, S, D], k [B, G, L, D] and v [B, G, L, E], where H is a multiple of G.
 
     q, k and v are f32, f16 or bf16, with any strides. Everything is computed in f32, except that a GPU multiplies
-    probabilities in v's dtype. Returns the result [B, H, S, E], written into `out` where one is given; with
-    `return_lse` also log(sum(exp(scores))) f32 [B, H, S]. A query that sees no key has the result 0 and an LSE of
-    +inf. `scale` defaults to 1 / sqrt(D). Calls with up to 4 queries, or up to 16 where heads share keys, run the
-    kernels of `attention_decode`.
+    probabilities in v's dtype, and a CPU with fast products of bf16 in bf16. Returns the result [B, H, S, E],
+    written into `out` where one is given; with `return_lse` also log(sum(exp(scores))) f32 [B, H, S]. A query that
+    sees no key has the result 0 and an LSE of +inf. `scale` defaults to 1 / sqrt(D). Calls with up to 4 queries, or
+    up to 16 where heads share keys, run the kernels of `attention_decode`.
 
     Which keys a query i sees, its own place being i + L - S (bottom-right aligned): with `causal`, none behind its
     place; with `window` (left, right), at most so many before and behind it, -1 for all; those that

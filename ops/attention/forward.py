@@ -57,7 +57,7 @@ def forward_kernel(
     CHOSEN: tile.Const = False,
 ):
     """One block of BM queries of one head for each program; BD >= D, BE >= E. Exponentials are taken to base 2. ROUND:
-    probabilities take part in the second product in v's dtype, as tensor cores want them, and CPUs for bf16.
+    probabilities take part in the second product in v's dtype, as tensor cores want them, and fast products of bf16.
     POSITIVE: `scale` is, so that the largest score is that of the largest product, and scores need not be scaled
     before it is known. CHOSEN: `blocks` are numbers of single keys."""
     H, G = q.shape[1], k.shape[1]

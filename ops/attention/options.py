@@ -14,6 +14,7 @@ from tilelang.jit import architecture, only_allocates
 from tilelang.lang.expressions import Function
 from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, check_floats, dtype_of, even, scale_of
+from tilelang.ops.matmul import packed_size
 from tilelang.ops.streamk import PROCESSORS
 
 WIDTHS = {64, 96, 128}
@@ -166,7 +167,7 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
     if only_allocates():
         return {"BM": 1, "BN": 1, "BD": 1, "BE": 1, "ROUND": False}
     if not tile.on_gpu(q, k, v):
-        return {**_cpu_blocks(d, e, queries, keys, kernel), "ROUND": dtype_of(q) is tile.bf16}
+        return {**_cpu_blocks(d, e, queries, keys, kernel), "ROUND": packed_size(dtype_of(q)) == 2}
     side = 64 if max(d, e) <= 128 else 32 if max(d, e) <= 256 else 16
     m, n, name = side, side, architecture(q, k, v)
     if kernel == "forward" and name == "cuda:sm_90a" and {d, e} <= WIDTHS and dtype_of(q).bits == 16 \

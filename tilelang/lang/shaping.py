@@ -304,8 +304,8 @@ def topk(x: Tile, k: int, axis: int = -1) -> tuple[Tile, Tile]:
 
 def dot(a: Tile, b: Tile, acc: Tile | None = None, dtype: DType | None = None) -> Tile:
     """acc + a @ b for a [..., M, K] and b [..., K, N]. Operands may have any dtypes and are multiplied exactly;
-    products accumulate in f32 (f64 with an f64 operand, i32 for two integers) unless `dtype` says otherwise. CPUs with
-    AVX512-BF16 flush bf16 operands below 2^-126, and sums of their products below it, to zero."""
+    products accumulate in f32 (f64 with an f64 operand, i32 for two integers) unless `dtype` says otherwise. CPUs that
+    multiply by AVX512-BF16 flush bf16 operands below 2^-126, and sums of their products below it, to zero."""
     from tilelang.ir.dtypes import dtype as named
     dt = dtype or (acc.dtype if acc is not None else named(reduction.dot_dtype(a.dtype, b.dtype)))
     operands = [a.value, b.value] + ([acc.value] if acc is not None else [])
