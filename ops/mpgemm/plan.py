@@ -71,17 +71,18 @@ class Core:
         return (2 if bits > 6 else 0) if self.registers else 2.5 * (max((1 << bits) // 16, 1) - 1)
 
 
-ZEN5 = Core(32.0, 12.0, 2.4, 0.0, 2.4, 2.0, 5.6, 5.0, 1.4, True, (0.6, 0.01))
+ZEN5 = Core(32.0, 12.0, 2.4, 0.0, 2.4, 0.0, 5.6, 5.0, 1.4, True, (0.6, 0.01))
+RAPTOR_COVE = Core(26.0, 6.1, 2.4, 0.0, 2.4, 2.0, 5.6, 5.0, 1.4, True, (0.31, 0.0128))
 ZEN3 = Core(20.0, 4.2, 2.2, 1.4, 8.0, 3.0, 14.0, 45.0, 4.0, False, (0.45, 0.0215))
 
 
 @cache
 def core() -> Core:
-    """One like the host's: with AVX-512, or without."""
-    made, features = ZEN5 if cpu_vector_bytes() == 64 else ZEN3, cpu_features()
-    bytes_ = ZEN5 if "vnni" in features else ZEN3
-    made = replace(made, fours=bytes_.fours, widened=bytes_.widened, eights=bytes_.eights)
-    return replace(made, halves=0.0) if "bf16" in features else made
+    """One like the host's: with AVX-512, and fast products of bf16 or not, or without."""
+    features = cpu_features()
+    wide = ZEN5 if "bf16" in features else RAPTOR_COVE
+    made, bytes_ = wide if cpu_vector_bytes() == 64 else ZEN3, wide if "vnni" in features else ZEN3
+    return replace(made, fours=bytes_.fours, widened=bytes_.widened, eights=bytes_.eights)
 
 
 @dataclass(frozen=True)

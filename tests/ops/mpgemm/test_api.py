@@ -26,7 +26,7 @@ from tilelang.ops.mpgemm import api
 from tilelang.ops.mpgemm.blocks import source
 from tilelang.ops.mpgemm.on_cpu import LITTLE
 from tilelang.ops.mpgemm.pack import BLOCK, LANES, Panels, panels, ranks, repackable
-from tilelang.ops.mpgemm.plan import ZEN3, ZEN5, Core, core, plan
+from tilelang.ops.mpgemm.plan import RAPTOR_COVE, ZEN3, ZEN5, Core, core, plan
 from tilelang.quant import LowRank, Parameter, QuantTensor, RowParts, Sparse
 
 activation = import_module("tilelang.ops.activation")
@@ -317,19 +317,19 @@ def test_what_follows_the_product(dt: torch.dtype) -> None:
     assert ops.mpgemm(x, w, out_dtype=tile.f32).dtype == torch.float32
 
 
-@pytest.mark.parametrize("like", [ZEN5, replace(ZEN5, halves=0.0), ZEN3], ids=["AVX-512", "with bf16", "AVX2"])
+@pytest.mark.parametrize("like", [RAPTOR_COVE, ZEN5, ZEN3], ids=["AVX-512", "with bf16", "AVX2"])
 def test_a_plan_is_the_cheapest_that_can(like: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("tilelang.ops.mpgemm.plan"), "core", lambda: like)
     rng = np.random.default_rng(4)
     one, three, four, table = (weight(rng, name, 512, 512, 128) for name in ("u1", "u3", "u4", "f4e2m1"))
     assert plan(tile.f32, one, 64).decomposition == ("lut_act" if like.registers else "dequant_fma")
-    assert plan(tile.f32, three, 48).decomposition == "dequant_fma"
+    assert plan(tile.f32, three, 32).decomposition == "dequant_fma"
     assert plan(tile.f32, four, 1).decomposition == plan(tile.f32, table, 1).decomposition == "dequant_fma"
     pairs = "dequant_fma" if like.halves else "bf16_dot"
-    assert plan("bf16", four, 48).decomposition == plan("i8", table, 1).decomposition == pairs
+    assert plan("bf16", four, 32).decomposition == plan("i8", table, 1).decomposition == pairs
     assert plan("i8", four, 1).decomposition == plan("i8", four, 256).decomposition == "int_dot"
     assert plan("i8", four, 1).bound == 128 * 127 * 15
-    if not like.registers:  # blocks of W are worth their while
+    if like != ZEN5:  # blocks of W are worth their while
         assert plan(tile.f32, four, 256).decomposition == "dequant_dot"
 
 
@@ -342,8 +342,8 @@ def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> No
     for name in "x86-64-v3", "avx-vnni", "x86-64-v4", "newest":
         monkeypatch.setattr(machine, "host", partial(level, name))
         found[name] = core.__wrapped__()
-    assert found["x86-64-v3"] == ZEN3 and found["newest"] == replace(ZEN5, halves=0.0)
-    for name, other, like in ("avx-vnni", ZEN3, ZEN5), ("x86-64-v4", ZEN5, ZEN3):
+    assert found["x86-64-v3"] == ZEN3 and found["newest"] == ZEN5
+    for name, other, like in ("avx-vnni", ZEN3, RAPTOR_COVE), ("x86-64-v4", RAPTOR_COVE, ZEN3):
         assert bytes_of(found[name]) == bytes_of(like) and found[name].sums == other.sums
 
 
