@@ -3,7 +3,6 @@ caches in few bits, with any options, in any memory."""
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +11,14 @@ from typing import Any
 import torch
 
 import tilelang as tile
+from tests.cases import DTYPES, EMULATED, STRIDES, Case, U, placed
 from tests.ops.attention.oracle import EPS, two_of_three, wavy
 from tests.ops.attention.test_decode import values
 from tilelang import ops
 from tilelang.ops.attention.sparse import pruned
 
-EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")
-"""GPUs: seconds for each case, so drawn seldom, and small."""
 HOSTS = ("reference", "reference", "reference", "cpu")
 """What kernels mean, without a compilation for each case, and machine code."""
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 SCORES = ("causal", "window", "softcap", "alibi", "sinks", "scale", "score_mod", "mask_mod", "large", "zero")
 """Options of every kind but latent caches."""
 OPTIONS = {
@@ -32,37 +29,10 @@ OPTIONS = {
     "sparse": (*SCORES, "used_k", "pages", "splits", "strides", "numpy"),
     "latent": ("causal", "scale", "used_k", "pages", "splits", "strides", "numpy", "large", "zero"),
 }
-STRIDES = ("heads last", "transposed", "every other", "offset", "gaps", "one batch", "one head")
-U = 2.0 ** -24
-
-
-@dataclass(frozen=True)
-class Case:
-    """Sizes are B, G, H / G, S, L, D, E; what else there is to choose follows from the seed and an option's name."""
-
-    kind: str
-    sizes: tuple[int, int, int, int, int, int, int]
-    options: tuple[str, ...]
-    dtype: str
-    target: str
-    threads: int
-    seed: int
-
-    def pick(self, name: str, choices: Any) -> Any:
-        return random.Random(f"{self.seed} {name}").choice(choices)
-
-    def normal(self, name: str, *shape: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-        return torch.randn(shape, generator=generator)
-
-    def lengths(self, name: str, longest: int) -> list[int]:
-        """Of each sequence, with 0, 1 and the longest among them."""
-        rng = random.Random(f"{self.seed} {name}")
-        return [rng.choice((0, 1, longest, rng.randint(0, longest))) if longest else 0 for _ in range(self.sizes[0])]
 
 
 def draw(rng: random.Random, emulated: float = 0.02) -> Case:
-    """A case; of an emulated GPU with that probability."""
+    """A case, of sizes B, G, H / G, S, L, D, E; of an emulated GPU with that probability."""
     target = rng.choice(EMULATED if rng.random() < emulated else HOSTS)
     kind = rng.choice(("whole", "whole", *OPTIONS))
     small = target in EMULATED
@@ -80,26 +50,6 @@ def draw(rng: random.Random, emulated: float = 0.02) -> Case:
     options = tuple(name for name in OPTIONS[kind] if rng.random() < (0.5 if name == "backward" else many))
     dtype = rng.choice(("f32", "f16", "bf16") if not small else ("f16", "bf16", "f16", "f32"))
     return Case(kind, sizes, options, dtype, target, rng.choice((1, 2)), rng.randrange(1 << 30))
-
-
-def placed(x: torch.Tensor, how: str) -> torch.Tensor:
-    """x in memory of another order, or, of "one …", the first of a dimension for all."""
-    if how == "heads last":
-        return x.swapaxes(1, 2).contiguous().swapaxes(1, 2)
-    if how == "transposed":
-        return x.swapaxes(-1, -2).contiguous().swapaxes(-1, -2)
-    if how in ("one batch", "one head"):
-        dim = int(how == "one head")
-        return x.narrow(dim, 0, min(1, x.shape[dim])).expand(x.shape)
-    if how == "every other":
-        view = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)[..., ::2]
-    elif how == "gaps":
-        view = x.new_full((*x.shape[:-2], 2 * x.shape[-2] + 1, x.shape[-1] + 3), torch.nan)[..., 1::2, 2:-1]
-    elif how == "offset":
-        view = x.new_full((x.numel() + 5,), torch.nan)[3:3 + x.numel()].view(x.shape)
-    else:
-        return x
-    return view.copy_(x)
 
 
 @dataclass

@@ -3,32 +3,19 @@ the CPU and now and then on emulated GPUs, within derived bounds of the f64 refe
 drops the options that it does not need, and prints the case, which `check` repeats."""
 from __future__ import annotations
 
-import random
 import sys
-import time
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-import tilelang as tile
-from tests.attention_cases import DTYPES, EMULATED, MAKE, STRIDES, Call, Case, U, draw, one, placed
+from tests.attention_cases import MAKE, Call, draw, one
+from tests.cases import DTYPES, EMULATED, STRIDES, Case, U, campaign, placed, within
 from tests.ops.attention.oracle import EPS, attention, bounds, scores
-
-LONGEST = 60
-"""Seconds that a case of a GPU may take, or twice what the longest took: none is begun later than that before the
-end."""
 
 
 def check(case: Case) -> str:
     """What is wrong; "" where all is well."""
-    before = tile.get_num_threads()
-    tile.set_num_threads(case.threads)
-    try:
-        with tile.target(case.target):
-            return examined(case)
-    finally:
-        tile.set_num_threads(before)
+    return within(case, examined)
 
 
 def examined(case: Case) -> str:
@@ -193,40 +180,5 @@ def magnitude(call: Call, part: Any, small: dict[str, torch.Tensor], do: torch.T
     return total
 
 
-def simplified(case: Case, found: str) -> tuple[Case, str]:
-    """The case with as few options, sequences and threads as it fails with."""
-    for change in [lambda c, n=n: replace(c, options=tuple(x for x in c.options if x != n)) for n in case.options] + [
-            lambda c: replace(c, threads=1), lambda c: replace(c, dtype="f32"),
-            lambda c: replace(c, sizes=(1, *c.sizes[1:])), lambda c: replace(c, sizes=(c.sizes[0], 1, *c.sizes[2:])),
-            lambda c: replace(c, sizes=(*c.sizes[:2], 1, *c.sizes[3:]))]:
-        smaller = change(case)
-        if smaller != case and (also := verdict(smaller)):
-            case, found = smaller, also
-    return case, found
-
-
-def verdict(case: Case) -> str:
-    """`check`, with an exception as what is wrong."""
-    try:
-        return check(case)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def main(seconds: float) -> int:
-    """Random cases for about `seconds`; 1 if one of them failed."""
-    rng, end, done, longest = random.Random(), time.monotonic() + seconds, 0, float(LONGEST)
-    while (now := time.monotonic()) < end:
-        case = draw(rng, 0.02 if end - now > longest else 0.0)
-        if found := verdict(case):
-            case, found = simplified(case, found)
-            print(f"after {done} cases: {found}\ncheck({case})")
-            return 1
-        done += 1
-        longest = max(longest, 2 * (time.monotonic() - now)) if case.target in EMULATED else longest
-    print(f"{done} random cases, no difference")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60))
+    sys.exit(campaign(float(sys.argv[1]) if len(sys.argv) > 1 else 60, draw, check))

@@ -7,9 +7,9 @@ from unittest import mock
 
 import pytest
 
-from tests import fuzz_attention
-from tests.attention_cases import EMULATED, HOSTS, OPTIONS, Case, draw
-from tests.fuzz_attention import check, simplified
+from tests.attention_cases import HOSTS, OPTIONS, draw
+from tests.cases import EMULATED, Case, simplified, verdict
+from tests.fuzz_attention import check
 from tilelang.ops.attention import api
 
 
@@ -47,7 +47,7 @@ def test_what_is_wrong_is_found_and_simplified() -> None:
         return given
     assert check(case) == ""
     with mock.patch.object(api, "options", wider):
-        found = fuzz_attention.verdict(case)
+        found = verdict(check, case)
         assert "result off by" in found
-        smaller, _ = simplified(case, found)
+        smaller, _ = simplified(check, case, found)
     assert smaller.options == ("causal",) and smaller.dtype == "f32" and smaller.threads == 1 and smaller.sizes[2] == 1
