@@ -64,7 +64,7 @@ def conv_dw_kernel(x: tile.Tensor[tile.T, "B D S"], dz: tile.Tensor[tile.U, "B D
     order; one tap and block of channels for each program."""
     B, D, S = x.shape
     W = dweight.shape[1]
-    d, t = tile.grid(tile.cdiv(D, BD), W)
+    d, t = tile.grid(tile.cdiv(D, BD), tile.maximum(W, 1))
     dw, db = tile.zeros((BD,), tile.f32), tile.zeros((BD,), tile.f32)
     for b in tile.range(0, B):
         for s in tile.range(0, S, BS):

@@ -20,7 +20,8 @@ def cross_entropy_kernel(x: tile.Tensor[tile.T, "M N"], target: tile.Tensor[tile
                          BM: tile.Const, BN: tile.Const):
     """loss = lse - x[target], lse = log(sum(exp(x))) of each row; 0 where the target is `ignore`."""
     m = tile.grid(tile.cdiv(x.shape[0], BM))
-    wanted = tile.load(target, (m * BM,), (BM,))[:, None]
+    there = m * BM + tile.arange(BM) < x.shape[0]  # 0 would be no class of none
+    wanted = tile.where(there, tile.load(target, (m * BM,), (BM,)), ignore)[:, None]
     assert tile.all((wanted == ignore) | ((wanted >= 0) & (wanted < x.shape[1].to(tile.i64)))), "a target is no class"
     top, total = tile.full((BM, 1), float("-inf"), tile.f32), tile.zeros((BM, 1), tile.f32)
     picked = tile.zeros((BM, 1), tile.f32)
@@ -99,7 +100,7 @@ def _reduced(loss: Any, target: Any, ignore_index: int, reduction: str) -> Any:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     return loss if reduction == "none" else loss.sum() if reduction == "sum" else \
-        loss.sum() / (target != ignore_index).sum()
+        loss.sum() / (target != ignore_index).sum(dtype=loss.dtype)
 
 
 def cross_entropy(x: Any, target: Any, ignore_index: int = -100, reduction: str = "mean") -> Any:

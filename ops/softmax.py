@@ -30,7 +30,8 @@ def softmax_blocks_kernel(x: tile.Tensor[tile.T, "M N"], y: tile.Out[tile.T, "M 
     for n in tile.range(0, x.shape[1], BN):
         v = tile.load(x, (m, n), (BN,), fill=float("-inf")).to(tile.f32)
         new = tile.maximum(top, v.max(0, keepdims=True))
-        total = total * tile.exp(top - new) + tile.exp(v - new).sum(0, keepdims=True)
+        base = tile.where(new == float("-inf"), 0.0, new)  # while all are -inf
+        total = total * tile.exp(top - base) + tile.exp(v - base).sum(0, keepdims=True)
         top = new
     for n in tile.range(0, x.shape[1], BN):
         v = tile.load(x, (m, n), (BN,)).to(tile.f32)

@@ -38,7 +38,8 @@ def rotate_kernel(
     b, h, s = tile.grid(x.shape[0], x.shape[1], x.shape[2])
     place = s if first is None else s + tile.load(first, (b,), ())
     assert (place >= 0) & (place < cos.shape[0]), "a place has no angles: cos and sin are too short"
-    tile.store(y, (b, h, s, 0), rotated(x, cos, sin, b, h, s, place, HALF, INTERLEAVED).to(y.dtype))
+    if HALF > 0:
+        tile.store(y, (b, h, s, 0), rotated(x, cos, sin, b, h, s, place, HALF, INTERLEAVED).to(y.dtype))
     if BD > 2 * HALF:
         rest = tile.load(x, (b, h, s, 2 * HALF), (BD - 2 * HALF,))
         tile.store(y, (b, h, s, 2 * HALF), rest)
@@ -99,7 +100,7 @@ def rotate(x: Any, cos: Any, sin: Any, first: Any = None, interleaved: bool = Fa
     place without angles."""
     check_floats("rotate", x, 4)
     half, y = _half(cos, sin, x.shape[3]), empty_like(x, tuple(x.shape), dtype_of(x))
-    rotate_kernel(x, cos, sin, y, first=first, HALF=half, BD=x.shape[3], INTERLEAVED=interleaved)
+    rotate_kernel(x, cos, sin, y, first=first, HALF=half, BD=max(x.shape[3], 1), INTERLEAVED=interleaved)
     return y
 
 
@@ -117,9 +118,10 @@ def append_kv(k_cache: Any, v_cache: Any, k: Any, v: Any, seqused: Any, *, cos: 
                          f"{', '.join([str(list(x.shape)) for x in (k, v, k_cache, v_cache)])}")
     if block_table is None:
         check_batch(k.shape[0], k_cache)
-    d = k.shape[3]
-    append_kernel(k, v, k_cache, v_cache, seqused, cos=cos, sin=sin, table=block_table, BD=d, BE=v.shape[3],
-                  HALF=d // 2 if cos is None else _half(cos, sin, d), INTERLEAVED=interleaved)
+    half = 0 if cos is None else _half(cos, sin, k.shape[3])
+    cos, sin = (cos, sin) if half else (None, None)
+    append_kernel(k, v, k_cache, v_cache, seqused, cos=cos, sin=sin, table=block_table, BD=max(k.shape[3], 1),
+                  BE=max(v.shape[3], 1), HALF=half, INTERLEAVED=interleaved)
 
 
 @tile.kernel

@@ -193,3 +193,17 @@ def test_a_grid_of_too_many_programs_is_refused() -> None:
     for extents in ((1 << 30, 1 << 30, 0), (-1, -1, 1), (1, 0, 1)):
         blocks(y, *extents)
     assert y[0] == 1
+
+
+@pytest.mark.parametrize("move", ["load", "gather"])
+def test_what_lies_outside_is_a_constant(move: str) -> None:
+    """A number of the call was taken, and failed behind the front end without a line."""
+    @tile.kernel
+    def filling(x: tile.Tensor[tile.f32, "N"], y: tile.Out[tile.f32, "N"], f: tile.f32, MOVE: tile.Const):
+        if MOVE == "load":
+            a = tile.load(x, 0, 8, fill=f)
+        else:
+            a = tile.gather(x, tile.arange(8), fill=f)
+        tile.store(y, 0, a)
+    with pytest.raises(errors.DTypeMismatch, match="`fill` must be a constant number"):
+        filling(np.zeros(4, np.float32), f=0.5, MOVE=move)

@@ -45,3 +45,11 @@ def test_causal_conv1d(b: int, d: int, s: int, w: int, biased: bool, activation:
 def test_it_names_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="activation must be None or 'silu'"):
         ops.causal_conv1d(np.zeros((1, 1, 1)), np.zeros((1, 1)), activation="gelu")
+
+
+def test_no_taps() -> None:
+    """The bias is all there is, and has a gradient: it was whatever memory held."""
+    x, weight, bias = torch.randn(2, 3, 5), torch.zeros(3, 0), torch.randn(3, requires_grad=True)
+    y = ops.causal_conv1d(x, weight, bias)
+    assert torch.equal(y, bias[None, :, None].expand(2, 3, 5))
+    assert torch.equal(torch.autograd.grad(y.sum(), bias)[0], torch.full((3,), 10.0))

@@ -149,3 +149,27 @@ def test_places_without_angles() -> None:
     with pytest.raises(AssertFailed, match="a place has no angles"):
         ops.append_kv(cache, cache.clone(), x, x, used, cos=angles, sin=angles)
     ops.append_kv(cache[:, :, :10], cache.clone()[:, :, :10], x, x, used, cos=angles, sin=angles)  # drops the last
+
+
+def test_cross_entropy_of_arrays_is_of_f32() -> None:
+    x, target = np.zeros((3, 4), np.float32), np.array([0, -100, 3])
+    loss = ops.cross_entropy(x, target)
+    assert loss.dtype == np.float32 and abs(loss - np.log(4)) < 4 * EPS
+
+
+def test_cross_entropy_of_no_classes() -> None:
+    """All targets are ignored; rows behind the last were of class 0."""
+    x, target = torch.zeros(3, 0), torch.full((3,), -100)
+    assert torch.equal(ops.cross_entropy(x, target, reduction="none"), torch.zeros(3))
+
+
+def test_rotary_embedding_by_no_angles() -> None:
+    """Of rows with elements, and without."""
+    none, used = torch.zeros(9, 0), torch.zeros(1, dtype=torch.int32)
+    for d, e in ((3, 2), (0, 2), (3, 0)):
+        k, v = torch.randn(1, 2, 4, d), torch.randn(1, 2, 4, e)
+        assert torch.equal(ops.rotate(k, none, none), k)
+        for angles in ({}, {"cos": none, "sin": none}):
+            caches = torch.zeros(1, 2, 5, d), torch.zeros(1, 2, 5, e)
+            ops.append_kv(*caches, k, v, used, **angles)
+            assert torch.equal(caches[0][:, :, :4], k) and torch.equal(caches[1][:, :, :4], v)

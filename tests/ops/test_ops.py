@@ -114,3 +114,12 @@ def test_rows_of_nothing_and_no_rows(shape: tuple[int, ...]) -> None:
         for y in (ops.softmax(x), ops.rms_norm(x, w[0]), ops.linear(x, w)):
             grads = torch.autograd.grad(y.sum(), (x, w), allow_unused=True, materialize_grads=True)
             assert y.shape[:-1] == shape[:-1] and all(not g.any() for g in grads)
+
+
+def test_softmax_of_long_rows_that_begin_masked() -> None:
+    """Blocks without any finite number, before those with some: one less another was NaN."""
+    x = torch.randn(1, 20000)
+    x[:, :9000] = -torch.inf
+    y = ops.softmax(x)
+    assert torch.equal(y[:, :9000], torch.zeros(1, 9000))
+    close(y, softmax.reference(x.double().numpy()), 11016 * 2.0 ** -23 * y.numpy())

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import builtins
+from numbers import Real
 from typing import Any
 
 from tilelang.errors import DTypeMismatch, NonConstantExtent, ShapeMismatch, UnsupportedSyntax
@@ -152,11 +153,20 @@ def _place(memory: Any, offsets: Any, shape: Any) -> tuple[list[Value], tuple[in
     return places, extents([e for e in wanted if e is not None]), axes
 
 
+def _filling(x: Any) -> Any:
+    """`x`, if it may be what elements outside of a tensor are. Raises DTypeMismatch."""
+    if isinstance(x, Real):
+        return x
+    raise DTypeMismatch("`fill` must be a constant number", loc=here(), needs="a number of Python",
+                        got=str(x.value.type) if isinstance(x, Tile) else repr(x),
+                        try_="tile.where(inside, block, x) for a number that is known at run time only")
+
+
 def load(memory: Any, offsets: Any, shape: Any, fill: float = 0) -> Any:
     """The block of `shape` at `offsets`. Elements outside the tensor are `fill`. The extents belong to the last
     dimensions; `None` (or no extent) indexes a dimension and drops it: `tile.load(x, i, ())` is one number."""
     places, extents_, axes = _place(memory, offsets, shape)
-    return Tile(emit(mem.Load, memory.value, *places, shape=extents_, axes=axes, fill=fill).result)
+    return Tile(emit(mem.Load, memory.value, *places, shape=extents_, axes=axes, fill=_filling(fill)).result)
 
 
 def store(memory: Any, offsets: Any, tile: Any, shape: Any = None) -> None:
@@ -180,7 +190,7 @@ def gather(memory: Any, indices: Any, mask: Any = None, fill: float = 0) -> Any:
     """The elements at tiles of indices, one tile for each dimension. Outside the tensor, and where the mask is false,
     they are `fill`."""
     operands, _ = _indices(memory, indices, [], mask)
-    return Tile(emit(mem.Gather, memory.value, *operands, masked=mask is not None, fill=fill).result)
+    return Tile(emit(mem.Gather, memory.value, *operands, masked=mask is not None, fill=_filling(fill)).result)
 
 
 def expand_load(memory: Any, offsets: Any, bits: Tile, starts: Tile | None = None) -> Any:
