@@ -26,6 +26,7 @@ fuzz: .venv/dev
 	$(BIN)/python -m tests.fuzz_casts $(SECONDS)
 	$(BIN)/python -m tests.fuzz_language $(SECONDS)
 	$(BIN)/python -m tests.fuzz_mpgemm $(SECONDS)
+	$(BIN)/python -m tests.fuzz_ops $(SECONDS)
 	$(BIN)/python -m tests.fuzz_rings $(SECONDS)
 
 bench: .venv/examples

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import tilelang as tile
-from tests.cases import DTYPES, EMULATED, STRIDES, Case, U, placed
+from tests.cases import DISTINCT, DTYPES, EMULATED, STRIDES, Case, U, placed
 from tests.ops.attention.oracle import EPS, two_of_three, wavy
 from tests.ops.attention.test_decode import values
 from tilelang import ops
@@ -128,7 +128,7 @@ def strided(case: Case, leaves: dict[str, torch.Tensor], lengths: bool) -> None:
     """Places q, k and v anew."""
     for name in ("q", "k", "v"):
         if "strides" in case.options and name in leaves:
-            how = case.pick(f"strides {name}", STRIDES[:5] if lengths or leaves[name].ndim == 3 else STRIDES)
+            how = case.pick(f"strides {name}", DISTINCT if lengths or leaves[name].ndim == 3 else STRIDES)
             leaves[name] = placed(leaves[name], how)
 
 
@@ -308,7 +308,7 @@ def decode(case: Case) -> tuple[Call, Callable[..., Any]]:
         options["splits"] = case.pick("splits", (1, 2, 3, 7))
     strided(case, call.leaves, True)
     if "strides" in given and all(getattr(x, "is_floating_point", bool)() and x.dtype.itemsize > 1 for x in cache):
-        cache = [placed(x, case.pick(f"strides {n}", STRIDES[:5])) for n, x in enumerate(cache)]
+        cache = [placed(x, case.pick(f"strides {n}", DISTINCT)) for n, x in enumerate(cache)]
     if latent:
         return call, lambda q, k, v, **more: ops.mla_decode(
             q, like(q, cache[0][:, 0]), columns=e, **{n: like(q, x) for n, x in extra.items()}, **more)

@@ -19,7 +19,11 @@ LONGEST = 60
 """Seconds that a case of a GPU may take, or twice what the longest took: none is begun later than that before the
 end."""
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-STRIDES = ("heads last", "transposed", "every other", "offset", "gaps", "one batch", "one head")
+RANKS = {"heads last": 3, "transposed": 2, "every other": 1, "offset": 1, "gaps": 2, "one batch": 1, "one head": 2}
+"""Memory in which a tensor of so many dimensions or more may be."""
+STRIDES = tuple(RANKS)
+DISTINCT = STRIDES[:5]
+"""Where elements are their own."""
 U = 2.0 ** -24
 
 
@@ -66,6 +70,11 @@ def placed(x: torch.Tensor, how: str) -> torch.Tensor:
     else:
         return x
     return view.copy_(x)
+
+
+def located(case: Case, name: str, x: torch.Tensor) -> torch.Tensor:
+    """x in some memory."""
+    return placed(x, case.pick(f"strides {name}", ("", *[how for how, rank in RANKS.items() if x.ndim >= rank])))
 
 
 Check = Callable[[Case], str]

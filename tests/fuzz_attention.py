@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tests.attention_cases import MAKE, Call, draw, one
-from tests.cases import DTYPES, EMULATED, STRIDES, Case, U, campaign, placed, within
+from tests.cases import DISTINCT, DTYPES, EMULATED, Case, U, campaign, placed, within
 from tests.ops.attention.oracle import EPS, attention, bounds, scores
 
 
@@ -35,7 +35,7 @@ def examined(case: Case) -> str:
     out, before = None, 0.0
     if "out" in case.options:
         before = 7.0
-        out = placed(torch.full(shape, before, dtype=leaves["q"].dtype), case.pick("out", ("", *STRIDES[:5])))
+        out = placed(torch.full(shape, before, dtype=leaves["q"].dtype), case.pick("out", ("", *DISTINCT)))
         given["out"] = out.numpy() if numpy else out
     o, lse = function(given.pop("q"), given.pop("k"), given.pop("v"), return_lse=True, **given)
     o, lse = torch.as_tensor(o), torch.as_tensor(lse)

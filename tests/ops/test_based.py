@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tilelang as tile
+from tests.ops.attention.test_dynamic import largest
 from tilelang import ops
 
 based = import_module("tilelang.ops.based")
@@ -41,7 +42,7 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> Non
     x, y, z, g, a = (t.detach().double().abs() for t in (q, k, v, do, want))
     p = weights(x, y, window) / total.detach()
     ds = p * (g @ z.mT + (g * a).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-    deep = (1 + (x @ y.mT).max() * q.shape[-1] ** -0.5) * (q.shape[2] + q.shape[3] ** 2 + v.shape[3] + 32)
+    deep = (1 + largest(x @ y.mT) * q.shape[-1] ** -0.5) * (q.shape[2] + q.shape[3] ** 2 + v.shape[3] + 32)
     sizes = [p @ z + a, ds @ y, ds.mT @ x, p.mT @ g]
     got = [o, *torch.autograd.grad(o, (q, k, v), do)]
     for r, e, size in zip(got, [want, *torch.autograd.grad(want, exact, do.double())], sizes, strict=True):
@@ -79,20 +80,28 @@ def test_large_scores_within_the_window() -> None:
         assert ((o - want).abs() <= torch.expm1(t) * v.abs().max()).all()
 
 
+def check_steps(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> None:
+    """One step at a time, with a result for each."""
+    b, h, steps, d = q.shape
+    with torch.no_grad():
+        state = ops.based_state(q, b, h, d, v.shape[3], window)
+        got = [ops.based_step(state, torch.full((b,), t, dtype=torch.int32), q[:, :, t], k[:, :, t], v[:, :, t],
+                              window) for t in range(steps)]
+    if not got:
+        return
+    q, k, v = (x.double() for x in (q, k, v))
+    want = torch.tensor(based.reference(*(x.numpy() for x in (q, k, v)), window))
+    p = weights(q.abs(), k.abs(), window) / weights(q, k, window).sum(-1, keepdim=True)
+    deep = (1 + largest(q.abs() @ k.abs().mT) * d ** -0.5) * (steps + d * d + v.shape[3] + 32)
+    size = p @ v.abs() + want.abs()
+    step = (U[got[0].dtype] * want.abs() + 2.0 ** -24) if got[0].dtype is not torch.float32 else 0.0
+    assert ((torch.stack(got, 2) - want).abs() <= 8 * U[torch.float32] * deep * size + step).all()
+
+
 @pytest.mark.parametrize(("window", "target"), [(0, "reference"), (1, "reference"), (6, "reference"), (6, "cpu")])
 def test_steps(window: int, target: str) -> None:
-    """Two sequences, the second of which began later."""
-    q, k, v = (x.detach() for x in draw(2, 2, 14, 4, 5))
-    with tile.target(target), torch.no_grad():
-        state = ops.based_state(q, 2, 2, 4, 5, window)
-        got = [ops.based_step(state, torch.tensor([t, t], dtype=torch.int32), q[:, :, t], k[:, :, t], v[:, :, t],
-                              window) for t in range(14)]
-    want = based.reference(*(x.numpy() for x in (q, k, v)), window)
-    w = weights(q.double(), k.double(), window)
-    p = weights(q.abs().double(), k.abs().double(), window) / w.sum(-1, keepdim=True)
-    deep = (1 + (q.abs() @ k.abs().mT).max() / 2) * (14 + 16 + 5 + 32)
-    size = p @ v.abs().double() + torch.tensor(want).abs()
-    assert ((torch.stack(got, 2) - torch.tensor(want)).abs() <= 8 * U[torch.float32] * deep * size).all()
+    with tile.target(target):
+        check_steps(*(x.detach() for x in draw(2, 2, 14, 4, 5)), window)
 
 
 def test_operators() -> None:

@@ -93,15 +93,20 @@ CASES: list[tuple[Case, Case]] = [
 
 def check(sizes: Case, options: Case) -> None:
     """Forward and backward on the active target."""
-    q, k, v = (x.requires_grad_() for x in draw(**sizes))
-    lam = torch.full(q.shape[:3], options.get("lam", 1.0), requires_grad=True)
-    o = lla(q, k, v, lam, **{n: x for n, x in options.items() if n != "lam"})
+    q, k, v = draw(**sizes)
+    lam = torch.full(q.shape[:3], options.get("lam", 1.0))
+    compared(q, k, v, lam, {n: x for n, x in options.items() if n != "lam"}, 2.0 if sizes.get("unit", True) else 5.0)
+
+
+def compared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lam: torch.Tensor, given: Case, factor: float) -> None:
+    """The same for these tensors."""
+    for x in (q, k, v, lam):
+        x.requires_grad_()
+    o = lla(q, k, v, lam, **given)
     do = torch.randn(o.shape).to(o.dtype)
     grads = torch.autograd.grad(o, (q, k, v, lam), do)
     args = exact(q, k, v, lam)
-    given = {n: x for n, x in options.items() if n != "lam"}
     step = EPS[q.dtype]
-    factor = 2.0 if sizes.get("unit", True) else 5.0
     within(o, reference.forward(*args, **given), reference.forward(*args, **given, dtype=np.float32), step, factor)
     want, low = (reference.backward(*exact(do), *args, **given, dtype=d) for d in (np.float64, np.float32))
     terms = abs(exact(do)[0] @ np.repeat(args[2], q.shape[1] // v.shape[1], 1).swapaxes(-1, -2)).max(initial=0)
@@ -257,18 +262,30 @@ def single_pass(q: Any, k: Any, v: Any, lam: float, ridge: str, last: int) -> An
     return top_of / (w.sum(-2) - (mu * rho[..., 0]).sum(-1, keepdims=True))
 
 
+def check_decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, used: list[int] | None, lam: float, ridge: str,
+                 window: int | None, splits: int | None) -> None:
+    """One query each, [B, H, 1, D]; keys behind the `used` ones are NaN."""
+    lengths = [k.shape[2]] * k.shape[0] if used is None else used
+    k, v = k.clone(), v.clone()
+    for b, n in enumerate(lengths):
+        k[b, :, n:], v[b, :, n:] = torch.nan, torch.nan
+    seqused = None if used is None else torch.tensor(used, dtype=torch.int32)
+    got = lla_decode(q[:, :, 0], k, v, lam, seqused=seqused, ridge=ridge, window=window, splits=splits)
+    want, low = (np.zeros(got.shape) for _ in range(2))
+    for b, n in enumerate(lengths):
+        one = exact(q[b:b + 1], k[b:b + 1, :, :n], v[b:b + 1, :, :n])
+        want[b] = reference.forward(*one, lam, ridge=ridge, window=(-1 if window is None else window, -1))[0, :, 0]
+        low[b] = single_pass(*one, lam, ridge, n if window is None else window + 1)[0]
+    within(got, want, low, max(16 * EPS[torch.float32], EPS[q.dtype]))
+
+
 @pytest.mark.parametrize("ridge", ["rel", "abs"])
 @pytest.mark.parametrize(("length", "splits", "window"), [(1, 1, None), (70, 3, None), (70, 1, 20), (0, 2, None)])
 @pytest.mark.usefixtures("interpreted")
 def test_decode(length: int, splits: int, window: int | None, ridge: str) -> None:
     """A tail filled with NaN has no effect; splits change the result by rounding only."""
-    q, k, v = draw(2, 4, 2, 1, length, 12, 20)
-    want = reference.forward(*exact(q, k, v), 0.5, ridge=ridge, window=(-1 if window is None else window, -1))[:, :, 0]
-    low = single_pass(*exact(q, k, v), 0.5, ridge, length if window is None else window + 1)
-    k, v = (torch.cat([x, torch.full((2, 2, 9, x.shape[3]), float("nan"))], 2) for x in (k, v))
-    used = torch.full((2,), length, dtype=torch.int32)
-    within(lla_decode(q[:, :, 0], k, v, 0.5, seqused=used, ridge=ridge, window=window, splits=splits), want, low,
-           16 * EPS[torch.float32])
+    q, k, v = draw(2, 4, 2, 1, length + 9, 12, 20)
+    check_decode(q, k, v, [length] * 2, 0.5, ridge, window, splits)
 
 
 @pytest.mark.parametrize("target", ["cpu", "emulate:cuda:sm_80", "emulate:hip:gfx942"])

@@ -35,7 +35,7 @@ def check(given: list[torch.Tensor], step: float = U, **options: Any) -> None:
     terms = wide @ (k[:, None] @ up_k).repeat_interleave(repeat, 1).mT * up_q.shape[2] ** -0.5
     depth = sum(x.shape[-1] for x in (q, wide, k)) + 24
     t = (depth * U + 4 * step) * terms.amax() if terms.numel() else 0.0
-    size = (v[:, None] @ up_v).repeat_interleave(repeat, 1).amax(2, keepdim=True)
+    size = torch.nn.functional.pad(v[:, None] @ up_v, (0, 0, 1, 0)).repeat_interleave(repeat, 1).amax(2, keepdim=True)
     if "bias_v" in options:
         size = size + options["bias_v"].double().abs().repeat_interleave(repeat, 0)[:, None]
     error = torch.expm1(torch.as_tensor(2.0 * t)) + (k.shape[1] + v.shape[2] + 16) * U + 3 * step
