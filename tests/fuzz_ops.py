@@ -17,6 +17,8 @@ from tests.ops_cases import FORMULAS, PLAIN, Formula
 from tests.sequence_cases import SEQUENCES
 
 HOSTS = ("cpu", "cpu", "reference")
+LONG = ("reference", "reference", "reference", "cpu")
+"""For operators along sequences, which take seconds to compile."""
 KINDS = {**{name: (extents, (*PLAIN, *more)) for name, (_, extents, more) in FORMULAS.items()},
          **{name: (extents, ("strides", "numpy", *more)) for name, (_, extents, more) in SEQUENCES.items()}}
 """Sizes and options of each operator."""
@@ -26,8 +28,8 @@ SMALL = 40
 
 def draw(rng: random.Random, emulated: float = 0.02) -> Case:
     """A case; of an emulated GPU with that probability."""
-    target = rng.choice(EMULATED if rng.random() < emulated else HOSTS)
     kind = rng.choice(list(KINDS))
+    target = rng.choice(EMULATED if rng.random() < emulated else LONG if kind in SEQUENCES else HOSTS)
     extents, names = KINDS[kind]
     sizes = tuple(rng.choice([n for n in each if target not in EMULATED or n <= SMALL]) for each in extents)
     many = rng.choice((0.1, 0.3, 0.5))

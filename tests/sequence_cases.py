@@ -87,20 +87,38 @@ def lla_tensors(case: Case, s: int) -> list[torch.Tensor]:
     return [memory(case, n, x) for n, x in zip("qkv", tensors, strict=True)]
 
 
-def lla(case: Case) -> str:
-    q, k, v = lla_tensors(case, case.sizes[3])
-    ridge = case.pick("ridge", ("rel", "rel", "abs"))
-    # solvers of f16 and bf16 end early, by as much as a ridge of the weights' size forgives
-    least = case.pick("least", (0.1, 1.0)) if case.dtype == "f32" else k.shape[2] if ridge == "abs" else 1.0
-    lam = memory(case, "lam", torch.rand(q.shape[:3]) * 3 + least)
-    options: dict[str, Any] = {"causal": "causal" in case.options, "ridge": ridge}
+def lla_options(case: Case) -> dict[str, Any]:
+    options: dict[str, Any] = {"causal": "causal" in case.options, "ridge": case.pick("ridge", ("rel", "rel", "abs"))}
     if "window" in case.options:
         options["window"] = case.pick("window", ((0, 0), (3, -1), (9, 5), (-1, 2), (40, 40)))
     if "scale" in case.options:
         options["scale"] = case.pick("scale", (0.0, 0.5, 2.0))
+    return options
+
+
+def lambdas(case: Case, k: torch.Tensor, ridge: str, *shape: int) -> torch.Tensor:
+    """Solvers of f16 and bf16 end early, by as much as a ridge of the weights' size forgives."""
+    least = case.pick("least", (0.1, 1.0)) if case.dtype == "f32" else k.shape[-2] if ridge == "abs" else 1.0
+    return memory(case, "lam", torch.rand(shape) * 3 + least)
+
+
+def lla(case: Case) -> str:
+    q, k, v = lla_tensors(case, case.sizes[3])
+    options = lla_options(case)
+    lam = lambdas(case, k, options["ridge"], *q.shape[:3])
     found = arrays(case, lambda *a: ops.lla(*a, **options), q, k, v, lam)
     test_lla.compared(q, k, v, lam, options, 5.0)
     return found
+
+
+def lla_varlen(case: Case) -> str:
+    """Each sequence as if it were alone."""
+    q, k, v = lla_tensors(case, case.sizes[3])
+    options = lla_options(case)
+    lam = lambdas(case, k, options["ridge"], *q.shape[:3])
+    test_lla.check_packed([x.detach() for x in (q, k, v, lam)], case.lengths("rows", q.shape[2]),
+                          case.lengths("columns", k.shape[2]), options, case.pick("longest", (0, 5)))
+    return ""
 
 
 def lla_decode(case: Case) -> str:
@@ -188,6 +206,7 @@ SEQUENCES: dict[str, tuple[Callable[[Case], str], tuple[tuple[int, ...], ...], t
     "scan_step": (scan_step, ((0, 1, 1, 2), (1, 2, 3), (0, 1, 3, 17), (0, 1, 2, 9), (0, 1, 3, 16, 20)),
                   ("D", "z", "delta_bias", "initial_state", "softplus")),
     "lla": (lla, LIKE_HEADS, ("causal", "window", "scale")),
+    "lla_varlen": (lla_varlen, LIKE_HEADS, ("causal", "window", "scale")),
     "lla_decode": (lla_decode, LIKE_HEADS, ("window", "used")),
     "dynamic": (dynamic, LIKE_HEADS, ("causal", "ties")),
     "lowrank": (lowrank, LIKE_HEADS, ("causal", "window", "bias")),

@@ -104,9 +104,13 @@ def compared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lam: torch.Tenso
         x.requires_grad_()
     o = lla(q, k, v, lam, **given)
     do = torch.randn(o.shape).to(o.dtype)
-    grads = torch.autograd.grad(o, (q, k, v, lam), do)
-    args = exact(q, k, v, lam)
-    step = EPS[q.dtype]
+    judged(o, torch.autograd.grad(o, (q, k, v, lam), do), do, (q, k, v, lam), given, factor)
+
+
+def judged(o: torch.Tensor, grads: Any, do: torch.Tensor, inputs: Any, given: Case, factor: float) -> None:
+    """A result and its gradients by q, k, v and lam for that of the result."""
+    q, _, v, _ = inputs
+    args, step = exact(*inputs), EPS[q.dtype]
     within(o, reference.forward(*args, **given), reference.forward(*args, **given, dtype=np.float32), step, factor)
     want, low = (reference.backward(*exact(do), *args, **given, dtype=d) for d in (np.float64, np.float32))
     terms = abs(exact(do)[0] @ np.repeat(args[2], q.shape[1] // v.shape[1], 1).swapaxes(-1, -2)).max(initial=0)
@@ -226,22 +230,33 @@ def test_rows_that_have_converged_rest() -> None:
 
 
 # -- packed sequences, decode, torch ----------------------------------------------------------------------------------
+def check_packed(tensors: list[torch.Tensor], rows: list[int], columns: list[int], options: Case,
+                 longer: int = 0) -> None:
+    """Of each sequence of q, k, v and lam [B, H, S] as many queries and keys, packed."""
+    q, k, v, lam = tensors
+
+    def packed(x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        every = [x[b, :, :n] for b, n in enumerate(lengths)]
+        return torch.cat([x.new_zeros(x.shape[1], 0, *x.shape[3:]), *every], 1).swapaxes(0, 1).contiguous()
+    one = [packed(x, n).requires_grad_() for x, n in ((q, rows), (k, columns), (v, columns))]
+    each = packed(lam, rows).T[None].requires_grad_()
+    at, at_k = (torch.tensor([0, *n]).cumsum(0).int() for n in (rows, columns))
+    o = lla_varlen(*one, at, at_k, max(rows, default=0) + longer, max(columns, default=0) + longer, each, **options)
+    do = torch.randn(o.shape).to(o.dtype)
+    dq, dk, dv, dlam = torch.autograd.grad(o, (*one, each), do)
+    for b in range(len(rows)):
+        ours, keys = slice(at[b], at[b + 1]), slice(at_k[b], at_k[b + 1])
+        parts = [x[part].detach().swapaxes(0, 1)[None] for x, part in (
+            (o, ours), (do, ours), (dq, ours), (dk, keys), (dv, keys), *zip(one, (ours, keys, keys), strict=True))]
+        judged(parts[0], (*parts[2:5], dlam[:, :, ours]), parts[1], (*parts[5:], each[:, :, ours].detach()), options,
+               5.0)
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_packed_sequences() -> None:
-    rows, columns = [0, 7, 7, 30, 31], [0, 9, 12, 12, 40]  # empty queries, then empty keys
-    q, k, v = (x[0].transpose(0, 1).contiguous().requires_grad_() for x in draw(1, 4, 2, 31, 40))
-    cu_q, cu_k = (torch.tensor(c, dtype=torch.int32) for c in (rows, columns))
-    got = lla_varlen(q, k, v, cu_q, cu_k, 23, 28, causal=True)
-    do = torch.randn(got.shape)
-    grads = torch.autograd.grad(got, (q, k, v), do)
-    for i in range(4):
-        a, b = slice(rows[i], rows[i + 1]), slice(columns[i], columns[i + 1])
-        one = [x[s].detach().transpose(0, 1)[None].requires_grad_() for x, s in ((q, a), (k, b), (v, b))]
-        want = lla(*one, causal=True)
-        parts = torch.autograd.grad(want, one, do[a].transpose(0, 1)[None])
-        torch.testing.assert_close(got[a].transpose(0, 1)[None], want)  # other blocks, other orders of sums
-        for g, p, s in zip(grads, parts, (a, b, b), strict=True):
-            torch.testing.assert_close(g[s].transpose(0, 1)[None], p)
+    """Of no queries, and of no keys."""
+    q, k, v = draw(4, 4, 2, 23, 28)
+    check_packed([q, k, v, torch.ones(4, 4, 23)], [7, 0, 23, 1], [9, 3, 0, 28], {"causal": True})
 
 
 def single_pass(q: Any, k: Any, v: Any, lam: float, ridge: str, last: int) -> Any:
