@@ -20,6 +20,12 @@ def even(extent: int, largest: int, multiple: int) -> int:
     return block(-(-extent // count), largest, multiple)
 
 
+def rowwise(extent: int, largest: int) -> dict[str, int]:
+    """Block extents for rows of `extent` elements, at most `largest` of them at once: blocks of 2048 or more."""
+    wide = block(extent, largest, 64)
+    return {"BM": max(1, 2048 // wide), "BN": wide}
+
+
 def rows(x: Any) -> Any:
     """[..., N] as [M, N]; a view where the memory allows it."""
     return x if len(x.shape) == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block, check_floats, dtype_of
+from tilelang.ops.common import check_floats, dtype_of, rowwise
 from tilelang.ops.matmul import matmul
 
 CHUNK = 1 << 24
@@ -53,8 +53,7 @@ def cross_entropy_backward_kernel(x: tile.Tensor[tile.T, "M N"], target: tile.Te
 
 
 def _sizes(x: Any) -> dict[str, int]:
-    wide = block(x.shape[1], 1024, 64)
-    return {"BM": max(1, 2048 // wide), "BN": wide}
+    return rowwise(x.shape[1], 1024)
 
 
 def _backward(x: Any, target: Any, lse: Any, dloss: Any, ignore_index: int = -100) -> Any:

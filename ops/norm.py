@@ -7,7 +7,7 @@ import numpy as np
 
 import tilelang as tile
 from tilelang.args import empty_like
-from tilelang.ops.common import block, check_floats, dtype_of, rows
+from tilelang.ops.common import check_floats, dtype_of, rows, rowwise
 from tilelang.ops.reduction import sum_rows
 
 PARTS = 32
@@ -97,8 +97,7 @@ def norm_backward_kernel(x: tile.Tensor[tile.T, "M N"], weight: tile.Tensor[tile
 
 
 def _consts(flat: Any) -> dict[str, int]:
-    n = flat.shape[1]
-    return {"BM": max(1, 2048 // max(n, 1)), "BN": block(n, 1 << 20, 64)}
+    return rowwise(flat.shape[1], 1 << 20)
 
 
 def _backward(x: Any, weight: Any, dy: Any, eps: float, bias: bool = False, more: Any = None) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import tilelang as tile
-from tilelang.ops.common import block, check_floats, rows
+from tilelang.ops.common import check_floats, rows, rowwise
 
 WIDEST = 16384
 """Rows up to this length are one tile; longer ones go through blocks with a running maximum."""
@@ -56,8 +56,7 @@ def softmax_backward_kernel(y: tile.Tensor[tile.T, "M N"], dy: tile.Tensor[tile.
 def softmax_backward(y: Any, dy: Any) -> Any:
     """The gradient of `softmax` where it gave `y`, times `dy`; both [..., N]."""
     flat = rows(y)
-    wide = block(flat.shape[1], 1024, 64)
-    return softmax_backward_kernel(flat, rows(dy), BM=max(1, 2048 // wide), BN=wide).reshape(y.shape)
+    return softmax_backward_kernel(flat, rows(dy), **rowwise(flat.shape[1], 1024)).reshape(y.shape)
 
 
 @tile.torch_op("tilelang::softmax", backward=softmax_backward, outputs="y", dims="... N -> ... N", autocast="widest")
@@ -68,7 +67,7 @@ def softmax(x: Any) -> Any:
     flat = rows(x)
     n = flat.shape[1]
     if n <= WIDEST or n <= 4 * WIDEST and n % 64 == 0 and not tile.on_gpu(x):  # without edges it pays for longer
-        out = softmax_kernel(flat, BM=max(1, 2048 // max(n, 1)), BN=block(n, 4 * WIDEST, 64))
+        out = softmax_kernel(flat, **rowwise(n, 4 * WIDEST))
     else:
         out = softmax_blocks_kernel(flat, BN=8192 if tile.on_gpu(x) else 4096)
     return out.reshape(x.shape)

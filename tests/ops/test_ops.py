@@ -123,3 +123,13 @@ def test_softmax_of_long_rows_that_begin_masked() -> None:
     y = ops.softmax(x)
     assert torch.equal(y[:, :9000], torch.zeros(1, 9000))
     close(y, softmax.reference(x.double().numpy()), 11016 * 2.0 ** -23 * y.numpy())
+
+
+@pytest.mark.parametrize("target", ["emulate:cuda:sm_80", "emulate:hip:gfx942"])
+def test_rows_of_one_element(target: str) -> None:
+    """Blocks had 2048 of them, of 64 columns each, for which a GPU of NVIDIA has no memory."""
+    x, w = torch.randn(5, 1), torch.randn(1)
+    with tile.target(target):
+        assert torch.equal(ops.softmax(x), torch.ones(5, 1)) and torch.equal(ops.layer_norm(x, w, w), w.expand(5, 1))
+        want = norm.rms_norm_reference(x.double().numpy(), w.double().numpy())
+        close(ops.rms_norm(x, w), want, 2.0 ** -21 * abs(want))
