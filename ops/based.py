@@ -275,9 +275,12 @@ def based_step(state: tuple[Any, Any, Any], used: Any, q: Any, k: Any, v: Any, w
                scale: float | None = None) -> Any:
     """One step of `based`: takes k [B, H, D] and v [B, H, E] into `state` (of `based_state`, with the same window) and
     gives [B, H, E] for q [B, H, D]. `used` i32 [B]: how many steps each sequence has taken before; it is left as it
-    is. No gradient."""
+    is. No gradient. Raises ValueError for a state of another window."""
     d, e = q.shape[2], v.shape[2]
-    return _step(*state, used, q, k, v, scale_of(d, scale), WINDOW=window,
+    if window < 0 or state[1].shape[2] != max(window, 1):
+        raise ValueError(f"the state has the last {state[1].shape[2]} keys, the window is {window}: both functions "
+                         "take the same")
+    return _step(*state, used, q, k, v, scale=scale_of(d, scale), WINDOW=window,
                  BR=block(window, 1 << 12, 16), D=d, BE=block(e + 1, 1 << 12, 16))
 
 

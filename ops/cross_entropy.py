@@ -82,6 +82,8 @@ def _linear_backward(x: Any, w: Any, target: Any, lse: Any, dloss: Any, ignore_i
                autocast="lower", dims="m K, N K, m -> m, m")
 def _linear_forward(x: Any, w: Any, target: Any, ignore_index: int = -100) -> tuple[Any, Any]:
     check_floats("linear_cross_entropy", x, 2)
+    if tuple(target.shape) != (x.shape[0],):
+        raise ValueError(f"{x.shape[0]} rows need as many targets, got {list(target.shape)}")
     loss, lse = (empty_like(x, (x.shape[0],), tile.dtype("f32")) for _ in range(2))
     for rows in _chunks(x, w):
         logits = matmul.fn(x[rows], w.T)
@@ -111,7 +113,8 @@ def cross_entropy(x: Any, target: Any, ignore_index: int = -100, reduction: str 
 
 def linear_cross_entropy(x: Any, w: Any, target: Any, ignore_index: int = -100, reduction: str = "mean") -> Any:
     """`cross_entropy` of x [M, K] @ w [N, K].T, a few rows of logits at a time, forward and backward: memory is that
-    of CHUNK logits. Gradients for x and w; that of w is summed in f32."""
+    of CHUNK logits. Gradients for x and w; that of w is summed in f32. Raises ValueError for another number of
+    targets, too."""
     return _reduced(_linear_forward(x, w, target, ignore_index)[0], target, ignore_index, reduction)
 
 

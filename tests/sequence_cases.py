@@ -51,8 +51,10 @@ def based_step(case: Case) -> str:
     b, h, s, d, e = case.sizes
     s = min(s, 17)
     q, k, v = normals(case, q=(b, h, s, d), k=(b, h, s, d), v=(b, h, s, e))
-    test_based.check_steps(q, k, v, case.pick("window", (0, 1, 3, 20)))
-    return ""
+    window, used = case.pick("window", (0, 1, 3, 20)), torch.zeros(b, dtype=torch.int32)
+    test_based.check_steps(q, k, v, window)
+    return arrays(case, lambda used, *one: ops.based_step(ops.based_state(one[0], b, h, d, e, window), used, *one,
+                                                          window), used, *(x[:, :, 0] for x in (q, k, v))) if s else ""
 
 
 def scan_leaves(case: Case) -> dict[str, torch.Tensor]:
@@ -127,7 +129,7 @@ def lla_decode(case: Case) -> str:
     used = case.lengths("used", k.shape[2]) if "used" in case.options else None
     test_lla.check_decode(q, k, v, used, case.pick("lam", (0.1, 0.5, 3.0)), case.pick("ridge", ("rel", "rel", "abs")),
                           window, case.pick("splits", (None, 1, 2, 5)))
-    return ""
+    return arrays(case, lambda *a: ops.lla_decode(*a, 0.5, window=window), q[:, :, 0], k, v)
 
 
 def dynamic(case: Case) -> str:

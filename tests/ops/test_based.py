@@ -104,6 +104,19 @@ def test_steps(window: int, target: str) -> None:
         check_steps(*(x.detach() for x in draw(2, 2, 14, 4, 5)), window)
 
 
+def test_steps_of_arrays() -> None:
+    """The scale was taken for the result that kernels write to."""
+    q, k, v = (x.detach()[:, :, 0] for x in draw(2, 2, 1, 4, 5))
+    used = torch.zeros(2, dtype=torch.int32)
+    with tile.target("reference"):
+        want = ops.based_step(ops.based_state(q, 2, 2, 4, 5, 3), used, q, k, v, 3)
+        arrays = [x.numpy() for x in (q, k, v)]
+        state = ops.based_state(arrays[0], 2, 2, 4, 5, 3)
+        np.testing.assert_array_equal(ops.based_step(state, used.numpy(), *arrays, 3), want)
+        with pytest.raises(ValueError, match="the state has the last 3 keys, the window is 5"):
+            ops.based_step(state, used.numpy(), *arrays, 5)
+
+
 def test_operators() -> None:
     q, k, v = draw(1, 1, 9, 4, 4)
     with tile.target("reference"):

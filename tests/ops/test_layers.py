@@ -103,6 +103,8 @@ def test_cross_entropy_operators() -> None:
     opcheck(cross_entropy._linear_forward, x, w, target)
     with pytest.raises(tile.errors.AssertFailed, match="a target is no class"):
         ops.cross_entropy(x, target + 12)
+    with pytest.raises(ValueError, match=r"4 rows need as many targets, got \[5\]"):
+        ops.linear_cross_entropy(x[:4], w, target)
     with pytest.raises(ValueError, match="reduction must be"):
         ops.cross_entropy(x, target, reduction="max")
 
