@@ -28,7 +28,7 @@ class Formula:
     call: Callable[..., Any]
     exact: Callable[..., Any]
     forward: Callable[..., list[Near]]
-    backward: Callable[..., dict[str, Near]] | None = None
+    backward: Callable[..., dict[str, Near]]
     given: dict[str, Any] = field(default_factory=dict)
 
 
