@@ -119,7 +119,7 @@ def lla_varlen(case: Case) -> str:
     options = lla_options(case)
     lam = lambdas(case, k, options["ridge"], *q.shape[:3])
     test_lla.check_packed([x.detach() for x in (q, k, v, lam)], case.lengths("rows", q.shape[2]),
-                          case.lengths("columns", k.shape[2]), options, case.pick("longest", (0, 5)))
+                          case.lengths("columns", k.shape[2]), options, case.pick("longest", (0, 5)), 5.0)
     return ""
 
 

@@ -231,7 +231,7 @@ def test_rows_that_have_converged_rest() -> None:
 
 # -- packed sequences, decode, torch ----------------------------------------------------------------------------------
 def check_packed(tensors: list[torch.Tensor], rows: list[int], columns: list[int], options: Case,
-                 longer: int = 0) -> None:
+                 longer: int = 0, factor: float = 2.0) -> None:
     """Of each sequence of q, k, v and lam [B, H, S] as many queries and keys, packed."""
     q, k, v, lam = tensors
 
@@ -249,7 +249,7 @@ def check_packed(tensors: list[torch.Tensor], rows: list[int], columns: list[int
         parts = [x[part].detach().swapaxes(0, 1)[None] for x, part in (
             (o, ours), (do, ours), (dq, ours), (dk, keys), (dv, keys), *zip(one, (ours, keys, keys), strict=True))]
         judged(parts[0], (*parts[2:5], dlam[:, :, ours]), parts[1], (*parts[5:], each[:, :, ours].detach()), options,
-               5.0)
+               factor)
 
 
 @pytest.mark.usefixtures("interpreted")
