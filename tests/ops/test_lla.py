@@ -259,6 +259,24 @@ def test_packed_sequences() -> None:
     check_packed([q, k, v, torch.ones(4, 4, 23)], [7, 0, 23, 1], [9, 3, 0, 28], {"causal": True})
 
 
+@pytest.mark.usefixtures("interpreted")
+def test_packed_sequences_are_those_alone() -> None:
+    rows, columns = [0, 7, 7, 30, 31], [0, 9, 12, 12, 40]  # empty queries, then empty keys
+    q, k, v = (x[0].transpose(0, 1).contiguous().requires_grad_() for x in draw(1, 4, 2, 31, 40))
+    cu_q, cu_k = (torch.tensor(c, dtype=torch.int32) for c in (rows, columns))
+    got = lla_varlen(q, k, v, cu_q, cu_k, 23, 28, causal=True)
+    do = torch.randn(got.shape)
+    grads = torch.autograd.grad(got, (q, k, v), do)
+    for i in range(4):
+        a, b = slice(rows[i], rows[i + 1]), slice(columns[i], columns[i + 1])
+        one = [x[s].detach().transpose(0, 1)[None].requires_grad_() for x, s in ((q, a), (k, b), (v, b))]
+        want = lla(*one, causal=True)
+        parts = torch.autograd.grad(want, one, do[a].transpose(0, 1)[None])
+        torch.testing.assert_close(got[a].transpose(0, 1)[None], want)  # other blocks, other orders of sums
+        for g, p, s in zip(grads, parts, (a, b, b), strict=True):
+            torch.testing.assert_close(g[s].transpose(0, 1)[None], p)
+
+
 def single_pass(q: Any, k: Any, v: Any, lam: float, ridge: str, last: int) -> Any:
     """The formulas of `decode.py` in f32, of the last keys; solved in f64."""
     q, k, v = (np.repeat(x[:, :, -last:] if last else x, q.shape[1] // x.shape[1], 1).astype(np.float32)
