@@ -93,7 +93,7 @@ def _chosen(q: Any, until: Any, keep: int, causal: bool, bm: int) -> dict[str, A
     counts = empty_like(q, (batch, heads, -(-queries // bm)), i32)
     chosen = empty_like(q, (*counts.shape, max(min(keys, keep + bm), 1)), i32)
     chosen_kernel(until, counts, chosen, queries, CAUSAL=causal, BM=bm)
-    return {"counts": counts, "blocks": chosen, "CHOSEN": True, "BN": CHOSEN_AT_ONCE}
+    return {"counts": counts, "blocks": chosen, "CHOSEN": True, "BM": bm, "BN": CHOSEN_AT_ONCE}
 
 
 def _options(q: Any, k: Any, v: Any, bias: Any, until: Any, causal: bool, scale: float) -> Options:

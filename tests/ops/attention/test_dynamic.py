@@ -69,7 +69,8 @@ def largest(x: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("h", "g", "s", "length", "keep", "causal"), [
-    (4, 2, 97, 150, 20, True), (2, 2, 150, 130, 9, True), (3, 1, 130, 260, 300, True), (2, 1, 100, 140, 5, False)])
+    (4, 2, 97, 150, 20, True), (2, 2, 150, 130, 9, True), (3, 1, 130, 260, 300, True), (2, 1, 100, 140, 5, False),
+    (1, 1, 228, 228, 40, True)])
 def test_as_attention_with_that_mask(h: int, g: int, s: int, length: int, keep: int, causal: bool) -> None:
     torch.manual_seed(0)
     check(torch.randn(2, h, s, 24), torch.randn(2, g, length, 24), torch.randn(2, g, length, 40),
