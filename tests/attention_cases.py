@@ -37,7 +37,7 @@ def draw(rng: random.Random, emulated: float = 0.02) -> Case:
     kind = rng.choice(("whole", "whole", *OPTIONS))
     small = target in EMULATED
     few = kind in ("decode", "sparse", "latent")
-    queries = (1, 1, 2, 5, 17) if few else (0, 1, 3, 17, 40) if small else (0, 1, 3, 17, 40, 97, 130)
+    queries = (1, 1, 2, 5, 17) if few else (0, 1, 3, 17, 40) if small else (0, 1, 3, 17, 40, 97, 130, 230)
     keys = (0, 1, 2, 31, 48) if small else (0, 1, 2, 31, 48, 97, 150, 290)
     widths = (1, 8, 20, 32) if small else (1, 5, 8, 20, 24, 64)
     d, e = rng.choice(widths), rng.choice(widths)
@@ -294,7 +294,8 @@ def decode(case: Case) -> tuple[Call, Callable[..., Any]]:
         cache = [x.float() if case.pick("from f32", (True, False)) else x for x in cache]
         *cache, extra = ops.quantize_kv(*cache, case.pick("codes", CODES[:6 if "numpy" in given else 8]))
     elif not latent and case.dtype == "f32":
-        cache = [x.to(DTYPES[case.pick("cache", ("f32", "f32", "f16", "bf16"))]) for x in cache]
+        kinds = ("f32", "f32", "f16", "bf16")[:3 if "numpy" in given else 4]
+        cache = [x.to(DTYPES[case.pick("cache", kinds)]) for x in cache]
         leaves["k"], leaves["v"] = cache[0].float(), cache[1].float()
     call = Call(case, {**leaves, **more}, options, [(b, 0, s, 0, n_k[b]) for b in range(batch)])
     if latent:
