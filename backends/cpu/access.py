@@ -127,9 +127,11 @@ class Access:
         at = b.add(b.ptrtoint(base, I64), b.mul(offset, I64(size)))
         return b.udiv(b.and_(b.neg(at), I64(LINE - 1)), I64(size))
 
-    def prefetch(self, dt: DType, base: ir.Value, offset: ir.Value, near: bool) -> None:
+    def prefetch(self, dt: DType, packed: bool, base: ir.Value, offset: ir.Value, near: bool) -> None:
         """Starts to bring a line into the first or the second level of the caches."""
-        at = self.b.gep(base, [offset], source_etype=self._memory_type(dt))
+        if packed:
+            offset = self.b.ashr(offset, I64(3))
+        at = self.b.gep(base, [offset], source_etype=I8 if packed else self._memory_type(dt))
         self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [at, I32(0), I32(3 if near else 2), I32(1)])
 
     def finish_streams(self) -> None:
@@ -199,11 +201,27 @@ class Access:
         """A vector of elements that begins on a byte: the bytes of each are brought into one word, and shifted."""
         b, size = self.b, -(-lanes * dt.bits // 8)
         held = b.load(b.gep(base, [b.lshr(offset, I64(3))], source_etype=I8), typ=ir.VectorType(I8, size), align=1)
+        if dt.bits < 8 and "vbmi" in self.target.features:
+            codes = self._shifted(held, dt.bits, lanes)
+            return self._from_code(b.and_(codes, full_like(codes, (1 << dt.bits) - 1)), dt)
         bits = range(0, lanes * dt.bits, dt.bits)
         found = self._lanes(held, [min(bit // 8 + i, size - 1) for bit in bits for i in range(word.width // 8)])
         t = ir.VectorType(word, lanes)
         words = b.lshr(b.bitcast(found, t), ir.Constant(t, [bit % 8 for bit in bits]))
         return self._from_code(b.and_(words, full_like(words, (1 << dt.bits) - 1)), dt)
+
+    def _shifted(self, held: ir.Value, bits: int, lanes: int) -> ir.Value:
+        """For each element the byte that begins with it: eight elements lie in eight bytes, of which an instruction
+        takes bits from anywhere."""
+        full, size = self.target.vector_bytes, held.type.count
+        t = ir.VectorType(I8, full)
+        begins = ir.Constant(t, [bits * (i % 8) for i in range(full)])
+        parts = []
+        for first in range(0, lanes, full):
+            eights = self._lanes(held, [min((first // 8 + i // 8) * bits + i % 8, size - 1) for i in range(full)])
+            found = self._intrinsic("llvm.x86.avx512.pmultishift.qb.512", t, [begins, eights])
+            parts.append(self._lanes(found, range(min(full, lanes - first))))
+        return self.joined(parts)
 
     def _gather_bits(self, dt: DType, base: ir.Value, offsets: ir.Value, mask: ir.Value | None) -> ir.Value:
         """Elements at bit offsets."""

@@ -30,11 +30,11 @@ def read_ahead(fn: Function) -> dict[Op, Ahead]:
     for loop in fn.walk():
         for nest in loop.regions[0].ops if loop.name == "for" and loop.attrs["stages"] > 1 else []:
             for op in nest.regions[0].ops if isinstance(nest, th.Nest) and not _packs(nest) else []:
-                if op.name not in ("load", "expand_load") or op.operands[0].dtype.packed or not op.result.shape:
+                if op.name not in ("load", "expand_load") or not op.result.shape:
                     continue
                 body, blocks = loop.regions[0], loop.attrs["stages"] - 1
                 axis = next((axis for axis, v in enumerate(op.operands[1:]) if _steps(v, body.args[0])), None)
-                if axis == op.attrs["axes"][-1] and op.attrs["shape"][-1] * op.result.dtype.storage.itemsize >= PAGE:
+                if axis == op.attrs["axes"][-1] and op.attrs["shape"][-1] * op.result.dtype.memory_bits >= 8 * PAGE:
                     continue
                 known = [_known(v, body) for v in op.operands[1:]]
                 if axis is not None:

@@ -414,8 +414,8 @@ class _Generator(Arithmetic, Control):
         access.store(dt, packed, args[0], args[1], args[2], args[3] if len(args) > 3 else None, op.attrs["stream"])
 
     def op_prefetch(self, op: Op) -> None:
-        access, dt, _, (base, offset) = self._access(op)
-        access.prefetch(dt, base, offset, op.attrs["near"])
+        access, dt, packed, (base, offset) = self._access(op)
+        access.prefetch(dt, packed, base, offset, op.attrs["near"])
 
     def op_streams(self, op: Op) -> ir.Value:
         access, dt, _, (base, offset) = self._access(op)

@@ -158,8 +158,8 @@ class Elements:
         """Asks for what will be needed where this position reads the elements at `offset`: where the block is large
         and read row by row, that many rows on, else what a later block has there."""
         b, ahead, axes, shape = self.b, self.ahead[op], list(op.attrs["axes"]), op.attrs["shape"]
-        size, lanes, axis = op.result.dtype.storage.itemsize, lanes_of(where) or 1, ahead.axis
-        row = math.prod(shape[1:]) * size
+        dt, lanes, axis = op.result.dtype, lanes_of(where) or 1, ahead.axis
+        row = -(-math.prod(shape[1:]) * dt.memory_bits // 8)
         on = -(-AHEAD // row)
         near = len(shape) > 1 and where[0].lanes is None and axis in (None, axes[0]) and \
             (ahead.blocks * self._block(op) if axis is not None else shape[0]) * row > AHEAD
@@ -172,8 +172,9 @@ class Elements:
             there = b.add(offset, b.mul(self._stride(op.operands[0], axes[0]), on))
             behind = self.later(op, (Ix(beyond), *where[1:]))
             later = b.pure(ew.Where, b.pure(ew.Lt, b.index(beyond), b.index(0)), b.index(there), b.index(behind))
-        for start in range(0, lanes, LINE // size):
-            b.hint(th.Prefetch, self.memory(op), b.index(b.add(later, start)), near=near)
+        for bit in range(0, lanes * dt.memory_bits, 8 * LINE):
+            at = b.add(later, bit if dt.packed else bit // dt.memory_bits)
+            b.hint(th.Prefetch, self.memory(op), b.index(at), near=near)
 
     def later(self, op: Op, where: Position) -> Index:
         """The offset of what a later block has at a position of a load that asks ahead."""

@@ -203,7 +203,7 @@ class Reductions(Elements):
         width = self.shape[self.vector]
         first = b.add(at[passes.row].base, b.mul(b.div(at[passes.over].base, passes.step), passes.share))
         for op, dims in passes.loads:
-            for n in range(0, lanes * passes.share, LINE // op.result.dtype.storage.itemsize):
+            for n in range(0, lanes * passes.share, 8 * LINE // op.result.dtype.memory_bits):
                 place = b.add(b.mul(i, passes.share), n)
                 row = b.add(b.add(first, b.div(place, width)), passes.on)
                 there = {**at, passes.row: Ix(row), self.vector: Ix(b.mod(place, width))}
@@ -322,7 +322,7 @@ class Reductions(Elements):
             for step in range(steps):
                 sums = self._step(sums, [{**at, axis: Ix(b.add(loop.i, step))} for at in rows])
                 for op in self.asked:
-                    line = LINE // op.result.dtype.storage.itemsize
+                    line = 8 * LINE // op.result.dtype.memory_bits
                     for column in range(-(-step * lanes // line) * line, (step + 1) * lanes, line):
                         later = self.later(op, (Ix(b.div(place, width)), Ix(b.add(first, column))))
                         b.hint(th.Prefetch, self.memory(op), b.index(later), near=False)

@@ -219,7 +219,7 @@ class Inference:
         unit, axes = next((i for i, u in enumerate(t.unit) if u), None), list(op.attrs["axes"])
         width = run_of(t) if op.name == "load" or not t.dtype.packed else 1
         axis = axes.index(unit) if unit in axes and (width > 1 or not t.dtype.packed) else None
-        group.accesses.append((axis, t.dtype.bits if t.dtype.packed else 8 * size, width, weight))
+        group.accesses.append((axis, t.dtype.memory_bits, width, weight))
 
     def _survey_load(self, op: Op, weight: int) -> None:
         if op.result.shape and op not in self.staged:

@@ -87,6 +87,11 @@ class DType:
         return np.dtype(f"u{next(w for w in (8, 16, 32, 64) if w >= self.bits) // 8}")
 
     @property
+    def memory_bits(self) -> int:
+        """Bits from one element of a tensor to the next."""
+        return self.bits if self.packed else 8 * int(self.storage.itemsize)
+
+    @property
     def compute(self) -> DType:
         """The type whose arithmetic represents every value: f32 or f64 for floats, itself for integers."""
         if self.kind in ("int", "uint", "bool"):

@@ -140,6 +140,16 @@ def _shuffled(b: ir.IRBuilder, i: ir.Value, row: Lane, index: Lane) -> Any:
     return b.select(b.icmp_signed("<", k, I8(0)), I8(0), found)
 
 
+def _eight_bits(b: ir.IRBuilder, i: ir.Value, begins: Lane, x: Lane) -> Any:
+    """vpmultishiftqb: of the eight bytes around, as a ring, the bits from one of them on."""
+    k = b.zext(begins(i), I32)
+    first = b.and_(b.lshr(k, I32(3)), I32(7))
+    low, high = (b.zext(x(b.or_(b.and_(i, I32(56)), byte)), I16)
+                 for byte in (first, b.and_(b.add(first, I32(1)), I32(7))))
+    both = b.or_(low, b.shl(high, I16(8)))
+    return b.trunc(b.lshr(both, b.trunc(b.and_(k, I32(7)), I16)), I8)
+
+
 def _products(b: ir.IRBuilder, i: ir.Value, n: int, x: Lane, y: Lane, unsigned: bool) -> Any:
     """The sum i32 of the products of n neighbours."""
     at = [b.add(b.mul(i, I32(n)), I32(j)) for j in range(n)]
@@ -178,6 +188,7 @@ INSTRUCTIONS = {
     "avx512.vpermi2var.ps.512": Instruction(F32, (F32, I32, F32), lambda b, i, x, k, y: _permuted(b, i, 16, k, x, y)),
     "avx512.vpermi2var.qi.512": Instruction(
         I8, (I8, I8, I8), lambda b, i, x, k, y: _permuted(b, i, 64, k, x, y), "avx512vbmi"),
+    "avx512.pmultishift.qb.512": Instruction(I8, (I8, I8), _eight_bits, "avx512vbmi"),
     "avx512.pshuf.b.512": Instruction(I8, (I8, I8), _shuffled),
     "avx512.pmaddw.d.512": Instruction(I32, (I16, I16), lambda b, i, x, y: _products(b, i, 2, x, y, False)),
     "avx512.pmaddubs.w.512": Instruction(

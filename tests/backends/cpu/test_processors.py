@@ -100,7 +100,7 @@ def inputs() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     numbers[:5] = 0.0, -0.0, np.inf, -np.inf, np.nan
     yield widened, (numbers.astype(np.float16), np.zeros(1000, np.float32))
     yield narrowed, (numbers, np.zeros(1000, np.float16))
-    for name in "u4", "i3", "f4e2m1", "f6e3m2", "f8e4m3", "f8e5m2", "bf16":
+    for name in "u1", "u4", "i3", "i7", "f4e2m1", "f6e3m2", "f8e4m3", "f8e5m2", "bf16":
         dt = tile.dtype(name)
         packed = tile.Packed.from_codes(rng.integers(0, 1 << dt.bits, 1000, dtype=np.uint16), dt)
         yield widened, (packed, np.zeros(1000, np.float32))
@@ -134,6 +134,8 @@ def test_code_for_newer_processors_calls_nothing_but_what_is_there(name: str, mo
         assert not {name for name in called if not name.startswith(("*", "%", "tl_"))} - THERE, kernel.name
         assert ("%zmm" if target.vector_bytes == 64 else "%ymm") in lowered.assembly or kernel is looked_up
         bytes_ = kernel is products and args[0].dtype == np.int8
+        few = kernel is widened and args[0].dtype in map(tile.dtype, ("u1", "u4", "i3", "i7", "f4e2m1", "f6e3m2"))
+        assert ("vpmultishiftqb" in lowered.assembly) == (few and name == "newest")
         assert ("vpdpbusd" in lowered.assembly) == (bytes_ and "vnni" in target.features)
 
 

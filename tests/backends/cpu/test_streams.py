@@ -115,12 +115,12 @@ def test_large_output() -> None:
 
 
 @tile.kernel
-def gemv(x: tile.Tensor[tile.f32, "N"], w: tile.Tensor[tile.f32, "M N"], y: tile.Out[tile.f32, "M"],
+def gemv(x: tile.Tensor[tile.f32, "N"], w: tile.Tensor[tile.W, "M N"], y: tile.Out[tile.f32, "M"],
          STAGES: tile.Const):
     m = tile.grid(tile.cdiv(w.shape[0], 4))
     acc = tile.zeros((4,), tile.f32)
     for n in tile.range(0, tile.cdiv(w.shape[1], 64), stages=STAGES):
-        acc = acc + (tile.load(w, (m * 4, n * 64), (4, 64)) * tile.load(x, (n * 64,), (64,))).sum(1)
+        acc = acc + (tile.load(w, (m * 4, n * 64), (4, 64)).to(tile.f32) * tile.load(x, (n * 64,), (64,))).sum(1)
     tile.store(y, (m * 4,), acc)
 
 
@@ -131,6 +131,20 @@ def test_a_loop_of_stages_asks_for_what_it_reads_later() -> None:
              for stages in (1, 3)]
     rows = HOST.registers // 2 // 4  # which share x, at once: sums of four registers each
     assert ahead == [0, rows * HOST.vector_bytes // 16]  # every line of as many lanes of each row
+    np.testing.assert_array_equal(gemv(x, w, STAGES=3), gemv(x, w, STAGES=1))
+
+
+@pytest.mark.parametrize("name", ["u1", "u4", "f6e3m2", "u12", "u24"])
+def test_packed_rows_are_asked_for(name: str) -> None:
+    """By bits, of which a line has 512."""
+    rng, dt = np.random.default_rng(0), tile.dtype(name)
+    x = rng.standard_normal(300).astype(np.float32)
+    w = tile.Packed.from_codes(rng.integers(0, 1 << min(dt.bits, 20), (6, 300), np.uint32), dt)
+    thread = str(gemv.lower(x, w, np.empty(6, np.float32), STAGES=3).thread)
+    asked = re.findall(r"prefetch %w, %(\w+)", thread)
+    assert len(asked) > 1 and len({*asked}) == len(asked)
+    lanes = [int(n) for n in re.findall(r"ld %w, .*lanes=(\d+)", thread)]
+    assert len(asked) == sum(-(-n * dt.bits // 512) for n in lanes[:len(lanes) // 2])  # the other half is masked
     np.testing.assert_array_equal(gemv(x, w, STAGES=3), gemv(x, w, STAGES=1))
 
 
