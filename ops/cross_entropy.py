@@ -17,25 +17,23 @@ CHUNK = 1 << 24
 @tile.kernel
 def cross_entropy_kernel(x: tile.Tensor[tile.T, "M N"], target: tile.Tensor[tile.i64, "M"],
                          loss: tile.Out[tile.f32, "M"], lse: tile.Out[tile.f32, "M"], ignore: tile.i64,
-                         BM: tile.Const, BN: tile.Const):
+                         BM: tile.Const, BN: tile.Const, STAGES: tile.Const = 1):
     """loss = lse - x[target], lse = log(sum(exp(x))) of each row; 0 where the target is `ignore`."""
     m = tile.grid(tile.cdiv(x.shape[0], BM))
     there = m * BM + tile.arange(BM) < x.shape[0]  # 0 would be no class of none
-    wanted = tile.where(there, tile.load(target, (m * BM,), (BM,)), ignore)[:, None]
+    wanted = tile.where(there, tile.load(target, (m * BM,), (BM,)), ignore)
     assert tile.all((wanted == ignore) | ((wanted >= 0) & (wanted < x.shape[1].to(tile.i64)))), "a target is no class"
+    picked = tile.gather(x, (m * BM + tile.arange(BM), wanted)).to(tile.f32)
     top, total = tile.full((BM, 1), float("-inf"), tile.f32), tile.zeros((BM, 1), tile.f32)
-    picked = tile.zeros((BM, 1), tile.f32)
-    for n in tile.range(0, x.shape[1], BN):
+    for n in tile.range(0, x.shape[1], BN, stages=STAGES):
         v = tile.load(x, (m * BM, n), (BM, BN), fill=float("-inf")).to(tile.f32)
         new = tile.maximum(top, v.max(1, keepdims=True))
         base = tile.where(new == float("-inf"), 0.0, new)
         total = total * tile.exp(top - base) + tile.exp(v - base).sum(1, keepdims=True)
-        column = (n + tile.arange(BN)[None, :]).to(tile.i64)
-        picked += tile.where(column == wanted, v, 0.0).sum(1, keepdims=True)
         top = new
-    sums = top + tile.log(total)
-    tile.store(lse, (m * BM,), sums.reshape(BM))
-    tile.store(loss, (m * BM,), tile.where(wanted == ignore, 0.0, sums - picked).reshape(BM))
+    sums = (top + tile.log(total)).reshape(BM)
+    tile.store(lse, (m * BM,), sums)
+    tile.store(loss, (m * BM,), tile.where(wanted == ignore, 0.0, sums - picked))
 
 
 @tile.kernel
@@ -52,12 +50,8 @@ def cross_entropy_backward_kernel(x: tile.Tensor[tile.T, "M N"], target: tile.Te
     tile.store(dx, (m * BM, n * BN), (d * tile.where(column == wanted, p - 1.0, p)).to(dx.dtype))
 
 
-def _sizes(x: Any) -> dict[str, int]:
-    return rowwise(x.shape[1], 1024)
-
-
 def _backward(x: Any, target: Any, lse: Any, dloss: Any, ignore_index: int = -100) -> Any:
-    return cross_entropy_backward_kernel(x, target, lse, dloss, ignore=ignore_index, **_sizes(x))
+    return cross_entropy_backward_kernel(x, target, lse, dloss, ignore=ignore_index, **rowwise(x.shape[1], 1024))
 
 
 @tile.torch_op("tilelang::cross_entropy", backward=_backward, outputs="loss lse", wrt="x", autocast="widest",
@@ -65,6 +59,11 @@ def _backward(x: Any, target: Any, lse: Any, dloss: Any, ignore_index: int = -10
 def _forward(x: Any, target: Any, ignore_index: int = -100) -> tuple[Any, Any]:
     check_floats("cross_entropy", x, 2)
     return cross_entropy_kernel(x, target, ignore=ignore_index, **_sizes(x))
+
+
+def _sizes(x: Any) -> dict[str, int]:
+    """Of the forward kernel; on a CPU the next block arrives while this one is computed."""
+    return rowwise(x.shape[1], 1024) if tile.on_gpu(x) else {**rowwise(x.shape[1], 512), "STAGES": 2}
 
 
 def _linear_backward(x: Any, w: Any, target: Any, lse: Any, dloss: Any, ignore_index: int = -100) -> tuple[Any, Any]:
