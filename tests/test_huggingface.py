@@ -1,7 +1,9 @@
-"""A small Llama with random weights: logits and generated text are those of transformers' own attention."""
+"""Small models with random weights: logits and generated text are those of transformers' own attention."""
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,15 +17,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def models(dt: torch.dtype) -> list[torch.nn.Module]:
-    """The same weights with our attention, with transformers', and with transformers' in f64."""
-    huggingface.register()
+    """A Llama: the same weights with our attention, with transformers', and with transformers' in f64."""
     config = transformers.LlamaConfig(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                                       num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
                                       pad_token_id=0, bos_token_id=1, eos_token_id=None)
+    return alike(transformers.LlamaForCausalLM, config, dt)
+
+
+def alike(kind: Any, config: Any, dt: torch.dtype) -> list[torch.nn.Module]:
+    huggingface.register()
     out = []
     for name, dtype in (("tilelang", dt), ("sdpa", dt), ("sdpa", torch.float64)):
         torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM._from_config(config, attn_implementation=name).float()
+        model = kind._from_config(deepcopy(config), attn_implementation=name).float()
         out.append(model.to(dt).to(dtype).eval())
     return out
 
@@ -50,6 +56,34 @@ def test_generates_with_a_cache() -> None:
     mask[0, :3] = 0
     got, want = (m.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False) for m in (ours, theirs))
     assert torch.equal(got, want) and got.shape == (2, 19)
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_generates_with_a_static_cache(chunk: int | None) -> None:
+    """Its keys have room for what will be generated: the prompt's queries were taken for the last of them."""
+    ours, theirs, _ = models(torch.float32)
+    tokens = torch.randint(2, 97, (2, 11))
+    got, want = (m.generate(tokens, max_new_tokens=12, do_sample=False, cache_implementation="static",
+                            prefill_chunk_size=chunk) for m in (ours, theirs))
+    assert torch.equal(got, want) and got.shape == (2, 23)
+
+
+def test_position_biases() -> None:
+    """Learned ones, of T5, with and without padding and a cache."""
+    config = transformers.T5Config(vocab_size=97, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4,
+                                   dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=None)
+    ours, theirs, _ = alike(transformers.T5ForConditionalGeneration, config, torch.float32)
+    tokens = torch.randint(2, 97, (2, 19))
+    mask = torch.ones_like(tokens)
+    mask[0, 11:] = 0
+    for options in {}, {"cache_implementation": "static"}:
+        got, want = (m.generate(tokens, attention_mask=mask, max_new_tokens=9, do_sample=False, **options)
+                     for m in (ours, theirs))
+        assert torch.equal(got, want)
+    for model in (ours, theirs):
+        model(tokens, attention_mask=mask, labels=tokens[:, :7].contiguous()).loss.backward()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
 def test_trains() -> None:
@@ -109,5 +143,16 @@ def test_what_has_no_gradient_is_refused() -> None:
     q = torch.randn(1, 1, 3, 8)
     with pytest.raises(ValueError, match=r"`attention` with `out` has no gradient: call it under torch.no_grad\(\)"):
         ops.attention(q, q, q.clone().requires_grad_(), out=torch.empty_like(q))
-    with pytest.raises(ValueError, match="has no `dropout`"):
-        huggingface.attention_forward(None, q, q, q, None, dropout=0.1)
+    for option in {"dropout": 0.1}, {"output_attentions": True}, {"cache": object()}:
+        with pytest.raises(ValueError, match=f"has no `{next(iter(option))}`"):
+            huggingface.attention_forward(None, q, q, q, None, **option)
+
+
+def test_models_that_take_no_implementation_are_refused() -> None:
+    """They took the boolean mask for one that is added to the scores, and gave other logits."""
+    huggingface.register()
+    config = transformers.MPNetConfig(vocab_size=97, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                                      num_attention_heads=2)
+    model = transformers.MPNetModel._from_config(config, attn_implementation="tilelang")
+    with pytest.raises(ValueError, match="models of MPNetConfig take no attention implementation 'tilelang': use 'ea"):
+        model(torch.ones(1, 5).long(), attention_mask=torch.tensor([[1, 1, 1, 0, 0]]))
