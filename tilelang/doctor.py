@@ -141,6 +141,20 @@ def _nvdisasm() -> str:
     return tool
 
 
+def _hip() -> str:
+    """What compiles for each processor: hiprtc knows those of its time."""
+    from tilelang.backends.hip import clang, hiprtc
+    from tilelang.backends.hip.target import PROCESSORS
+    by: dict[str, list[str]] = {}
+    for arch in PROCESSORS:
+        found = hiprtc.find() if hiprtc.supports(arch) else None
+        if found is None and clang.version() is None:
+            raise _Missing(f"neither a hiprtc that knows {arch} nor the package ziglang was found")
+        _lowered(f"hip:{arch}").report
+        by.setdefault(f"hiprtc of {found.path}" if found else f"clang of ziglang {clang.version()}", []).append(arch)
+    return "; ".join(f"{', '.join(archs)} by {name}" for name, archs in by.items())
+
+
 def _clang() -> str:
     from tilelang.backends.hip import clang
     if clang.version() is None:
@@ -166,7 +180,8 @@ _CHECKS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("emulator", _emulator, "install g++ with the system's package manager, or pip install ziglang"),
     ("compiling for CUDA", _nvrtc, "pip install 'tilelang-compiler[cuda]'"),
     ("reading CUDA machine code", _nvdisasm, "pip install 'tilelang-compiler[cuda]'"),
-    ("compiling for HIP", _clang, "pip install 'tilelang-compiler[hip]'"),
+    ("compiling for HIP", _hip, "pip install 'tilelang-compiler[hip]'"),
+    ("reading HIP machine code", _clang, "pip install 'tilelang-compiler[hip]'"),
     ("NVIDIA GPU", _device("cuda"), "install NVIDIA's driver, on a machine with a GPU"),
     ("AMD GPU", _device("hip"), "install ROCm, or torch for ROCm, on a machine with a GPU"),
 )

@@ -10,6 +10,9 @@ from tilelang.layouts import Banks, Ports, in_order
 
 SHARED_BYTES = {CDNA2: 64 << 10, CDNA3: 64 << 10, CDNA4: 160 << 10}
 """Local memory (LDS) of a work group (the instruction set manuals, section "LDS")."""
+PROCESSORS = {f"gfx{arch:x}": arch for arch in SHARED_BYTES}
+"""What their names say."""
+_KNOWN = ", ".join(f"hip:{name}" for name in PROCESSORS)
 
 
 def _phases(*lanes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -44,10 +47,9 @@ fewer than this says, so their loops count as shorter than they are."""
 @cache
 def target(name: str) -> SimtTarget:
     """The target of a name such as "hip:gfx942". Raises TargetError."""
-    arch = {_name(a): a for a in SHARED_BYTES}.get(name)
+    arch = PROCESSORS.get(name.removeprefix("hip:"))
     if arch is None:
-        raise TargetError(f"unknown target {name!r}", needs=", ".join(map(_name, SHARED_BYTES)), got=name,
-                          try_='tile.target("emulate:hip:gfx942")')
+        raise TargetError(f"unknown target {name!r}", needs=_KNOWN, got=name, try_='tile.target("emulate:hip:gfx942")')
     rows = tuple(r for r in ROWS if r.archs[0] <= arch <= r.archs[1])
     casts = frozenset({("f16", "f32"), ("f32", "f16"), ("bf16", "f32"), ("f32", "bf16")})
     later = arch >= CDNA4  # others copy 4 bytes at a time: asked for, not chosen (`dma.py`)
@@ -60,12 +62,7 @@ def target(name: str) -> SimtTarget:
 
 def for_device(arch: str) -> str:
     """The target whose machine code a processor such as "gfx942" runs. Raises TargetError."""
-    known = [_name(a) for a in SHARED_BYTES]
-    if f"hip:{arch}" not in known:
-        raise TargetError(f"{arch} is not supported", needs=", ".join(known), got=f"a device of {arch}",
+    if arch not in PROCESSORS:
+        raise TargetError(f"{arch} is not supported", needs=_KNOWN, got=f"a device of {arch}",
                           try_='tile.target("cpu")')
     return f"hip:{arch}"
-
-
-def _name(arch: int) -> str:
-    return f"hip:gfx{arch:x}"

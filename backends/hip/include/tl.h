@@ -167,15 +167,17 @@ TL_FN void priority(op) {
 }
 
 // The scheduler is to place a product and an access to local memory, or several, by turns: what is left are products,
-// which run while the last accesses are served.
+// which run while the last accesses are served. Compilers before LLVM 16 (ROCm 5.5) are not told and choose themselves.
 template <int ACCESSES, int PRODUCTS>
 TL_FN void share() {
+#if __has_builtin(__builtin_amdgcn_sched_group_barrier)
   if constexpr (ACCESSES > 0 && PRODUCTS > 0) {
     constexpr int LDS = 0x80, MFMA = 8, accesses = (ACCESSES + PRODUCTS - 1) / PRODUCTS;
     __builtin_amdgcn_sched_group_barrier(MFMA, 1, 0);
     __builtin_amdgcn_sched_group_barrier(LDS, accesses, 0);
     share<ACCESSES - accesses, PRODUCTS - 1>();
   }
+#endif
 }
 
 // That, of the operations since the last such place. Nothing moves across.

@@ -15,14 +15,14 @@ from tilelang.backends.clike.expressions import c_type
 from tilelang.backends.hip import clang, hiprtc
 from tilelang.backends.hip.compile import Lowered
 from tilelang.backends.hip.occupancy import REGISTERS, resident_blocks
-from tilelang.backends.hip.target import SHARED_BYTES, target
+from tilelang.backends.hip.target import PROCESSORS, target
 from tilelang.backends.simt.instructions import MmaRow
 from tilelang.errors import TargetError
 from tilelang.ir.dtypes import dtype
 from tilelang.layouts import RegisterLayout
 
 compiles = pytest.mark.skipif(clang.version() is None, reason="ziglang is not installed")
-ARCHS = [f"gfx{arch:x}" for arch in SHARED_BYTES]
+ARCHS = [*PROCESSORS]
 
 
 @pytest.fixture(autouse=True)
