@@ -104,11 +104,16 @@ def before_broadcast(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[in
 
 
 def reshaped(layout: RegisterLayout, src: tuple[int, ...], dst: tuple[int, ...]) -> RegisterLayout | None:
-    """The layout of `dst` elements when a tile of shape `src` in `layout` is reshaped in place."""
+    """The layout of `dst` elements when a tile of shape `src` in `layout` is reshaped in place, where it can be.
+    In one that is larger than the tile only dimensions of extent 1 may come and go."""
+    extents = dst
     if layout.shape != src:
-        return None
+        held = [n for n, extent in zip(layout.shape, src, strict=True) if extent != 1]
+        if prod(held) != prod(layout.shape) or [n for n in src if n != 1] != [n for n in dst if n != 1]:
+            return None
+        extents = tuple(1 if extent == 1 else held.pop(0) for extent in dst)
     try:
-        return layout.reshape(dst)
+        return layout.reshape(extents)
     except LayoutError:
         return None
 

@@ -18,6 +18,7 @@ from tilelang.backends.simt.costs import conversion_cost
 from tilelang.backends.simt.dots import Dots
 from tilelang.backends.simt.exchange import Exchange
 from tilelang.backends.simt.facts import Facts
+from tilelang.backends.simt.infer import reshaped
 from tilelang.backends.simt.paired import Paired, cut, take, to_f16, view
 from tilelang.backends.simt.registers import Threads, is_tile, local_offsets, repeated, thread_count
 from tilelang.backends.simt.sorting import Sorting
@@ -37,7 +38,7 @@ from tilelang.ir.core import BufferType, Function, Op, Region, TensorType, TileT
 from tilelang.ir.memory import CopyAsync
 from tilelang.ir.pairs import ORDERS, pairs
 from tilelang.ir.roles import Roles
-from tilelang.layouts import LayoutError, RegisterLayout, SharedLayout, conversion, shared
+from tilelang.layouts import RegisterLayout, SharedLayout, conversion, shared
 
 
 def lower(fn: Function, target: SimtTarget) -> Function:
@@ -224,13 +225,12 @@ class _Lowering:
             self.of[out] = self.exchange.read_one(self._stage(v), 0)
         else:
             src, dst = layout_of(v), layout_of(out)
-            if dst.shape == out.shape and src.shape == v.shape and _reshapes(dst, v.shape, src):
-                how = conversion(dst.reshape(v.shape), src, v.shape)
-                inverse = {r: i for i, r in enumerate(how.take)}
-                self.of[out] = self.of[v] if how.kind == "none" else \
-                    self._take(self.of[v], [inverse[i] for i in range(dst.local_size)])
-                return
-            self.of[out] = self.exchange.read(v.dtype, dst, out.shape, self._stage(v), shared(out.shape))
+            wanted = reshaped(dst, out.shape, v.shape)
+            how = conversion(src, wanted, v.shape) if wanted is not None else None
+            if how is not None and how.kind in ("none", "registers"):
+                self.of[out] = self.of[v] if how.kind == "none" else self._take(self.of[v], how.take)
+            else:
+                self.of[out] = self.exchange.read(v.dtype, dst, out.shape, self._stage(v), shared(out.shape))
 
     def _lower_slice(self, op: Op) -> None:
         (v,), out, b = op.operands, op.result, self.b
@@ -445,12 +445,4 @@ def _same_copies(source: RegisterLayout, target: RegisterLayout) -> bool:
     have, want = (f.table().reshape(f.num_threads, -1) for f in (source, target))
     both = np.concatenate([have, want], 1)
     return len(np.unique(both, axis=0)) == len(np.unique(want, axis=0))
-
-
-def _reshapes(layout: RegisterLayout, shape: tuple[int, ...], wanted: RegisterLayout) -> bool:
-    """Whether a tile in `layout`, reshaped, has its elements in the threads of `wanted`."""
-    try:
-        return conversion(layout.reshape(shape), wanted, shape).kind in ("none", "registers")
-    except LayoutError:
-        return False
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import tilelang as tile
 from tilelang import targets
 from tilelang.backends.emulator.execute import execute
 from tilelang.backends.hip.target import PORTS, PORTS_CDNA4
 from tilelang.backends.simt.exchange import staging, wavefronts
+from tilelang.backends.simt.infer import reshaped
 from tilelang.backends.simt.transposed import reader
 from tilelang.ir.parser import parse
 from tilelang.layouts import Ports, RegisterLayout, blocked, column_local, column_spatial, local, replicated, spatial
+from tilelang.ops.norm import layer_norm_kernel, layer_norm_reference
 
 TEXT = """\
 func @turn(%x: tensor<in f32, {m}, 8:1>, %y: tensor<out f32, {m}, 8:1>) placed {{
@@ -40,6 +43,30 @@ def test_a_conversion_within_warps_shuffles(target: str, m: int, src: str, dst: 
     y = np.zeros_like(x)
     execute(fn, code.rendered, [x, y], [x.shape] * 2, [(8, 1)] * 2)
     assert np.array_equal(x, y)
+
+
+@pytest.mark.parametrize(("target", "threads"), [("cuda:sm_75", 256), ("cuda:sm_80", 256), ("hip:gfx942", 512)])
+def test_masks_of_rows_that_a_layout_exceeds_stay_in_registers(target: str, threads: int) -> None:
+    """1000 elements are no multiple of what threads hold, four each; only sums of warps meet in shared memory."""
+    x, w = np.random.default_rng(0).standard_normal((3, 20000)).astype(np.float32), np.ones(20000, np.float32)
+    code = layer_norm_kernel.lower(x, w, w, x, eps=0.0, target=target, BM=1, BN=20032)
+    assert code.rendered.shared_bytes <= 4 * threads and code.report["spills"] == 0
+    x, w, y = x[:, :1000].copy(), w[:1000], np.zeros((3, 1000), np.float32)
+    with tile.target("emulate:" + target):
+        layer_norm_kernel(x, w, 0 * w, y, eps=0.0, BM=1, BN=1000)
+    np.testing.assert_allclose(y, layer_norm_reference(x.astype(np.float64), w, 0 * w, 0.0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("layout", "src", "dst", "wanted"), [
+    (local(5) * spatial(512) * local(4), (10048,), (1, 10048), local(1, 5) * spatial(1, 512) * local(1, 4)),
+    (local(1, 3) * spatial(4, 8), (4, 20), (4, 1, 20), (local(1, 3) * spatial(4, 8)).reshape((4, 1, 24))),
+    (local(1, 3) * spatial(4, 8), (4, 20), (20, 4), None),
+    (local(1, 3) * spatial(4, 8), (1, 20), (20,), None),  # rows that are not there would have to go
+    (spatial(4, 8), (4, 8), (32,), spatial(4, 8).reshape((32,)))])
+def test_reshapes_of_layouts_larger_than_their_tiles(layout: RegisterLayout, src: tuple[int, ...],
+                                                     dst: tuple[int, ...], wanted: RegisterLayout | None) -> None:
+    assert reshaped(layout, src, dst) == wanted
+    assert wanted is None or reshaped(wanted, dst, src) == layout
 
 
 def test_a_block_read_by_rows_and_transposed_has_no_conflicts() -> None:
