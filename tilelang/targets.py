@@ -132,6 +132,12 @@ def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
     return found.a, found.b
 
 
+def shared_bytes(name: str) -> int:
+    """Shared memory of a block on a GPU, whose `name` has an architecture."""
+    bare = name.removeprefix(EMULATE)
+    return int(_part(bare, "target").target(bare).shared_bytes)
+
+
 def counts_bits(name: str) -> int:
     """How many warps of a GPU, whose `name` has an architecture, the largest of its products of bits is of; 0 where it
     has no instructions for them."""

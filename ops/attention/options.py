@@ -16,6 +16,7 @@ from tilelang.ops.attention.blockmask import BlockMask
 from tilelang.ops.common import block, check_floats, dtype_of, even, scale_of
 from tilelang.ops.matmul import packed_size
 from tilelang.ops.streamk import PROCESSORS
+from tilelang.targets import shared_bytes
 
 WIDTHS = {64, 96, 128}
 """Of heads: columns that one `wgmma` has, of which 128 x 128 scores and sums fit into registers."""
@@ -160,7 +161,8 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
     widths and every processor a block. At a width of 128 their loop has 1.9 instructions for a product, of 64 x 64
     2.9; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
     "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512) or of "keys" (one). `wgmma` has 64 rows
-    to a group of four warps, so that eight warps take 128 keys.
+    to a group of four warps, so that eight warps take 128 keys. Blocks are smaller where their rows would not fit into
+    shared memory, beside scores where they are wide.
     On a CPU the fewest rows beyond the last query count: 114 suits powers of two. Blocks of keys are alike, so that
     few columns lie beyond the last key."""
     d, e = q.shape[3], v.shape[3]
@@ -179,8 +181,11 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
         m = max(side // 4, 16)
     elif kernel == "keys" and max(d, e) > 64:
         n = max(side // 2, 16)
-    return {"BM": block(queries, m, 16), "BN": block(keys, n, 16), "BD": block(d, 1 << 12, 16),
-            "BE": block(e, 1 << 12, 16), "ROUND": True}
+    m, n = block(queries, m, 16), block(keys, n, 16)
+    wide, scores = max(d, e) * (2 if kernel in ("queries", "keys") else 1), max(d, e) > 128
+    while ((m + n) * wide + m * n * scores) * dtype_of(q).storage.itemsize > shared_bytes(name):
+        m, n = (m, n // 2) if n >= m else (m // 2, n)
+    return {"BM": m, "BN": n, "BD": block(d, 1 << 12, 16), "BE": block(e, 1 << 12, 16), "ROUND": True}
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,8 @@ import torch
 import tilelang as tile
 from tests.ops.attention.oracle import attention, two_of_three
 from tests.ops.attention.test_forward import OPTIONS, SHAPES
-from tilelang import ops
+from tilelang import ops, targets
+from tilelang.backends.simt.compile import Lowered
 from tilelang.errors import UnsupportedSyntax
 from tilelang.ops.attention import api
 
@@ -94,7 +95,8 @@ def test_parts_are_few(threads: int, parts: int, monkeypatch: pytest.MonkeyPatch
     before = tile.get_num_threads()
     tile.set_num_threads(threads)
     try:
-        ops.attention_backward(torch.ones_like(o), q, k, k, o, lse)
+        with tile.target("cpu"):
+            ops.attention_backward(torch.ones_like(o), q, k, k, o, lse)
     finally:
         tile.set_num_threads(before)
     assert made == ([(parts, 1, 2, 16, 9)] if parts else [])
@@ -157,6 +159,22 @@ def test_emulated(target: str) -> None:
     with tile.target(target):
         check(q, k, v, {"window": (9, 3), "softcap": 3.0, "sinks": torch.randn(2), "mask_mod": two_of_three,
                         "alibi": torch.rand(2), "bias": torch.randn(2, 1, 40).half()})
+
+
+@pytest.mark.parametrize(("target", "dt", "d", "e"), [
+    ("hip:gfx942", torch.float32, 128, 128), ("hip:gfx942", torch.float32, 192, 128),
+    ("hip:gfx942", torch.float16, 256, 256), ("cuda:sm_75", torch.float16, 576, 512)])
+def test_wide_heads_fit_into_shared_memory(target: str, dt: torch.dtype, d: int, e: int,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 KiB."""
+    seen: list[Lowered] = []
+    monkeypatch.setattr(targets, "emulate", lambda code, *arguments: seen.append(code))
+    q, k, v, do = (torch.zeros(1, 1, 64, n, dtype=dt) for n in (d, d, e, e))
+    with tile.target("emulate:" + target):
+        o, lse = ops.attention(q, k, v, return_lse=True)
+        ops.attention_backward(do, q, k, v, o, lse)
+    assert {code.tile.name for code in seen} >= {"forward_kernel", "dkdv_kernel", "dq_kernel"}
+    assert all(code.rendered.shared_bytes <= 64 << 10 for code in seen)
 
 
 def test_scores_without_a_derivative_are_refused() -> None:
