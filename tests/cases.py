@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import tilelang as tile
+from tests.backends.simt.emulated import GPUS
 
-EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942")
+EMULATED = tuple(f"emulate:{target}" for target in GPUS)
 """GPUs: seconds for each case, so drawn seldom, and small."""
 LONGEST = 60
 """Seconds that a case of a GPU may take, or twice what the longest took: none is begun later than that before the

@@ -8,9 +8,8 @@ import time
 import numpy as np
 
 from tests.backends.cpu.native import native
-from tests.backends.simt.emulated import emulated
+from tests.backends.simt.emulated import GPUS, emulated
 from tests.casting import EVERY, check
-from tests.fuzz import EMULATED
 
 
 def main(seconds: float) -> int:
@@ -19,7 +18,7 @@ def main(seconds: float) -> int:
     while time.monotonic() < end:
         src = EVERY[rng.integers(len(EVERY))]
         dsts = [EVERY[i] for i in rng.choice(len(EVERY), 6, replace=False)]
-        target = ("cpu", *EMULATED)[rng.integers(1 + len(EMULATED))] if rng.random() < 0.5 else "cpu"
+        target = ("cpu", *GPUS)[rng.integers(1 + len(GPUS))] if rng.random() < 0.5 else "cpu"
         try:
             check([(src, dst) for dst in dsts], native if target == "cpu" else lambda fn, t=target: emulated(fn, t),
                   None if target == "cpu" else 512)

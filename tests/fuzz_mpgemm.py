@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import tilelang as tile
+from tests.cases import EMULATED
 from tests.ops.mpgemm import test_blocks, test_gpu
 from tests.ops.mpgemm.test_api import EVERY, bound, exact, pairs_bound, quantised, table_bound, weight
 from tilelang import ops
@@ -24,12 +25,10 @@ from tilelang.quant import QuantTensor
 TYPES = (*EVERY, "f8e4m3", "f8e5m2", tile.codebook(3, [-4.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.5, 7.0]).name,
          *(f"vectors {d} {axis} {stages}" for d, axis in ((1, 1), (2, 0), (4, 1), (6, 0)) for stages in (1, 2)))
 ACTIVATIONS = (None, None, None, *QUANTISED, "f8e4m3", "f8e5m2", "f6e3m2", "f4e2m1")
-EMULATED = ("emulate:cuda:sm_80", "emulate:cuda:sm_90a", "emulate:hip:gfx942", "emulate:hip:gfx950")
-"""GPUs: seconds for each case, so drawn seldom."""
 LONGEST = 30
 """Seconds that such a case may take, or twice what the longest took: none is begun later than that before the end."""
 HOSTS = "cpu", "reference"
-F8 = {target: ("f8e4m3", "f8e5m2") for target in ("emulate:cuda:sm_90a", "emulate:hip:gfx950")}
+F8 = {target: ("f8e4m3", "f8e5m2") for target in ("emulate:cuda:sm_89", "emulate:cuda:sm_90a", "emulate:hip:gfx950")}
 """Types of which weights and activations are multiplied as they are."""
 FUSED = gpu_plan.DECOMPOSITIONS
 """The kernels of GPUs, on f16."""

@@ -9,8 +9,8 @@ from random import Random
 import numpy as np
 
 from tests import rings
-from tests.backends.simt.emulated import emulated
-from tests.fuzz import EMULATED, check
+from tests.backends.simt.emulated import GPUS, emulated
+from tests.fuzz import check
 from tilelang.errors import CheckError
 from tilelang.passes.meaning import random_inputs
 from tilelang.targets import lowered
@@ -54,7 +54,7 @@ def main(seconds: float, first: int) -> int:
     """Runs for about `seconds` from a seed on; 1 if a program fails."""
     end, seed = time.monotonic() + seconds, first
     while time.monotonic() < end:
-        target = ("cpu", *ASYNCHRONOUS, *EMULATED)[seed % (1 + len(ASYNCHRONOUS) + len(EMULATED))]
+        target = ("cpu", *ASYNCHRONOUS, *GPUS)[seed % (1 + len(ASYNCHRONOUS) + len(GPUS))]
         if found := examine(seed, target):
             print(f"{target}: {found}: python -m {__spec__.name} {seconds} {seed}\n{rings.draw_program(Random(seed))}")
             return 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 import random
 from itertools import product
 
-from tests.fuzz_mpgemm import ACTIVATIONS, EMULATED, HOSTS, TYPES, decompositions, draw, types
+from tests.cases import EMULATED
+from tests.fuzz_mpgemm import ACTIVATIONS, HOSTS, TYPES, decompositions, draw, types
 from tilelang.ops.mpgemm.checks import GPU
 from tilelang.ops.mpgemm.on_cpu import WHOLE
 from tilelang.ops.mpgemm.plan import DECOMPOSITIONS, QUANTISED

@@ -10,6 +10,9 @@ from tilelang.ir import codec
 from tilelang.ir.core import Function, TensorType
 from tilelang.ir.packed import Packed
 
+GPUS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a", "hip:gfx90a", "hip:gfx942", "hip:gfx950")
+"""Targets whose text must mean what the interpreter says."""
+
 
 def emulated(fn: Function, target: str = "cuda:sm_80",
              runs: Callable[..., Any] = execute) -> Callable[[list[Any]], None]:

@@ -22,6 +22,8 @@ from tests.backends.simt.test_clusters import swap_fn
 from tests.backends.simt.test_launch import counted_fn, persistent_fn, scale_fn, unpack_fn
 from tilelang.backends.cpu import machine
 from tilelang.backends.cpu.codegen import slots
+from tilelang.backends.cuda import driver as cuda
+from tilelang.backends.hip import driver as hip
 from tilelang.backends.simt import start, window
 from tilelang.jit import Kernel
 from tilelang.ops.matmul import matmul_kernel
@@ -129,8 +131,11 @@ def test_a_missing_driver_is_named(gpu: FakeDriver, tmp_path: Path) -> None:
     x = np.ones((16, 64), np.float32)
     Kernel(scale_fn).export(tmp_path, x, x, 1.0, 0, target=TARGET[gpu.kind], name="scale")
     program = ALONE.replace("ctypes.CDLL(soname)", "ctypes.CDLL(folder + '/" + Path(gpu.path).name + "')")
+    for path in {"cuda": cuda, "hip": hip}[gpu.kind].EXPORTED.libraries:  # found before a real one
+        (tmp_path / Path(path).name).touch()
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(tmp_path), gpu.kind, "",
-                           str(DLPACK[gpu.kind])], capture_output=True, text=True, timeout=60)
+                           str(DLPACK[gpu.kind])], capture_output=True, text=True, timeout=60,
+                          env={"LD_LIBRARY_PATH": str(tmp_path)})
     assert f"scale: the driver of the GPU was not found; it needs {SONAME[gpu.kind]}" in done.stderr
 
 

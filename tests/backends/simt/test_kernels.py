@@ -9,13 +9,13 @@ import pytest
 import tilelang as tile
 from tests.backends.simt import kernels
 from tests.backends.simt.barriers import barriers, needless
+from tests.backends.simt.emulated import GPUS
 from tilelang import ops, targets
 
 CALLS = kernels.calls()
-TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_89", "cuda:sm_90a", "hip:gfx90a", "hip:gfx942", "hip:gfx950")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", GPUS)
 @pytest.mark.parametrize("name", CALLS)
 def test_same_result_as_on_the_cpu(name: str, target: str) -> None:
     wanted = CALLS[name]()
