@@ -6,7 +6,7 @@ from typing import Any
 
 import tilelang as tile
 from tilelang.jit import only_allocates
-from tilelang.ops.attention.options import Options, check_batch, check_heads, made, options, page_block
+from tilelang.ops.attention.options import Options, check_batch, check_heads, fitting, made, options, page_block
 from tilelang.ops.attention.scores import (
     LOG2E,
     biased,
@@ -215,7 +215,7 @@ def run(q: Any, k: Any, v: Any, opts: Options, seqused_k: Any, block_table: Any 
     gpu = tile.on_gpu(q)
     deep = 16 if gpu else 8
     if gpu:
-        bm, bn = block(rows, 64, 16), block(longest, 64, 16)
+        bm, bn = fitting(q, max(d, e), block(rows, 64, 16), block(longest, 64, 16))
     else:  # up to 12 rows keys are not packed; so few more are worth reading them twice rather than filling up 24
         bm = -(-rows // 2) if 12 < rows <= 18 else block(rows, 96, 1 if rows < 12 else 12)
         expanded = bm < 12 and given.get("k_bits") is not None  # rows stay in the first level of the caches

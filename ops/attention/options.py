@@ -155,14 +155,26 @@ def page_block(page: int, limit: int = 128) -> int:
     return next(n for n in range(min(page, limit), 0, -1) if page % n == 0)
 
 
+def fitting(q: Any, width: int, m: int, n: int, times: int = 1) -> tuple[int, int]:
+    """Extents of blocks of queries and of keys for a GPU: m and n, halved until `times` as many rows of a `width` fit
+    into its shared memory, beside scores where they are wide. NVIDIA's may have twice as much there (the next blocks,
+    or on sm_75 operands without matrix instructions): where it is small, or rows take over 2 KiB."""
+    name, size, scores = architecture(q), dtype_of(q).storage.itemsize, width > 128
+    room = shared_bytes(name) // size
+    if name.startswith("cuda") and (shared_bytes(name) < 128 << 10 or width * size > 2048):
+        room //= 2
+    while (m + n) * width * times + m * n * scores > room:
+        m, n = (m, n // 2) if n >= m else (m // 2, n)
+    return max(m, 1), max(n, 1)
+
+
 def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") -> dict[str, Any]:
     """Block extents for a kernel: registers and shared memory of a GPU, the second-level cache of a CPU. "forward" on
     sm_90a takes blocks of 128 x 128 (as FlashAttention-3 for a width of 128, arXiv:2407.08608) where `wgmma` has the
     widths and every processor a block. At a width of 128 their loop has 1.9 instructions for a product, of 64 x 64
     2.9; one fills shared memory, so that other warps copy for it. Kernels of the backward pass sum up over blocks of
     "queries" (two sums; a thread of NVIDIA's has 255 registers, of AMD's 512) or of "keys" (one). `wgmma` has 64 rows
-    to a group of four warps, so that eight warps take 128 keys. Blocks are smaller where their rows would not fit into
-    shared memory, beside scores where they are wide.
+    to a group of four warps, so that eight warps take 128 keys.
     On a CPU the fewest rows beyond the last query count: 114 suits powers of two. Blocks of keys are alike, so that
     few columns lie beyond the last key."""
     d, e = q.shape[3], v.shape[3]
@@ -181,10 +193,7 @@ def blocks(q: Any, k: Any, v: Any, queries: int, keys: int, kernel: str = "") ->
         m = max(side // 4, 16)
     elif kernel == "keys" and max(d, e) > 64:
         n = max(side // 2, 16)
-    m, n = block(queries, m, 16), block(keys, n, 16)
-    wide, scores = max(d, e) * (2 if kernel in ("queries", "keys") else 1), max(d, e) > 128
-    while ((m + n) * wide + m * n * scores) * dtype_of(q).storage.itemsize > shared_bytes(name):
-        m, n = (m, n // 2) if n >= m else (m // 2, n)
+    m, n = fitting(q, max(d, e), block(queries, m, 16), block(keys, n, 16), 1 if kernel == "forward" else 2)
     return {"BM": m, "BN": n, "BD": block(d, 1 << 12, 16), "BE": block(e, 1 << 12, 16), "ROUND": True}
 
 

@@ -8,7 +8,15 @@ import numpy as np
 import tilelang as tile
 from tilelang.args import empty_like, is_torch
 from tilelang.jit import architecture
-from tilelang.ops.attention.options import check_batch, check_heads, check_longest, check_ranks, spread, window_sizes
+from tilelang.ops.attention.options import (
+    check_batch,
+    check_heads,
+    check_longest,
+    check_ranks,
+    fitting,
+    spread,
+    window_sizes,
+)
 from tilelang.ops.common import block, dtype_of, scale_of
 from tilelang.ops.lla.backward import columns_kernel, rows_kernel
 from tilelang.ops.lla.forward import forward_kernel
@@ -29,7 +37,8 @@ def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queri
         bm, bn = (64, 64) if max(d, e) <= 64 else (32, 32)
         if max(d, e) <= 64 and architecture(q, k, v).startswith("cuda"):
             bm, bn = NVIDIA[kernel]
-        bm, bn, deep = block(queries, bm, 16), block(keys, bn, 16), 16
+        bm, bn = fitting(q, max(d, e), block(queries, bm, 16), block(keys, bn, 16), 1 if kernel == "forward" else 2)
+        deep = 16
     else:
         bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8
     return {"LEFT": left, "RIGHT": right, "BM": bm, "BN": bn, "BD": block(d, 1 << 12, deep),

@@ -1,6 +1,7 @@
 """Gradients of attention against torch's in f64: errors at most three times those of torch's own in the same dtype."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -161,20 +162,33 @@ def test_emulated(target: str) -> None:
                         "alibi": torch.rand(2), "bias": torch.randn(2, 1, 40).half()})
 
 
-@pytest.mark.parametrize(("target", "dt", "d", "e"), [
-    ("hip:gfx942", torch.float32, 128, 128), ("hip:gfx942", torch.float32, 192, 128),
-    ("hip:gfx942", torch.float16, 256, 256), ("cuda:sm_75", torch.float16, 576, 512)])
-def test_wide_heads_fit_into_shared_memory(target: str, dt: torch.dtype, d: int, e: int,
-                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 64 KiB."""
+def gradient(function: Any, *tensors: torch.Tensor) -> None:
+    function(*(x.requires_grad_() for x in tensors)).sum().backward()
+
+
+def zeros(*widths: int, dt: torch.dtype) -> list[torch.Tensor]:
+    return [torch.zeros(1, 1, 64, n, dtype=dt) for n in widths]
+
+
+WIDE: dict[str, Callable[[], None]] = {
+    "attention f32 128": lambda: gradient(ops.attention, *zeros(128, 128, 128, dt=torch.float32)),
+    "attention f16 576": lambda: gradient(ops.attention, *zeros(576, 576, 512, dt=torch.float16)),
+    "dynamic f32 128": lambda: gradient(lambda *x: ops.dynamic_mask_attention(*x, 7),
+                                        *zeros(128, 128, 128, dt=torch.float32), torch.zeros(1, 1, 64)),
+    "lla f16 256": lambda: gradient(ops.lla, *zeros(256, 256, 256, dt=torch.float16)),
+    "mla f16": lambda: ops.mla_decode(torch.zeros(1, 16, 1, 576).half(), torch.zeros(1, 256, 576).half())}
+
+
+@pytest.mark.parametrize(("target", "name"), [
+    ("hip:gfx942", "attention f32 128"), ("cuda:sm_75", "attention f16 576"), ("hip:gfx942", "dynamic f32 128"),
+    ("hip:gfx942", "lla f16 256"), ("cuda:sm_89", "lla f16 256"), ("hip:gfx942", "mla f16"),
+    ("cuda:sm_75", "mla f16")])
+def test_wide_rows_fit_into_shared_memory(target: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Lowered] = []
     monkeypatch.setattr(targets, "emulate", lambda code, *arguments: seen.append(code))
-    q, k, v, do = (torch.zeros(1, 1, 64, n, dtype=dt) for n in (d, d, e, e))
     with tile.target("emulate:" + target):
-        o, lse = ops.attention(q, k, v, return_lse=True)
-        ops.attention_backward(do, q, k, v, o, lse)
-    assert {code.tile.name for code in seen} >= {"forward_kernel", "dkdv_kernel", "dq_kernel"}
-    assert all(code.rendered.shared_bytes <= 64 << 10 for code in seen)
+        WIDE[name]()
+    assert seen and all(code.rendered.shared_bytes <= targets.shared_bytes(target) for code in seen)
 
 
 def test_scores_without_a_derivative_are_refused() -> None:
