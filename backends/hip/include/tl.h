@@ -167,7 +167,7 @@ TL_FN void priority(op) {
 }
 
 // The scheduler is to place a product and an access to local memory, or several, by turns: what is left are products,
-// which run while the last accesses are served. Compilers before LLVM 16 (ROCm 5.5) are not told and choose themselves.
+// which run while the last accesses are served. Schedulers before LLVM 16 (ROCm 5.5) cannot be told.
 template <int ACCESSES, int PRODUCTS>
 TL_FN void share() {
 #if __has_builtin(__builtin_amdgcn_sched_group_barrier)
