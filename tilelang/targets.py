@@ -23,6 +23,7 @@ from tilelang.layouts import RegisterLayout
 
 if TYPE_CHECKING:
     from tilelang.backends.simt.driver import Driver
+    from tilelang.backends.simt.target import SimtTarget
 
 EMULATE, SHAPES = "emulate:", "shapes"
 GPUS = "cuda", "hip"
@@ -116,16 +117,22 @@ def cpu_registers() -> int:
     return host().registers
 
 
+def _gpu(name: str) -> SimtTarget:
+    """A GPU, emulated or not, whose `name` has an architecture."""
+    bare = name.removeprefix(EMULATE)
+    return _part(bare, "target").target(bare)  # type: ignore[no-any-return]
+
+
 def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
                     n: int = 0) -> tuple[RegisterLayout, RegisterLayout]:
     """How a warp holds the operands [m, k] and [k, n] of a `dot` of `dt` that sums in `acc`, by default with the n of
     one instruction: what a `view` makes in such a layout goes into the product as it lies. `name` has an architecture.
     Raises TargetError where that has no such product."""
     from tilelang.backends.simt.instructions import choose, plan
-    bare = name.removeprefix(EMULATE)
-    row = choose(_part(bare, "target").target(bare).mma, dt, dt, acc, k)
+    gpu = _gpu(name)
+    row = choose(gpu.mma, dt, dt, acc, k)
     if row is None or row.a != dt.name:
-        raise TargetError(f"{bare} has no product of {dt}", needs=f"matrix instructions for {dt}", got=bare,
+        raise TargetError(f"{gpu.name} has no product of {dt}", needs=f"matrix instructions for {dt}", got=gpu.name,
                           try_="another target")
     found = plan(row, m, n or row.n, k, 1, 1)
     assert isinstance(found.a, RegisterLayout) and isinstance(found.b, RegisterLayout)
@@ -134,24 +141,21 @@ def operand_layouts(name: str, m: int, k: int, dt: DType, acc: DType = F32,
 
 def shared_bytes(name: str) -> int:
     """Shared memory of a block on a GPU, whose `name` has an architecture."""
-    bare = name.removeprefix(EMULATE)
-    return int(_part(bare, "target").target(bare).shared_bytes)
+    return _gpu(name).shared_bytes
 
 
 def counts_bits(name: str) -> int:
     """How many warps of a GPU, whose `name` has an architecture, the largest of its products of bits is of; 0 where it
     has no instructions for them."""
-    bare = name.removeprefix(EMULATE)
-    machine = _part(bare, "target").target(bare)
-    return max([row.warps for row in machine.group_mma if row.a == "u1"], default=int(machine.counts_bits))
+    gpu = _gpu(name)
+    return max([row.warps for row in gpu.group_mma if row.a == "u1"], default=int(gpu.counts_bits))
 
 
 def order(name: str, dt: DType) -> str:
     """The order of `tilelang.ir.pairs` from which a GPU makes f16 of a type by the fewest instructions. `name` has an
     architecture."""
-    bare = name.removeprefix(EMULATE)
-    machine = _part(bare, "target").target(bare)
-    return cheapest(dt, machine.ternary, machine.halves)
+    gpu = _gpu(name)
+    return cheapest(dt, gpu.ternary, gpu.halves)
 
 
 def emulate(code: Any, arrays: Sequence[Any], shapes: Sequence[Sequence[int]],
