@@ -1,6 +1,7 @@
 """Calls of Local Linear Attention: checks, block extents, the operator and its gradient."""
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,17 @@ RIDGES = ("rel", "abs")
 F32 = tile.dtype("f32")
 
 
-NVIDIA = {"forward": (64, 32), "rows": (64, 16), "columns": (16, 64)}
-"""Queries and keys of a block of each kernel up to D = 64: no thread has more than 255 registers to hold them."""
+BLOCKS: tuple[tuple[str, str, float, tuple[int, int]], ...] = (
+    ("cuda", "forward", 64, (64, 32)),
+    ("cuda:sm_90a", "forward", 128, (64, 32)),  # `wgmma` takes 64 rows
+    ("cuda", "rows", 64, (64, 16)),
+    ("cuda", "columns", 64, (8, 64)),
+    ("hip", "columns", 128, (16, 64)),
+    ("hip", "", 64, (64, 64)),
+    ("", "", inf, (32, 32)),
+)
+"""Targets, a kernel of them or all, the widest rows, and the queries and keys of a block: of the extents tried, those
+whose threads spill least (they have 255 registers on NVIDIA, 512 on AMD). The first that applies is taken."""
 
 
 def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queries: int, keys: int,
@@ -34,10 +44,13 @@ def constants(q: Any, k: Any, v: Any, left: int | None, right: int | None, queri
     """What a kernel is compiled for."""
     d, e = q.shape[3], v.shape[3]
     if tile.on_gpu(q, k, v):
-        bm, bn = (64, 64) if max(d, e) <= 64 else (32, 32)
-        if max(d, e) <= 64 and architecture(q, k, v).startswith("cuda"):
-            bm, bn = NVIDIA[kernel]
-        bm, bn = fitting(q, max(d, e), block(queries, bm, 16), block(keys, bn, 16), 1 if kernel == "forward" else 2)
+        arch = architecture(q, k, v)
+        bm, bn = next(extents for target, name, widest, extents in BLOCKS
+                      if arch.startswith(target) and name in ("", kernel) and max(d, e) <= widest)
+        times = 1 if kernel == "forward" else 2
+        if arch == "cuda:sm_75" and dtype_of(q).name == "bf16":
+            times *= 3  # shared memory holds f32, too, which is multiplied
+        bm, bn = fitting(q, max(d, e), block(queries, bm, 16), block(keys, bn, 16), times)
         deep = 16
     else:
         bm, bn, deep = block(queries, 96, 12), block(keys, 128, 32), 8

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tilelang as tile
+from tilelang import targets
 from tilelang.ops import lla, lla_decode, lla_varlen
 from tilelang.ops.lla import api, reference
 from tilelang.ops.lla.forward import forward_kernel
@@ -131,6 +132,16 @@ def test_on_machines(target: str) -> None:
     with tile.target(target):
         check({"b": 1, "h": 2, "g": 1, "s": 40 if small else 110, "length": 70 if small else 150, "d": 12, "e": 20},
               {"causal": True})
+
+
+@pytest.mark.parametrize("d", [64, 128])
+def test_products_are_by_groups_of_warps_on_hopper(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(targets, "emulate", lambda code, *arguments: seen.append(code))
+    q = torch.zeros(1, 1, 64, d).bfloat16()
+    with tile.target("emulate:cuda:sm_90a"):
+        lla(q, q, q)
+    assert {product.split(": ")[1] for product in seen[0].products.split("; ")} == {"wgmma_m64k16_bf16"}
 
 
 def test_lambda_of_a_head_gets_the_sum_of_its_queries() -> None:

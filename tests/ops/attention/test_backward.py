@@ -176,13 +176,15 @@ WIDE: dict[str, Callable[[], None]] = {
     "dynamic f32 128": lambda: gradient(lambda *x: ops.dynamic_mask_attention(*x, 7),
                                         *zeros(128, 128, 128, dt=torch.float32), torch.zeros(1, 1, 64)),
     "lla f16 256": lambda: gradient(ops.lla, *zeros(256, 256, 256, dt=torch.float16)),
+    "lla bf16 64": lambda: gradient(ops.lla, *zeros(64, 64, 64, dt=torch.bfloat16)),
+    "lla f32 128": lambda: gradient(ops.lla, *zeros(128, 128, 128, dt=torch.float32)),
     "mla f16": lambda: ops.mla_decode(torch.zeros(1, 16, 1, 576).half(), torch.zeros(1, 256, 576).half())}
 
 
 @pytest.mark.parametrize(("target", "name"), [
     ("hip:gfx942", "attention f32 128"), ("cuda:sm_75", "attention f16 576"), ("hip:gfx942", "dynamic f32 128"),
-    ("hip:gfx942", "lla f16 256"), ("cuda:sm_89", "lla f16 256"), ("hip:gfx942", "mla f16"),
-    ("cuda:sm_75", "mla f16")])
+    ("hip:gfx942", "lla f16 256"), ("cuda:sm_89", "lla f16 256"), ("cuda:sm_75", "lla bf16 64"),
+    ("hip:gfx942", "lla f32 128"), ("hip:gfx942", "mla f16"), ("cuda:sm_75", "mla f16")])
 def test_wide_rows_fit_into_shared_memory(target: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Lowered] = []
     monkeypatch.setattr(targets, "emulate", lambda code, *arguments: seen.append(code))
