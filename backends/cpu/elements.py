@@ -8,7 +8,7 @@ from tilelang.backends.cpu.ahead import Ahead
 from tilelang.backends.cpu.buffers import ZERO, Buffer, Ix, lanes_of
 from tilelang.backends.cpu.machine import LINE
 from tilelang.backends.cpu.runs import row_run
-from tilelang.backends.thread.builder import I32, I64, Index, ThreadBuilder
+from tilelang.backends.thread.builder import I32, I64, Index, Level, ThreadBuilder
 from tilelang.ir import elementwise as ew
 from tilelang.ir import shape as sh
 from tilelang.ir import thread as th
@@ -34,7 +34,7 @@ class Elements:
         self.masked = False
         self.before: Index | None = None  # where masks end, if not with a tensor
         self.registers: dict[tuple[Value, Position], Value] = {}  # vectors of tiles that are not in memory
-        self.made: dict[tuple[Value, Position], Value] = {}  # of the position that is being written
+        self.made: dict[tuple[Value, Position], tuple[Level, Value]] = {}  # of the position that is being written
         self.parts: dict[tuple[Value, Position], Value] | None = None  # of the value that is being computed
 
     def scalar(self, v: Value) -> Value:
@@ -51,8 +51,9 @@ class Elements:
             if (v, where) in self.registers:
                 return self.registers[v, where]
             return self.stored[v].load(self.b, where) if v.shape else self.scalar(v)
-        if (v, where) in self.made:
-            return self.made[v, where]
+        home, made = self.made.get((v, where), (None, v))
+        if home in self.b.levels:  # else it stands in another branch
+            return made
         if self.parts is None:
             self.parts = {}
             out = self._compute(v, where if v.shape else ())
@@ -61,6 +62,10 @@ class Elements:
         if (v, where) not in self.parts:
             self.parts[v, where] = self._compute(v, where if v.shape else ())
         return self.parts[v, where]
+
+    def keep(self, v: Value, where: Position, value: Value) -> None:
+        """`at` gives this `value`, in the region that it stands in."""
+        self.made[v, where] = self.b.levels[self.b.level_of.get(value, 0)], value
 
     def _compute(self, v: Value, where: Position) -> Value:
         op = v.owner
@@ -151,7 +156,7 @@ class Elements:
         if op in self.ahead and lanes is not None and isinstance(stride, int) and stride == 1 and not self.masked:
             if op not in self.asked:
                 self._fetch(op, offset, where)
-            self.made[op.result, where] = value
+            self.keep(op.result, where, value)
         return b.filled(value, mask, op.attrs["fill"], lanes)
 
     def _fetch(self, op: Op, offset: Index, where: Position) -> None:

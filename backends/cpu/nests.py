@@ -389,7 +389,7 @@ class NestLowering(Narrow):
         where = self._position(at)
         self.made = {}
         for op in self.direct:  # a chain's operands would else be read from its end
-            self.made[op.result, where] = self.at(op.result, where)
+            self.keep(op.result, where, self.at(op.result, where))
         for v, _ in self.yields:
             if v.owner not in self.reduces and v.owner not in self.effects:
                 target = self.targets[v]

@@ -171,3 +171,20 @@ def test_the_next_page_is_asked_for(rows: int) -> None:
     thread = str(pages.lower(x, table, y, P=rows, N=128).thread)
     near = rows == 64 and HOST.registers > 16
     assert thread.count("ld %table") > 1 and re.search(f"prefetch %x.*near={near}", thread)
+
+
+@tile.kernel
+def blocks_along_k(x: tile.Tensor[tile.f16, "M K"], w: tile.Tensor[tile.f16, "N K"], y: tile.Out[tile.f32, "M N"],
+                   BK: tile.Const):
+    acc = tile.zeros((8, 16), tile.f32)
+    for k in tile.range(0, x.shape[1], BK, stages=2):
+        acc = tile.dot(tile.load(x, (0, k), (8, BK)), tile.load(w, (0, k), (16, BK)).T, acc)
+    tile.store(y, (0, 0), acc)
+
+
+@pytest.mark.parametrize("k", [33, 70])
+def test_columns_that_are_left_over_are_read_where_they_are_used(k: int) -> None:
+    """A vector of the block inside was taken by the branch with masks, too: LLVM refused the code."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-9, 9, shape).astype(np.float16) for shape in ((k, 8), (16, k)))
+    assert np.array_equal(blocks_along_k(x.T, w, BK=33), x.T.astype(np.float32) @ w.T.astype(np.float32))
